@@ -1,0 +1,32 @@
+# `make demo` and `make test` do all their own set-up: they need Python 3.10+ with venv, and a package index.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUTPUT ?= outputs/demo
+
+.PHONY: demo test check style bench
+
+$(BIN)/xllm: pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -e ".[dev]"
+	touch $@
+
+demo: $(BIN)/xllm  ## the main job: three stages over image, speech and video, then questions
+	$(BIN)/xllm demo --output $(OUTPUT)
+
+test: $(BIN)/xllm  ## lint and every test, slow ones too
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile --timeout 900
+
+check: $(BIN)/xllm  ## lint and the quick tests
+	$(BIN)/ruff check .
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow" -n 2
+
+style: $(BIN)/xllm
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(BIN)/xllm  ## ratios against peers in the same run
+	for file in benchmarks/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$file || exit 1; done

@@ -1,0 +1,54 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""X-LLM for transformers: teach a frozen language model to see, hear and watch (arXiv 2305.04160).
+
+`import xllm` registers every class with transformers' Auto classes; the names below are imported when first used.
+"""
+
+import importlib
+import os
+import sys
+
+
+__version__ = "0.1.0"
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if os.path.isfile(os.path.join(_ROOT, "setup.py")) and os.path.isdir(os.path.join(_ROOT, "modeling_xllm")):
+    __path__.append(_ROOT)  # run from a checkout: modeling_xllm/ and its neighbours lie beside this folder
+
+_PUBLIC = {
+    "ChatGLMConfig": "modeling_xllm.configuration_chatglm",
+    "ChatGLMForConditionalGeneration": "modeling_xllm.modeling_chatglm",
+    "ChatGLMModel": "modeling_xllm.modeling_chatglm",
+    "ChatGLMTokenizer": "processing.tokenization_chatglm",
+    "ContinuousIntegrateAndFire": "modeling_xllm.cif",
+    "MediaError": "processing.media",
+    "X2LConfig": "modeling_xllm.configuration_xllm",
+    "XLLMConfig": "modeling_xllm.configuration_xllm",
+    "XLLMDataCollator": "training.collator",
+    "XLLMFeatureExtractor": "processing.feature_extraction_xllm",
+    "XLLMForConditionalGeneration": "modeling_xllm.modeling_xllm",
+    "XLLMForQFormerPreTraining": "modeling_xllm.modeling_qformer_pretraining",
+    "XLLMForSpeechRecognition": "modeling_xllm.modeling_speech_recognition",
+    "XLLMModel": "modeling_xllm.modeling_xllm",
+    "XLLMProcessor": "processing.processing_xllm",
+    "XLLMVideoProcessor": "processing.video_processing_xllm",
+    "freeze_for_stage": "training.stages",
+    "integrate_and_fire": "modeling_xllm.cif",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'xllm' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"xllm.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+# The command answers --help at once; it registers the classes itself, when it is about to use them.
+if os.path.basename(sys.argv[0]) not in ("xllm", "xllm.exe", "-m"):
+    importlib.import_module("xllm.auto")
