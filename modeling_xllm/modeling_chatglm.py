@@ -1,0 +1,432 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""ChatGLM-6B (first generation), the frozen language model of X-LLM (paper sec. 3; GLM, arXiv 2103.10360).
+
+Parameter names are THUDM's own, so that their checkpoints load without conversion:
+`{transformer: {word_embeddings, layers.N.{input_layernorm, attention, post_attention_layernorm, mlp}, final_layernorm},
+lm_head}`. Numerically it is the published model: residuals scaled by sqrt(2 * 28) behind the norm, queries, keys and values
+fused per head, two rotary axes with frequencies rounded to fp16, a bidirectional prefix up to `<sop>`.
+
+Deviations: padding and unfired media slots are masked and take no position (the published code counted them); angle
+tables are built in fp32 unless `config.rope_half_precision`; in training only supervised positions are projected.
+
+Legend: B batch, L tokens, H heads, D head width, V vocabulary.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.import_utils import torch_compilable_check
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_chatglm import ChatGLMConfig
+from .generation_chatglm import ChatGLMGenerationMixin, chatglm_positions, prefix_block_ids
+
+
+class ChatGLMRotaryEmbedding(nn.Module):
+    """Cosines and signed sines of both position channels, built once per forward.
+
+    Each head is split in two axes (channel 0, channel 1) of two halves; axis and frequency give one angle per position.
+    """
+
+    def __init__(self, config: ChatGLMConfig):
+        super().__init__()
+        self.config = config
+        # The published frequencies are fp16 numbers. Their bits are kept as integers, because a float buffer would be
+        # rounded again by `model.to(torch.bfloat16)`, which turns far positions by up to a radian.
+        self.inv_freq_bits = nn.Buffer(self.compute_inv_freq_bits(config), persistent=False)
+
+    @staticmethod
+    def compute_inv_freq_bits(config: ChatGLMConfig) -> torch.Tensor:
+        """`base ** (-2i / dim)` over half a head, rounded to fp16: `(head_dim // 4,)`, viewed as int16."""
+        dim = config.head_dim // 2
+        inv_freq = 1.0 / (config.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim))
+        return inv_freq.half().view(torch.int16)
+
+    @torch.no_grad()
+    def forward(self, position_ids: torch.LongTensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tables `(B, L, 1, 1, 2, 2, D // 4)` that broadcast over heads and over query and key.
+
+        Args:
+            position_ids (`torch.LongTensor` of shape `(2, B, L)`): both channels.
+            dtype (`torch.dtype`): of the result.
+        """
+        inv_freq = self.inv_freq_bits.view(torch.float16)
+        table_dtype = torch.float16 if self.config.rope_half_precision else torch.float32
+        with torch.autocast(device_type=position_ids.device.type, enabled=False):
+            angles = position_ids.to(table_dtype)[..., None] * inv_freq.to(table_dtype)
+            cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        cos = torch.stack((cos, cos), dim=-2)  # (2, B, L, 2, D // 4): the same for both halves
+        sin = torch.stack((-sin, sin), dim=-2)
+        return cos.permute(1, 2, 0, 3, 4)[:, :, None, None], sin.permute(1, 2, 0, 3, 4)[:, :, None, None]
+
+
+def rotate_query_key(query_key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn queries and keys together: `(B, L, H, 2, D)` in and out; the halves (a, b) of an axis become
+    (a cos - b sin, b cos + a sin)."""
+    halves = query_key.unflatten(-1, (2, 2, -1))
+    return torch.addcmul(halves * cos, halves.flip(-2), sin).flatten(-3)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention in plain matrix products. Scores are divided by the layer's number until they are in fp32, as published:
+    deep layers overflow fp16 otherwise."""
+    coefficient = module.layer_idx + 1
+    scores = torch.matmul(query * (scaling / coefficient), key.transpose(2, 3)).float() * coefficient
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class ChatGLMAttention(nn.Module):
+    """Multi-head attention; rows of `query_key_value` are ordered (head, query | key | value, head width)."""
+
+    def __init__(self, config: ChatGLMConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = True
+        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        fused = self.query_key_value(hidden_states).unflatten(-1, (-1, 3, self.head_dim))  # (B, L, H, 3, D)
+        value = fused[..., 2, :]
+        # Back to the value's dtype: under autocast the tables are wider than the projection.
+        rotated = rotate_query_key(fused[..., :2, :], *position_embeddings).to(value.dtype)
+        query, key = rotated[..., 0, :].transpose(1, 2), rotated[..., 1, :].transpose(1, 2)
+        value = value.transpose(1, 2)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attended, weights = attention_interface(
+            self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
+        )
+        return self.dense(attended.flatten(-2)), weights
+
+
+class ChatGLMMLP(nn.Module):
+    """Two linear maps with the tanh form of GELU between them."""
+
+    def __init__(self, config: ChatGLMConfig):
+        super().__init__()
+        self.dense_h_to_4h = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.dense_4h_to_h = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.dense_4h_to_h(nn.functional.gelu(self.dense_h_to_4h(hidden_states), approximate="tanh"))
+
+
+class ChatGLMBlock(GradientCheckpointingLayer):
+    """`u = s * n1(x) + attention(n1(x))`, then `s * n2(u) + mlp(n2(u))`, with s = `config.residual_scale`."""
+
+    def __init__(self, config: ChatGLMConfig, layer_idx: int):
+        super().__init__()
+        self.residual_scale = config.residual_scale
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = ChatGLMAttention(config, layer_idx)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = ChatGLMMLP(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        normed = self.input_layernorm(hidden_states)
+        attended, _ = self.attention(
+            normed,
+            position_embeddings=position_embeddings,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        normed = self.post_attention_layernorm(torch.add(attended, normed, alpha=self.residual_scale))
+        return torch.add(self.mlp(normed), normed, alpha=self.residual_scale)
+
+
+class ChatGLMPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation shared by the ChatGLM classes."""
+
+    config: ChatGLMConfig
+    base_model_prefix = "transformer"
+    main_input_name = "input_ids"
+    input_modalities = ("text",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ChatGLMBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    # Flash attention knows no bidirectional prefix.
+    _supports_flash_attn = False
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": ChatGLMBlock, "attentions": ChatGLMAttention}
+    _input_embed_layer = "word_embeddings"
+    # Published files hold the frequencies once per layer; they are recomputed.
+    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq$"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, ChatGLMRotaryEmbedding):
+            init.copy_(module.inv_freq_bits, module.compute_inv_freq_bits(module.config))
+
+
+class ChatGLMModel(ChatGLMPreTrainedModel):
+    """ChatGLM without its head: embeddings or token ids to hidden states."""
+
+    def __init__(self, config: ChatGLMConfig):
+        super().__init__(config)
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(ChatGLMBlock(config, index) for index in range(config.num_hidden_layers))
+        self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.rotary_emb = ChatGLMRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        """Hidden states after the final norm.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): whole prompts ending in
+                `[gMASK]<sop>` and possibly an answer. Beside `inputs_embeds` they only give positions and mask.
+            attention_mask (`torch.Tensor` of shape `(batch_size, past + sequence_length)`, *optional*): 1 = real,
+                0 = attended by nobody and without a position, anywhere in the row. A 4-D mask is used as it is.
+            position_ids (`torch.LongTensor` of shape `(2, batch_size, sequence_length)`, *optional*): see
+                `chatglm_positions`, which makes them from `input_ids`; needed with a filled cache.
+            past_key_values (`Cache`, *optional*): keys and values of what came before; must hold the whole prefix.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*).
+            token_type_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): 0 = bidirectional
+                prefix, 1 = causal; follows from `position_ids` when not given.
+
+        Raises:
+            ValueError: neither ids nor embeddings; embeddings without ids and positions; ids outside the vocabulary;
+                positions of another shape; a prompt without `<sop>` or longer than `max_position_embeddings`.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self._embed(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        position_ids, token_type_ids = self._complete_positions(
+            input_ids, inputs_embeds, attention_mask, position_ids, token_type_ids, past_key_values
+        )
+        mask = self._create_mask(inputs_embeds, attention_mask, token_type_ids, past_key_values)
+        position_embeddings = self.rotary_emb(position_ids, inputs_embeds.dtype)
+        hidden_states = inputs_embeds
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                position_embeddings=position_embeddings,
+                attention_mask=mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.final_layernorm(hidden_states), past_key_values=past_key_values
+        )
+
+    def _embed(self, input_ids: torch.LongTensor | None) -> torch.Tensor:
+        if input_ids is None:
+            raise ValueError("give input_ids or inputs_embeds, got neither")
+        rows = self.word_embeddings.num_embeddings
+        if input_ids.shape[1] > 1:  # single tokens come from our own logits; the check would stall each decoding step
+            torch_compilable_check(
+                ((input_ids >= 0) & (input_ids < rows)).all(),
+                lambda: (
+                    f"input_ids must lie in 0..{rows - 1}, got {int(input_ids.min())}..{int(input_ids.max())}: the "
+                    "tokenizer is not this model's (two vocabularies were published, 130528 and 150528)"
+                ),
+            )
+        return self.word_embeddings(input_ids)
+
+    def _complete_positions(
+        self,
+        input_ids: torch.LongTensor | None,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.LongTensor | None,
+        token_type_ids: torch.LongTensor | None,
+        past_key_values: Cache | None,
+    ) -> tuple[torch.LongTensor, torch.LongTensor]:
+        """Positions `(2, B, L)` and token types `(B, L)`, computed from the ids where not given."""
+        expected = (2, *inputs_embeds.shape[:2])
+        if position_ids is not None:
+            if position_ids.shape != expected:
+                raise ValueError(
+                    f"position_ids must have shape (2, batch, length) = {expected}, got {tuple(position_ids.shape)}: "
+                    "chatglm_positions(input_ids, attention_mask, config) makes them"
+                )
+            if token_type_ids is None:
+                token_type_ids = (position_ids[1] > 0).long()
+            return position_ids, token_type_ids
+        if input_ids is None:
+            raise ValueError(
+                "inputs_embeds alone do not tell where <sop> is: add the input_ids they stand for (used for positions and "
+                "mask only), or position_ids (2, batch, length) and token_type_ids (batch, length)"
+            )
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            raise ValueError(
+                f"past_key_values holds {int(past_key_values.get_seq_length())} tokens: give the position_ids "
+                "(2, batch, length) of the new ones too, or use generate, which keeps count"
+            )
+        flat_mask = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
+        position_ids, computed_types = chatglm_positions(input_ids, flat_mask, self.config)
+        return position_ids, computed_types if token_type_ids is None else token_type_ids
+
+    def _create_mask(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        token_type_ids: torch.LongTensor,
+        past_key_values: Cache | None,
+    ) -> torch.Tensor | None:
+        """Mask of all layers: the prefix sees itself in both directions, everything else is causal."""
+        if attention_mask is not None and attention_mask.ndim == 4:
+            return attention_mask
+        # Behind a filled cache all tokens are causal (the prefix cannot be split), and one token needs no block.
+        is_prefill = past_key_values is None or past_key_values.get_seq_length() == 0
+        block_ids = prefix_block_ids(token_type_ids) if is_prefill and token_type_ids.shape[1] > 1 else None
+        # Positions stay out: transformers would take their repeats for the borders of packed sequences.
+        return create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            block_sequence_ids=block_ids,
+        )
+
+
+class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, ChatGLMGenerationMixin):
+    """ChatGLM with its language modelling head: `transformer` and `lm_head`, as THUDM's checkpoints name them.
+
+    ```python
+    model = ChatGLMForConditionalGeneration.from_pretrained("THUDM/chatglm-6b", dtype=torch.float16)
+    answer = model.generate(**tokenizer("你好", return_tensors="pt"), max_new_tokens=64)
+    ```
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}
+
+    def __init__(self, config: ChatGLMConfig):
+        super().__init__(config)
+        self.transformer = ChatGLMModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithPast:
+        """Logits, and the loss where labels are given. Arguments not listed are those of `ChatGLMModel.forward`.
+
+        Args:
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): ids to predict, -100 where
+                none is asked for; shifted here. The published data asks for `<sop>`, the answer and `<eop>`.
+            logits_to_keep (`int` or `torch.Tensor`): positions to project, 0 = all. In train mode with labels and 0
+                only supervised positions are projected and `logits` is `None`; pass the length to get all of them.
+
+        Returns:
+            `CausalLMOutputWithPast`: `loss` (mean cross-entropy over the labels, or sum / `num_items_in_batch`) and
+            `logits` of shape `(batch_size, positions, vocab_size)`.
+        """
+        outputs: BaseModelOutputWithPast = self.transformer(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            token_type_ids=token_type_ids,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        logits, loss = None, None
+        wants_all = not isinstance(logits_to_keep, int) or logits_to_keep != 0
+        if labels is None or wants_all or not self.training or kwargs.get("shift_labels") is not None:
+            logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
+            if labels is not None:
+                loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        else:
+            # A vocabulary row costs more than all layers' activations of a token: project what the loss reads.
+            supervised = labels[:, 1:] != -100
+            loss = self.loss_function(
+                self.lm_head(hidden_states[:, :-1][supervised]),
+                None,
+                vocab_size=self.config.vocab_size,
+                shift_labels=labels[:, 1:][supervised],
+                **kwargs,
+            )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = [
+    "ChatGLMForConditionalGeneration",
+    "ChatGLMGenerationMixin",
+    "ChatGLMModel",
+    "ChatGLMPreTrainedModel",
+    "chatglm_positions",
+]
