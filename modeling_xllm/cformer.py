@@ -1,0 +1,191 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""The C-Former (X-LLM, arXiv 2305.04160, section 3.1): speech frames in, one embedding per spoken token out.
+
+    frames (B, T, De) --CIF--> tokens (B, U, 512) --Linear, ReLU--> (B, U, 768) --12-layer BERT encoder--> (B, U, 768)
+
+The S-Adapter behind it belongs to the interface (`x2l_interfaces`).
+
+Deviations from the authors' code: CIF is part of the module (there, a private service delivered its output); the idle
+word embeddings and pooler of BERT are left out; tokens that did not fire are zero and masked (there, the LLM saw
+them); clips of more than `max_position_embeddings` tokens (512, about two minutes of speech) are read in overlapping
+windows.
+
+Legend: B clips, T encoder frames, U tokens, P positions of the transformer, W windows, H width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import BertModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .cif import ContinuousIntegrateAndFire
+from .configuration_cformer import CFormerConfig
+
+
+@dataclass
+class CFormerOutput(ModelOutput):
+    """Tokens of a batch of clips.
+
+    Args:
+        embeddings (`torch.FloatTensor` of shape `(B, U, H)`): the tokens, zero where none fired.
+        mask (`torch.BoolTensor` of shape `(B, U)`): True where a token fired; a clip's tokens come first.
+        lengths (`torch.LongTensor` of shape `(B,)`): tokens per clip, 0 for a clip that fires nothing.
+        fire_frames (`torch.FloatTensor` of shape `(B, U)`): end of each token, in (fractional) encoder frames.
+        alphas (`torch.FloatTensor` of shape `(B, T)`): frame weights before any scaling.
+        quantity (`torch.FloatTensor` of shape `(B,)`): their sum, the soft token count.
+    """
+
+    embeddings: torch.FloatTensor | None = None
+    mask: torch.BoolTensor | None = None
+    lengths: torch.LongTensor | None = None
+    fire_frames: torch.FloatTensor | None = None
+    alphas: torch.FloatTensor | None = None
+    quantity: torch.FloatTensor | None = None
+
+
+class CFormer(PreTrainedModel):
+    """CIF, then a transformer over the fired tokens.
+
+    Example:
+
+    ```python
+    >>> cformer = CFormer(CFormerConfig())
+    >>> cformer.load_bert(BertModel.from_pretrained("bert-base-chinese"))
+    >>> tokens = cformer(frames, frame_mask)
+    ```
+    """
+
+    config: CFormerConfig
+    base_model_prefix = "cformer"
+    main_input_name = "hidden"
+    input_modalities = ("audio",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules = ["BertLayer"]
+
+    def __init__(self, config: CFormerConfig):
+        super().__init__(config)
+        self.cif = ContinuousIntegrateAndFire(config)
+        self.pre_proj = self.bert = None
+        if config.transformer == "bert":
+            self.pre_proj = nn.Linear(config.cif_hidden_size, config.hidden_size)
+            self.bert = BertModel._from_config(
+                config.bert_config(), attn_implementation=config._attn_implementation, add_pooling_layer=False
+            )
+            self.bert.embeddings.word_embeddings = None  # tokens arrive as embeddings
+        self.post_init()
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        return cls.is_remote_code()  # see XLLMPreTrainedModel
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self.cif.conv:
+            init.kaiming_uniform_(module.weight, a=5**0.5)
+        elif module in (self.cif.dense, self.cif.weight_proj, self.cif.output_proj):
+            init.xavier_uniform_(module.weight)
+
+    def get_input_embeddings(self) -> None:
+        """There are none: the input is a sequence of frames."""
+
+    @torch.no_grad()
+    def load_bert(self, bert: PreTrainedModel) -> None:
+        """Copies the encoder of a BERT (a `BertModel`, e.g. bert-base-chinese); its words and pooler have no use here.
+
+        Raises:
+            ValueError: the C-Former has no transformer, or the two differ in size.
+        """
+        if self.bert is None:
+            raise ValueError("this C-Former has transformer='none': there is nothing a BERT could initialise")
+        source = {
+            name: weight
+            for name, weight in bert.state_dict().items()
+            if not name.startswith(("pooler.", "embeddings.word_embeddings."))
+        }
+        target = self.bert.state_dict()
+        differing = [
+            name
+            for name in sorted(source.keys() | target.keys())
+            if name not in source or name not in target or source[name].shape != target[name].shape
+        ]
+        if differing:
+            name = differing[0]
+            sizes = [tuple(weights[name].shape) if name in weights else "absent" for weights in (source, target)]
+            raise ValueError(
+                f"{len(differing)} weights of this BERT do not fit the C-Former, the first being {name}: {sizes[0]} "
+                f"in the BERT, {sizes[1]} here. Set the sizes of CFormerConfig to those of the BERT's config."
+            )
+        self.bert.load_state_dict(source)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        target_lengths: torch.Tensor | None = None,
+    ) -> CFormerOutput:
+        """Turns the frames of each clip into tokens.
+
+        Args:
+            hidden (`torch.FloatTensor` of shape `(B, T, encoder_hidden_size)`): frames of the speech encoder.
+            mask (`torch.BoolTensor` of shape `(B, T)`, *optional*): True at real frames.
+            target_lengths (`torch.LongTensor` of shape `(B,)`, *optional*): tokens to fire (training).
+
+        Raises:
+            ValueError: as [`integrate_and_fire`].
+        """
+        fired = self.cif(hidden, mask, target_lengths)
+        embeddings = fired.embeddings
+        if self.bert is not None:
+            embeddings = F.relu(self.pre_proj(embeddings))
+            if embeddings.shape[1] > self.config.max_position_embeddings:
+                embeddings = self._contextualise_windows(embeddings, fired.mask, fired.lengths)
+            elif embeddings.numel():
+                embeddings = self._contextualise(embeddings, fired.mask)
+            embeddings = embeddings.masked_fill(~fired.mask[..., None], 0)
+        return CFormerOutput(
+            embeddings=embeddings,
+            mask=fired.mask,
+            lengths=fired.lengths,
+            fire_frames=fired.fire_frames,
+            alphas=fired.alphas,
+            quantity=fired.quantity,
+        )
+
+    def _contextualise(self, embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        attention_mask = mask.clone()
+        attention_mask[:, 0] = True  # a clip without tokens attends to something, or its softmax is NaN
+        return self.bert(inputs_embeds=embeddings, attention_mask=attention_mask.long()).last_hidden_state
+
+    def _contextualise_windows(self, embeddings, mask, lengths) -> torch.Tensor:
+        """The transformer over windows of P positions that overlap by half: linear cost, no untrained positions.
+
+        Window w covers tokens [w P/2, w P/2 + P). A token is read from the window in which it stands nearest to the
+        centre, among those its own clip needs, so a clip's result does not depend on its batch and a clip of at most P
+        tokens gets exactly what it would get alone.
+        """
+        B, U, H = embeddings.shape
+        P = self.config.max_position_embeddings
+        step = P // 2
+        W = -(-(U - P) // step) + 1
+        padding = (W - 1) * step + P - U
+        tokens = F.pad(embeddings, (0, 0, 0, padding)).unfold(1, P, step).transpose(2, 3)  # (B, W, P, H)
+        windows_needed = ((lengths - P).clamp(min=0) + step - 1) // step + 1  # (B,)
+        needed = torch.arange(W, device=lengths.device) < windows_needed[:, None]  # (B, W)
+        token_mask = F.pad(mask, (0, padding)).unfold(1, P, step)  # (B, W, P)
+        contextual = self._contextualise(tokens[needed], token_mask[needed])
+        windows = contextual.new_zeros(B, W, P, H)
+        windows[needed] = contextual
+        position = torch.arange(U, device=lengths.device)
+        window = ((position - P // 4) // step).clamp(min=0).minimum(windows_needed[:, None] - 1)  # (B, U)
+        flat = window * P + (position - window * step).clamp(0, P - 1)
+        return windows.flatten(1, 2).gather(1, flat[..., None].expand(-1, -1, H))
+
+
+__all__ = ["CFormer", "CFormerConfig", "CFormerOutput"]

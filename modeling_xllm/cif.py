@@ -1,0 +1,400 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Continuous integrate-and-fire (CIF): from encoder frames to token-level embeddings, without a loop over frames.
+
+Source: Dong & Xu 2020, "CIF: Continuous Integrate-and-Fire for End-to-End Speech Recognition"; X-LLM (arXiv
+2305.04160) sec. 3.1, where CIF is the first half of the C-Former. The constants are those of the published CIF code (a
+neuron fires at 0.99, a token weighs exactly 1.0).
+
+Every frame `t` carries a weight `a_t` in [0, 1]. A token is closed as soon as the weights gathered for it reach the
+threshold, and the frame in which that happens is shared between the closed and the next token:
+
+    a_t          0.4    0.5    0.6    0.3    0.7    0.1
+              |------|------|-+----|------|----+--|---|
+    S_t          0.4    0.9   1.5    1.8    2.5    2.6
+                              ^                ^        ^
+                            fire             fire     end: 0.6 > 0.5 left, the tail fires too
+    token 0 = 0.4 h0 + 0.5 h1 + 0.1 h2
+    token 1 =                   0.5 h2 + 0.3 h3 + 0.2 h4
+    token 2 = (                                   0.5 h4 + 0.1 h5) / 0.6
+
+With the prefix sum `S_t = a_0 + ... + a_t` the recursion has a closed form, and that is what is computed here:
+
+    fired after t      k_t = floor(S_t - 0.99 + 1)
+    frame t, no fire   a_t               goes to token k_t
+    frame t, fires     k_{t-1} + 1 - S_{t-1} closes token k_{t-1};   S_t - k_t opens token k_t
+    end                A = S_T - k_T > 0.5: the open token is emitted, divided by A; else it is dropped
+    targets U          a_t <- a_t U / S_T first; the last token closes at the total, the end rule is not needed
+
+Deviations from the published code, all on purpose: the end rule runs for every row (there: only for rows with
+padding); with targets exactly `U` tokens come out (there: rounding loses the last token of every second utterance);
+prefix sums are taken in float64 whatever the dtype of the inputs; an all-zero token still counts; padding is zeroed
+before the convolution of the weight predictor, so that a row does not depend on the batch it is in.
+
+Legend: B batch, T frames, U tokens, D width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .configuration_cformer import CFormerConfig
+
+
+@dataclass
+class CIFOutput(ModelOutput):
+    """What CIF fires.
+
+    Args:
+        embeddings (`torch.FloatTensor` of shape `(B, U, D)`): the tokens, zero behind the last one of a row.
+        mask (`torch.BoolTensor` of shape `(B, U)`): True where a token fired.
+        lengths (`torch.LongTensor` of shape `(B,)`): tokens per row; 0 is possible.
+        fire_frames (`torch.FloatTensor` of shape `(B, U)`): end of each token, in frames from the start of the row:
+            `f + x` when it was completed after the part `x` of frame `f`. Multiply by the frame step for seconds. 0
+            where `mask` is False.
+        quantity (`torch.FloatTensor` of shape `(B,)`, *optional*): sum of the unscaled weights, i.e. the soft token
+            count.
+        alphas (`torch.FloatTensor` of shape `(B, T)`, *optional*): the unscaled weights, 0 on padding.
+    """
+
+    embeddings: torch.FloatTensor | None = None
+    mask: torch.BoolTensor | None = None
+    lengths: torch.LongTensor | None = None
+    fire_frames: torch.FloatTensor | None = None
+    quantity: torch.FloatTensor | None = None
+    alphas: torch.FloatTensor | None = None
+
+
+def _paired_dots(table: torch.Tensor, index: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """`table[index[i]] . vectors[i]` for all i, in blocks that stay in a CPU's cache; at least in float32."""
+    exact = torch.promote_types(vectors.dtype, torch.float32)  # fp16 products overflow
+    step = max(1, (1 << 18 if vectors.device.type == "cpu" else 1 << 26) // vectors.shape[1])
+    blocks = zip(index.split(step), vectors.split(step))
+    return torch.cat([(table.index_select(0, ids).to(exact) * block.to(exact)).sum(-1) for ids, block in blocks])
+
+
+class _WeightedSegmentSum(torch.autograd.Function):
+    """Tokens as weighted sums of runs of frames, and the gradients, with nothing of size B*T*D in between.
+
+    One list of T + U (frame, token) pairs per row serves both directions, because along it neither index ever falls:
+    read token by token it is the forward pass, read frame by frame the gradient of `hidden`.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, open_weights, close_weights, fired, fire_index, source):
+        B, T, D = hidden.shape
+        U = close_weights.shape[1]
+        rows = torch.arange(B, device=hidden.device)[:, None]
+        steps = torch.arange(T, device=hidden.device)
+        tokens = torch.arange(U, device=hidden.device)
+        # Frame t opens after k_t tokens have closed; token u closes after f_u frames have opened.
+        open_slots, close_slots = steps + fired, fire_index + tokens
+        slots = torch.cat([open_slots, close_slots], 1)
+        close_frames = source.gather(1, fire_index.clamp(max=T - 1))
+
+        def merge(opened, closed):
+            merged = torch.cat([opened, closed], 1)
+            return torch.empty_like(merged).scatter_(1, slots, merged).flatten()
+
+        frame_ids = merge(source + rows * T, close_frames + rows * T)
+        token_ids = merge(fired.clamp(max=U - 1) + rows * U, (tokens + rows * U).contiguous())
+        weights = merge(open_weights.to(hidden.dtype), close_weights.to(hidden.dtype))
+        first = torch.zeros_like(rows)
+        token_starts = (torch.cat([first, close_slots[:, :-1] + 1], 1) + rows * (T + U)).flatten()
+        frame_starts = (torch.cat([first, open_slots[:, :-1] + 1], 1) + rows * (T + U)).flatten()
+        ctx.save_for_backward(hidden, weights, token_ids, frame_starts, source, fired, close_frames)
+        out = F.embedding_bag(
+            frame_ids, hidden.reshape(B * T, D), token_starts, mode="sum", per_sample_weights=weights
+        )
+        return out.view(B, U, D)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        hidden, weights, token_ids, frame_starts, source, fired, close_frames = ctx.saved_tensors
+        B, T, D = hidden.shape
+        U = grad.shape[1]
+        hidden, grad = hidden.reshape(B * T, D), grad.reshape(B * U, D).to(hidden.dtype)
+        rows = torch.arange(B, device=hidden.device)[:, None]
+        grad_hidden = grad_open = grad_close = None
+        if ctx.needs_input_grad[0]:
+            grad_hidden = F.embedding_bag(token_ids, grad, frame_starts, mode="sum", per_sample_weights=weights)
+            grad_hidden = grad_hidden.view(B, T, D)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            token_of_frame = (fired.clamp(max=U - 1) + rows * U).flatten()
+            frame_of_token = (close_frames + rows * T).flatten()
+            grad_open = _paired_dots(grad, token_of_frame, hidden).view(B, T)
+            grad_close = _paired_dots(hidden, frame_of_token, grad).view(B, U)
+        return grad_hidden, grad_open, grad_close, None, None, None
+
+
+def _check_arguments(hidden, alphas, mask, target_lengths, fire_threshold, tail_threshold):
+    if hidden.dim() != 3:
+        raise ValueError(f"hidden must have shape (B, T, D), got {tuple(hidden.shape)}")
+    for name, tensor, expected in (
+        ("alphas", alphas, hidden.shape[:2]),
+        ("mask", mask, hidden.shape[:2]),
+        ("target_lengths", target_lengths, hidden.shape[:1]),
+    ):
+        if tensor is not None and tensor.shape != expected:
+            raise ValueError(f"{name} must have shape {tuple(expected)} beside hidden, got {tuple(tensor.shape)}")
+    if not 0 < fire_threshold <= 1:
+        raise ValueError(f"fire_threshold must lie in (0, 1], got {fire_threshold}")
+    if not 0 <= tail_threshold <= 1:
+        raise ValueError(f"tail_threshold must lie in [0, 1], got {tail_threshold}")
+
+
+def _prepare(hidden, alphas, mask, target_lengths):
+    """The arguments where and in the precision in which prefix sums are taken, the weights scaled to their targets."""
+    if mask is None:
+        mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+    if hidden.shape[1] == 0:  # one masked frame keeps the arithmetic defined
+        hidden, alphas, mask = F.pad(hidden, (0, 0, 0, 1)), F.pad(alphas, (0, 1)), F.pad(mask, (0, 1))
+    # float64 keeps 20,000 frames of rounding below 1e-11; MPS has none, so there the (B, T) vectors visit the CPU.
+    device = torch.device("cpu") if hidden.device.type == "mps" else hidden.device
+    mask = mask.to(device).bool()
+    alphas = torch.where(mask, alphas.to(device), 0).double()
+    if target_lengths is not None:
+        target_lengths = target_lengths.to(device).long()
+        alphas = _scale_to_targets(alphas, mask, target_lengths)
+    return hidden, alphas, mask, target_lengths
+
+
+def _scale_to_targets(alphas: torch.Tensor, mask: torch.Tensor, target_lengths: torch.Tensor) -> torch.Tensor:
+    """a_t U / sum(a): the weights of a row sum to its target. A row of zeros is spread evenly over its real frames."""
+    total = alphas.sum(1, keepdim=True)
+    silent = total <= 0
+    spread = torch.where(silent, mask.to(alphas.dtype), alphas)
+    total = torch.where(silent, mask.sum(1, keepdim=True).to(alphas.dtype).clamp(min=1), total)
+    return spread * (target_lengths.to(alphas.dtype)[:, None] / total)
+
+
+@torch.no_grad()
+def _count_fires(sums, mask, target_lengths, fire_threshold, one_token_per_frame) -> torch.Tensor:
+    """k_t, the tokens closed up to and including frame t, `(B, T)` int64."""
+    fired = torch.floor(sums + (1.0 - fire_threshold)).long()
+    real = mask.long().cumsum(1)
+    if one_token_per_frame:
+        # k_t = min(k_{t-1} + 1, n_t) without its recursion: the tightest of the bounds n_s + (t - s), s <= t.
+        fired = real + torch.cummin(fired - real, 1).values.clamp(max=0)
+    if target_lengths is not None:
+        at_end = real == real[:, -1:]
+        target = target_lengths.long()[:, None]
+        fired = torch.where(at_end & (real > 0), target, torch.minimum(fired, target))
+    return fired
+
+
+@torch.no_grad()
+def _pick_width(alphas, sums, lengths, mask, target_lengths, one_token_per_frame, max_tokens) -> int:
+    """Width U of the result. One transfer from the device carries it and the verdict on the values."""
+    if max_tokens is not None or lengths.numel() == 0:
+        return max_tokens or 0
+    valid = (alphas >= 0).all() & sums[:, -1].isfinite().all()
+    missing = torch.zeros_like(lengths)
+    if target_lengths is not None:
+        frames = mask.sum(1)
+        room = frames if one_token_per_frame else torch.where(frames > 0, target_lengths.long(), 0)
+        missing = (target_lengths.long() - room).clamp(min=0)
+    width, valid, lost = torch.stack([lengths.max(), valid.long(), missing.max()]).tolist()
+    if not valid:
+        raise ValueError(
+            "alphas must be finite and not negative, got NaN, Inf or a negative weight: check the encoder"
+        )
+    if lost:
+        row = int(missing.argmax())
+        frames = int(mask[row].sum())
+        hint = " or set one_token_per_frame=False to let several tokens fire in one frame" if frames else ""
+        raise ValueError(
+            f"target_lengths[{row}] is {int(target_lengths[row])} but the row has {frames} real frames: drop such "
+            f"samples{hint}"
+        )
+    return width
+
+
+def integrate_and_fire(
+    hidden: torch.Tensor,
+    alphas: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    target_lengths: torch.Tensor | None = None,
+    fire_threshold: float = 0.99,
+    tail_threshold: float = 0.5,
+    one_token_per_frame: bool = True,
+    max_tokens: int | None = None,
+) -> CIFOutput:
+    """Integrates frame weights and fires one embedding per unit of weight (picture and equations: module docstring).
+
+    Differentiable in `hidden` and `alphas`. O(B*T*D) time and memory; beside `hidden` itself the backward pass keeps
+    only index and weight vectors of length T + U per row.
+
+    Args:
+        hidden (`torch.FloatTensor` of shape `(B, T, D)`): encoder states.
+        alphas (`torch.FloatTensor` of shape `(B, T)`): weights >= 0, ordinarily in [0, 1]; ignored where `mask` is 0.
+        mask (`torch.BoolTensor` of shape `(B, T)`, *optional*): True on real frames; all are real by default.
+        target_lengths (`torch.LongTensor` of shape `(B,)`, *optional*): the weights are scaled to sum to these,
+            exactly so many tokens come out, and the tail rule does not apply. Without it: the published inference
+            rule.
+        fire_threshold (`float`): a token closes when its gathered weight reaches this; its quantum is 1.0 all the
+            same.
+        tail_threshold (`float`): weight above which the token left open at the end of a row is emitted.
+        one_token_per_frame (`bool`): as published; weight beyond it waits for the next frame, and with targets the
+            last real frame closes what is still missing. False: a frame closes as many tokens as its weight completes,
+            so targets may exceed the number of frames. Without targets and with weights <= 1 the two are the same.
+        max_tokens (`int`, *optional*): fixed width U. Nothing is then read back from the device (for captured graphs):
+            values are not checked, and rows that fire more are cut to it. By default U is the longest row.
+
+    Returns:
+        [`CIFOutput`] without `quantity` and `alphas`. A row that fires nothing has length 0.
+
+    Raises:
+        ValueError: shapes that do not fit; thresholds out of range; NaN, Inf or negative weights; a target beyond the
+            real frames of its row while `one_token_per_frame`, or for a row without any.
+
+    Source: Dong & Xu 2020, Algorithm 1; thresholds of the published CIF code.
+    """
+    _check_arguments(hidden, alphas, mask, target_lengths, fire_threshold, tail_threshold)
+    hidden, alphas, mask, target_lengths = _prepare(hidden, alphas, mask, target_lengths)
+    sums = alphas.cumsum(1)
+    fired = _count_fires(sums, mask, target_lengths, fire_threshold, one_token_per_frame)
+    lengths = fired[:, -1]
+    if target_lengths is None:
+        lengths = lengths + (sums[:, -1] - lengths > tail_threshold)
+    U = _pick_width(alphas, sums, lengths, mask, target_lengths, one_token_per_frame, max_tokens)
+    if max_tokens is not None:
+        fired, lengths = fired.clamp(0, U).cummax(1).values, lengths.clamp(0, U)
+    open_weights, close_weights, fire_index, fire_frames = _split_weights(alphas, sums, mask, fired, lengths, U)
+    lengths = lengths.to(hidden.device)
+    fired_mask = torch.arange(U, device=hidden.device) < lengths[:, None]
+    if U == 0 or hidden.shape[0] == 0:
+        embeddings = hidden.new_zeros(hidden.shape[0], U, hidden.shape[2])
+    else:
+        vectors = (open_weights, close_weights, fired, fire_index, _last_real_frame(mask))
+        embeddings = _WeightedSegmentSum.apply(hidden, *(vector.to(hidden.device) for vector in vectors))
+    return CIFOutput(embeddings, fired_mask, lengths, fire_frames.float().to(hidden.device))
+
+
+def _split_weights(alphas, sums, mask, fired, lengths, U):
+    """What each frame gives to the token it leaves open `(B, T)` and to the token it closes `(B, U)`.
+
+    Also the closing frame of every token (T: none) and the end of every token in fractional frames, both `(B, U)`.
+    """
+    B, T = alphas.shape
+    lengths = lengths[:, None]
+    sums_before, fired_before = F.pad(sums[:, :-1], (1, 0)), F.pad(fired[:, :-1], (1, 0))
+    open_weights = torch.where(fired == fired_before, alphas, sums - fired)
+    has_tail = lengths > fired[:, -1:]
+    rest = torch.where(has_tail, sums[:, -1:] - fired[:, -1:] + 1e-10, 1.0)
+    open_weights = torch.where(fired == fired[:, -1:], open_weights / rest, open_weights)
+    open_weights = torch.where(mask & (fired < lengths), open_weights, 0.0)
+
+    tokens = torch.arange(U, device=fired.device).expand(B, U).contiguous()
+    fire_index = torch.searchsorted(fired.contiguous(), tokens, right=True)
+    frame = fire_index.clamp(max=T - 1)
+    missing = tokens + 1 - sums_before.gather(1, frame)
+    # A token that opens and closes inside one frame takes 1.0 of it; only the first to close continues an older one.
+    close_weights = torch.where(fired_before.gather(1, frame) == tokens, missing, 1.0)
+    close_weights = torch.where(fire_index < T, close_weights, 0.0)
+    with torch.no_grad():
+        part = (missing / alphas.gather(1, frame).clamp(min=1e-12)).clamp(0, 1)
+        end = (mask * torch.arange(1, T + 1, device=mask.device)).amax(1, keepdim=True)
+        fire_frames = torch.where(fire_index < T, frame + part, end)
+        fire_frames = torch.where(tokens < lengths, fire_frames, 0)
+    return open_weights, close_weights, fire_index, fire_frames
+
+
+def _last_real_frame(mask: torch.Tensor) -> torch.Tensor:
+    """For each frame the last real one up to it, so that padding, which may hold NaN, is never even read.
+
+    Before the first real frame: the first; in a row without any: one of another row, as an index that leaves the row.
+    """
+    B, T = mask.shape
+    last = torch.where(mask, torch.arange(T, device=mask.device), -1).cummax(1).values
+    last = torch.where(last < 0, mask.long().argmax(1, keepdim=True), last)
+    elsewhere = mask.flatten().long().argmax() - torch.arange(B, device=mask.device)[:, None] * T
+    return torch.where(mask.any(1, keepdim=True), last, elsewhere)
+
+
+class ContinuousIntegrateAndFire(nn.Module):
+    """CIF with its weight predictor and output projection.
+
+    `alphas = sigmoid(w . f(hidden) + b)` with `f` by `config.cif_predictor`: "conv" (as published: Conv1d over
+    `cif_conv_kernel` frames, dropout, no activation), "dense" (Linear, ReLU, dropout) or "linear" (identity). A Linear
+    without bias follows where `config.cif_hidden_size` differs from `config.encoder_hidden_size`.
+
+    Source: Dong & Xu 2020 sec. 3; weight predictor of the published CIF code.
+    """
+
+    def __init__(self, config: CFormerConfig):
+        super().__init__()
+        self.config = config
+        width = config.encoder_hidden_size
+        predictor_size = config.cif_predictor_size or width
+        self.conv = self.dense = self.output_proj = None
+        if config.cif_predictor == "conv":
+            kernel = config.cif_conv_kernel
+            self.conv = nn.Conv1d(width, predictor_size, kernel, padding=kernel // 2)
+        elif config.cif_predictor == "dense":
+            self.dense = nn.Linear(width, predictor_size)
+        self.dropout = nn.Dropout(config.cif_dropout)
+        self.weight_proj = nn.Linear(width if config.cif_predictor == "linear" else predictor_size, 1)
+        if config.cif_hidden_size != width:
+            self.output_proj = nn.Linear(width, config.cif_hidden_size, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform linear maps with zero bias, as published; a convolution starts as torch starts one."""
+        for linear in filter(None, (self.dense, self.weight_proj, self.output_proj)):
+            init.xavier_uniform_(linear.weight)
+            if linear.bias is not None:
+                init.zeros_(linear.bias)
+
+    def predict_alphas(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Frame weights `(B, T)` in float32, 0 where `mask` is 0."""
+        features = hidden.masked_fill(~mask[..., None], 0)
+        if self.conv is not None:
+            features = self.conv(features.transpose(1, 2)).transpose(1, 2)
+        elif self.dense is not None:
+            features = F.relu(self.dense(features))
+        if self.config.cif_predictor != "linear":
+            features = self.dropout(features)
+        alphas = self.weight_proj(features).squeeze(-1).float().sigmoid()
+        return alphas.masked_fill(~mask, 0)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        target_lengths: torch.Tensor | None = None,
+        max_tokens: int | None = None,
+    ) -> CIFOutput:
+        """Fires `hidden (B, T, D)` into `(B, U, cif_hidden_size)`; arguments and errors as [`integrate_and_fire`].
+
+        `quantity` and `alphas` of the output are the weights before any scaling to `target_lengths`, for the quantity
+        loss.
+        """
+        mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device) if mask is None else mask.bool()
+        alphas = self.predict_alphas(hidden, mask)
+        fired = integrate_and_fire(
+            hidden,
+            alphas,
+            mask,
+            target_lengths,
+            fire_threshold=self.config.cif_fire_threshold,
+            tail_threshold=self.config.cif_tail_threshold,
+            one_token_per_frame=self.config.cif_one_token_per_frame,
+            max_tokens=max_tokens,
+        )
+        return CIFOutput(
+            embeddings=fired.embeddings if self.output_proj is None else self.output_proj(fired.embeddings),
+            mask=fired.mask,
+            lengths=fired.lengths,
+            fire_frames=fired.fire_frames,
+            quantity=alphas.sum(1),
+            alphas=alphas,
+        )
+
+
+__all__ = ["CIFOutput", "ContinuousIntegrateAndFire", "integrate_and_fire"]

@@ -1,0 +1,108 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of the C-Former (X-LLM, arXiv 2305.04160, section 3.1): CIF and the transformer after it.
+
+Defaults are the paper's sizes: 512-d speech features, CIF of the published recipe (conv predictor, threshold 0.99,
+tail 0.5), 12 layers of BERT-base.
+"""
+
+from huggingface_hub.dataclasses import strict
+from transformers import BertConfig, PreTrainedConfig
+
+
+CIF_PREDICTORS = ("conv", "dense", "linear")
+TRANSFORMERS = ("bert", "none")
+
+
+@strict
+class CFormerConfig(PreTrainedConfig):
+    """Sizes and choices of a [`CFormer`].
+
+    Args:
+        encoder_hidden_size (`int`): width of the speech encoder's frames.
+        cif_predictor (`str`): what precedes the sigmoid of the frame weights: "conv", "dense" or "linear".
+        cif_predictor_size (`int`, *optional*): channels of the conv or dense predictor; default `encoder_hidden_size`.
+        cif_conv_kernel (`int`): frames the conv predictor sees, odd.
+        cif_dropout (`float`): dropout of the predictor.
+        cif_fire_threshold (`float`): gathered weight at which a token closes, in (0, 1]; its quantum is 1.0 all the
+            same.
+        cif_tail_threshold (`float`): weight above which the token left open at the end of a clip is emitted.
+        cif_one_token_per_frame (`bool`): at most one token per frame, as published; see [`integrate_and_fire`].
+        cif_hidden_size (`int`): width of the fired tokens; a projection is added where it differs from the encoder's.
+        transformer (`str`): "bert" (Linear, ReLU, then a BERT encoder) or "none", the authors' "fc" variant: the fired
+            tokens are the output, and the adapter after the C-Former is all that is trained beside the CIF.
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, hidden_act, hidden_dropout_prob,
+            attention_probs_dropout_prob, max_position_embeddings, type_vocab_size, layer_norm_eps: as in
+            [`BertConfig`]. With `transformer="none"`, `hidden_size` is set to `cif_hidden_size`.
+
+    Raises:
+        ValueError: an unknown predictor or transformer, an even kernel, thresholds out of range, heads that do not
+            divide the width.
+    """
+
+    model_type = "xllm_cformer"
+
+    encoder_hidden_size: int = 512
+    cif_predictor: str = "conv"
+    cif_predictor_size: int | None = None
+    cif_conv_kernel: int = 3
+    cif_dropout: float | int = 0.1
+    cif_fire_threshold: float | int = 0.99
+    cif_tail_threshold: float | int = 0.5
+    cif_one_token_per_frame: bool = True
+    cif_hidden_size: int = 512
+    transformer: str = "bert"
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        if self.transformer == "none":
+            self.hidden_size = self.cif_hidden_size
+        self._check_choices()
+        super().__post_init__(**kwargs)
+
+    def _check_choices(self) -> None:
+        if self.cif_predictor not in CIF_PREDICTORS:
+            raise ValueError(f"cif_predictor must be one of {', '.join(CIF_PREDICTORS)}, got {self.cif_predictor!r}")
+        if self.transformer not in TRANSFORMERS:
+            raise ValueError(f"transformer must be one of {', '.join(TRANSFORMERS)}, got {self.transformer!r}")
+        if self.cif_conv_kernel < 1 or self.cif_conv_kernel % 2 == 0:
+            raise ValueError(
+                f"cif_conv_kernel must be odd, so that frames keep their place, got {self.cif_conv_kernel}"
+            )
+        if not 0 < self.cif_fire_threshold <= 1:
+            raise ValueError(f"cif_fire_threshold must lie in (0, 1], got {self.cif_fire_threshold}")
+        if not 0 <= self.cif_tail_threshold <= 1:
+            raise ValueError(f"cif_tail_threshold must lie in [0, 1], got {self.cif_tail_threshold}")
+        if self.transformer == "bert" and self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+
+    def bert_config(self) -> BertConfig:
+        """The encoder-only BERT of this C-Former; its vocabulary is one idle row, which [`CFormer`] drops."""
+        return BertConfig(
+            vocab_size=1,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads,
+            intermediate_size=self.intermediate_size,
+            hidden_act=self.hidden_act,
+            hidden_dropout_prob=self.hidden_dropout_prob,
+            attention_probs_dropout_prob=self.attention_probs_dropout_prob,
+            max_position_embeddings=self.max_position_embeddings,
+            type_vocab_size=self.type_vocab_size,
+            layer_norm_eps=self.layer_norm_eps,
+            initializer_range=self.initializer_range,
+        )
+
+
+__all__ = ["CFormerConfig"]

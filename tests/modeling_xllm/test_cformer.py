@@ -1,0 +1,180 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""The C-Former: tokens of a clip do not depend on its batch, any BERT can start it, long clips keep their context."""
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from xllm.modeling_xllm.cformer import CFormer
+from xllm.modeling_xllm.configuration_cformer import CFormerConfig
+
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def tiny_cformer(**fields) -> CFormer:
+    defaults = {"encoder_hidden_size": 8, "cif_hidden_size": 8, "max_position_embeddings": 32, **SIZES}
+    cformer = CFormer(CFormerConfig(**{**defaults, **fields})).eval()
+    with torch.no_grad():
+        for parameter in cformer.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.3)
+    return cformer
+
+
+def clips(*lengths, D=8):
+    hidden = torch.randn(len(lengths), max(lengths), D)
+    return hidden, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+
+
+def test_defaults_are_the_papers_sizes():
+    config = CFormerConfig()
+    assert (config.encoder_hidden_size, config.cif_hidden_size, config.hidden_size) == (512, 512, 768)
+    assert (config.num_hidden_layers, config.max_position_embeddings) == (12, 512)
+    with torch.device("meta"):
+        cformer = CFormer(config)
+    bert = sum(p.numel() for p in cformer.bert.parameters())
+    assert bert == 102_267_648 - 16_226_304 - 590_592  # bert-base-chinese without its words and pooler
+    assert sum(p.numel() for p in cformer.pre_proj.parameters()) == 393_984
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"cif_predictor": "lstm"}, "cif_predictor must be one of conv, dense, linear, got 'lstm'"),
+        ({"transformer": "gpt"}, "transformer must be one of bert, none"),
+        ({"cif_conv_kernel": 4}, "odd"),
+        ({"cif_fire_threshold": 0.0}, "cif_fire_threshold"),
+        ({"cif_tail_threshold": 2.0}, "cif_tail_threshold"),
+        ({"num_attention_heads": 7}, "hidden_size 768 is not a multiple"),
+    ],
+)
+def test_bad_config_is_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        CFormerConfig(**fields)
+
+
+def test_is_cif_then_projection_then_bert():
+    cformer = tiny_cformer()
+    hidden, _ = clips(20)
+    out = cformer(hidden)
+    fired = cformer.cif(hidden)
+    tokens = torch.relu(cformer.pre_proj(fired.embeddings))
+    expected = cformer.bert(inputs_embeds=tokens, attention_mask=fired.mask.long()).last_hidden_state
+    torch.testing.assert_close(out.embeddings, expected)
+    assert out.embeddings.shape == (1, fired.lengths[0], 16)
+    for name in ("mask", "lengths", "fire_frames", "alphas", "quantity"):
+        assert torch.equal(out[name], fired[name])
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("positions", [32, 6])
+def test_a_clip_does_not_depend_on_its_batch(attention, positions):
+    cformer = tiny_cformer(max_position_embeddings=positions)
+    cformer.set_attn_implementation(attention)
+    hidden, mask = clips(50, 9, 0, 23)
+    out = cformer(hidden, mask)
+    assert out.lengths[0] > 6  # with 6 positions the first clip is read in windows, the second is not
+    assert out.lengths[2] == 0
+    assert out.embeddings.isfinite().all()
+    assert not out.embeddings[~out.mask].any()
+    for b, length in ((0, 50), (1, 9), (3, 23)):
+        alone = cformer(hidden[b : b + 1, :length])
+        torch.testing.assert_close(alone.embeddings[0], out.embeddings[b, : out.lengths[b]], atol=2e-6, rtol=1e-5)
+
+
+def test_clips_that_fire_nothing():
+    cformer = tiny_cformer()
+    out = cformer(torch.randn(2, 5, 8), torch.zeros(2, 5))
+    assert out.embeddings.shape == (2, 0, 16)
+    assert out.lengths.tolist() == [0, 0]
+
+
+def test_targets_set_the_number_of_tokens():
+    cformer = tiny_cformer()
+    hidden, mask = clips(30, 12)
+    out = cformer(hidden, mask, torch.tensor([7, 3]))
+    assert out.lengths.tolist() == [7, 3]
+    out.embeddings.sum().backward()
+    assert all(parameter.grad is not None for parameter in cformer.parameters())
+
+
+def test_windows_keep_context_and_tokens_in_place():
+    """The transformer replaced by one that adds the mean of its window's tokens: what each token saw is readable."""
+    cformer = tiny_cformer(max_position_embeddings=8)
+    seen = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, inputs_embeds, attention_mask):
+            seen.append(inputs_embeds.shape)
+            index = inputs_embeds[..., :1]
+            first = index[:, :1].expand_as(index)
+            output = torch.cat([index, first, inputs_embeds[..., 2:]], -1)
+            return type("Output", (), {"last_hidden_state": output})
+
+    cformer.bert = Spy()
+    lengths = torch.tensor([21, 8, 13])
+    mask = torch.arange(21) < lengths[:, None]
+    tokens = torch.arange(21.0)[None, :, None].expand(3, 21, 16)
+    out = cformer._contextualise_windows(tokens, mask, lengths)
+    assert seen == [(5 + 1 + 3, 8, 16)]  # only the windows that hold tokens of their clip
+    torch.testing.assert_close(out[..., 0][mask], tokens[..., 0][mask])  # every token is where it was
+    for b, length in enumerate(lengths.tolist()):
+        for token in range(length):
+            start = int(out[b, token, 1])
+            assert start <= token < start + 8
+            before, after = token - start, start + 7 - token
+            # At least 2 tokens of context on each side, wherever the clip has them.
+            assert before >= min(2, token)
+            assert after >= min(2, length - 1 - token)
+    assert not out[1, :8, 1].any()  # a clip that fits is read in one piece
+
+
+def test_fc_variant_has_no_transformer():
+    cformer = tiny_cformer(transformer="none", cif_hidden_size=10)
+    assert cformer.config.hidden_size == 10
+    hidden, mask = clips(12, 6)
+    out = cformer(hidden, mask)
+    torch.testing.assert_close(out.embeddings, cformer.cif(hidden, mask).embeddings)
+    assert {name.split(".")[0] for name, _ in cformer.named_parameters()} == {"cif"}
+    with pytest.raises(ValueError, match="transformer='none'"):
+        cformer.load_bert(BertModel(BertConfig(vocab_size=9, **SIZES)))
+
+
+def test_starts_from_any_bert():
+    cformer = tiny_cformer()
+    bert = BertModel(BertConfig(vocab_size=50, max_position_embeddings=32, **SIZES)).eval()
+    cformer.load_bert(bert)
+    tokens = torch.randn(2, 5, 16)
+    torch.testing.assert_close(
+        cformer.bert(inputs_embeds=tokens).last_hidden_state, bert(inputs_embeds=tokens).last_hidden_state
+    )
+    with pytest.raises(ValueError, match=r"position_embeddings.weight: \(48, 16\) in the BERT, \(32, 16\) here"):
+        cformer.load_bert(BertModel(BertConfig(vocab_size=50, max_position_embeddings=48, **SIZES)))
+    with pytest.raises(ValueError, match="encoder.layer.1.* absent in the BERT"):
+        cformer.load_bert(
+            BertModel(BertConfig(vocab_size=50, max_position_embeddings=32, **{**SIZES, "num_hidden_layers": 1}))
+        )
+
+
+def test_missing_weights_get_their_own_initialisation(tmp_path):
+    """A checkpoint without the CIF: what is loaded afterwards starts as in a new C-Former, not at N(0, 0.02)."""
+    cformer = tiny_cformer(cif_hidden_size=24)
+    kept = {key: value for key, value in cformer.state_dict().items() if not key.startswith("cif.")}
+    cformer.save_pretrained(tmp_path, state_dict=kept)
+    loaded, info = CFormer.from_pretrained(tmp_path, output_loading_info=True)
+    assert {key.split(".")[0] for key in info["missing_keys"]} == {"cif"}
+    assert not info["unexpected_keys"]
+    assert 0.4 < loaded.cif.output_proj.weight.abs().max() <= (6 / 32) ** 0.5
+    assert loaded.cif.conv.weight.abs().max() > 0.15
+    assert not loaded.cif.weight_proj.bias.any()
+    assert torch.equal(loaded.pre_proj.weight, cformer.pre_proj.weight)
+
+
+def test_round_trip(tmp_path):
+    cformer = tiny_cformer(cif_predictor="dense", cif_predictor_size=5)
+    cformer.save_pretrained(tmp_path)
+    hidden, mask = clips(20, 11)
+    loaded = CFormer.from_pretrained(tmp_path)
+    assert loaded.config.cif_predictor_size == 5
+    assert torch.equal(loaded(hidden, mask).embeddings, cformer(hidden, mask).embeddings)
