@@ -1,0 +1,192 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Waveform to log-mel filterbank frames, the input of the speech encoder (paper sec. 3.1: a Conformer over filterbank features).
+
+Kaldi's filterbank: frames of 25 ms every 10 ms, pre-emphasis, Povey window, 80 mel bins, natural logarithm, on 16-bit sample values.
+The mel matrix and the window are transformers' own; the frames of one clip go through one FFT call.
+Deviations: no dither (the same clip gives the same features); each clip is normalised to mean 0 and variance 1 per mel bin (a switch);
+a clip shorter than one frame is padded to it. The authors' code sends the wave to a feature service and reads back 512-d vectors.
+Legend: A samples, T frames.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.audio_utils import mel_filter_bank, window_function
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.utils import TensorType, logging
+
+from .audio_decoding import load_audio
+from .media_sources import MediaError
+
+
+logger = logging.get_logger(__name__)
+
+_PREEMPHASIS = 0.97
+_PCM_SCALE = 32768.0  # Kaldi works on 16-bit sample values; the floor below is meant for them
+_FLOOR = float(np.finfo(np.float32).eps)
+_VARIANCE_FLOOR = 1e-7
+_FRAMES_AT_ONCE = 8192  # bounds the memory for an hour of sound
+
+
+class XLLMFeatureExtractor(SequenceFeatureExtractor):
+    """16 kHz mono sound to 80-d log-mel frames.
+
+    ```python
+    >>> batch = XLLMFeatureExtractor()([wave_a, wave_b], sampling_rate=16000, return_tensors="pt")
+    >>> batch["input_features"].shape, batch["input_features_mask"].shape  # (2, T, 80), (2, T)
+    ```
+
+    Args:
+        feature_size (`int`, *optional*, defaults to 80): mel bins.
+        sampling_rate (`int`, *optional*, defaults to 16000): rate the sound must have, in Hz.
+        padding_value (`float`, *optional*, defaults to 0.0): value of padded frames.
+        frame_length_ms, frame_shift_ms (`float`, *optional*, default to 25 and 10): window and hop.
+        min_frequency, max_frequency (`float`, *optional*, default to 20 and half the rate): edges of the mel bins in Hz.
+        do_normalize (`bool`, *optional*, defaults to `True`): mean 0 and variance 1 over the clip for each mel bin.
+    """
+
+    model_input_names = ["input_features", "input_features_mask"]
+
+    def __init__(
+        self,
+        feature_size: int = 80,
+        sampling_rate: int = 16_000,
+        padding_value: float = 0.0,
+        frame_length_ms: float = 25.0,
+        frame_shift_ms: float = 10.0,
+        min_frequency: float = 20.0,
+        max_frequency: float | None = None,
+        do_normalize: bool = True,
+        **kwargs: Any,
+    ):
+        # The model counts on real frames first.
+        if kwargs.get("padding_side", "right") != "right":
+            raise ValueError(f"padding_side={kwargs['padding_side']!r}, expected 'right': real frames come first")
+        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        self.frame_length_ms = frame_length_ms
+        self.frame_shift_ms = frame_shift_ms
+        self.min_frequency = min_frequency
+        self.max_frequency = max_frequency
+        self.do_normalize = do_normalize
+        if self.hop_length < 1 or self.window_length < 2:
+            raise ValueError(
+                f"frame_length_ms={frame_length_ms}, frame_shift_ms={frame_shift_ms}: too short at {sampling_rate} Hz"
+            )
+
+    @property
+    def window_length(self) -> int:
+        """Samples of one frame."""
+        return int(self.sampling_rate * self.frame_length_ms / 1000)
+
+    @property
+    def hop_length(self) -> int:
+        """Samples from one frame to the next."""
+        return int(self.sampling_rate * self.frame_shift_ms / 1000)
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames that a clip of `num_samples` samples gives: only whole ones, but at least one."""
+        return 1 + max(0, num_samples - self.window_length) // self.hop_length
+
+    def _filterbank(self, wave: np.ndarray) -> torch.Tensor:
+        """Wave `(A,)` in [-1, 1] to log-mel energies `(T, feature_size)`, float32."""
+        length, hop = self.window_length, self.hop_length
+        fft_length = 1 << (length - 1).bit_length()
+        samples = torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32)) * _PCM_SCALE
+        samples = torch.nn.functional.pad(samples, (0, max(0, length - len(samples))))
+        window = torch.from_numpy(window_function(length, "povey", periodic=False)).float()
+        mel = mel_filter_bank(
+            num_frequency_bins=fft_length // 2 + 1,
+            num_mel_filters=self.feature_size,
+            min_frequency=self.min_frequency,
+            max_frequency=self.max_frequency or self.sampling_rate / 2,
+            sampling_rate=self.sampling_rate,
+            mel_scale="kaldi",
+            triangularize_in_mel_space=True,
+        )
+        mel = torch.from_numpy(mel).float()
+        parts = []
+        for frames in samples.unfold(0, length, hop).split(_FRAMES_AT_ONCE):
+            frames = frames - frames.mean(dim=1, keepdim=True)
+            previous = torch.nn.functional.pad(frames, (1, 0), mode="replicate")[:, :-1]
+            spectrum = torch.fft.rfft((frames - _PREEMPHASIS * previous) * window, n=fft_length)
+            parts.append((spectrum.abs().square() @ mel).clamp_min(_FLOOR).log())
+        return torch.cat(parts)
+
+    def _extract(self, wave: np.ndarray) -> np.ndarray:
+        features = self._filterbank(wave)
+        if self.do_normalize:
+            features = features - features.mean(dim=0)
+            features = features / (features.square().mean(dim=0) + _VARIANCE_FLOOR).sqrt()
+        return features.numpy()
+
+    def _check_rate(self, sampling_rate: int | None) -> None:
+        if sampling_rate is None:
+            logger.warning_once(
+                f"sampling_rate was not given: the sound is taken to have {self.sampling_rate} Hz; pass sampling_rate=... to have it checked"
+            )
+        elif sampling_rate != self.sampling_rate:
+            raise ValueError(
+                f"sampling_rate: got {sampling_rate} Hz, expected {self.sampling_rate} Hz; "
+                f"resample with load_audio(wave, {self.sampling_rate}, source_rate={sampling_rate})"
+            )
+
+    def __call__(
+        self,
+        raw_speech: Any,
+        sampling_rate: int | None = None,
+        padding: bool | str = True,
+        max_length: int | None = None,
+        truncation: bool = False,
+        pad_to_multiple_of: int | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | TensorType | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Features of one clip or of a batch.
+
+        Args:
+            raw_speech: a waveform (array, tensor or list of floats, mono `(A,)`), or a list of them.
+            sampling_rate (`int`, *optional*): rate of the waveforms in Hz; another one than the extractor's is an error.
+            padding (`bool` or `str`, *optional*, defaults to `True`): `True` pads to the longest clip of the batch.
+            max_length (`int`, *optional*): in frames, for `padding="max_length"` and `truncation`.
+            truncation (`bool`, *optional*, defaults to `False`): cut clips to `max_length` frames.
+            pad_to_multiple_of (`int`, *optional*): in frames.
+            return_attention_mask (`bool`, *optional*): without effect: the mask is always returned.
+            return_tensors (`str`, *optional*): `"pt"` or `"np"`.
+
+        Returns:
+            `BatchFeature` with `input_features` `(clips, T, feature_size)`, float32 log-mel, and `input_features_mask` `(clips, T)`,
+            int64, 1 for real frames, which come first.
+
+        Raises:
+            ValueError: another sampling rate, no clips, or (as `MediaError`) a clip without samples or with values not finite.
+        """
+        self._check_rate(sampling_rate)
+        clips = self._list_clips(raw_speech)
+        if not clips:
+            raise ValueError("raw_speech: got an empty list, expected at least one waveform")
+        features = BatchFeature({"input_features": [self._extract(clip) for clip in clips]})
+        batch = self.pad(
+            features,
+            padding=padding,
+            max_length=max_length,
+            truncation=truncation,
+            pad_to_multiple_of=pad_to_multiple_of,
+            return_attention_mask=True,
+        )
+        mask = [row.astype(np.int64) for row in batch.pop("attention_mask")]
+        return BatchFeature({**batch, "input_features_mask": mask}, tensor_type=return_tensors)
+
+    def _list_clips(self, raw_speech: Any) -> list[np.ndarray]:
+        """One waveform or many to a list of float32 mono arrays; each is checked."""
+        if isinstance(raw_speech, (np.ndarray, torch.Tensor)):
+            batched = raw_speech.ndim > 1
+        elif isinstance(raw_speech, (list, tuple)):
+            batched = not raw_speech or not isinstance(raw_speech[0], (int, float, np.number))
+        else:
+            raise MediaError(
+                type(raw_speech).__name__, "expected a waveform (array, tensor or list of floats) or a list of them"
+            )
+        return [load_audio(clip, self.sampling_rate) for clip in (raw_speech if batched else [raw_speech])]

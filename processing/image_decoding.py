@@ -1,0 +1,154 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Images from anywhere to RGB, with Pillow.
+
+Orientation (EXIF) is applied, 16-bit and float pictures are scaled to 8 bit, of an animation the first frame is taken.
+Deviation from the authors' code (`Image.open(...).convert("RGB")`): transparent pixels are laid on white, as a browser shows them,
+instead of showing whatever colour is stored under them.
+"""
+
+import contextlib
+import struct
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from .media_sources import MediaError, describe_source, open_media
+
+
+MAX_PIXELS = 100_000_000  # a bomb claims more than it can hold in its few bytes; the largest cameras stay below
+
+# What Pillow's readers raise on damaged files, besides OSError and ValueError.
+PILLOW_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    MemoryError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+_SIXTEEN_BIT = 65535.0
+
+
+def _scale_to_8bit(image: Image.Image, name: str) -> Image.Image:
+    """Integer or float picture of one channel to mode L: 16-bit range for integers, [0, 1] or [0, 255] for floats."""
+    values = np.asarray(image, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise MediaError(name, "holds pixels that are not finite numbers")
+    top = float(values.max())
+    if image.mode.startswith("I;16") or top > 255:
+        values = values * (255.0 / max(_SIXTEEN_BIT, top))
+    elif image.mode == "F" and top <= 1:
+        values = values * 255.0
+    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+
+
+def _has_transparency(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Decodes the picture, turns it upright and converts it to RGB."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise MediaError(name, f"{width} x {height} pixels are more than the limit of {MAX_PIXELS}")
+    if width == 0 or height == 0:
+        raise MediaError(name, f"has no pixels ({width} x {height})")
+    try:
+        image.load()
+    except PILLOW_ERRORS as error:
+        raise MediaError(name, f"damaged image ({error})") from error
+    with contextlib.suppress(PILLOW_ERRORS):  # broken EXIF data beside sound pixels: there is no orientation to apply
+        image = ImageOps.exif_transpose(image)
+    try:
+        if image.mode == "F" or image.mode.startswith("I"):
+            image = _scale_to_8bit(image, name)
+        elif _has_transparency(image):
+            layer = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        return image.convert("RGB")
+    except PILLOW_ERRORS as error:
+        raise MediaError(name, f"cannot be converted to RGB from mode {image.mode} ({error})") from error
+
+
+def array_to_uint8(values: np.ndarray, name: str) -> np.ndarray:
+    """Pixel values of any dtype to uint8: integers and floats in 0..255 as they are, floats in 0..1 times 255.
+
+    Raises:
+        MediaError: values that are not finite or outside 0..255 (already normalised pixels, for instance).
+    """
+    if values.size == 0:
+        raise MediaError(name, "has no pixels")
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * 255
+    if not np.isfinite(values).all():
+        raise MediaError(name, "holds pixels that are not finite numbers")
+    low, high = float(values.min()), float(values.max())
+    if low < 0 or high > 255:
+        raise MediaError(name, f"pixel values run from {low:g} to {high:g}, expected 0..255, or 0..1 for floats")
+    if values.dtype.kind == "f" and high <= 1:
+        values = values * 255.0
+    return np.rint(values).astype(np.uint8)
+
+
+def has_channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether an array `(..., C, H, W)` or `(..., H, W, C)` is of the first kind: three channels are more likely than one or four."""
+    for counts in ((3,), (1, 4)):
+        if shape[-1] in counts:
+            return False
+        if shape[-3] in counts:
+            return True
+    return False
+
+
+def _array_to_image(array: Any, name: str) -> Image.Image:
+    values = array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
+    if values.ndim == 3 and has_channels_first(values.shape):
+        values = values.transpose(1, 2, 0)
+    if values.ndim == 3 and values.shape[-1] == 1:
+        values = values[..., 0]
+    if values.ndim != 2 and not (values.ndim == 3 and values.shape[-1] in (3, 4)):
+        raise MediaError(name, "an image array has the shape (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels")
+    return Image.fromarray(np.ascontiguousarray(array_to_uint8(values, name)))
+
+
+def load_image(source: Any) -> Image.Image:
+    """Reads one image.
+
+    Args:
+        source: path, http(s)/file/data URL, base64 text, encoded bytes, `PIL.Image.Image`, array or tensor of shape
+            `(H, W)`, `(H, W, C)` or `(C, H, W)` (0..255, or 0..1 for floats), or a dict with `bytes`, `path`, `url` or `base64`.
+
+    Returns:
+        `PIL.Image.Image`: mode RGB, upright, of its own size.
+
+    Raises:
+        MediaError: no such file, not an image, damaged, or more than `MAX_PIXELS` pixels.
+    """
+    if isinstance(source, Image.Image):
+        return _to_rgb(source, getattr(source, "filename", "") or "<PIL image>")
+    if isinstance(source, (np.ndarray, torch.Tensor)):
+        name = describe_source(source)
+        return _to_rgb(_array_to_image(source, name), name)
+    with open_media(source) as (file, name):
+        try:
+            image = Image.open(file)
+        except Image.DecompressionBombError as error:
+            raise MediaError(name, f"claims an absurd size ({error})") from error
+        except PILLOW_ERRORS as error:
+            reason = (
+                "not an image, or damaged"
+                if isinstance(error, Image.UnidentifiedImageError)
+                else f"damaged image ({error})"
+            )
+            raise MediaError(name, reason) from error
+        with image:
+            return _to_rgb(image, name)

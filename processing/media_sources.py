@@ -1,0 +1,192 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Where a medium comes from: a path, an http(s), file or data URL, bytes, base64 text or a `datasets` struct, opened as a byte stream.
+
+`open_media` turns all of them into one seekable binary file, and `MediaError` is the only exception that a medium which cannot be
+read may cause. Nothing is opened by name further down: the decoders get the stream, so a file cannot make them open another one.
+Deviation from the authors' code: theirs reads local absolute paths only.
+"""
+
+import base64
+import binascii
+import contextlib
+import io
+import os
+import re
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from http.client import HTTPException
+from typing import Any, BinaryIO
+
+
+MAX_DOWNLOAD_BYTES = 1 << 30
+DOWNLOAD_SECONDS = 300  # for a whole file; one read may wait SOCKET_SECONDS
+SOCKET_SECONDS = 30
+
+_URL = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
+_BASE64 = re.compile(r"^[A-Za-z0-9+/_\-\s]+={0,2}\s*$")
+_MIN_BASE64 = 64  # a shorter string is taken for a file name
+
+
+class MediaError(ValueError):
+    """An image, video or sound that cannot be used, with its name and the reason in one line.
+
+    Args:
+        source (`str`): the file, URL or a short description of the bytes.
+        reason (`str`, *optional*): what is wrong with it.
+    """
+
+    def __init__(self, source: str, reason: str | None = None):
+        # Both stay in `args`, so that the error survives pickling between data loader workers.
+        super().__init__(source, reason)
+        self.source = source
+        self.reason = reason
+
+    def __str__(self) -> str:
+        text = self.source if self.reason is None else f"{self.source}: {self.reason}"
+        return " ".join(text.split())
+
+
+def describe_source(source: Any) -> str:
+    """A short name of a medium for error messages: the path or URL, or the kind and size of what is in memory."""
+    if isinstance(source, dict):
+        for key in ("path", "url"):
+            if source.get(key) is not None:
+                return describe_source(source[key])
+        return f"<dict with {', '.join(sorted(map(str, source)))}>"
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"<{len(source)} bytes in memory>"
+    if isinstance(source, (str, os.PathLike)):
+        text = os.fspath(source)
+        return text if len(text) <= 200 else f"{text[:60]}... ({len(text)} characters)"
+    shape = getattr(source, "shape", None)
+    return f"<{type(source).__name__}>" if shape is None else f"<{type(source).__name__} of shape {tuple(shape)}>"
+
+
+def _decode_base64(text: str, name: str) -> bytes:
+    """Bytes of standard or URL-safe base64 text (the authors' annotation files use the latter)."""
+    compact = "".join(text.split()).replace("-", "+").replace("_", "/").rstrip("=")
+    try:
+        return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise MediaError(name, "not valid base64") from error
+
+
+def _read_data_url(url: str) -> bytes:
+    name = describe_source(url)
+    header, comma, payload = url.partition(",")
+    if not comma:
+        raise MediaError(name, "a data: URL needs a comma between its header and its data")
+    if header.endswith(";base64"):
+        return _decode_base64(urllib.parse.unquote(payload), name)
+    return urllib.parse.unquote_to_bytes(payload)
+
+
+def _download(url: str) -> bytes:
+    """Fetches an http(s) URL into memory, with limits on size and time."""
+    name = describe_source(url)
+    deadline = time.monotonic() + DOWNLOAD_SECONDS
+    chunks, size = [], 0
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "xllm-transformers"})
+        with urllib.request.urlopen(request, timeout=SOCKET_SECONDS) as response:
+            while chunk := response.read(1 << 20):
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > MAX_DOWNLOAD_BYTES:
+                    raise MediaError(name, f"larger than the limit of {MAX_DOWNLOAD_BYTES} bytes for a download")
+                if time.monotonic() > deadline:
+                    raise MediaError(name, f"the download took longer than {DOWNLOAD_SECONDS} s")
+            expected = response.headers.get("Content-Length")
+    except urllib.error.HTTPError as error:
+        raise MediaError(name, f"the server answered {error.code} {error.reason}") from error
+    except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
+        raise MediaError(name, f"cannot be downloaded ({error})") from error
+    if expected is not None and expected.isdigit() and size < int(expected):
+        raise MediaError(name, f"the download ended after {size} of {expected} bytes")
+    return b"".join(chunks)
+
+
+def _open_path(path: str | os.PathLike) -> BinaryIO:
+    name = describe_source(path)
+    path = os.path.expanduser(path)
+    if not os.path.exists(path):
+        raise MediaError(name, "no such file")
+    if not os.path.isfile(path):  # a folder, or a pipe that would be waited on for ever
+        raise MediaError(name, "not a regular file")
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise MediaError(name, f"cannot be opened ({error.strerror})") from error
+
+
+def _is_base64(text: str) -> bool:
+    """Whether a string is encoded data and no file name: long, of the alphabet, and neither a file nor a name in a folder."""
+    if len(text) < _MIN_BASE64 or not _BASE64.match(text) or os.path.exists(text):
+        return False
+    folder = os.path.dirname(text)  # base64 of a JPEG starts with "/9j/"
+    return not folder or not os.path.isdir(folder)
+
+
+def _open_text(text: str) -> BinaryIO:
+    """Opens a string: URL, path or base64."""
+    if text.startswith("data:"):
+        return io.BytesIO(_read_data_url(text))
+    scheme = _URL.match(text)
+    if scheme is None:
+        return io.BytesIO(_decode_base64(text, describe_source(text))) if _is_base64(text) else _open_path(text)
+    kind = scheme.group(1).lower()
+    if kind in ("http", "https"):
+        return io.BytesIO(_download(text))
+    if kind == "file":
+        return _open_path(urllib.request.url2pathname(urllib.parse.urlparse(text).path))
+    raise MediaError(describe_source(text), f"URL scheme {kind!r} is not supported: use http, https, file or data")
+
+
+def _open_any(source: Any) -> BinaryIO:
+    if isinstance(source, dict):
+        for key in ("bytes", "path", "url", "base64"):
+            if source.get(key) is None:
+                continue
+            value = source[key]
+            if key == "base64":
+                return io.BytesIO(_decode_base64(value, describe_source(source)))
+            return _open_any(value)
+        raise MediaError(describe_source(source), "no media in it: give one of 'bytes', 'path', 'url' or 'base64'")
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return io.BytesIO(bytes(source))
+    if isinstance(source, str):
+        return _open_text(source)
+    if isinstance(source, os.PathLike):
+        return _open_path(source)
+    raise MediaError(
+        describe_source(source),
+        f"a {type(source).__name__} is no media source: give a path, URL, bytes or a dict with 'bytes' or 'path'",
+    )
+
+
+@contextlib.contextmanager
+def open_media(source: Any) -> Iterator[tuple[BinaryIO, str]]:
+    """Opens a medium for reading.
+
+    Args:
+        source (`str`, `os.PathLike`, `bytes` or `dict`): path, http(s)/file/data URL, base64 text, encoded bytes, or a dict with
+            one of `bytes`, `path`, `url`, `base64` (the first that is not None counts).
+
+    Yields:
+        a seekable binary file at its start, and the name of the medium for messages.
+
+    Raises:
+        MediaError: nothing there, not readable, empty, or plainly a web page.
+    """
+    name = describe_source(source)
+    with _open_any(source) as file:
+        head = file.read(512)
+        if not head:
+            raise MediaError(name, "empty: 0 bytes")
+        if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+            raise MediaError(name, "an HTML page, not a media file (an error page saved by a download?)")
+        file.seek(0)
+        yield file, name

@@ -1,0 +1,167 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Videos to the frames that the image encoder reads one by one (paper sec. 3.1: "we uniformly sample T frames", T = 5).
+
+Same size and normalisation as the image processor (224 x 224, CLIP mean and deviation). Clips of different frame counts are padded
+and masked, so a clip with fewer frames takes fewer tokens.
+Deviations from the authors' code: uniform over the clip instead of its first five seconds (`fps=1, max_frames=5` gives theirs); the
+whole frame is resized, as for images, instead of short side and centre crop; missing frames are masked, theirs are read as black.
+Legend: T frames, C channels, H height, W width.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+from transformers.processing_utils import VideosKwargs
+from transformers.video_processing_utils import BaseVideoProcessor
+from transformers.video_utils import VideoMetadata
+
+from .video_decoding import frame_indices, load_video
+
+
+class XLLMVideoProcessorKwargs(VideosKwargs, total=False):
+    """
+    max_frames (`int`, *optional*):
+        With `fps`: keep at most so many frames, the first ones.
+    """
+
+    max_frames: int | None
+
+
+def _is_frame(item: Any) -> bool:
+    return isinstance(item, Image.Image) or (isinstance(item, (np.ndarray, torch.Tensor)) and item.ndim in (2, 3))
+
+
+def list_videos(videos: Any, depth: int = 0) -> list[Any]:
+    """Flattens a video, a list of videos or one list per text row into a list of videos.
+
+    A list of images or of arrays of one frame is one video; so is a list of strings inside a row's list (files of frames). Strings,
+    paths, bytes, dicts and 4-D arrays are videos, a 5-D array is a batch of them.
+    """
+    if isinstance(videos, (np.ndarray, torch.Tensor)):
+        return list(videos) if videos.ndim == 5 else [videos]
+    if not isinstance(videos, (list, tuple)):
+        return [videos]
+    if videos and (all(map(_is_frame, videos)) or (depth > 1 and isinstance(videos[0], str))):
+        return [list(videos)]
+    return [video for item in videos for video in list_videos(item, depth + 1)]
+
+
+class XLLMVideoProcessor(BaseVideoProcessor):
+    """Videos in any form that `load_video` takes to `pixel_values_videos` and `video_frame_mask`.
+
+    ```python
+    >>> batch = XLLMVideoProcessor()(["clip.mp4", "short.webm"], return_tensors="pt")
+    >>> batch["pixel_values_videos"].shape, batch["video_frame_mask"].shape  # (2, T, 3, 224, 224), (2, T)
+    ```
+
+    Args (all optional, each also per call):
+        num_frames (`int`, defaults to 5): frames from the middle of so many equal parts of the clip; a shorter clip gives all it has.
+        fps (`float`): one frame each 1/fps seconds from the beginning, instead of `num_frames`.
+        max_frames (`int`): of the chosen frames keep the first so many.
+        do_sample_frames (`bool`, defaults to `True`): `False` takes every frame.
+        size, do_resize, resample, do_rescale, do_normalize, image_mean, image_std: as in any video processor.
+    """
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    size = {"height": 224, "width": 224}
+    default_to_square = True
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    do_sample_frames = True
+    num_frames = 5
+    fps = None
+    max_frames = None
+    valid_kwargs = XLLMVideoProcessorKwargs
+    model_input_names = ["pixel_values_videos", "video_frame_mask"]
+
+    def preprocess(self, videos: Any, **kwargs: Any) -> BatchFeature:
+        """Reads, samples, resizes and normalises videos.
+
+        Args:
+            videos: one video or a list; each a path, URL, bytes, dict with `bytes`/`path`/`url`, array or tensor `(T, H, W, C)` or
+                `(T, C, H, W)`, or a list of frames.
+            kwargs: the settings of the class, for this call only, and `return_tensors`.
+
+        Returns:
+            `BatchFeature` with `pixel_values_videos` `(videos, T, 3, H, W)`, zeros after the last frame of a shorter video, and
+            `video_frame_mask` `(videos, T)`, int64, 1 for real frames.
+
+        Raises:
+            MediaError: a video that cannot be read.
+            ValueError: no videos, or contradictory sampling arguments.
+        """
+        if kwargs.get("fps") is not None:
+            kwargs.setdefault("num_frames", None)  # the call's rule replaces the class's
+        elif kwargs.get("num_frames") is not None:
+            kwargs.setdefault("fps", None)
+        return super().preprocess(videos, **kwargs)
+
+    def sample_frames(
+        self,
+        metadata: VideoMetadata,
+        num_frames: int | None = None,
+        fps: int | float | None = None,
+        max_frames: int | None = None,
+        times: list[float] | None = None,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """Indices of the frames to read; see `frame_indices`. `times` are the starts of the frames in seconds, where known."""
+        rule = {"num_frames": num_frames, "fps": fps, "max_frames": max_frames}
+        return np.array(frame_indices(metadata.total_num_frames, times=times, source_fps=metadata.fps, **rule))
+
+    def _decode_and_sample_videos(
+        self,
+        videos: Any,
+        video_metadata: Any,
+        do_sample_frames: bool | None = None,
+        sample_indices_fn: Callable[..., Any] | None = None,
+    ) -> tuple[list[np.ndarray], list[VideoMetadata]]:
+        videos = list_videos(videos)
+        if not videos:
+            raise ValueError("videos: got an empty list, expected at least one video")
+        given = [None] * len(videos) if video_metadata is None else video_metadata
+        given = [given] if isinstance(given, (dict, VideoMetadata)) else given
+        given = [entry for row in given for entry in (row if isinstance(row, (list, tuple)) else [row])]
+        if len(given) != len(videos):
+            raise ValueError(
+                f"video_metadata: got {len(given)} entries for {len(videos)} videos, expected one per video"
+            )
+        given = [VideoMetadata(**entry) if isinstance(entry, dict) else entry for entry in given]
+        rule = sample_indices_fn if do_sample_frames else None
+        loaded = [load_video(video, sample_indices_fn=rule, metadata=entry) for video, entry in zip(videos, given)]
+        return [frames for frames, _ in loaded], [metadata for _, metadata in loaded]
+
+    def _prepare_input_videos(
+        self, videos: list[np.ndarray], device: str | None = None, **kwargs: Any
+    ) -> list[torch.Tensor]:
+        # `load_video` always gives (T, H, W, 3); guessing the layout from the numbers would fail on tiny frames.
+        return [
+            torch.from_numpy(np.ascontiguousarray(video)).permute(0, 3, 1, 2).to(device or "cpu") for video in videos
+        ]
+
+    def fetch_videos(self, video_url_or_urls: Any, sample_indices_fn: Callable[..., Any] | None = None) -> Any:
+        """Decodes with PyAV (the base class needs torchcodec): one `(frames, metadata)`, or for a list a pair of lists."""
+        if not isinstance(video_url_or_urls, (list, tuple)):
+            return load_video(video_url_or_urls, sample_indices_fn=sample_indices_fn)
+        return list(zip(*[self.fetch_videos(video, sample_indices_fn) for video in video_url_or_urls]))
+
+    def _preprocess(
+        self, videos: list[torch.Tensor], return_tensors: str | None = None, **kwargs: Any
+    ) -> BatchFeature:
+        frames = super()._preprocess(videos, **kwargs)["pixel_values_videos"]
+        if len({video.shape[1:] for video in frames}) > 1:
+            sizes = sorted({tuple(video.shape[2:]) for video in frames})
+            raise ValueError(f"videos of different sizes {sizes} cannot share a batch: set do_resize=True")
+        counts = torch.tensor([len(video) for video in frames])
+        mask = (torch.arange(int(counts.max())) < counts[:, None]).long()
+        pixels = torch.nn.utils.rnn.pad_sequence(list(frames), batch_first=True)
+        return BatchFeature({"pixel_values_videos": pixels, "video_frame_mask": mask}, tensor_type=return_tensors)

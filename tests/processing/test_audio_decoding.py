@@ -1,0 +1,165 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Sound from every kind of source to 16 kHz mono, and one clear error for what is no sound."""
+
+import base64
+import pickle
+import struct
+
+import numpy as np
+import pytest
+import torch
+from media_files import grey_frames, sine, write_sound, write_video, write_wav
+from PIL import Image
+
+from xllm.processing.media import MediaError, load_audio
+
+
+def test_wav_comes_back_sample_for_sample(tmp_path):
+    tone = sine()
+    samples = load_audio(write_wav(tmp_path / "a.wav", [tone]))
+    assert samples.dtype == np.float32
+    assert samples.shape == tone.shape
+    np.testing.assert_allclose(samples, tone, atol=1e-4)
+
+
+def test_channels_are_averaged(tmp_path):
+    left, right = np.full(100, 0.5), np.full(100, -0.25)
+    np.testing.assert_allclose(load_audio(write_wav(tmp_path / "a.wav", [left, right])), 0.125, atol=1e-4)
+    # Equal channels keep their loudness.
+    np.testing.assert_allclose(load_audio(write_wav(tmp_path / "b.wav", [left, left])), 0.5, atol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100])
+def test_other_rates_are_resampled_in_place(tmp_path, rate):
+    samples = load_audio(write_wav(tmp_path / "a.wav", [sine(rate=rate)], rate))
+    assert len(samples) == 8_000
+    np.testing.assert_allclose(samples[200:-200], sine()[200:-200], atol=1e-3)  # same tone, not shifted by the filter
+
+
+def test_a_few_samples_survive_resampling():
+    assert load_audio(np.ones(9, np.float32), source_rate=8_000).shape == (18,)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.flac", "flac"), ("a.mp3", "libmp3lame"), ("a.m4a", "aac"), ("a.ogg", "libopus")]
+)
+def test_compressed_containers(tmp_path, name, codec):
+    rate = 48_000 if codec == "libopus" else 16_000
+    samples = load_audio(write_sound(tmp_path / name, sine(1.0, rate), codec, rate))
+    assert abs(len(samples) - 16_000) < 1_600
+    spectrum = np.abs(np.fft.rfft(samples[4_000:12_000]))
+    assert abs(int(spectrum.argmax()) - 220) <= 1  # 440 Hz in bins of 2 Hz
+
+
+def test_every_kind_of_source_gives_the_same_sound(tmp_path):
+    path = write_wav(tmp_path / "a name.wav", [sine()])
+    data = path.read_bytes()
+    text = base64.b64encode(data).decode()
+    expected = load_audio(path)
+    sources = [
+        str(path), path.as_uri(), data, bytearray(data), text, f"data:audio/wav;base64,{text}", {"bytes": data, "path": None},
+        {"bytes": None, "path": str(path)}, {"base64": text}, {"url": path.as_uri()}, {"array": expected, "sampling_rate": 16_000},
+        expected, torch.from_numpy(expected), expected.tolist(),
+    ]  # fmt: skip
+    for source in sources:
+        np.testing.assert_array_equal(load_audio(source), expected)
+
+
+def test_arrays_of_integers_and_of_another_rate():
+    np.testing.assert_allclose(load_audio(np.array([0, 16384, -32768], np.int16)), [0, 0.5, -1])
+    samples = load_audio({"array": sine(rate=8_000), "sampling_rate": 8_000})
+    assert samples.shape == (8_000,)
+    assert load_audio(np.zeros((2, 50))).shape == (50,)  # (channels, samples)
+    assert load_audio(np.zeros((50, 2))).shape == (50,)  # (samples, channels)
+
+
+def test_sound_of_a_film(tmp_path):
+    with pytest.raises(MediaError, match=r"silent.mp4: no sound in it \(streams: video\)"):
+        load_audio(write_video(tmp_path / "silent.mp4", grey_frames(3)))
+
+
+BAD_FILES = {
+    "missing.wav": (None, "no such file"),
+    "empty.wav": (lambda wav: b"", "empty"),
+    "page.wav": (lambda wav: b"<!DOCTYPE html><html>404</html>", "an HTML page"),
+    "text.wav": (lambda wav: b"this is no sound" * 9, "not an audio or video file"),
+    "header.wav": (lambda wav: wav[:40] + bytes(4), "holds no sound"),
+    "half.wav": (lambda wav: wav[: len(wav) // 2], "cut off"),
+    "liar.wav": (lambda wav: wav[:40] + struct.pack("<I", 10 * len(wav)) + wav[44:], "cut off"),
+    "fast.wav": (lambda wav: wav[:24] + struct.pack("<I", 10**9) + wav[28:], "sampling rate 1000000000 Hz"),
+    "slow.wav": (lambda wav: wav[:24] + struct.pack("<I", 1) + wav[28:], "sampling rate 1 Hz"),
+    "channels.wav": (lambda wav: wav[:22] + struct.pack("<H", 0) + wav[24:], "sound|audio"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_files_are_named_in_one_line(tmp_path, name):
+    damage, reason = BAD_FILES[name]
+    path = tmp_path / name
+    if damage is not None:
+        path.write_bytes(damage(write_wav(tmp_path / "good.wav", [sine()]).read_bytes()))
+    with pytest.raises(MediaError, match=reason) as caught:
+        load_audio(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.flac", "flac"), ("a.mp3", "libmp3lame"), ("a.m4a", "aac"), ("a.mka", "pcm_s16le")]
+)
+def test_a_cut_file_is_an_error_and_not_a_shorter_sound(tmp_path, name, codec):
+    path = write_sound(tmp_path / name, sine(4.0) + 0.1 * np.random.default_rng(0).standard_normal(64_000), codec)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(MediaError):
+        load_audio(path)
+
+
+def test_a_streamed_wav_without_a_length_is_read(tmp_path):
+    data = write_wav(tmp_path / "a.wav", [sine()]).read_bytes()
+    assert len(load_audio(data[:40] + struct.pack("<I", 0xFFFFFFFF) + data[44:])) == 8_000
+
+
+def test_a_picture_under_a_sound_name(tmp_path):
+    path = tmp_path / "a.wav"
+    Image.new("RGB", (8, 8)).save(path, "PNG")
+    with pytest.raises(MediaError, match="no sound in it"):
+        load_audio(path)
+
+
+def test_a_playlist_cannot_reach_other_files(tmp_path):
+    secret = write_wav(tmp_path / "secret.wav", [sine()])
+    playlist = tmp_path / "list.wav"
+    playlist.write_text(f"ffconcat version 1.0\nfile '{secret}'\n", encoding="utf-8")
+    with pytest.raises(MediaError):
+        load_audio(playlist)
+    playlist.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{secret}\n#EXT-X-ENDLIST\n", encoding="utf-8")
+    with pytest.raises(MediaError):
+        load_audio(playlist)
+
+
+@pytest.mark.parametrize(
+    ("waveform", "reason"),
+    [
+        (np.zeros(0), "0 samples"),
+        (np.array([0.0, np.nan]), "not finite"),
+        (np.array([0.0, np.inf]), "not finite"),
+        (np.zeros((2, 2, 2)), "of shape"),
+        ([[0.0, 0.1], [0.2]], "ragged"),
+        (np.array(["a"]), "array of numbers"),
+        ({"array": np.zeros(9), "sampling_rate": 10**9}, "sampling rate"),
+        (object(), "no media source"),
+        ({"text": "hello"}, "no media in it"),
+        ("ftp://host/a.wav", "URL scheme 'ftp'"),
+        ("data:audio/wav;base64,###", "not valid base64"),
+        ("/", "not a regular file"),
+    ],
+)
+def test_bad_sources(waveform, reason):
+    with pytest.raises(MediaError, match=reason):
+        load_audio(waveform)
+
+
+def test_the_error_survives_the_trip_from_a_worker():
+    error = pickle.loads(pickle.dumps(MediaError("a.wav", "cut\noff")))
+    assert (str(error), error.source, isinstance(error, ValueError)) == ("a.wav: cut off", "a.wav", True)
+    assert str(MediaError("a.wav: cut off")) == "a.wav: cut off"  # how a data loader builds it again

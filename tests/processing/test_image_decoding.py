@@ -1,0 +1,163 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Pictures of every mode and orientation to RGB, and one clear error for what is no picture."""
+
+import io
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from xllm.processing.media import MediaError, load_image
+
+
+RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
+
+
+def encode(image, form="PNG", **kwargs):
+    buffer = io.BytesIO()
+    image.save(buffer, form, **kwargs)
+    return buffer.getvalue()
+
+
+def halves(size=(6, 2)):
+    """Left half red, right half black."""
+    image = Image.new("RGB", size, BLACK)
+    image.paste(RED, (0, 0, size[0] // 2, size[1]))
+    return image
+
+
+def test_exif_orientation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held so that the picture must turn clockwise
+    turned = load_image(encode(halves(), "PNG", exif=exif))
+    assert turned.size == (2, 6)
+    assert turned.getpixel((0, 0)) == RED
+    assert turned.getpixel((0, 5)) == BLACK
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("L", (2, 2), 128), (128, 128, 128)),
+        (Image.new("1", (2, 2), 1), WHITE),
+        (Image.new("RGBA", (2, 2), (255, 0, 0, 255)), RED),
+        (Image.new("RGBA", (2, 2), (0, 0, 0, 0)), WHITE),
+        (Image.new("LA", (2, 2), (0, 0)), WHITE),
+        (Image.new("CMYK", (2, 2), (0, 255, 255, 0)), RED),
+        (Image.fromarray(np.full((2, 2), 65535, np.uint16)), WHITE),
+        (Image.fromarray(np.full((2, 2), 257, np.uint16)), (1, 1, 1)),
+        (Image.fromarray(np.full((2, 2), 65535, np.int32)), WHITE),
+        (Image.fromarray(np.full((2, 2), 0.5, np.float32)), (128, 128, 128)),
+        (Image.new("RGB", (2, 2), RED).convert("P"), RED),
+    ],
+)
+def test_modes(image, expected):
+    result = load_image(image)
+    assert result.mode == "RGB"
+    assert result.getpixel((1, 1)) == expected
+
+
+def test_cmyk_jpeg_and_first_frame_of_an_animation():
+    red = load_image(encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG"))
+    assert np.abs(np.asarray(red, int) - RED).max() < 8
+    frames = [Image.new("RGB", (4, 4), color) for color in (RED, BLACK)]
+    assert load_image(encode(frames[0], "GIF", save_all=True, append_images=frames[1:])).getpixel((0, 0)) == RED
+
+
+def test_arrays_and_tensors():
+    pixels = np.asarray(halves())
+    for array in (
+        pixels,
+        pixels.transpose(2, 0, 1),
+        torch.from_numpy(pixels.copy()),
+        pixels / 255.0,
+        pixels.astype(np.int64),
+    ):
+        np.testing.assert_array_equal(np.asarray(load_image(array)), pixels)
+    assert load_image(np.zeros((3, 5), np.uint8)).size == (5, 3)
+
+
+def test_files_and_bytes(tmp_path):
+    path = tmp_path / "picture without a known name"
+    path.write_bytes(encode(halves()))
+    for source in (
+        path,
+        str(path),
+        path.as_uri(),
+        path.read_bytes(),
+        {"bytes": path.read_bytes(), "path": "gone.png"},
+    ):
+        np.testing.assert_array_equal(np.asarray(load_image(source)), np.asarray(halves()))
+
+
+BAD_FILES = {
+    "empty.jpg": (b"", "empty"),
+    "page.jpg": (b"\n<html><body>not found</body></html>", "an HTML page"),
+    "text.png": (b"no picture" * 20, "not an image"),
+    "half.png": (encode(Image.effect_noise((64, 64), 90))[:1500], "damaged"),
+    "half.jpg": (encode(Image.effect_noise((64, 64), 90), "JPEG")[:900], "damaged"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_files_are_named_in_one_line(tmp_path, name):
+    data, reason = BAD_FILES[name]
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(MediaError, match=reason) as caught:
+        load_image(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked():
+    data = bytearray(encode(Image.new("1", (64, 64))))
+    data[16:24] = (60_000).to_bytes(4, "big") * 2  # width and height of the header
+    with pytest.raises(MediaError):
+        load_image(bytes(data))
+    with pytest.raises(MediaError, match="more than the limit"):
+        load_image(Image.new("1", (20_000, 6_000)))
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (np.full((4, 4, 3), -1.5), "from -1.5 to -1.5"),
+        (np.full((4, 4, 3), np.nan), "not finite"),
+        (np.zeros((5, 5, 7)), "an image array has the shape"),
+        (np.zeros((0, 4, 3)), "no pixels"),
+    ],
+)
+def test_bad_arrays(array, reason):
+    with pytest.raises(MediaError, match=reason):
+        load_image(array)
+
+
+class _Server(BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = encode(halves())
+        self.send_response(200 if self.path == "/picture" else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        """Keeps the test's output clean."""
+
+
+def test_http():
+    server = HTTPServer(("127.0.0.1", 0), _Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        assert load_image(f"{address}/picture").size == (6, 2)
+        with pytest.raises(MediaError, match="the server answered 404"):
+            load_image(f"{address}/gone")
+    finally:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(MediaError, match="cannot be downloaded"):
+        load_image(f"{address}/picture")

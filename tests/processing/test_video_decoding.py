@@ -1,0 +1,159 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Which frames of a film are read, from every kind of container; frame i of the test films is a grey of level 10 + 8 i."""
+
+import io
+
+import numpy as np
+import pytest
+from media_files import frame_numbers, grey_frames, sine, turn_mp4, write_video, write_wav
+from PIL import Image
+
+from xllm.processing.media import MediaError, load_video
+from xllm.processing.video_decoding import frame_indices
+
+
+def test_the_default_rule_takes_the_middle_of_equal_parts():
+    assert frame_indices(10, num_frames=5) == [1, 3, 5, 7, 9]
+    assert frame_indices(100, num_frames=5) == [10, 30, 50, 70, 90]
+    assert frame_indices(5, num_frames=5) == [0, 1, 2, 3, 4]
+    assert frame_indices(9, num_frames=1) == [4]
+    assert frame_indices(3, num_frames=5) == [0, 1, 2]  # never more than there are
+    assert frame_indices(3) == [0, 1, 2]
+
+
+def test_the_rule_by_time():
+    assert frame_indices(25, fps=1, source_fps=10) == [0, 10, 20]
+    assert frame_indices(70, fps=1, max_frames=5, source_fps=10) == [0, 10, 20, 30, 40]  # the authors' rule
+    assert frame_indices(4, fps=1, times=[0.0, 0.9, 1.1, 3.0]) == [0, 1, 2, 3]  # shown at 0, 1, 2, 3 s
+    assert frame_indices(3, fps=100, times=[0.0, 0.1, 0.2]) == [0, 1, 2]  # faster than the film: each frame once
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        ({"num_frames": 2, "fps": 1}, "exclude each other"),
+        ({"num_frames": 0}, "num_frames=0"),
+        ({"fps": -1}, "fps=-1"),
+        ({"fps": 1}, "times of the frames"),
+    ],
+)
+def test_impossible_rules(rule, reason):
+    with pytest.raises(ValueError, match=reason):
+        frame_indices(10, **rule)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mp4", "libx264"),
+        ("a.mov", "mpeg4"),
+        ("a.mkv", "libx264"),
+        ("a.webm", "libvpx"),
+        ("b.webm", "libvpx-vp9"),
+        ("a.avi", "mpeg4"),
+    ],
+)
+def test_containers(tmp_path, name, codec):
+    frames, metadata = load_video(write_video(tmp_path / name, grey_frames(20), codec=codec), num_frames=5)
+    assert frames.shape == (5, 32, 48, 3)
+    assert frames.dtype == np.uint8
+    assert frame_numbers(frames) == [2, 6, 10, 14, 18]
+    assert (metadata.total_num_frames, metadata.frames_indices) == (20, [2, 6, 10, 14, 18])
+    assert metadata.fps == pytest.approx(10, abs=0.1)
+
+
+def test_all_frames_and_frames_by_time(tmp_path):
+    path = write_video(tmp_path / "a.mp4", grey_frames(20))
+    assert frame_numbers(load_video(path)[0]) == list(range(20))
+    assert frame_numbers(load_video(path, fps=5, max_frames=3)[0]) == [0, 2, 4]
+
+
+def test_uneven_frame_times(tmp_path):
+    stamps = [0, 100, 200, 2_000, 2_100]
+    path = write_video(tmp_path / "a.mkv", grey_frames(5), stamps=stamps)
+    frames, metadata = load_video(path, fps=1)
+    assert frame_numbers(frames) == [0, 2, 3]  # on the screen at 0, 1 and 2 s
+    assert metadata.total_num_frames == 5
+
+
+class _Pipe(io.RawIOBase):
+    """A target that cannot seek back, as a live stream: the writer never learns the length."""
+
+    def __init__(self):
+        self.data = bytearray()
+
+    def writable(self):
+        return True
+
+    def write(self, chunk):
+        self.data += chunk
+        return len(chunk)
+
+
+def test_a_file_without_duration_and_frame_count():
+    pipe = write_video(_Pipe(), grey_frames(20), codec="libvpx", format="webm", options={"live": "1"})
+    frames, metadata = load_video(bytes(pipe.data), num_frames=2)
+    assert frame_numbers(frames) == [5, 15]
+    assert metadata.total_num_frames == 20
+
+
+def test_rotation(tmp_path):
+    film = np.zeros((2, 32, 64, 3), np.uint8)
+    film[:, :, :32] = 255  # the left half is white
+    path = turn_mp4(write_video(tmp_path / "a.mp4", film))
+    frames, metadata = load_video(path)
+    assert frames.shape == (2, 64, 32, 3)
+    assert (metadata.height, metadata.width) == (64, 32)
+    assert frames[0, :28].mean() > 230  # turned clockwise, left is on top
+    assert frames[0, -28:].mean() < 25
+
+
+def test_frames_in_memory():
+    film = grey_frames(4)
+    expected = film[[0, 2]]
+    images = [Image.fromarray(frame) for frame in film]
+    for source in (film, film.transpose(0, 3, 1, 2), film / 255.0, images, list(film)):
+        frames, metadata = load_video(source, num_frames=4)
+        np.testing.assert_array_equal(frames[[0, 2]], expected)
+        assert metadata.total_num_frames == 4
+    assert len(load_video(images[0])[0]) == 1
+    np.testing.assert_array_equal(load_video(film[..., :1])[0], film)  # grey
+
+
+def test_a_wrong_rule_of_ones_own_is_caught(tmp_path):
+    path = write_video(tmp_path / "a.mp4", grey_frames(3))
+    with pytest.raises(ValueError, match=r"chose frames \[7\] of a clip with 3"):
+        load_video(path, sample_indices_fn=lambda metadata, times: [7])
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_a_cut_file_is_an_error_and_not_a_shorter_film(tmp_path, name):
+    noise = np.random.default_rng(0).integers(0, 255, (40, 64, 64, 3), dtype=np.uint8)
+    options = {"options": {"movflags": "faststart"}} if name == "a.mp4" else {}
+    path = write_video(tmp_path / name, noise, **options)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(MediaError, match="cut off|damaged"):
+        load_video(path, num_frames=5)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("missing.mp4", "no such file"),
+        (b"", "empty"),
+        (b"<html></html>", "an HTML page"),
+        (b"no film at all" * 20, "not an audio or video file"),
+        ([], "no video frames"),
+        (np.zeros((0, 4, 4, 3), np.uint8), "at least one frame"),
+        (np.zeros((2, 5, 5, 9), np.uint8), "has the shape"),
+        ([Image.new("RGB", (4, 4)), Image.new("RGB", (5, 4))], "different sizes"),
+    ],
+)
+def test_bad_sources(source, reason):
+    with pytest.raises(MediaError, match=reason):
+        load_video(source)
+
+
+def test_a_sound_is_no_film(tmp_path):
+    with pytest.raises(MediaError, match=r"no moving picture in it \(streams: audio\)"):
+        load_video(write_wav(tmp_path / "a.wav", [sine()]))
