@@ -1,0 +1,272 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of X-LLM (arXiv 2305.04160): the language model, the towers, and one table of modalities.
+
+Everything that differs between image, video, speech or a modality of your own is a row of `XLLMConfig.modalities`; the
+model walks that table and has no other notion of a modality. Defaults are the paper's sizes.
+
+Deviation: the video row shares the image row's Q-Former by default, as the authors' code does; the paper draws a second
+Q-Former (`shares_converter_with=None` gives the video row its own).
+"""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, Blip2QFormerConfig, ParakeetEncoderConfig, PreTrainedConfig
+from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
+
+from .configuration_cformer import CFormerConfig
+from .configuration_chatglm import ChatGLMConfig
+
+
+CONVERTERS = ("qformer", "cformer", "linear")
+
+
+def _as_config(value: dict | PreTrainedConfig | None, default: PreTrainedConfig, row: str) -> PreTrainedConfig:
+    """`value` as a config object; a dict is read by its own `model_type` (ours first, then transformers')."""
+    if value is None:
+        return default
+    if isinstance(value, PreTrainedConfig):
+        return value
+    values = dict(value)
+    model_type = values.pop("model_type", default.model_type)
+    if model_type == default.model_type:
+        return type(default)(**values)
+    if model_type == ChatGLMConfig.model_type:
+        return ChatGLMConfig(**values)
+    try:
+        return AutoConfig.for_model(model_type, **values)
+    except ValueError as error:
+        raise ValueError(f"{row}: transformers knows no model_type {model_type!r}") from error
+
+
+@strict
+class X2LConfig(PreTrainedConfig):
+    """One row of the modality table: an X2L interface, from an encoder's features to the LLM's embeddings.
+
+    Args:
+        encoder (`str`, *optional*): the tower whose features are converted: "vision", "audio", a name of
+            `XLLMConfig.extra_encoders`, or `None` when the inputs are feature vectors already.
+        input_name (`str`): argument of `forward` that carries this modality, e.g. "pixel_values".
+        mask_name (`str`, *optional*): argument that carries its mask (1 = real frame), e.g. "input_features_mask".
+        converter (`str`): "qformer" (a fixed number of query tokens per image or frame), "cformer" (as many tokens as
+            the CIF fires) or "linear" (one token per feature vector).
+        shares_converter_with (`str`, *optional*): row whose converter is used (with query tokens of one's own).
+        placeholder_token (`str`), token_id (`int`): what stands for one quasi-linguistic embedding in the text.
+        num_query_tokens (`int`): tokens per image or frame (Q-Former only; 32 in the paper).
+        num_frames (`int`, *optional*): given for items that are series of pictures: frames the processor samples.
+        subsampling_factor (`int`): input frames per encoder frame; a clip of n frames owns ceil(n / factor)
+            placeholders (C-Former and linear only).
+        adapter_activation (`str`, *optional*): activation after the adapter's Linear; "relu" for the S-Adapter.
+        qformer_config, cformer_config: sizes of the converter; the one not chosen is `None`.
+        encoder_hidden_size, language_hidden_size (`int`): widths in and out, filled in by `XLLMConfig`.
+    """
+
+    model_type = "xllm_interface"
+
+    encoder: str | None = "vision"
+    input_name: str = "pixel_values"
+    mask_name: str | None = None
+    converter: str = "qformer"
+    shares_converter_with: str | None = None
+    placeholder_token: str = "<ImageHere>"
+    token_id: int | None = None
+    num_query_tokens: int = 32
+    num_frames: int | None = None
+    subsampling_factor: int = 1
+    adapter_activation: str | None = None
+    qformer_config: dict | PreTrainedConfig | None = None
+    cformer_config: dict | PreTrainedConfig | None = None
+    encoder_hidden_size: int | None = None
+    language_hidden_size: int | None = None
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        if self.converter not in CONVERTERS:
+            raise ValueError(f"converter must be one of {', '.join(CONVERTERS)}, got {self.converter!r}")
+        if unknown := set(kwargs) - set(PreTrainedConfig().to_dict()) - {"transformers_version"}:
+            raise ValueError(f"a modality row has no field {', '.join(map(repr, sorted(unknown)))}")
+        self.qformer_config = self._sub_config("qformer", self.qformer_config, Blip2QFormerConfig)
+        self.cformer_config = self._sub_config("cformer", self.cformer_config, CFormerConfig)
+        super().__post_init__(**kwargs)
+
+    def _sub_config(self, kind: str, value, config_class: type[PreTrainedConfig]) -> PreTrainedConfig | None:
+        if self.converter != kind or self.shares_converter_with is not None:
+            return None
+        return _as_config(value, config_class(), f"{kind}_config")
+
+    @property
+    def converter_hidden_size(self) -> int:
+        """Width of the converter's output, the adapter's input."""
+        config = {"qformer": self.qformer_config, "cformer": self.cformer_config}.get(self.converter)
+        return self.encoder_hidden_size if config is None else config.hidden_size
+
+
+def default_modalities() -> dict[str, X2LConfig]:
+    """The paper's three rows: image and video through a Q-Former, speech through a C-Former."""
+    return {
+        "image": X2LConfig(),
+        "video": X2LConfig(
+            input_name="pixel_values_videos",
+            mask_name="video_frame_mask",
+            placeholder_token="<VideoHere>",
+            shares_converter_with="image",
+            num_frames=5,
+        ),
+        "speech": X2LConfig(
+            encoder="audio",
+            input_name="input_features",
+            mask_name="input_features_mask",
+            converter="cformer",
+            placeholder_token="<SpeechHere>",
+            subsampling_factor=8,
+            adapter_activation="relu",
+        ),
+    }
+
+
+@strict
+class XLLMConfig(PreTrainedConfig):
+    """Configuration of `XLLMForConditionalGeneration`.
+
+    Args:
+        text_config: any causal language model; default `ChatGLMConfig()`.
+        vision_config: image encoder; default EVA-CLIP ViT-g as `Blip2VisionConfig`.
+        audio_config: speech encoder over log-mel frames; default a Conformer with 8x convolutional subsampling.
+        extra_encoders (`dict[str, config]`): further towers, by name.
+        modalities (`dict[str, X2LConfig | dict]`): the table; default `default_modalities()`.
+        image_token_id, video_token_id, audio_token_id (`int`, *optional*): placeholder ids under the names that
+            `generate` and the pipelines read; the same numbers as in the rows.
+        towers (`dict[str, dict]`, *optional*): in a stage checkpoint, where each frozen part comes from.
+        stage (`dict`, *optional*): which stage and modalities this checkpoint was trained in.
+
+    Raises:
+        ValueError: an unknown encoder, converter or shared row, two rows with one token or input, a placeholder id
+            outside the LLM's vocabulary. The message names the row.
+    """
+
+    model_type = "xllm"
+    sub_configs_defaults = {
+        "text_config": ChatGLMConfig,
+        "vision_config": Blip2VisionConfig,
+        "audio_config": ParakeetEncoderConfig,
+    }
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    audio_config: dict | PreTrainedConfig | None = None
+    extra_encoders: dict | None = None
+    modalities: dict | None = None
+    image_token_id: int | None = None
+    video_token_id: int | None = None
+    audio_token_id: int | None = None
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+    towers: dict | None = None
+    stage: dict | None = None
+
+    def __post_init__(self, **kwargs):
+        # EVA's published initializer_range is 1e-10, a constant network until weights are loaded.
+        vision_default = Blip2VisionConfig(initializer_range=self.initializer_range)
+        audio_default = ParakeetEncoderConfig(hidden_size=512, num_hidden_layers=12, intermediate_size=2048)
+        self.text_config = _as_config(self.text_config, ChatGLMConfig(), "text_config")
+        self.vision_config = _as_config(self.vision_config, vision_default, "vision_config")
+        self.audio_config = _as_config(self.audio_config, audio_default, "audio_config")
+        self.extra_encoders = {
+            name: _as_config(value, audio_default, f"extra_encoders[{name}]")
+            for name, value in (self.extra_encoders or {}).items()
+        }
+        rows = default_modalities() if self.modalities is None else self.modalities
+        self.modalities = {name: self._row(name, row) for name, row in rows.items()}
+        self._complete_rows()
+        self._place_token_ids()
+        super().__post_init__(**kwargs)
+
+    def _row(self, name: str, row: X2LConfig | dict) -> X2LConfig:
+        if isinstance(row, X2LConfig):
+            return row
+        try:
+            return X2LConfig(**{key: value for key, value in row.items() if key != "model_type"})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"modalities[{name!r}]: {error}") from error
+
+    def encoder_config(self, name: str) -> PreTrainedConfig | None:
+        """Config of the tower called `name` ("vision", "audio" or an extra one); `None` for an unknown name."""
+        return {"vision": self.vision_config, "audio": self.audio_config, **self.extra_encoders}.get(name)
+
+    def _complete_rows(self) -> None:
+        """Fill in the widths that follow from the towers, and check each row against the rest of the table."""
+        for name, row in self.modalities.items():
+            where = f"modalities[{name!r}]"
+            if row.encoder is not None:
+                encoder = self.encoder_config(row.encoder)
+                if encoder is None:
+                    known = ", ".join(["vision", "audio", *self.extra_encoders])
+                    raise ValueError(f"{where}.encoder is {row.encoder!r}; the towers are {known}")
+                row.encoder_hidden_size = encoder.hidden_size
+            elif row.encoder_hidden_size is None:
+                raise ValueError(f"{where} has no encoder, so encoder_hidden_size (width of its inputs) must be given")
+            row.language_hidden_size = self.text_config.hidden_size
+            if row.shares_converter_with is not None:
+                self._check_shared_row(where, row)
+            if row.qformer_config is not None:
+                row.qformer_config.encoder_hidden_size = row.encoder_hidden_size
+            if row.cformer_config is not None:
+                row.cformer_config.encoder_hidden_size = row.encoder_hidden_size
+        for field in ("input_name", "placeholder_token"):
+            values = [getattr(row, field) for row in self.modalities.values()]
+            if len(set(values)) < len(values):
+                raise ValueError(f"two rows of modalities have the same {field}: {', '.join(values)}")
+
+    def _check_shared_row(self, where: str, row: X2LConfig) -> None:
+        other = self.modalities.get(row.shares_converter_with)
+        if other is None or other.shares_converter_with is not None:
+            raise ValueError(
+                f"{where}.shares_converter_with: no row {row.shares_converter_with!r} has its own converter"
+            )
+        if other.converter != row.converter or other.encoder_hidden_size != row.encoder_hidden_size:
+            raise ValueError(f"{where} and {row.shares_converter_with!r} differ in converter or encoder width")
+
+    def _place_token_ids(self) -> None:
+        """Rows and the top-level `*_token_id` fields hold the same ids; whichever is given fills the other."""
+        for field, input_name in (
+            ("image_token_id", "pixel_values"),
+            ("video_token_id", "pixel_values_videos"),
+            ("audio_token_id", "input_features"),
+        ):
+            row = next((row for row in self.modalities.values() if row.input_name == input_name), None)
+            if row is None:
+                continue
+            if row.token_id is None:
+                row.token_id = getattr(self, field)
+            setattr(self, field, row.token_id)
+        vocab_size = self.text_config.vocab_size
+        ids = {name: row.token_id for name, row in self.modalities.items() if row.token_id is not None}
+        for name, token_id in ids.items():
+            if not 0 <= token_id < vocab_size:
+                raise ValueError(
+                    f"modalities[{name!r}].token_id {token_id} is outside the LLM's vocabulary ({vocab_size})"
+                )
+        if len(set(ids.values())) < len(ids):
+            raise ValueError(f"two rows of modalities have the same token_id: {ids}")
+
+    def set_token_ids(self, **ids: int) -> None:
+        """Set the placeholder ids of modalities by name, once the tokenizer is known (`set_token_ids(image=5)`)."""
+        for name, token_id in ids.items():
+            if name in self.modalities:
+                self.modalities[name].token_id = token_id
+        self._place_token_ids()
+
+    def row_of_converter(self, name: str) -> X2LConfig:
+        """The row that owns the converter used by row `name` (itself, unless it shares another's)."""
+        row = self.modalities[name]
+        return row if row.shares_converter_with is None else self.modalities[row.shares_converter_with]
+
+    def to_dict(self) -> dict:
+        output = super().to_dict()
+        for field in ("modalities", "extra_encoders"):
+            output[field] = {name: value.to_diff_dict() for name, value in getattr(self, field).items()}
+            for value in output[field].values():
+                value.pop("transformers_version")
+        return output
+
+
+__all__ = ["CONVERTERS", "X2LConfig", "XLLMConfig", "default_modalities"]

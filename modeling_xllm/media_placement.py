@@ -1,0 +1,53 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Where quasi-linguistic embeddings go: over the placeholder tokens of the text, in order of appearance.
+
+An item owns as many placeholders as the processor wrote for it. A speech clip may fire fewer tokens than that; its
+surplus placeholders are kept out of attention and take no position.
+
+Legend: B rows of text, L tokens, N items, K tokens per item (padded), D width.
+"""
+
+import torch
+from transformers.utils import torch_compilable_check
+
+from .x2l_interfaces import X2LOutput
+
+
+def place_media(
+    token_mask: torch.BoolTensor, features: X2LOutput, name: str = "media"
+) -> tuple[torch.FloatTensor, torch.BoolTensor]:
+    """Spread the items' embeddings over the placeholders of one modality.
+
+    Args:
+        token_mask (`torch.BoolTensor` of shape `(B, L)`): True at this modality's placeholder tokens.
+        features (`X2LOutput`): `embeddings (N, K, D)`, `mask (N, K)`, `num_placeholders (N,)`.
+        name (`str`): modality, for the error message.
+
+    Returns:
+        `embeds (B, L, D)`, zero outside the placeholders, and `keep (B, L)`, False at placeholders left empty.
+
+    Raises:
+        ValueError: the text has another number of placeholders than the items own; both numbers are named.
+    """
+    embeddings, mask, owned = features.embeddings, features.mask, features.num_placeholders
+    N, K, D = embeddings.shape
+    written, expected = token_mask.sum(), owned.sum()
+    torch_compilable_check(
+        written == expected,
+        lambda: (
+            f"{name}: the text holds {int(written)} placeholder tokens, but the {N} item(s) given need {int(expected)}"
+        ),
+    )
+    slots = torch.arange(int(owned.max()) if N else 0, device=mask.device)
+    in_item = slots < owned[:, None]  # (N, S): the placeholders of each item
+    # An item's tokens come first, so slot s holds token s.
+    source = embeddings[:, : len(slots)]
+    if len(slots) > K:
+        source = torch.cat([source, source.new_zeros(N, len(slots) - K, D)], dim=1)
+    filled = slots < mask.sum(-1, keepdim=True)
+    embeds = embeddings.new_zeros(*token_mask.shape, D).masked_scatter(token_mask[..., None], source[in_item])
+    keep = torch.ones_like(token_mask).masked_scatter(token_mask, filled[in_item])
+    return embeds, keep
+
+
+__all__ = ["place_media"]

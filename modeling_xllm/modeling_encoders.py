@@ -1,0 +1,193 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Towers and X2L interfaces without a language model (paper section 3.1): from media to quasi-linguistic embeddings.
+
+Deviations from the authors' code: frozen modules stay in eval mode (there, their dropout is active), and missing video
+frames are neither encoded nor shown to the language model.
+
+Legend: N items, F frames of a video, R real frames of all videos, T encoder frames, E, D widths.
+"""
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
+from transformers.utils import can_return_tuple
+
+from .configuration_xllm import XLLMConfig
+from .stage_checkpoints import StageCheckpointMixin
+from .x2l_interfaces import QFormerConverter, X2LInterface, X2LOutput
+
+
+# LAVIS's ln_vision has PyTorch's default eps, unlike the norms inside ViT-g (1e-6).
+LN_VISION_EPS = 1e-5
+
+
+def is_trainable(module: nn.Module) -> bool:
+    """Whether any parameter of `module` is being trained."""
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+class XLLMPreTrainedModel(StageCheckpointMixin, PreTrainedModel):
+    """Weight initialisation, loading and saving shared by all X-LLM models."""
+
+    config: XLLMConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "video", "audio", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _supports_flash_attn = False
+    _can_compile_fullgraph = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _no_split_modules = ["ChatGLMBlock"]
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # Outside transformers, missing weights of towers that transformers owns would be left uninitialised.
+        return cls.is_remote_code()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, QFormerConverter):
+            init.normal_(module.query_tokens, std=self.config.initializer_range)
+
+
+class FeatureGetters:
+    """`get_features` under the names that transformers uses for the paper's modalities."""
+
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> X2LOutput:
+        """`get_features` of images `(images, 3, H, W)`."""
+        return self.get_features("image", pixel_values, **kwargs)
+
+    def get_video_features(self, pixel_values_videos: torch.Tensor, video_frame_mask=None, **kwargs) -> X2LOutput:
+        """`get_features` of videos `(videos, F, 3, H, W)` with their frame mask `(videos, F)`."""
+        return self.get_features("video", pixel_values_videos, video_frame_mask, **kwargs)
+
+    def get_audio_features(self, input_features: torch.Tensor, input_features_mask=None, **kwargs) -> X2LOutput:
+        """`get_features` of speech `(clips, frames, 80)` with its mask `(clips, frames)`."""
+        return self.get_features("speech", input_features, input_features_mask, **kwargs)
+
+
+class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
+    """Towers and interfaces without a language model: from media to quasi-linguistic embeddings."""
+
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: XLLMConfig):
+        super().__init__(config)
+        used = {row.encoder for row in config.modalities.values()}
+        self.vision_tower = self._build_tower(config.vision_config) if "vision" in used else None
+        self.audio_tower = self._build_tower(config.audio_config) if "audio" in used else None
+        self.extra_towers = nn.ModuleDict(
+            {name: self._build_tower(encoder) for name, encoder in config.extra_encoders.items() if name in used}
+        )
+        self.interfaces = nn.ModuleDict(
+            {name: X2LInterface(row, config.row_of_converter(name)) for name, row in config.modalities.items()}
+        )
+        if type(self) is XLLMEncoderModel:
+            self.post_init()
+
+    @staticmethod
+    def _build_tower(config) -> PreTrainedModel:
+        if config.model_type != "blip_2_vision_model":
+            return AutoModel.from_config(config)
+        tower = Blip2VisionModel._from_config(config)  # AutoModel does not know this class
+        tower.post_layernorm.eps = LN_VISION_EPS
+        return tower
+
+    def tower(self, name: str) -> PreTrainedModel:
+        """The tower called `name` in the modality table."""
+        return {"vision": self.vision_tower, "audio": self.audio_tower, **self.extra_towers}[name]
+
+    def frozen_candidates(self) -> list[nn.Module]:
+        """Parts that are frozen or trained as a whole; `train()` leaves the frozen ones in eval mode."""
+        parts = [tower for tower in (self.vision_tower, self.audio_tower) if tower is not None]
+        parts.extend(self.extra_towers.values())
+        for interface in self.interfaces.values():
+            for part in interface.children():
+                parts.extend([part, *part.children()])
+        return parts
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        for part in self.frozen_candidates():
+            if mode and not is_trainable(part):
+                part.eval()  # the Trainer calls train() at every step; dropout and BatchNorm of frozen parts must not
+        return self
+
+    def encode(self, modality: str, inputs: torch.Tensor, mask: torch.Tensor | None = None, **kwargs):
+        """Run the tower of `modality`, without gradient memory where the tower is frozen.
+
+        Args:
+            inputs: `(N, 3, H, W)` pictures, `(N, F, 3, H, W)` series of pictures, `(N, frames, features)` sequences.
+            mask (`(N, F)` or `(N, frames)`, *optional*): 1 at real pictures or frames.
+
+        Returns:
+            the tower's output, its `last_hidden_state` being `(N, T, E)`, or `(R, T, E)` for the R real pictures of
+            the series; and the mask `(N, T)` of real encoder frames or None.
+        """
+        row = self.config.modalities[modality]
+        if row.encoder is None:
+            return BaseModelOutput(last_hidden_state=inputs), None if mask is None else mask.bool()
+        tower = self.tower(row.encoder)
+        inputs = inputs.to(tower.dtype)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and is_trainable(tower)):
+            if row.num_frames is not None:
+                pictures = inputs.flatten(0, 1)
+                return tower(pictures if mask is None else pictures[mask.bool().flatten()], **kwargs), None
+            if mask is None:
+                return tower(inputs, **kwargs), None
+            outputs = tower(inputs, attention_mask=mask, **kwargs)
+        T = outputs.last_hidden_state.shape[1]
+        encoder_mask = outputs.get("attention_mask")
+        if encoder_mask is None:  # a tower that does not tell: frames in proportion to the input's
+            lengths = torch.ceil(mask.sum(-1) * T / mask.shape[1])
+            encoder_mask = torch.arange(T, device=mask.device) < lengths[:, None]
+        return outputs, encoder_mask.bool()
+
+    def _features(self, modality: str, inputs, mask=None, target_lengths=None, **kwargs) -> X2LOutput:
+        if modality not in self.config.modalities:
+            raise ValueError(f"modality must be one of {', '.join(self.config.modalities)}, got {modality!r}")
+        row = self.config.modalities[modality]
+        outputs, encoder_mask = self.encode(modality, inputs, mask, **kwargs)
+        if mask is None and row.converter != "qformer" or row.num_frames is not None and mask is None:
+            mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
+        features = self.interfaces[modality](
+            outputs.last_hidden_state,
+            mask=encoder_mask,
+            frame_mask=mask if row.num_frames is not None else None,
+            num_placeholders=None
+            if row.converter == "qformer"
+            else -(-mask.sum(-1) // row.subsampling_factor),  # ceil
+            owner=self.interfaces[row.shares_converter_with or modality],
+            target_lengths=target_lengths,
+        )
+        features.last_hidden_state = outputs.last_hidden_state
+        features.hidden_states = outputs.get("hidden_states")
+        features.attentions = outputs.get("attentions")
+        return features
+
+    @can_return_tuple
+    def get_features(
+        self, modality: str, inputs: torch.Tensor, mask: torch.Tensor | None = None, **kwargs
+    ) -> X2LOutput:
+        """What the language model would read of one modality's items (`pooler_output`: one tensor per item).
+
+        Args:
+            modality (`str`): a row of the table.
+            inputs, mask: as the row's `input_name` and `mask_name` arguments of `forward`.
+
+        Raises:
+            ValueError: no such modality.
+        """
+        features = self._features(modality, inputs, mask, **kwargs)
+        lengths = features.mask.sum(-1).tolist()
+        features.pooler_output = list(features.embeddings[features.mask].split(lengths))
+        return features
+
+
+__all__ = ["FeatureGetters", "XLLMEncoderModel", "XLLMPreTrainedModel", "is_trainable"]

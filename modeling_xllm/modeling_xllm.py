@@ -1,0 +1,400 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""X-LLM (arXiv 2305.04160): frozen towers, trained X2L interfaces, a frozen language model.
+
+Every modality takes one path: tower -> interface -> embeddings written over the placeholder tokens -> language model.
+The path is the modality table of `XLLMConfig`; training, generation and chat all walk it.
+
+Deviations from the authors' code: placeholders that no token fills are masked (there, the LLM sees them), and batches of
+any mixture are exact (there, one row at a time).
+
+Legend: B rows of text, L tokens, N items, D width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModel
+from transformers.cache_utils import Cache
+from transformers.generation import LogitsProcessorList, SuppressTokensLogitsProcessor
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import can_return_tuple, torch_compilable_check
+
+from .composition import compose_config, compose_tensors
+from .configuration_chatglm import ChatGLMConfig
+from .configuration_xllm import X2LConfig, XLLMConfig
+from .language_head import logits_and_loss
+from .media_placement import place_media
+from .modeling_chatglm import ChatGLMGenerationMixin, ChatGLMModel, chatglm_positions
+from .modeling_encoders import FeatureGetters, XLLMEncoderModel, XLLMPreTrainedModel, is_trainable
+from .x2l_interfaces import X2LOutput
+
+
+@dataclass
+class XLLMModelOutputWithPast(BaseModelOutputWithPast):
+    """Output of the language model without its head, and what each modality became.
+
+    Args:
+        modality_features (`dict[str, X2LOutput]`, *optional*): per modality given in this call.
+    """
+
+    modality_features: dict | None = None
+
+
+@dataclass
+class XLLMCausalLMOutputWithPast(CausalLMOutputWithPast):
+    """`logits (B, L or logits_to_keep, vocab)`, `loss` when labels are given, and `modality_features` as above."""
+
+    modality_features: dict | None = None
+
+
+class XLLMModel(XLLMEncoderModel):
+    """X-LLM without the language model's head."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self, config: XLLMConfig):
+        super().__init__(config)
+        is_chatglm = isinstance(config.text_config, ChatGLMConfig)
+        self.language_model = (
+            ChatGLMModel._from_config(config.text_config) if is_chatglm else AutoModel.from_config(config.text_config)
+        )
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def frozen_candidates(self) -> list[nn.Module]:
+        return [*super().frozen_candidates(), self.language_model]
+
+    def media_in(self, arguments: dict) -> dict[str, tuple]:
+        """The media among `forward`'s arguments, popped: modality -> (inputs, mask)."""
+        media = {}
+        for name, row in self.config.modalities.items():
+            inputs = arguments.pop(row.input_name, None)
+            mask = arguments.pop(row.mask_name, None) if row.mask_name else None
+            if inputs is not None:
+                media[name] = (inputs, mask)
+        return media
+
+    def placeholder_mask(self, input_ids: torch.LongTensor) -> torch.BoolTensor:
+        """True at the placeholder tokens of any modality, `(B, L)`."""
+        ids = [row.token_id for row in self.config.modalities.values() if row.token_id is not None]
+        return torch.isin(input_ids, torch.tensor(ids, dtype=input_ids.dtype, device=input_ids.device))
+
+    def embed_media(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, media: dict[str, tuple]):
+        """Encode all media of a batch once.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, L)`), attention_mask (`(B, L)`, *optional*): the text.
+            media: modality -> (inputs, mask), as `media_in` returns.
+
+        Returns:
+            `media_embeds (B, L, D)`, zero outside the placeholders; the attention mask `(B, L)` without the
+            placeholders that no token fills; the features by modality.
+
+        Raises:
+            ValueError: placeholders and media disagree; the message names modality and both numbers.
+        """
+        embeddings = self.get_input_embeddings().weight
+        media_embeds = embeddings.new_zeros(*input_ids.shape, embeddings.shape[1])
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        features = {}
+        for name, (inputs, mask) in media.items():
+            row = self.config.modalities[name]
+            if row.token_id is None:
+                raise ValueError(f"modalities[{name!r}].token_id is not set: no token stands for this modality")
+            features[name] = self._features(name, inputs, mask)
+            embeds, keep = place_media(input_ids == row.token_id, features[name], name)
+            media_embeds = media_embeds + embeds.to(media_embeds)
+            attention_mask = attention_mask * keep.to(attention_mask)
+        return media_embeds, attention_mask, features
+
+    def _touch_interfaces(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        # Every rank of a distributed run must use every trained parameter, whichever modalities its batch holds, and a
+        # text-only batch must still have a graph. Added before the LLM: on the loss, sharded ranks wait for each other.
+        trained = [p.sum() for p in self.interfaces.parameters() if p.requires_grad]
+        return inputs_embeds + 0.0 * sum(trained).to(inputs_embeds.dtype) if trained else inputs_embeds
+
+    def _embed(self, input_ids, attention_mask, media_embeds, media: dict, is_prefill: bool):
+        """Text and media as one sequence of embeddings `(B, L, D)`, the attention mask, the features."""
+        features = None
+        if media:
+            media_embeds, attention_mask, features = self.embed_media(input_ids, attention_mask, media)
+        placeholders = self.placeholder_mask(input_ids)
+        if media_embeds is None and is_prefill:
+            torch_compilable_check(
+                ~placeholders.any(),
+                lambda: f"input_ids hold {int(placeholders.sum())} placeholder tokens but no media is given",
+            )
+        # Placeholder ids never reach the embedding as themselves.
+        inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(placeholders, 0))
+        if media_embeds is not None:
+            inputs_embeds = torch.where(placeholders[..., None], media_embeds.to(inputs_embeds), inputs_embeds)
+        return inputs_embeds, attention_mask, features
+
+    def positions(self, input_ids, attention_mask, past_length: int) -> dict:
+        """Position arguments of the language model for a sequence that starts at `past_length`."""
+        if isinstance(self.config.text_config, ChatGLMConfig):
+            if past_length or input_ids is None:
+                return {}  # ChatGLM derives them, or says what is missing
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            position_ids, token_type_ids = chatglm_positions(input_ids, mask, self.config.text_config)
+            return {"position_ids": position_ids, "token_type_ids": token_type_ids}
+        if attention_mask is None or attention_mask.dim() != 2:
+            return {}
+        return {"position_ids": (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, past_length:]}
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        media_embeds: torch.FloatTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        video_frame_mask: torch.Tensor | None = None,
+        input_features: torch.FloatTensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> XLLMModelOutputWithPast:
+        """See `XLLMForConditionalGeneration.forward`; returns `last_hidden_state (B, L, D)`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        named = {
+            "pixel_values": pixel_values,
+            "pixel_values_videos": pixel_values_videos,
+            "video_frame_mask": video_frame_mask,
+            "input_features": input_features,
+            "input_features_mask": input_features_mask,
+        }
+        media = {**self.media_in(named), **self.media_in(kwargs)}
+        if unused := [name for name, value in named.items() if value is not None]:
+            raise ValueError(f"{', '.join(unused)} given, but no row of config.modalities reads it")
+        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        features = None
+        if inputs_embeds is None:
+            inputs_embeds, attention_mask, features = self._embed(
+                input_ids, attention_mask, media_embeds, media, is_prefill=past_length == 0
+            )
+        elif media:
+            raise ValueError("media need input_ids: inputs_embeds do not say where the placeholders are")
+        if self.training:
+            inputs_embeds = self._touch_interfaces(inputs_embeds)
+        positions = {"position_ids": position_ids, "token_type_ids": token_type_ids}
+        positions = {name: value for name, value in positions.items() if value is not None}
+        if position_ids is None:
+            positions = {**self.positions(input_ids, attention_mask, past_length), **positions}
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **positions,
+            **kwargs,
+        )
+        return XLLMModelOutputWithPast(**outputs, modality_features=features)
+
+
+class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, ChatGLMGenerationMixin):
+    """X-LLM: text, images, videos and speech in, text out.
+
+    Example:
+
+    ```python
+    >>> inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
+    >>> answer = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
+    ```
+    """
+
+    def __init__(self, config: XLLMConfig):
+        super().__init__(config)
+        text = config.get_text_config()
+        self.model = XLLMModel(config)
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            embedding = self.model.get_input_embeddings()
+            name = next(name for name, module in self.named_modules() if module is embedding)
+            self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
+        self.post_init()
+
+    @classmethod
+    def from_towers(
+        cls,
+        language_model: str,
+        encoders: dict[str, str] | None = None,
+        interfaces: dict[str, str] | None = None,
+        modalities: dict[str, X2LConfig] | None = None,
+        dtype: torch.dtype | str = "auto",
+        **config_fields,
+    ) -> "XLLMForConditionalGeneration":
+        """Compose a new model from published towers; its checkpoints will name them instead of storing them.
+
+        Args:
+            language_model (`str`): folder or Hub id ("repo" or "repo@revision") of a causal language model.
+            encoders (`dict[str, str]`): "vision", "audio" or a name of yours -> folder or Hub id.
+            interfaces (`dict[str, str]`): modality -> what its converter starts from: a BLIP-2 or a BERT.
+            modalities (`dict[str, X2LConfig]`, *optional*): the table; default the paper's three rows.
+            config_fields: further fields of `XLLMConfig`.
+
+        Raises:
+            StageCheckpointError: a tower cannot be had or lacks a tensor.
+            ValueError: an interface cannot start from what is named.
+        """
+        interfaces = dict(interfaces or {})
+        config = compose_config(language_model, dict(encoders or {}), interfaces, modalities, **config_fields)
+        tensors = compose_tensors(config, interfaces)
+        cls.check_towers(config, tensors)
+        return cls.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_features(
+        self, modality: str, inputs: torch.Tensor, mask: torch.Tensor | None = None, **kwargs
+    ) -> X2LOutput:
+        """See `XLLMEncoderModel.get_features`."""
+        return self.model.get_features(modality, inputs, mask, **kwargs)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if mode and not is_trainable(self.lm_head):
+            self.lm_head.eval()
+        return self
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        media_embeds: torch.FloatTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        video_frame_mask: torch.Tensor | None = None,
+        input_features: torch.FloatTensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> XLLMCausalLMOutputWithPast:
+        """One pass over text and media; media are flat over the batch, in order of appearance in the text.
+
+        Args:
+            input_ids, attention_mask (`(B, L)`): text with placeholder tokens; 1 = attend. `inputs_embeds (B, L, D)`
+                instead of ids holds no media.
+            position_ids: `(B, L)`, or `(2, B, L)` with ChatGLM; token_type_ids (`(B, L)`, ChatGLM): 0 in the
+                bidirectional prefix. Both are derived when not given.
+            pixel_values (`(images, 3, H, W)`): images.
+            pixel_values_videos (`(videos, F, 3, H, W)`), video_frame_mask (`(videos, F)`): videos, 1 = real frame,
+                real frames first.
+            input_features (`(clips, frames, 80)`), input_features_mask (`(clips, frames)`): log-mel speech, 10 ms a
+                frame, 1 = real frame.
+            media_embeds (`(B, L', D)`): already encoded media, as `XLLMModel.embed_media` returns them.
+            labels (`(B, L)`): next-token targets, -100 where there is none; the shift is done here.
+            logits_to_keep (`int` or index tensor): positions to project to the vocabulary; 0 = all, and in train mode
+                with labels only the supervised ones (`logits` is then `None`).
+            Further modalities come under the `input_name` and `mask_name` of their row.
+
+        Raises:
+            ValueError: placeholders and media disagree, or media without a row that reads them.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            token_type_ids=token_type_ids,
+            media_embeds=media_embeds,
+            pixel_values=pixel_values,
+            pixel_values_videos=pixel_values_videos,
+            video_frame_mask=video_frame_mask,
+            input_features=input_features,
+            input_features_mask=input_features_mask,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits, loss = logits_and_loss(
+            self.lm_head,
+            outputs.last_hidden_state,
+            labels,
+            logits_to_keep,
+            self.loss_function,
+            self.training,
+            **kwargs,
+        )
+        return XLLMCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            modality_features=outputs.modality_features,
+        )
+
+    @torch.no_grad()
+    def generate(self, inputs: torch.Tensor | None = None, *args, **kwargs):
+        """`GenerationMixin.generate`; media are encoded once, whatever the decoding mode, and never put in an answer."""
+        placeholders = [row.token_id for row in self.config.modalities.values() if row.token_id is not None]
+        kwargs["logits_processor"] = LogitsProcessorList(
+            [SuppressTokensLogitsProcessor(placeholders, device=self.device), *(kwargs.get("logits_processor") or [])]
+        )
+        media = self.model.media_in(kwargs)
+        if media:
+            inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
+            if inputs is None:
+                raise ValueError("media need input_ids: nothing else says where the placeholders are")
+            kwargs["media_embeds"], kwargs["attention_mask"], _ = self.model.embed_media(
+                inputs, kwargs.get("attention_mask"), media
+            )
+        return super().generate(inputs, *args, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids,
+        media_embeds=None,
+        is_first_iteration=False,
+        inputs_embeds=None,
+        past_key_values=None,
+        **kwargs,
+    ) -> dict:
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            is_first_iteration=is_first_iteration,
+            inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        if media_embeds is not None and model_inputs.get("input_ids") is not None:
+            model_inputs["media_embeds"] = self._media_of_step(media_embeds, input_ids, model_inputs["input_ids"])
+        return model_inputs
+
+    @staticmethod
+    def _media_of_step(media_embeds: torch.Tensor, input_ids: torch.Tensor, step_ids: torch.Tensor):
+        """`media_embeds (B, L', D)` of the prompt, cut or padded to the tokens `step_ids` of this step, or None."""
+        start = input_ids.shape[1] - step_ids.shape[1]
+        media_embeds = media_embeds[:, start : start + step_ids.shape[1]]
+        missing = step_ids.shape[1] - media_embeds.shape[1]
+        if missing == step_ids.shape[1]:
+            return None  # past the prompt
+        return nn.functional.pad(media_embeds, (0, 0, 0, missing))
+
+
+__all__ = ["XLLMEncoderModel", "XLLMForConditionalGeneration", "XLLMModel", "XLLMPreTrainedModel"]

@@ -1,0 +1,96 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Stage checkpoints: small files, whole models."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from tiny import VOCAB, tiny_config, tiny_model, tiny_text_config
+from transformers import AutoModel, AutoModelForMultimodalLM, LlamaForCausalLM, ParakeetEncoder
+from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
+
+from xllm import ChatGLMForConditionalGeneration, XLLMForConditionalGeneration
+from xllm.modeling_xllm.stage_checkpoints import StageCheckpointError
+
+
+def assert_same_weights(first, second):
+    ours, theirs = first.state_dict(), second.state_dict()
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert different == []
+
+
+def write_towers(folder, text="chatglm"):
+    """The four published parts of a tiny model, each in a folder of its own."""
+    torch.manual_seed(5)
+    config = tiny_config(text)
+    causal = ChatGLMForConditionalGeneration if text == "chatglm" else LlamaForCausalLM
+    causal(tiny_text_config(text)).save_pretrained(folder / "llm")
+    Blip2VisionModel(config.vision_config).save_pretrained(folder / "vision")
+    ParakeetEncoder(config.audio_config).save_pretrained(folder / "audio")
+    return {
+        "language_model": str(folder / "llm"),
+        "encoders": {"vision": str(folder / "vision"), "audio": str(folder / "audio")},
+        "modalities": config.modalities,
+    }
+
+
+def test_a_whole_model_survives_a_folder(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    for auto in (XLLMForConditionalGeneration, AutoModel, AutoModelForMultimodalLM):
+        again = auto.from_pretrained(tmp_path)
+        assert type(again) is XLLMForConditionalGeneration
+        assert_same_weights(model, again)
+
+
+@pytest.mark.parametrize("text", ["chatglm", "llama"])
+def test_a_composed_model_stores_its_interfaces_only(tmp_path, text):
+    model = XLLMForConditionalGeneration.from_towers(**write_towers(tmp_path, text))
+    vision = Blip2VisionModel.from_pretrained(tmp_path / "vision")
+    torch.testing.assert_close(model.model.vision_tower.state_dict(), vision.state_dict(), atol=0, rtol=0)
+    model.save_pretrained(tmp_path / "stage")
+    with safe_open(tmp_path / "stage" / "model.safetensors", framework="pt") as file:
+        assert {key.split(".")[1] for key in file.keys()} == {"interfaces"}  # noqa: SIM118
+    again = XLLMForConditionalGeneration.from_pretrained(tmp_path / "stage")
+    assert_same_weights(model, again)
+    assert again.lm_head.weight.shape == (VOCAB, 32)
+
+
+def test_the_parts_of_a_whole_x_llm_can_be_the_towers_of_a_stage(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "base")
+    source = {"name_or_path": "../base", "revision": None}
+    model.config.towers = dict.fromkeys(("vision_tower", "audio_tower", "language_model"), source)
+    model.save_pretrained(tmp_path / "stage2")
+    shutil.move(tmp_path / "stage2", tmp_path / "later")  # both stay neighbours
+    assert_same_weights(model, XLLMForConditionalGeneration.from_pretrained(tmp_path / "later"))
+
+
+def test_a_missing_tower_is_named_and_nothing_is_left_random(tmp_path):
+    model = XLLMForConditionalGeneration.from_towers(**write_towers(tmp_path))
+    model.save_pretrained(tmp_path / "stage")
+    shutil.rmtree(tmp_path / "audio")
+    with pytest.raises(StageCheckpointError, match="audio_tower: cannot load .*audio"):
+        XLLMForConditionalGeneration.from_pretrained(tmp_path / "stage")
+
+
+def test_a_tower_without_all_its_tensors_is_refused(tmp_path):
+    towers = write_towers(tmp_path)
+    model = XLLMForConditionalGeneration.from_towers(**towers)
+    model.save_pretrained(tmp_path / "stage")
+    config = json.loads((tmp_path / "vision" / "config.json").read_text())
+    config["num_hidden_layers"] = 1
+    Blip2VisionModel(type(model.config.vision_config)(**config)).save_pretrained(tmp_path / "vision")
+    with pytest.raises(StageCheckpointError, match="vision: 12 tensors of this model are not there"):
+        XLLMForConditionalGeneration.from_pretrained(tmp_path / "stage")
+
+
+def test_interface_weights_missing_from_the_stage_are_refused(tmp_path):
+    model = XLLMForConditionalGeneration.from_towers(**write_towers(tmp_path))
+    state = {key: value for key, value in model.state_dict().items() if "interfaces.image.adapter" not in key}
+    model.save_pretrained(tmp_path / "stage", state_dict=state)
+    with pytest.raises(StageCheckpointError, match="2 tensors of this model are not there"):
+        XLLMForConditionalGeneration.from_pretrained(tmp_path / "stage")

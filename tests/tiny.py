@@ -1,0 +1,116 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Builders of tiny random models, shared by the tests."""
+
+import torch
+from transformers import Blip2QFormerConfig, LlamaConfig, ParakeetEncoderConfig
+from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
+
+from xllm import ChatGLMConfig, X2LConfig, XLLMConfig, XLLMForConditionalGeneration
+from xllm.modeling_xllm.configuration_cformer import CFormerConfig
+
+
+VOCAB = 120
+GMASK, SOP, EOP, PAD = 101, 102, 103, 3
+IMAGE, VIDEO, SPEECH, STATUS = 110, 111, 112, 113
+QUERIES, FRAMES, FACTOR, MELS, PIXELS = 2, 3, 8, 80, 28
+
+
+def tiny_text_config(kind: str = "chatglm"):
+    """A causal LM of two layers: ChatGLM, or Llama as an LLM of another family."""
+    if kind == "llama":
+        return LlamaConfig(
+            vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=256, pad_token_id=PAD, bos_token_id=SOP, eos_token_id=EOP,
+        )  # fmt: skip
+    return ChatGLMConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=256, pad_token_id=PAD, bos_token_id=SOP, eos_token_id=EOP, gmask_token_id=GMASK,
+        mask_token_id=100,
+    )  # fmt: skip
+
+
+def tiny_rows(**changes) -> dict[str, X2LConfig]:
+    """The paper's three rows at tiny sizes; `changes` replaces or adds rows."""
+    qformer = {
+        "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+    }  # fmt: skip
+    cformer = CFormerConfig(
+        cif_hidden_size=16, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    rows = {
+        "image": X2LConfig(num_query_tokens=QUERIES, qformer_config=Blip2QFormerConfig(**qformer), token_id=IMAGE),
+        "video": X2LConfig(
+            input_name="pixel_values_videos",
+            mask_name="video_frame_mask",
+            placeholder_token="<VideoHere>",
+            token_id=VIDEO,
+            shares_converter_with="image",
+            num_query_tokens=QUERIES,
+            num_frames=FRAMES,
+        ),
+        "speech": X2LConfig(
+            encoder="audio",
+            input_name="input_features",
+            mask_name="input_features_mask",
+            converter="cformer",
+            cformer_config=cformer,
+            placeholder_token="<SpeechHere>",
+            token_id=SPEECH,
+            subsampling_factor=FACTOR,
+            adapter_activation="relu",
+        ),
+    }
+    return {**rows, **changes}
+
+
+def tiny_config(text: str = "chatglm", rows: dict | None = None, **fields) -> XLLMConfig:
+    """An `XLLMConfig` of some ten thousand parameters."""
+    return XLLMConfig(
+        text_config=tiny_text_config(text),
+        vision_config=Blip2VisionConfig(
+            hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=PIXELS,
+            patch_size=14, initializer_range=0.02,
+        ),
+        audio_config=ParakeetEncoderConfig(
+            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+            subsampling_conv_channels=4, layerdrop=0.0,
+        ),
+        modalities=tiny_rows() if rows is None else rows,
+        **fields,
+    )  # fmt: skip
+
+
+def tiny_model(text: str = "chatglm", seed: int = 0, **kwargs) -> XLLMForConditionalGeneration:
+    """A random model in eval mode whose modules all matter (no near-zero weights)."""
+    torch.manual_seed(seed)
+    model = XLLMForConditionalGeneration(tiny_config(text, **kwargs)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.15)
+    return model
+
+
+def speech(*frames: int) -> dict[str, torch.Tensor]:
+    """Random log-mel clips of the given numbers of frames, padded, with their mask."""
+    longest = max(frames)
+    features = torch.randn(len(frames), longest, MELS)
+    mask = (torch.arange(longest) < torch.tensor(frames)[:, None]).long()
+    return {"input_features": features * mask[..., None], "input_features_mask": mask}
+
+
+def prompt(*parts: int | list[int]) -> list[int]:
+    """Token ids of a prompt, `[gMASK] <sop>` at its end."""
+    ids = []
+    for part in parts:
+        ids.extend(part if isinstance(part, list) else [part])
+    return [*ids, GMASK, SOP]
+
+
+def left_pad(rows: list[list[int]]) -> dict[str, torch.Tensor]:
+    """`input_ids` and `attention_mask` of rows of different lengths, padded on the left."""
+    longest = max(len(row) for row in rows)
+    ids = torch.tensor([[PAD] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask}
