@@ -1,0 +1,223 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Stage-1 objectives of the Q-Former as plain functions of tensors (BLIP-2 section 3.1; ALBEF for the hard negatives).
+
+    s(i, t) = max over the queries q of item i of <f_iq, g_t>,  |f| = |g| = 1
+    ITC     = 1/2 (CE(s / temperature, own text) + CE(s^T / temperature, own item))
+    ITM     = CE of "do they belong together" on own pairs and on hard negatives drawn by softmax(s / temperature)
+    ITG     = CE of each caption token given the queries and the tokens before it
+
+Deviation: equal captions may count as positives of each other (`equal_texts`), and gradients cross ranks exactly, where
+BLIP-2 lets none through the gathered features: the gradient is that of one process with the whole batch.
+
+Legend: B pairs of this rank, W ranks, I items, T texts, Q queries of an item (all frames), P projection width.
+"""
+
+import torch
+from torch import distributed, nn
+
+
+HARD_NEGATIVE_FLOOR = 1e-4  # keeps every negative drawable, as in BLIP-2
+
+
+def max_similarity(media: torch.Tensor, text: torch.Tensor, query_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Cosine of each text with the item's best query, in fp32 also under autocast.
+
+    Args:
+        media (`torch.FloatTensor` of shape `(I, Q, P)`), text (`(T, P)`): unit vectors.
+        query_mask (`torch.BoolTensor` of shape `(I, Q)`, *optional*): queries of masked frames (False) never count.
+
+    Returns:
+        (I, T).
+    """
+    with torch.autocast(device_type=media.device.type, enabled=False):
+        scores = torch.einsum("iqp,tp->iqt", media.float(), text.float())
+        if query_mask is not None:
+            scores = scores.masked_fill(~query_mask.bool().unsqueeze(-1), float("-inf"))
+        return scores.max(dim=1).values
+
+
+def pair_positives(
+    input_ids: torch.LongTensor, all_input_ids: torch.LongTensor, offset: int, equal_texts: bool
+) -> torch.BoolTensor:
+    """Which of all ranks' texts belong to which of this rank's items.
+
+    Args:
+        input_ids (`(B, L)`), all_input_ids (`(W * B, L)`): texts, padding filled with one id.
+        offset (`int`): place of this rank's first text among all.
+        equal_texts (`bool`): True where the texts are equal; else the own pair only.
+
+    Returns:
+        (B, W * B) bool; symmetric in items and texts, since a text is as much its item's caption as its equal.
+    """
+    rows = torch.arange(input_ids.shape[0], device=input_ids.device)
+    columns = torch.arange(all_input_ids.shape[0], device=input_ids.device)
+    own = columns[None, :] == rows[:, None] + offset
+    if not equal_texts:
+        return own
+    return own | (input_ids[:, None, :] == all_input_ids[None, :, :]).all(dim=-1)
+
+
+def contrastive_loss(
+    media_to_text: torch.Tensor, text_to_media: torch.Tensor, positives: torch.Tensor, label_smoothing: float = 0.1
+) -> torch.Tensor:
+    """ITC in both directions (BLIP-2 section 3.1).
+
+    Args:
+        media_to_text, text_to_media (`torch.FloatTensor` of shape `(B, W * B)`): similarities / temperature.
+        positives (`torch.BoolTensor` of shape `(B, W * B)`): at least one True per row; they share the target equally.
+    """
+    targets = positives.to(media_to_text.dtype)
+    targets = targets / targets.sum(dim=1, keepdim=True)
+    losses = [
+        nn.functional.cross_entropy(scores, targets, label_smoothing=label_smoothing)
+        for scores in (media_to_text, text_to_media)
+    ]
+    return 0.5 * (losses[0] + losses[1])
+
+
+@torch.no_grad()
+def draw_hard_negatives(
+    scores: torch.Tensor, positives: torch.BoolTensor, hardest: bool = False
+) -> tuple[torch.LongTensor, torch.BoolTensor]:
+    """One negative per row, drawn with probability softmax(scores) + 1e-4 among the pairs that are not positive.
+
+    Args:
+        scores (`torch.FloatTensor` of shape `(B, W * B)`): similarities / temperature.
+        positives (`torch.BoolTensor` of shape `(B, W * B)`): never drawn.
+        hardest (`bool`): take the most likely one instead of drawing (for an evaluation that repeats).
+
+    Returns:
+        indices (B,) and found (B,): False where a row has no negative; its index is then a positive, not to be used.
+    """
+    found = (~positives).any(dim=1)
+    weights = scores.float().softmax(dim=1) + HARD_NEGATIVE_FLOOR
+    weights = weights.masked_fill(positives, 0.0)
+    weights = torch.where(found[:, None], weights, positives.float())
+    indices = weights.argmax(dim=1) if hardest else torch.multinomial(weights, 1).squeeze(1)
+    return indices, found
+
+
+def matching_loss(logits: torch.Tensor, labels: torch.LongTensor, kept: torch.BoolTensor) -> torch.Tensor:
+    """ITM: mean cross-entropy over the kept rows; 0 if none is kept.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(rows, 2)`), labels (`(rows,)`): 1 = they belong together.
+        kept (`torch.BoolTensor` of shape `(rows,)`): False for rows that have no partner.
+    """
+    losses = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+    return (losses * kept).sum() / kept.sum().clamp(min=1)
+
+
+def captioning_loss(logits: torch.Tensor, targets: torch.LongTensor, label_smoothing: float = 0.1) -> torch.Tensor:
+    """ITG: mean cross-entropy over the real target tokens, (tokens, V) and (tokens,); 0 if there is none."""
+    total = nn.functional.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing, reduction="sum")
+    return total / max(targets.shape[0], 1)
+
+
+def retrieval_recall(
+    similarities: torch.Tensor, positives: torch.BoolTensor | None = None, k: int = 1
+) -> dict[str, float]:
+    """Share of rows with a positive among the k best columns (R@k), both ways.
+
+    Args:
+        similarities (`torch.FloatTensor` of shape `(I, T)`): items x texts.
+        positives (`torch.BoolTensor` of shape `(I, T)`, *optional*): default the diagonal.
+        k (`int`): how many candidates count.
+
+    Raises:
+        ValueError: no `positives` for a matrix that is not square.
+    """
+    if positives is None:
+        if similarities.shape[0] != similarities.shape[1]:
+            raise ValueError(
+                f"similarities is {tuple(similarities.shape)}, not square: give positives of the same shape"
+            )
+        positives = torch.eye(similarities.shape[0], dtype=torch.bool, device=similarities.device)
+    recalls = {}
+    for name, scores, truth in (
+        ("media_to_text", similarities, positives),
+        ("text_to_media", similarities.T, positives.T),
+    ):
+        best = scores.topk(min(k, scores.shape[1]), dim=1).indices
+        recalls[name] = truth.gather(1, best).any(dim=1).float().mean().item()
+    return recalls
+
+
+def world_size() -> int:
+    """Ranks that share a batch; 1 outside torch.distributed."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def world_rank() -> int:
+    """This process's rank; 0 outside torch.distributed."""
+    return distributed.get_rank() if world_size() > 1 else 0
+
+
+class _GatherRanks(torch.autograd.Function):
+    """All ranks' tensors, one after the other; the gradient of the own part is summed over the ranks that used it."""
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(tensor) for _ in range(world_size())]
+        distributed.all_gather(parts, tensor)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(gradient)
+        return gradient.chunk(world_size())[world_rank()]
+
+
+def gather_ranks(tensor: torch.Tensor, padded_shape: tuple[int, ...] | None = None) -> torch.Tensor:
+    """(B, ...) of this rank -> (W * B, ...) of all ranks in order, with exact gradients. The same tensor for W = 1.
+
+    Args:
+        tensor (`torch.Tensor`): of equal shape on every rank up to `padded_shape`.
+        padded_shape (`tuple[int, ...]`, *optional*): sizes of the leading axes after the first, the same on every
+            rank; the tensor is filled up with zeros to them first.
+    """
+    if padded_shape is not None:
+        for axis, size in enumerate(padded_shape, start=1):
+            missing = size - tensor.shape[axis]
+            if missing > 0:
+                tensor = nn.functional.pad(tensor, (0, 0) * (tensor.dim() - axis - 1) + (0, missing))
+    if world_size() == 1:
+        return tensor
+    if tensor.dtype == torch.bool:
+        return _GatherRanks.apply(tensor.to(torch.uint8).contiguous()).bool()
+    return _GatherRanks.apply(tensor.contiguous())
+
+
+def common_sizes(batch: int, *sizes: int, device: torch.device) -> list[int]:
+    """Largest of each of `sizes` over the ranks.
+
+    Raises:
+        ValueError: the ranks hold batches of different size; negatives could not be shared.
+    """
+    if world_size() == 1:
+        return list(sizes)
+    mine = torch.tensor([batch, *sizes], device=device)
+    everyone = [torch.empty_like(mine) for _ in range(world_size())]
+    distributed.all_gather(everyone, mine)
+    table = torch.stack(everyone).tolist()
+    if any(row[0] != batch for row in table):
+        raise ValueError(
+            f"ranks hold batches of {[row[0] for row in table]} pairs; equal sizes are needed (dataloader_drop_last=True)"
+        )
+    return [max(row[index] for row in table) for index in range(1, len(table[0]))]
+
+
+__all__ = [
+    "captioning_loss",
+    "common_sizes",
+    "contrastive_loss",
+    "draw_hard_negatives",
+    "gather_ranks",
+    "matching_loss",
+    "max_similarity",
+    "pair_positives",
+    "retrieval_recall",
+    "world_rank",
+    "world_size",
+]
