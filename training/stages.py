@@ -1,0 +1,204 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""What each stage trains (paper section 3.2, figure 2): one table, applied to any X-LLM model.
+
+| stage         | Q-Former row            | C-Former row            | linear row           |
+|---------------|-------------------------|-------------------------|----------------------|
+| 1 convert     | converter, heads        | converter, heads        | nothing to convert   |
+| 2 align       | converter, adapter      | converter, adapter      | converter, adapter   |
+| 3 integrate   | adapter                 | adapter                 | adapter              |
+
+Heads are what a stage-1 model adds to towers and interfaces; they are thrown away afterwards. Switches: `train_encoder`
+(stage 1: the speech encoder is trained with its C-Former, there being no published one), `train_query_tokens` (stage 3:
+the authors' code trains them too, the paper does not), `train_shared` (a converter that belongs to another row).
+
+Deviation: stage 0 is not the paper's; it trains the language model on text alone, to make a stand-in for a published one.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from enum import IntEnum
+
+import torch
+from torch import nn
+
+
+class Stage(IntEnum):
+    """The paper's stages, and the making of a stand-in language model before them."""
+
+    TEXT = 0
+    CONVERT = 1
+    ALIGN = 2
+    INTEGRATE = 3
+
+
+# (stage, converter) -> module paths under `model.interfaces.<modality>`.
+TRAINED_PARTS: dict[tuple[Stage, str], tuple[str, ...]] = {
+    (Stage.CONVERT, "qformer"): ("converter",),
+    (Stage.CONVERT, "cformer"): ("converter",),
+    (Stage.CONVERT, "linear"): (),
+    (Stage.ALIGN, "qformer"): ("converter", "adapter"),
+    (Stage.ALIGN, "cformer"): ("converter", "adapter"),
+    (Stage.ALIGN, "linear"): ("converter", "adapter"),
+    (Stage.INTEGRATE, "qformer"): ("adapter",),
+    (Stage.INTEGRATE, "cformer"): ("adapter",),
+    (Stage.INTEGRATE, "linear"): ("adapter",),
+}
+QUERY_TOKENS = "converter.query_tokens"
+LANGUAGE_MODEL = ("model.language_model.", "lm_head.")
+# Top-level parts of any X-LLM model; what else a stage-1 model holds are its heads.
+COMPOSITE_PARTS = ("model.", "lm_head.")
+
+
+class StageError(ValueError):
+    """A stage, modality or switch that does not fit the model."""
+
+
+def resolve_stage(stage: int | str | Stage) -> Stage:
+    """`2`, "2" or "align" as a `Stage`.
+
+    Raises:
+        StageError: no such stage; the message lists them.
+    """
+    try:
+        return Stage[stage.upper()] if isinstance(stage, str) and not stage.isdigit() else Stage(int(stage))
+    except (KeyError, ValueError, TypeError) as error:
+        choices = ", ".join(f"{member.value} ({member.name.lower()})" for member in Stage)
+        raise StageError(f"stage is {stage!r}; choose one of {choices}") from error
+
+
+def resolve_modalities(config, modalities: Iterable[str] | str | None) -> list[str]:
+    """The rows to train, in the table's order; all of them for `None`.
+
+    Raises:
+        StageError: an unknown modality; the message lists the rows of `config.modalities`.
+    """
+    rows = list(config.modalities)
+    if modalities is None:
+        return rows
+    wanted = [modalities] if isinstance(modalities, str) else list(modalities)
+    if unknown := [name for name in wanted if name not in rows]:
+        raise StageError(f"modalities: no row {', '.join(map(repr, unknown))}; this model has {', '.join(rows)}")
+    return [name for name in rows if name in wanted]
+
+
+def _tower_prefix(encoder: str | None) -> str | None:
+    if encoder is None:
+        return None
+    return f"model.{encoder}_tower." if encoder in ("vision", "audio") else f"model.extra_towers.{encoder}."
+
+
+def declared_prefixes(
+    config,
+    stage: Stage,
+    modalities: list[str],
+    train_encoder: bool = False,
+    train_query_tokens: bool = False,
+    train_shared: bool = False,
+) -> list[str]:
+    """Prefixes of the parameter names that a stage trains, heads of stage-1 models aside (read off `TRAINED_PARTS`)."""
+    if stage is Stage.TEXT:
+        return list(LANGUAGE_MODEL)
+    prefixes = []
+    for name in modalities:
+        row = config.modalities[name]
+        parts = list(TRAINED_PARTS[stage, row.converter])
+        if stage is Stage.INTEGRATE and train_query_tokens and row.converter == "qformer":
+            parts.append(QUERY_TOKENS)
+        prefixes += [f"model.interfaces.{name}.{part}" for part in parts]
+        if train_shared and row.shares_converter_with and "converter" in parts:
+            prefixes.append(f"model.interfaces.{row.shares_converter_with}.converter")
+        if train_encoder and (prefix := _tower_prefix(row.encoder)):
+            prefixes.append(prefix)
+    return prefixes
+
+
+def freeze_for_stage(
+    model: nn.Module,
+    stage: int | str | Stage,
+    modalities: Iterable[str] | str | None = None,
+    *,
+    train_encoder: bool = False,
+    train_query_tokens: bool = False,
+    train_shared: bool = False,
+) -> list[str]:
+    """Make exactly the declared set of parameters trainable, and everything else frozen.
+
+    Args:
+        model: any X-LLM model whose parameters are named as in `XLLMForConditionalGeneration`; in stage 1 also
+            `XLLMForQFormerPreTraining` and `XLLMForSpeechRecognition`, whose heads are trained too.
+        stage (`int` or `str`): 1 or "convert", 2 or "align", 3 or "integrate"; 0 or "text" for a stand-in LLM.
+        modalities (`list[str]`, *optional*): rows of the table; default all.
+        train_encoder (`bool`): stage 1 only: train the towers of these rows as well.
+        train_query_tokens (`bool`): stage 3 only: train the query tokens as well, as the authors' code does.
+        train_shared (`bool`): stages 1 and 2: train a converter that a row borrows from another one.
+
+    Returns:
+        names of the trainable parameters, in the model's order.
+
+    Raises:
+        StageError: unknown stage or modality, a switch of another stage, or nothing to train.
+    """
+    stage = resolve_stage(stage)
+    modalities = resolve_modalities(model.config, modalities)
+    if train_encoder and stage is not Stage.CONVERT:
+        raise StageError(f"train_encoder belongs to stage 1; in stage {stage.value} the encoders are frozen")
+    if train_query_tokens and stage is not Stage.INTEGRATE:
+        raise StageError("train_query_tokens belongs to stage 3; stages 1 and 2 train the query tokens anyway")
+    prefixes = declared_prefixes(model.config, stage, modalities, train_encoder, train_query_tokens, train_shared)
+    names = [
+        name
+        for name, _ in model.named_parameters()
+        if _has_prefix(name, prefixes) or (stage is Stage.CONVERT and not name.startswith(COMPOSITE_PARTS))
+    ]
+    if not any(_has_prefix(name, prefixes) for name in names):
+        what = ", ".join(f"{name} ({model.config.modalities[name].converter})" for name in modalities)
+        raise StageError(f"stage {stage.value} ({stage.name.lower()}) trains nothing of {what or 'no modality'}")
+    trained = set(names)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+    return names
+
+
+def _has_prefix(name: str, prefixes: list[str]) -> bool:
+    return any(name == prefix or name.startswith(prefix.rstrip(".") + ".") for prefix in prefixes)
+
+
+def frozen_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters that are not trained, and saved buffers of modules none of whose own parameters is trained."""
+    frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    saved = set(model.state_dict(keep_vars=True))
+    for path, module in model.named_modules():
+        if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+            continue
+        for name, buffer in module.named_buffers(prefix=path, recurse=False):
+            if name in saved:
+                frozen[name] = buffer
+    return frozen
+
+
+def frozen_fingerprint(model: nn.Module, prefixes: tuple[str, ...] | None = None) -> str:
+    """SHA-256 over names and bytes of the frozen tensors: equal before and after means bit-identical.
+
+    Args:
+        prefixes (`tuple[str, ...]`, *optional*): only tensors whose names start so, e.g. `LANGUAGE_MODEL`.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(frozen_tensors(model).items()):
+        if prefixes is None or name.startswith(prefixes):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+__all__ = [
+    "LANGUAGE_MODEL",
+    "TRAINED_PARTS",
+    "Stage",
+    "StageError",
+    "declared_prefixes",
+    "freeze_for_stage",
+    "frozen_fingerprint",
+    "frozen_tensors",
+    "resolve_modalities",
+    "resolve_stage",
+]

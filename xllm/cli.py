@@ -1,0 +1,72 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""The `xllm` command: `xllm COMMAND --help` tells what each command takes.
+
+Exit status: 0; 1 with one line on stderr for a failure of the input or the world (`--debug` shows the traceback); 2 for
+wrong usage.
+"""
+
+import argparse
+import importlib
+import sys
+import traceback
+
+import xllm
+
+
+COMMANDS = ("init", "demo", "train", "chat", "evaluate", "inspect")
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser that takes options between positional arguments: `xllm chat MODEL --image F QUESTION`."""
+
+    _is_splitting = False
+
+    def parse_known_args(self, args=None, namespace=None):
+        if self._is_splitting:
+            return super().parse_known_args(args, namespace)
+        self._is_splitting = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_splitting = False
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each command module adds its own."""
+    parser = argparse.ArgumentParser(prog="xllm", description="Teach a frozen language model to see, hear and watch.")
+    parser.add_argument("--version", action="version", version=f"xllm {xllm.__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=CommandParser)
+    for name in COMMANDS:
+        module = importlib.import_module(f"xllm.commands.{name}")
+        command = module.add_parser(subparsers)
+        command.set_defaults(run=module.run)
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    return parser
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line, without what follows its first paragraph."""
+    text = " ".join(str(error).strip().split("\n\n")[0].split())
+    return text or type(error).__name__
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    try:
+        importlib.import_module("xllm.auto")
+        importlib.import_module("transformers").utils.logging.disable_progress_bar()
+        return args.run(args) or 0
+    except KeyboardInterrupt:
+        print("xllm: interrupted", file=sys.stderr)  # noqa: T201
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        if args.debug:
+            traceback.print_exc()
+        print(f"xllm {args.command}: {one_line(error)}", file=sys.stderr)  # noqa: T201
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

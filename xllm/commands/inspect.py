@@ -1,0 +1,68 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""`xllm inspect MODEL`: modalities, parameters, and what each stage trains."""
+
+import argparse
+import json
+import sys
+
+
+def add_parser(subparsers) -> argparse.ArgumentParser:
+    """Declare the command."""
+    parser = subparsers.add_parser("inspect", help="modalities, parameters, what each stage trains")
+    parser.add_argument("model", help="folder or Hub id of an X-LLM")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def describe(model) -> dict:
+    """What an X-LLM is made of.
+
+    Returns:
+        `{"parameters": {part: count}, "modalities": {name: {...}}, "stages": {"2 image": count, ...}, "stage": ...}`.
+    """
+    from xllm.modeling_xllm.stage_checkpoints import part_of
+    from xllm.training.stages import freeze_for_stage
+
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    parameters = {}
+    for name, size in sizes.items():
+        parts = name.removeprefix("model.").split(".")
+        key = ".".join(parts[:2]) if parts[0] == "interfaces" else part_of(name)
+        parameters[key] = parameters.get(key, 0) + size
+    rows = {
+        name: {
+            "encoder": row.encoder,
+            "converter": row.converter,
+            "shares_converter_with": row.shares_converter_with,
+            "input": row.input_name,
+            "placeholder": row.placeholder_token,
+        }
+        for name, row in model.config.modalities.items()
+    }
+    stages = {}
+    for name in rows:
+        stages[f"2 {name}"] = sum(sizes[key] for key in freeze_for_stage(model, 2, [name]))
+    stages["3"] = sum(sizes[key] for key in freeze_for_stage(model, 3))
+    return {"stage": model.config.stage, "modalities": rows, "parameters": parameters, "trainable_in_stage": stages}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the description of a model."""
+    from xllm import XLLMForConditionalGeneration
+
+    report = describe(XLLMForConditionalGeneration.from_pretrained(args.model))
+    if args.json:
+        sys.stdout.write(json.dumps(report, indent=2) + "\n")
+        return 0
+    lines = [f"{args.model}: {'stage ' + str(report['stage']) if report['stage'] else 'no stage trained yet'}"]
+    lines += [
+        f"  {name:<10} {row['input']:<20} -> {row['encoder'] or 'features'} -> {row['converter']}"
+        + (f" (of {row['shares_converter_with']})" if row["shares_converter_with"] else "")
+        for name, row in report["modalities"].items()
+    ]
+    lines += ["parameters"] + [f"  {name:<20} {count:>15,}" for name, count in report["parameters"].items()]
+    lines += ["trained in stage"] + [
+        f"  {name:<20} {count:>15,}" for name, count in report["trainable_in_stage"].items()
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
