@@ -1,12 +1,11 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""CIF without a loop over frames against a plain per-frame loop, in one process: `python benchmarks/cif.py [--device cuda]`.
-cuda]`.
+"""CIF without a loop over frames against a plain per-frame loop: `python benchmarks/cif.py [--device cuda]`.
 
-Each row: milliseconds of both for the forward pass alone and with the backward pass (best of several runs, so that other
-other work on the machine counts little), and how many times faster ours is. The results of the two are compared first. The loop is
-The loop is batched and does what the papers say, nothing else: one weight and one state per row, one `where` per quantity and frame.
-quantity and frame. Its backward pass takes time in T squared (each frame's slice gets a gradient of full size), so the largest ones are left out.
-largest ones are left out.
+Each row: milliseconds of both for the forward pass alone and with the backward pass, in one process (best of several
+runs, so that other work on the machine counts little), and how many times faster ours is. The results of the two are
+compared first. The loop is batched and does what the papers say, nothing else: one weight and one state per row, one
+`where` per quantity and frame. Its backward pass takes time in T squared (each frame's slice gets a gradient of full
+size), so the largest ones are left out.
 """
 
 import argparse
@@ -73,11 +72,9 @@ def compare(B: int, T: int, D: int, device: torch.device) -> list[float]:
         times.insert(0, milliseconds(ours, device, 15))
         torch.testing.assert_close(fired.embeddings[fired.mask], loop(), atol=1e-4, rtol=1e-4)
         times.insert(1, milliseconds(loop, device, 3))
-    is_long = B * T > 8 * 2000
     gradient = gradient[fired.mask]
-    times.append(
-        float("nan") if is_long else milliseconds(lambda: train(loop, gradient), device, 1 if B * T > 4000 else 3)
-    )
+    repeats = 0 if B * T > 8 * 2000 else 1 if B * T > 4000 else 3
+    times.append(milliseconds(lambda: train(loop, gradient), device, repeats) if repeats else float("nan"))
     return times
 
 
@@ -89,17 +86,14 @@ def main() -> None:
     parser.add_argument("--frames", type=int, nargs="+", default=[100, 500, 2000])
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    print(
-        f"{'B':>3} {'T':>5} | {'forward: ours':>13} {'loop':>9} {'ratio':>6} | {'+ backward: ours':>16} {'loop':>9} {'ratio':>6}"
-    )
+    columns = f"{'ours':>10} {'loop':>9} {'ratio':>6}"
+    print(f"{'':>9} | {'forward':^27} | {'forward and backward':^27}\n{'B':>3} {'T':>5} | {columns} | {columns}")
     for B in arguments.batches:
         for T in arguments.frames:
             ours, loop, ours_train, loop_train = compare(B, T, arguments.width, device)
-            print(
-                f"{B:>3} {T:>5} | {ours:>10.2f} ms {loop:>6.0f} ms {loop / ours:>5.0f}x"
-                f" | {ours_train:>13.2f} ms {loop_train:>6.0f} ms {loop_train / ours_train:>5.0f}x",
-                flush=True,
-            )
+            pairs = ((ours, loop), (ours_train, loop_train))
+            cells = [f"{fast:>7.2f} ms {slow:>6.0f} ms {slow / fast:>5.0f}x" for fast, slow in pairs]
+            print(f"{B:>3} {T:>5} | {cells[0]} | {cells[1]}", flush=True)
 
 
 if __name__ == "__main__":

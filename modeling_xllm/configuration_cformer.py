@@ -91,6 +91,7 @@ class CFormerConfig(PreTrainedConfig):
         """The encoder-only BERT of this C-Former; its vocabulary is one idle row, which [`CFormer`] drops."""
         return BertConfig(
             vocab_size=1,
+            use_cache=False,
             hidden_size=self.hidden_size,
             num_hidden_layers=self.num_hidden_layers,
             num_attention_heads=self.num_attention_heads,

@@ -21,7 +21,7 @@ from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -30,6 +30,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_chatglm import ChatGLMConfig
 from .generation_chatglm import ChatGLMGenerationMixin, chatglm_positions, prefix_block_ids
+from .language_head import logits_and_loss
 
 
 class ChatGLMRotaryEmbedding(nn.Module):
@@ -397,23 +398,15 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, ChatGLMGenerationM
             use_cache=use_cache,
             **kwargs,
         )
-        hidden_states = outputs.last_hidden_state
-        logits, loss = None, None
-        wants_all = not isinstance(logits_to_keep, int) or logits_to_keep != 0
-        if labels is None or wants_all or not self.training or kwargs.get("shift_labels") is not None:
-            logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
-            if labels is not None:
-                loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        else:
-            # A vocabulary row costs more than all layers' activations of a token: project what the loss reads.
-            supervised = labels[:, 1:] != -100
-            loss = self.loss_function(
-                self.lm_head(hidden_states[:, :-1][supervised]),
-                None,
-                vocab_size=self.config.vocab_size,
-                shift_labels=labels[:, 1:][supervised],
-                **kwargs,
-            )
+        logits, loss = logits_and_loss(
+            self.lm_head,
+            outputs.last_hidden_state,
+            labels,
+            logits_to_keep,
+            self.loss_function,
+            self.training,
+            **kwargs,
+        )
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

@@ -22,6 +22,7 @@ def train_sentencepiece(
     word_level: bool = False,
     byte_fallback: bool = False,
     max_blank_length: int = 8,
+    normalization: str = "identity",
     user_defined_symbols: tuple[str, ...] = WRAPPER_PIECES,
 ) -> Path:
     """Train a vocabulary and write it as `ice_text.model`; the same sentences give the same file.
@@ -37,6 +38,8 @@ def train_sentencepiece(
         word_level (`bool`): each word of the sentences (between spaces) becomes one token, each digit too. Unigram only.
         byte_fallback (`bool`): write unknown characters as bytes, 256 more pieces, instead of `<unk>`.
         max_blank_length (`int`): longest run of spaces with a piece of its own; 0 for none (no tab piece either).
+        normalization (`str`): sentencepiece's rule; "nmt_nfkc" writes full-width punctuation half-width, as the published
+            model seems to (its `chat` turned it back); "identity" keeps every character.
         user_defined_symbols (`tuple[str, ...]`): strings that are always one token.
 
     Returns:
@@ -50,6 +53,24 @@ def train_sentencepiece(
         raise ValueError("sentences: got none with text, expected at least one")
     if model_type not in ("unigram", "bpe") or (word_level and model_type != "unigram"):
         raise ValueError(f"model_type: got {model_type!r}, expected 'unigram'" + ("" if word_level else " or 'bpe'"))
+    trained = _train_text_pieces(sentences, vocab_size, model_type, normalization)
+    model = sentencepiece.SentencePieceProcessor(model_proto=trained)
+    proto = append_pieces(
+        trained,
+        user_defined=user_defined_symbols,
+        normal=_word_pieces(sentences, model, user_defined_symbols) if word_level else (),
+        byte_fallback=byte_fallback,
+        max_blank_length=max_blank_length,
+    )
+    path = Path(path)
+    if path.is_dir():
+        path = path / "ice_text.model"
+    path.write_bytes(proto)
+    return path
+
+
+def _train_text_pieces(sentences: list[str], vocab_size: int, model_type: str, normalization: str) -> bytes:
+    """A plain sentencepiece model whose first ids are ChatGLM's."""
     characters = set("".join(sentences)) - {" ", "\n", "\t"}
     if vocab_size < len(characters) + 6:
         raise ValueError(
@@ -65,6 +86,7 @@ def train_sentencepiece(
         hard_vocab_limit=False,
         character_coverage=1.0,
         split_digits=True,
+        normalization_rule_name=normalization,
         unk_id=0,
         bos_id=1,
         eos_id=2,
@@ -74,19 +96,7 @@ def train_sentencepiece(
         num_threads=1,
         minloglevel=2,
     )
-    model = sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue())
-    proto = append_pieces(
-        trained.getvalue(),
-        user_defined=user_defined_symbols,
-        normal=_word_pieces(sentences, model, user_defined_symbols) if word_level else (),
-        byte_fallback=byte_fallback,
-        max_blank_length=max_blank_length,
-    )
-    path = Path(path)
-    if path.is_dir():
-        path = path / "ice_text.model"
-    path.write_bytes(proto)
-    return path
+    return trained.getvalue()
 
 
 def _word_pieces(

@@ -229,6 +229,16 @@ def test_fixed_width():
     torch.testing.assert_close(cut.embeddings, free.embeddings[:, :2])
 
 
+def test_fixed_width_is_one_graph():
+    hidden, alphas, mask = batch([12, 7])
+    expected = integrate_and_fire(hidden, alphas, mask, max_tokens=12).embeddings
+    torch.compiler.reset()
+    traced = torch.compile(
+        lambda *inputs: integrate_and_fire(*inputs, max_tokens=12).embeddings, backend="eager", fullgraph=True
+    )
+    assert torch.equal(traced(hidden, alphas, mask), expected)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

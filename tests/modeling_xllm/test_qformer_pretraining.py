@@ -106,6 +106,15 @@ def tiny_model(modality: str = "image", **fields) -> XLLMForQFormerPreTraining:
     return model.eval()
 
 
+def shaken_model(modality: str = "image") -> XLLMForQFormerPreTraining:
+    """All parameters random, biases too, so that whatever leaks shows."""
+    model = tiny_model(modality)
+    for name, parameter in model.named_parameters():
+        if name != "temperature":
+            nn.init.normal_(parameter.data, std=0.3)
+    return model
+
+
 def texts(*rows: list[int]) -> dict[str, torch.Tensor]:
     length = max(map(len, rows))
     ids = torch.tensor([row + [PAD] * (length - len(row)) for row in rows])
@@ -322,7 +331,7 @@ class TestMasks:
         assert not one.allclose(other, atol=1e-4)
 
     def test_padding_changes_nothing(self):
-        model, inputs = tiny_model(), batch()
+        model, inputs = shaken_model(), batch()
         padded = {key: inputs[key] for key in inputs}
         padded["input_ids"] = nn.functional.pad(inputs["input_ids"], (0, 3), value=17)  # not even what pads hold
         padded["attention_mask"] = nn.functional.pad(inputs["attention_mask"], (0, 3))
@@ -332,7 +341,9 @@ class TestMasks:
             torch.testing.assert_close(got[name], expected[name], atol=1e-5, rtol=1e-5)
 
     def test_masked_frames_change_nothing(self):
-        model, inputs = tiny_model("video"), batch("video")
+        model, inputs = shaken_model("video"), batch("video")
+        with torch.no_grad():  # a frame of zeros would now be the best answer to the first caption
+            model.media_proj.bias.copy_(model.embed_text(inputs["input_ids"], inputs["attention_mask"])[0])
         longer = dict(inputs)
         longer["pixel_values_videos"] = torch.cat(
             [inputs["pixel_values_videos"], torch.full((4, 2, 3, 16, 16), float("nan"))], dim=1
@@ -392,6 +403,30 @@ class TestLosses:
         output.loss.backward()
         assert model.itm_head.weight.grad.abs().sum() == 0
         assert model.query_tokens.grad.abs().sum() > 0
+
+    def test_what_pads_hold_does_not_make_captions_differ(self):
+        inputs = texts([CLS, 5, SEP], [CLS, 5, SEP], [CLS, 5, 6, SEP])
+        inputs = {key: value[:2] for key, value in inputs.items()}
+        inputs["input_ids"][1, 3] = 17
+        with torch.no_grad():
+            assert tiny_model()(**inputs, pixel_values=torch.randn(2, 3, 16, 16)).itm_loss.item() == 0.0
+
+    def test_matching_sees_own_pairs_then_hard_items_then_hard_texts(self, monkeypatch):
+        model, inputs, seen = shaken_model(), batch(), {}
+        match = model.text_branch.match
+
+        def spy(qformer, input_ids, attention_mask, query_tokens, encoder_states, frame_mask):
+            seen.update(ids=input_ids, states=encoder_states)
+            return match(qformer, input_ids, attention_mask, query_tokens, encoder_states, frame_mask)
+
+        monkeypatch.setattr(model.text_branch, "match", spy)
+        with torch.no_grad():
+            others = model(**inputs).similarities.masked_fill(torch.eye(4, dtype=torch.bool), -2.0)
+            states = model.query_media(inputs["pixel_values"]).encoder_states
+        own, hard_text, hard_item = torch.arange(4), others.argmax(dim=1), others.argmax(dim=0)
+        assert not hard_text.equal(hard_item)
+        assert seen["ids"].equal(inputs["input_ids"][torch.cat([own, own, hard_text])])
+        assert seen["states"].equal(states[torch.cat([own, hard_item, own])])
 
     def test_equal_captions_are_negatives_only_on_request(self):
         inputs = {**texts(*[[CLS, 5, SEP]] * 3), "pixel_values": torch.randn(3, 3, 16, 16)}

@@ -100,8 +100,8 @@ def test_trainer_accumulates_exactly(tmp_path):
         model.model.audio_tower.requires_grad_(False)
         arguments = TrainingArguments(
             output_dir=str(tmp_path), per_device_train_batch_size=size, gradient_accumulation_steps=4 // size,
-            max_steps=1, optim="sgd", learning_rate=0.1, lr_scheduler_type="constant", max_grad_norm=0.0, save_strategy="no",
-            report_to=[], use_cpu=True, disable_tqdm=True, per_device_eval_batch_size=4,
+            max_steps=1, optim="sgd", learning_rate=0.1, lr_scheduler_type="constant", max_grad_norm=0.0,
+            save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True, per_device_eval_batch_size=4,
         )  # fmt: skip
         trainer = Trainer(model, arguments, train_dataset=clips, eval_dataset=clips)
         trainer.train()

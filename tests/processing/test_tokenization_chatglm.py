@@ -54,7 +54,13 @@ def published_encode(model_file, text: str, offset: int = 0) -> list[int]:
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("offset", [0, 20000])
-def test_ids_equal_sentencepiece(model_file, text, offset):
+@pytest.mark.parametrize(
+    "kind", [{}, {"normalization": "nmt_nfkc"}, {"byte_fallback": False}, {"model_type": "bpe"}], ids=str
+)
+def test_ids_equal_sentencepiece(kind, text, offset, tmp_path):
+    model_file = train_sentencepiece(
+        SENTENCES, tmp_path, 160, **{"byte_fallback": True, "max_blank_length": 80, **kind}
+    )
     tokenizer = ChatGLMTokenizer(str(model_file), num_image_tokens=offset)
     assert tokenizer(text, add_special_tokens=False)["input_ids"] == published_encode(model_file, text, offset)
 

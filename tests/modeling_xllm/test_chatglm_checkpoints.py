@@ -1,0 +1,224 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""ChatGLM's configuration, THUDM's folders, and the tensors of the published code where they are available."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from fixtures.chatglm_helpers import WEIGHTS, build
+from fixtures.chatglm_oracle import CONFIG, EOP, PROMPTS
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from xllm import ChatGLMConfig, ChatGLMForConditionalGeneration
+from xllm.modeling_xllm.modeling_chatglm import chatglm_positions
+
+
+PARITY = Path(__file__).resolve().parents[3] / "shared" / "parity" / "chatglm_tiny"
+
+
+@pytest.fixture(scope="module")
+def model() -> ChatGLMForConditionalGeneration:
+    return build()
+
+
+# ---- configuration --------------------------------------------------------------------------------------------------
+
+
+def test_config_knows_both_generations_and_thudms_names():
+    new, old = ChatGLMConfig(), ChatGLMConfig(vocab_size=150528)
+    assert (new.mask_token_id, new.gmask_token_id, new.bos_token_id, new.eos_token_id, new.pad_token_id) == (
+        130000, 130001, 130004, 130005, 3,
+    )  # fmt: skip
+    assert (old.gmask_token_id, old.bos_token_id, old.eos_token_id, old.pad_token_id) == (
+        150001, 150004, 150005, 20003,
+    )  # fmt: skip
+    assert (new.legacy_sop_position, old.legacy_sop_position) == (False, True)
+    config = ChatGLMConfig(**CONFIG, layernorm_epsilon=1e-6)
+    assert (config.num_hidden_layers, config.intermediate_size, config.max_position_embeddings) == (2, 48, 128)
+    assert (config.num_layers, config.inner_hidden_size, config.layer_norm_eps) == (2, 48, 1e-6)
+    assert config.residual_scale == math.sqrt(56)  # whatever the number of layers
+
+
+def test_config_survives_saving(tmp_path):
+    config = ChatGLMConfig(**CONFIG, rope_half_precision=True, residual_scale=2.5)
+    config.save_pretrained(tmp_path)
+    again = AutoConfig.from_pretrained(tmp_path)
+    assert isinstance(again, ChatGLMConfig)
+    assert {**again.to_dict(), "_name_or_path": ""} == {**config.to_dict(), "_name_or_path": ""}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"padded_vocab_size": 65024, "multi_query_attention": True}, "ChatGLM2, ChatGLM3 or GLM-4"),
+        ({"quantization_bit": 4}, "int4-quantised THUDM variant"),
+        ({"pre_seq_len": 128}, "P-tuning"),
+        ({"position_encoding_2d": False}, "position_encoding_2d"),
+        ({"vocab_size": 500}, "give gmask_token_id and bos_token_id"),
+        ({"hidden_size": 4100}, "multiple of 4 \\* num_attention_heads"),
+    ],
+)
+def test_config_refuses_other_checkpoints(fields, message):
+    with pytest.raises(ValueError, match=message):
+        ChatGLMConfig(**fields)
+
+
+def test_config_accepts_an_unquantised_folder_that_says_so():
+    assert ChatGLMConfig(quantization_bit=0, pre_seq_len=None).vocab_size == 130528
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def write_thudm_folder(folder: Path, **fields) -> None:
+    """A folder as THUDM publishes it: sharded .bin in fp16 with fp32 norms, inv_freq per layer, auto_map."""
+    state = {name: tensor.float() if "layernorm" in name else tensor for name, tensor in WEIGHTS.items()}
+    for index in range(CONFIG["num_layers"]):
+        state[f"transformer.layers.{index}.attention.rotary_emb.inv_freq"] = torch.full((4,), 7.0).half()
+    names = sorted(state)
+    shards = {"pytorch_model-00001-of-00002.bin": names[::2], "pytorch_model-00002-of-00002.bin": names[1::2]}
+    for file, keys in shards.items():
+        torch.save({key: state[key] for key in keys}, folder / file)
+    index = {"metadata": {"total_size": 0}, "weight_map": {key: file for file, keys in shards.items() for key in keys}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index), encoding="utf-8")
+    config = {
+        **CONFIG,
+        "architectures": ["ChatGLMModel"],
+        "auto_map": {"AutoConfig": "configuration_chatglm.ChatGLMConfig", "AutoModel": "modeling_chatglm.ChatGLM"},
+        "model_type": "chatglm",
+        "position_encoding_2d": True,
+        "torch_dtype": "float16",
+        "layernorm_epsilon": 1e-5,
+        **fields,
+    }
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "modeling_chatglm.py").write_text("raise RuntimeError('remote code was run')", encoding="utf-8")
+
+
+def test_a_thudm_folder_loads_without_its_code_and_saves_under_its_names(tmp_path, model):
+    write_thudm_folder(tmp_path)
+    loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(loaded) is ChatGLMForConditionalGeneration
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float16}
+    assert loaded.generation_config.eos_token_id == EOP
+    ids = torch.tensor([PROMPTS["answered"]])
+    full = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert torch.equal(full(ids).logits, model(ids).logits)
+    loaded.save_pretrained(tmp_path / "saved")
+    saved = load_file(str(tmp_path / "saved" / "model.safetensors"))
+    assert saved.keys() == WEIGHTS.keys()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in WEIGHTS.items())
+
+
+def test_loading_refills_the_rotary_table_and_reports_what_is_missing(tmp_path, model):
+    model.save_pretrained(tmp_path)
+    again = ChatGLMForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert torch.equal(again.transformer.rotary_emb.inv_freq_bits, model.transformer.rotary_emb.inv_freq_bits)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"quantization_bit": 4}, "int4-quantised THUDM variant"), ({"multi_query_attention": True}, "ChatGLM2")],
+)
+def test_folders_of_other_kinds_are_refused(tmp_path, fields, message):
+    write_thudm_folder(tmp_path, **fields)
+    with pytest.raises(ValueError, match=message):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_fresh_weights_follow_the_initializer_range():
+    model = ChatGLMForConditionalGeneration(ChatGLMConfig(**CONFIG, initializer_range=0.01))
+    assert model.transformer.layers[0].mlp.dense_h_to_4h.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert model.transformer.final_layernorm.weight.unique().tolist() == [1.0]
+
+
+# ---- the published code ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not PARITY.is_dir(), reason="needs the tensors of the published code in ../shared/parity")
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+class TestPublishedCode:
+    """Tensors made by THUDM's and X-LLM's own code; see the README beside them."""
+
+    @pytest.fixture
+    def cases(self, attention):
+        tensors = load_file(str(PARITY / "reference.safetensors"))
+        kinds = json.loads((PARITY / "reference.json").read_text(encoding="utf-8"))["cases"]
+        config = ChatGLMConfig(**json.loads((PARITY / "config_kwargs.json").read_text(encoding="utf-8")))
+        model = ChatGLMForConditionalGeneration._from_config(config, attn_implementation=attention).eval()
+        state = load_file(str(PARITY / "model.safetensors"))
+        model.load_state_dict({name: tensor for name, tensor in state.items() if "inv_freq" not in name})
+        named = {
+            case: {name[len(case) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(f"{case}.")}
+            for case in kinds
+        }
+        return model, kinds, named
+
+    @staticmethod
+    def inputs(model, tensors) -> dict:
+        """Our arguments for a case; its 4-D mask (True = masked) has padding on the diagonal."""
+        ids = tensors["input_ids"]
+        inputs = {"input_ids": ids}
+        if "attention_mask" in tensors:
+            inputs["attention_mask"] = (~tensors["attention_mask"][:, 0].diagonal(dim1=1, dim2=2)).long()
+        media = [tensors[name] for name in ("input_image", "input_speech") if name in tensors]
+        if media:
+            media = torch.cat(media, dim=1).requires_grad_(True)
+            text = model.get_input_embeddings()(ids[:, media.shape[1] :]).detach()
+            inputs["inputs_embeds"] = torch.cat((media, text), dim=1)
+            inputs["media"] = media
+        return inputs
+
+    def test_forward_and_gradients(self, cases):
+        model, kinds, named = cases
+        compared = 0
+        for case, info in kinds.items():
+            # leftpad_nomask is what X-LLM fed by mistake: padding attended and counted.
+            if info.get("kind") not in ("forward", "loss") or case == "leftpad_nomask":
+                continue
+            tensors, inputs = named[case], self.inputs(model, named[case])
+            media = inputs.pop("media", None)
+            outputs = model(**inputs, labels=tensors.get("labels"), output_hidden_states=True)
+            keep = inputs.get("attention_mask", torch.ones_like(tensors["input_ids"])).bool()
+            if "logits" in tensors:
+                assert (outputs.logits - tensors["logits"])[keep].abs().max() < 2e-4, case
+            for got, expected in zip(outputs.hidden_states, tensors.get("hidden", ())):
+                assert (got - expected)[keep].abs().max() < 5e-4, case
+            if "loss" in tensors:
+                assert outputs.loss.item() == pytest.approx(tensors["loss"].item(), abs=1e-5), case
+                model.zero_grad()
+                outputs.loss.backward()
+                expected = {name[6:]: grad for name, grad in tensors.items() if name.startswith("pgrad.")}
+                got = {name: model.get_parameter(name).grad for name in expected}
+                if media is not None:
+                    names = [f"grad_{name}" for name in ("input_image", "input_speech") if name in tensors]
+                    got["media"], expected["media"] = media.grad, torch.cat([tensors[name] for name in names], dim=1)
+                for name, grad in expected.items():
+                    assert (got[name] - grad).abs().max() < 1e-4 * grad.abs().max(), (case, name)
+            compared += 1
+        assert compared == 13
+
+    def test_generations(self, cases):
+        model, kinds, named = cases
+        compared = 0
+        for case, info in kinds.items():
+            if info.get("kind") not in ("generate", "stream"):
+                continue
+            inputs = self.inputs(model, named[case])
+            inputs.pop("media", None)
+            options = info.get("kwargs") or {"max_new_tokens": info["yields"], "do_sample": False}
+            got = model.generate(**inputs, **options)
+            assert got.tolist() == info["sequences"], case
+            compared += 1
+        assert compared == 13
+
+    def test_positions_of_left_padding(self, cases):
+        model, _, named = cases
+        tensors = named["leftpad"]
+        mask = self.inputs(model, tensors)["attention_mask"]
+        positions, _ = chatglm_positions(tensors["input_ids"], mask, model.config)
+        assert torch.equal(positions[:, mask.bool()], tensors["position_ids"].transpose(0, 1)[:, mask.bool()])

@@ -1,0 +1,181 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""ChatGLM's generate in every mode against recomputation without a cache."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from fixtures.chatglm_helpers import REFERENCE, ROWS, build, pad
+from fixtures.chatglm_oracle import GMASK, PROMPTS, SOP
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
+
+from xllm import ChatGLMForConditionalGeneration
+from xllm.modeling_xllm.modeling_chatglm import ChatGLMGenerationMixin, chatglm_positions
+
+
+@pytest.fixture(scope="module")
+def model() -> ChatGLMForConditionalGeneration:
+    return build()
+
+
+def recompute(model, ids: list[int], steps: int) -> list[int]:
+    """Greedy continuation without a cache and without `generate`."""
+    for _ in range(steps):
+        ids = [*ids, int(model(torch.tensor([ids])).logits[0, -1].argmax())]
+    return ids
+
+
+def test_greedy_equals_the_slow_model(model):
+    assert model.generate(torch.tensor([PROMPTS["middle"]]), max_new_tokens=8, eos_token_id=None)[0].tolist() == (
+        REFERENCE["greedy"].tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_cache": False},
+        {"cache_implementation": "static"},
+        {"logits_to_keep": 0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_greedy_modes_equal_recomputation_of_each_row_alone(options, legacy, attention):
+    model = build(attention, legacy_sop_position=legacy)
+    ids, mask = pad(ROWS)
+    got = model.generate(ids, attention_mask=mask, max_new_tokens=9, eos_token_id=None, do_sample=False, **options)
+    for row, sequence, fill in zip(ROWS, got, (mask == 0).sum(-1)):
+        assert sequence[fill:].tolist() == recompute(model, row, 9)
+
+
+def test_decoding_with_a_static_cache_is_one_graph():
+    model = build()
+    ids, mask = pad(ROWS)
+    options = {"attention_mask": mask, "max_new_tokens": 6, "eos_token_id": None, "do_sample": False}
+    expected = model.generate(ids, **options)
+    forward, compiled, lengths = model.forward, torch.compile(model.forward, backend="eager", fullgraph=True), []
+
+    @functools.wraps(forward)
+    def compile_decoding(*args, **kwargs):
+        lengths.append(kwargs["input_ids"].shape[1])
+        return (compiled if lengths[-1] == 1 else forward)(*args, **kwargs)
+
+    model.forward = compile_decoding
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert torch.equal(model.generate(ids, cache_implementation="static", **options), expected)
+    assert lengths == [7, 1, 1, 1, 1, 1]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs + 1
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_drafted_tokens_get_the_right_positions(legacy):
+    model = build(legacy_sop_position=legacy)
+    prompt = [20, 21, 22, 23, 20, 21, GMASK, SOP]
+    options = {"max_new_tokens": 14, "eos_token_id": None, "do_sample": False}
+    expected = recompute(model, prompt, 14)
+    seen = []
+    hook = model.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["position_ids"]), with_kwargs=True
+    )
+    looked_up = model.generate(torch.tensor([prompt]), prompt_lookup_num_tokens=3, **options)
+    hook.remove()
+    assert looked_up[0].tolist() == expected
+    drafted = [positions for positions in seen[1:] if positions.shape[-1] > 1]
+    assert drafted
+    assert all((positions[0, :, positions[1, 0] > 1] == 6).all() for positions in seen)
+    assistant, drafting = copy.deepcopy(model), []
+    assistant.generation_config.update(num_assistant_tokens=4, assistant_confidence_threshold=0.0)
+    assistant.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: drafting.append(kwargs["position_ids"]), with_kwargs=True
+    )
+    assert model.generate(torch.tensor([prompt]), assistant_model=assistant, **options)[0].tolist() == expected
+    assert len(drafting) > 3
+    assert all((positions[0, :, positions[1, 0] > 1] == 6).all() for positions in drafting)
+
+
+def test_beams_and_returned_sequences_equal_each_row_alone(model):
+    ids, mask = pad(ROWS)
+    options = {
+        "max_new_tokens": 7,
+        "num_beams": 3,
+        "num_return_sequences": 2,
+        "do_sample": False,
+        "eos_token_id": None,
+    }
+    together = model.generate(ids, attention_mask=mask, **options)
+    uncached = model.generate(ids, attention_mask=mask, use_cache=False, **options)
+    assert torch.equal(together, uncached)
+    for index, row in enumerate(ROWS):
+        alone = model.generate(torch.tensor([row]), **options)
+        assert torch.equal(together[2 * index : 2 * index + 2, -7:], alone[:, -7:])
+
+
+def test_sampling_with_and_without_a_cache_draws_the_same(model):
+    ids, mask = pad(ROWS)
+    drawn = []
+    for use_cache in (True, False):
+        torch.manual_seed(5)
+        drawn.append(model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=True, use_cache=use_cache))
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("give", ["ids", "positions"])
+def test_generation_from_embeddings(model, give):
+    ids, mask = pad(ROWS)
+    embeds = model.get_input_embeddings()(ids)
+    options = {"attention_mask": mask, "max_new_tokens": 6, "eos_token_id": None, "do_sample": False}
+    expected = model.generate(ids, **options)
+    if give == "ids":
+        assert torch.equal(model.generate(ids, inputs_embeds=embeds, **options), expected)
+    else:
+        positions, types = chatglm_positions(ids, mask, model.config)
+        got = model.generate(inputs_embeds=embeds, position_ids=positions, token_type_ids=types, **options)
+        assert torch.equal(got, expected[:, ids.shape[1] :])
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_generation_goes_on_from_a_cache_that_holds_the_prefix(model, kind):
+    prompt = torch.tensor([PROMPTS["middle"]])
+    options = {"eos_token_id": None, "do_sample": False}
+    cache = (
+        DynamicCache(config=model.config) if kind == "dynamic" else StaticCache(config=model.config, max_cache_len=32)
+    )
+    some = model.generate(prompt, past_key_values=cache, max_new_tokens=4, **options)
+    more = model.generate(some, past_key_values=cache, max_new_tokens=4, **options)
+    assert torch.equal(more, model.generate(prompt, max_new_tokens=8, **options))
+
+
+def test_generation_refuses_what_a_bidirectional_prefix_cannot_do(model):
+    prompt = torch.tensor([PROMPTS["middle"]])
+    with pytest.raises(ValueError, match="prefill_chunk_size=2: the prompt of a ChatGLM is seen in both directions"):
+        model.generate(prompt, prefill_chunk_size=2)
+    positions, types = chatglm_positions(prompt, None, model.config)
+    cache = model(
+        prompt[:, :3], position_ids=positions[..., :3], token_type_ids=types[:, :3], use_cache=True
+    ).past_key_values
+    with pytest.raises(ValueError, match="holds 3 tokens but the prompt's bidirectional prefix is longer"):
+        model.generate(prompt, past_key_values=cache)
+    with pytest.raises(ValueError, match="generate got inputs_embeds alone"):
+        model.generate(inputs_embeds=model.get_input_embeddings()(prompt))
+    with pytest.raises(ValueError, match="row 0 of input_ids has no <sop>"):
+        model.generate(torch.tensor([[5, 6, 7]]))
+
+
+def test_the_mixin_leaves_other_language_models_alone():
+    class Other(LlamaForCausalLM, ChatGLMGenerationMixin):
+        pass
+
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, pad_token_id=0
+    )
+    plain = LlamaForCausalLM(config).eval()
+    other = Other(config).eval()
+    other.load_state_dict(plain.state_dict())
+    ids, mask = torch.tensor([[0, 5, 6, 7], [4, 5, 6, 8]]), torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+    for options in ({}, {"num_beams": 2}, {"cache_implementation": "static"}, {"prefill_chunk_size": 2}):
+        options = {"attention_mask": mask, "max_new_tokens": 5, "do_sample": False, **options}
+        assert torch.equal(plain.generate(ids, **options), other.generate(ids, **options))
