@@ -20,6 +20,10 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from .modeling_chatglm import ChatGLMForConditionalGeneration
 
 
+# Published models that hold a tower beside other things, and under which names.
+TOWER_PREFIXES = {"blip-2": "vision_model.", "parakeet_ctc": "encoder.", "parakeet_tdt": "encoder."}
+
+
 class StageCheckpointError(ValueError):
     """A stage checkpoint, or a tower it names, cannot be read or does not fit."""
 
@@ -57,7 +61,7 @@ def read_tower(part: str, name_or_path: str, revision: str | None = None) -> dic
 
     Args:
         part (`str`): "vision_tower", "audio_tower", "extra_towers.<name>" or "language_model" (which brings its head).
-        name_or_path (`str`): Hub id or folder: the tower's own, a BLIP-2 (vision tower) or a whole X-LLM.
+        name_or_path (`str`): Hub id or folder: the tower's own, a model of `TOWER_PREFIXES` or a whole X-LLM.
 
     Raises:
         StageCheckpointError: it cannot be had; the message names the part and its source.
@@ -72,9 +76,10 @@ def read_tower(part: str, name_or_path: str, revision: str | None = None) -> dic
             causal = auto.from_pretrained(name_or_path, revision=revision)
             tensors = {f"model.language_model.{key}": value for key, value in causal.base_model.state_dict().items()}
             return {**tensors, "lm_head.weight": causal.get_output_embeddings().weight.data}
-        if model_type == "blip-2":
-            blip = read_tensors(name_or_path, revision, lambda key: key.startswith("vision_model."))
-            return {f"model.vision_tower.{key.removeprefix('vision_model.')}": value for key, value in blip.items()}
+        if model_type in TOWER_PREFIXES:
+            prefix = TOWER_PREFIXES[model_type]
+            tensors = read_tensors(name_or_path, revision, lambda key: key.startswith(prefix))
+            return {f"model.{part}.{key.removeprefix(prefix)}": value for key, value in tensors.items()}
         auto = Blip2VisionModel if model_type == "blip_2_vision_model" else AutoModel
         tower = auto.from_pretrained(name_or_path, revision=revision)
         return {f"model.{part}.{key}": value for key, value in tower.state_dict().items()}

@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, Blip2QFormerConfig, BlipImageProcessor, ParakeetEncoderConfig
 from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 
+from xllm.modeling_xllm.composition import split_source
 from xllm.modeling_xllm.configuration_cformer import CFormerConfig
 from xllm.modeling_xllm.configuration_chatglm import ChatGLMConfig
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig, default_modalities
@@ -68,11 +69,11 @@ def build_processor(config: XLLMConfig, tokenizer, image_size: int, **fields) ->
 
 def compose(towers: Towers, output_dir: str | Path) -> Path:
     """Compose published towers into a checkpoint folder (interfaces stored, towers named by id and revision)."""
-    name, _, revision = towers.language_model.partition("@")
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or None)
     model = XLLMForConditionalGeneration.from_towers(
         language_model=towers.language_model, encoders=towers.encoders, interfaces=towers.interfaces
     )
+    name, revision = split_source(towers.language_model)
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     add_placeholder_tokens(tokenizer, vocab_size=model.config.text_config.vocab_size)
     model.config.set_token_ids(
         image=tokenizer.image_token_id, video=tokenizer.video_token_id, speech=tokenizer.audio_token_id

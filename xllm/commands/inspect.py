@@ -48,9 +48,10 @@ def describe(model) -> dict:
 
 def run(args: argparse.Namespace) -> int:
     """Print the description of a model."""
-    from xllm import XLLMForConditionalGeneration
+    from xllm.training.loading import load_checkpoint
 
-    report = describe(XLLMForConditionalGeneration.from_pretrained(args.model))
+    model, _ = load_checkpoint(args.model)
+    report = describe(model)
     if args.json:
         sys.stdout.write(json.dumps(report, indent=2) + "\n")
         return 0

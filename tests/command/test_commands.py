@@ -1,0 +1,140 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""The command as a user types it: init, inspect, chat, and what it says when something is wrong."""
+
+import json
+import subprocess
+import sys
+import wave
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import xllm
+from xllm.cli import main
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    assert main(["init", str(folder), "--preset", "tiny"]) == 0
+    return str(folder)
+
+
+@pytest.fixture
+def media(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes((np.sin(np.arange(16000) / 20) * 8000).astype("<i2").tobytes())
+    return tmp_path
+
+
+def test_help_imports_no_torch():
+    code = "import sys; sys.argv = ['xllm', '--help']\nfrom xllm.cli import main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    for command in ("init", "demo", "train", "chat", "evaluate", "inspect"):
+        assert command in result.stdout
+
+
+def test_every_public_name_can_be_imported():
+    assert [name for name in xllm.__all__ if getattr(xllm, name, None) is None] == []
+    with pytest.raises(AttributeError, match="no attribute 'XLLMForEverything'"):
+        xllm.XLLMForEverything  # noqa: B018
+
+
+def test_inspect_counts_what_each_stage_trains(checkpoint, capsys):
+    assert main(["inspect", checkpoint, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert sorted(report["modalities"]) == ["image", "speech", "video"]
+    stages = report["trainable_in_stage"]
+    # 64 -> 64 with bias, three times.
+    assert stages["3"] == 3 * (64 * 64 + 64)
+    assert stages["2 video"] == 64 * 64 + 64 + 4 * 64  # the Q-Former is the image's
+    assert stages["2 image"] == report["parameters"]["interfaces.image"]
+
+
+def test_chat_answers_about_several_files_wherever_the_question_stands(checkpoint, media, capsys):
+    files = ["--image", str(media / "a.png"), "--speech", str(media / "a.wav")]
+    answers = []
+    for arguments in ([*files, "What is this?"], ["What is this?", *files]):
+        assert main(["chat", checkpoint, *arguments, "--json", "--max-new-tokens", "4"]) == 0
+        answers.append(json.loads(capsys.readouterr().out)["answer"])
+    assert answers[0] == answers[1]
+
+
+def test_chat_reads_questions_and_files_from_standard_input(checkpoint, media, capsys, monkeypatch):
+    lines = iter(
+        [
+            f"/image {media / 'a.png'}\n",
+            "What?\n",
+            f"/speech {media / 'none.wav'}\n",
+            "And now?\n",
+            "Hello\n",
+            "/quit\n",
+        ]
+    )
+    monkeypatch.setattr("sys.stdin.readline", lambda: next(lines), raising=False)
+    assert main(["chat", checkpoint, "--json", "--max-new-tokens", "2"]) == 0
+    output = capsys.readouterr()
+    asked = [json.loads(line)["question"] for line in output.out.splitlines()]
+    assert asked == ["What?", "Hello"]  # a file that is not there ends its question only
+    assert "none.wav: no such file" in output.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["chat", "nowhere/at/all", "hi"], "nowhere/at/all"),
+        (["chat", "{folder}", "hi"], "has no config.json"),
+        (["chat", "{checkpoint}", "hi", "--image", "{folder}/none.png"], "none.png: no such file"),
+        (["chat", "{checkpoint}", "hi", "--image", "{folder}/a.wav"], "a.wav: "),
+        (["chat", "{checkpoint}", "hi", "--speech", "{folder}/a.png"], "a.png: "),
+        (["chat", "{checkpoint}", "hi", "--speech", "{folder}/empty.wav"], "empty.wav: "),
+        (["init", "{checkpoint}", "--preset", "tiny"], "not an empty folder"),
+        (["init", "{folder}/new"], "give --preset, or --language-model"),
+        (["init", "{folder}/new", "--language-model", "{folder}"], "cannot read the config"),
+        (["train", "{folder}/none.yaml"], "none.yaml"),
+        (["inspect", "{folder}"], "has no config.json"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_1(checkpoint, media, capsys, arguments, message):
+    (media / "empty.wav").write_bytes(b"")
+    filled = [argument.format(folder=media, checkpoint=checkpoint) for argument in arguments]
+    before = sorted(media.rglob("*"))
+    assert main(filled) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert len(output.err.splitlines()) == 1, output.err
+    assert message in output.err
+    assert sorted(media.rglob("*")) == before  # nothing half-written
+
+
+def test_wrong_usage_is_status_2(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["chat"])
+    assert exit_info.value.code == 2
+    capsys.readouterr()
+
+
+def test_debug_shows_the_traceback(media, capsys):
+    assert main(["chat", str(media), "hi", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_folder_of_another_model_is_named(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    assert main(["chat", str(tmp_path), "hi"]) == 1
+    assert "a llama checkpoint, not an X-LLM" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named(checkpoint, tmp_path, capsys):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoint, broken)
+    weights = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    assert main(["chat", str(broken), "hi"]) == 1
+    assert "cannot open the checkpoint" in capsys.readouterr().err

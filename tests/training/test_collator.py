@@ -1,0 +1,193 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Batches: which tokens carry loss, what is cut when a sample is too long, and the batches of stage 1."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+
+from xllm.training.augmentation import Augmentation
+from xllm.training.collator import XLLMDataCollator, text_ids
+
+
+def user(*parts):
+    return {
+        "role": "user",
+        "content": [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts],
+    }
+
+
+def assistant(text):
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def picture(color="red"):
+    return {"type": "image", "image": Image.new("RGB", (40, 30), color)}
+
+
+def clip(seconds=0.4):
+    return {"type": "audio", "audio": np.full(int(16_000 * seconds), 0.01, np.float32)}
+
+
+def ids_of(processor, text):
+    return processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def labels_as_text(processor, row):
+    return processor.tokenizer.convert_ids_to_tokens([token for token in row.tolist() if token != -100])
+
+
+def test_loss_is_on_sop_answer_and_eop_alone(tiny_processor):
+    tokenizer = tiny_processor.tokenizer
+    question, answer = ids_of(tiny_processor, "What?"), ids_of(tiny_processor, "a dog")
+    batch = XLLMDataCollator(tiny_processor)([{"messages": [user("What?"), assistant("a dog")]}])
+    gmask, sop, eop = tokenizer.gmask_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
+    assert batch["input_ids"].tolist() == [[*question, gmask, sop, *answer, eop]]
+    assert batch["labels"].tolist() == [[-100] * (len(question) + 1) + [sop, *answer, eop]]
+    assert batch["attention_mask"].all()
+
+
+def test_the_prompt_is_what_generation_will_see(tiny_processor):
+    messages = [user(picture(), "What?"), assistant("a dog")]
+    collator = XLLMDataCollator(tiny_processor)
+    prompt = collator.encode_prompts([messages[:-1]])["input_ids"]
+    whole = collator([{"messages": messages}])["input_ids"]
+    assert torch.equal(whole[:, : prompt.shape[1]], prompt)
+
+
+def test_mixed_batch_keeps_media_in_order_and_pads_behind(tiny_processor):
+    samples = [
+        {"messages": [user(clip(0.4), "Say it"), assistant("b")]},
+        {"messages": [user("Only text?"), assistant("yes it is")]},
+        {"messages": [user(picture("red"), picture("blue"), clip(0.2), "Both?"), assistant("c")]},
+    ]
+    batch = XLLMDataCollator(tiny_processor)(samples)
+    assert batch["pixel_values"].shape[0] == 2
+    assert batch["pixel_values"][0, 0].mean() > batch["pixel_values"][1, 0].mean()  # red, then blue
+    assert batch["input_features_mask"].sum(1).tolist() == [38, 18]  # 1 + (samples - 400) // 160
+    factor, queries = tiny_processor.subsampling_factor, tiny_processor.num_query_tokens
+    ids = batch["input_ids"]
+    assert (ids == tiny_processor.audio_token_id).sum(1).tolist() == [-(-38 // factor), 0, -(-18 // factor)]
+    assert (ids == tiny_processor.image_token_id).sum(1).tolist() == [0, 0, 2 * queries]
+    assert [labels_as_text(tiny_processor, row)[1:-1] for row in batch["labels"]] == [
+        tiny_processor.tokenizer.tokenize(text) for text in ("b", "yes it is", "c")
+    ]
+    real = batch["attention_mask"].bool()
+    assert (batch["labels"][~real] == -100).all()
+    assert (batch["attention_mask"][:, 1:] <= batch["attention_mask"][:, :-1]).all()
+
+
+def test_only_the_last_answer_or_one_row_per_answer(tiny_processor):
+    messages = [user("one?"), assistant("a"), user("two?"), assistant("b")]
+    last = XLLMDataCollator(tiny_processor)([{"messages": messages}])
+    assert [labels_as_text(tiny_processor, row)[-2] for row in last["labels"]] == ["b"]
+    both = XLLMDataCollator(tiny_processor, loss_on="all")([{"messages": messages}])
+    assert [labels_as_text(tiny_processor, row)[-2] for row in both["labels"]] == ["a", "b"]
+    alone = XLLMDataCollator(tiny_processor)([{"messages": messages[:2]}])["input_ids"][0]
+    assert torch.equal(both["input_ids"][0, : len(alone)], alone)  # the first row does not see what follows
+
+
+def test_too_long_loses_old_text_but_never_media_question_or_answer(tiny_processor):
+    old = [user("an old question"), assistant("an old answer")]
+    seen = [user(picture(), "seen?"), assistant("yes")]
+    new = [user("the last question?"), assistant("the answer")]
+    full = XLLMDataCollator(tiny_processor)([{"messages": [*old, *seen, *new]}])
+    wanted = XLLMDataCollator(tiny_processor)([{"messages": [*seen, *new]}])
+    limit = wanted["input_ids"].shape[1]
+    cut = XLLMDataCollator(tiny_processor, max_length=limit)([{"messages": [*old, *seen, *new]}])
+    assert full["input_ids"].shape[1] > limit
+    assert torch.equal(cut["input_ids"], wanted["input_ids"])
+    assert torch.equal(cut["labels"], wanted["labels"])
+    with pytest.raises(ValueError, match=f"max_length is {limit - 1}, and there is no older turn of text"):
+        XLLMDataCollator(tiny_processor, max_length=limit - 1)([{"messages": [*old, *seen, *new]}])
+
+
+def test_a_datasets_table_with_none_columns(tiny_processor, media):
+    table = Dataset.from_list(
+        [
+            {
+                "messages": [user({"type": "image", "path": str(media / "red.png")}, "What?"), assistant("red")],
+                "note": "x",
+            },
+            {
+                "messages": [user({"type": "audio", "path": str(media / "low.wav")}, "What?"), assistant("low")],
+                "note": None,
+            },
+        ]
+    )
+    assert table[1]["messages"][0]["content"][1]["path"] is None  # what datasets makes of it
+    batch = XLLMDataCollator(tiny_processor)([table[0], table[1]])
+    assert set(batch) == {
+        "pixel_values",
+        "input_features",
+        "input_features_mask",
+        "input_ids",
+        "attention_mask",
+        "labels",
+    }
+
+
+def test_transcripts(tiny_processor):
+    samples = [
+        {"messages": [user(clip(0.4), "Say it"), assistant("ab c")]},
+        {"messages": [user(clip(0.2)), assistant("d")]},
+    ]
+    batch = XLLMDataCollator(tiny_processor, task="transcribe")(samples)
+    long, short = ids_of(tiny_processor, "ab c"), ids_of(tiny_processor, "d")
+    assert batch["labels"].tolist() == [long, short + [-100] * (len(long) - len(short))]
+    assert batch["input_features_mask"].sum(1).tolist() == [38, 18]
+    assert set(batch) == {"input_features", "input_features_mask", "labels"}
+
+
+def test_contrast_texts_open_with_cls_and_end_with_sep(tiny_processor):
+    special = text_ids(tiny_processor.tokenizer)
+    samples = [{"messages": [user(picture()), assistant("a dog")]}, {"messages": [user(picture()), assistant("a")]}]
+    batch = XLLMDataCollator(tiny_processor, task="contrast", max_length=4)(samples)
+    long, short = ids_of(tiny_processor, "a dog")[:2], ids_of(tiny_processor, "a")
+    rows = [[special.cls, *long, special.sep], [special.cls, *short, special.sep]]
+    rows[1] += [special.pad] * (4 - len(rows[1]))
+    assert batch["input_ids"].tolist() == rows
+    assert batch["pixel_values"].shape[0] == 2
+    assert special.dec == len(tiny_processor.tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("task", "messages", "message"),
+    [
+        ("chat", [], "has no messages"),
+        ("chat", [user("a")], "the last message is the user's"),
+        ("transcribe", [user("a"), assistant("b")], "takes one audio per sample, got none"),
+        ("transcribe", [user(clip(), clip()), assistant("b")], "got audio, audio"),
+        ("contrast", [user(clip()), assistant("b")], "takes one image or video per sample, got audio"),
+    ],
+)
+def test_samples_of_the_wrong_kind(tiny_processor, task, messages, message):
+    with pytest.raises(ValueError, match=message):
+        XLLMDataCollator(tiny_processor, task=task)([{"messages": messages}])
+
+
+def test_unknown_switches(tiny_processor):
+    with pytest.raises(ValueError, match="choose one of chat, transcribe, contrast"):
+        XLLMDataCollator(tiny_processor, task="asr")
+    with pytest.raises(ValueError, match="choose last or all"):
+        XLLMDataCollator(tiny_processor, loss_on="first")
+
+
+def test_features_are_augmented_from_the_sample_s_seed(tiny_processor):
+    rng = np.random.default_rng(0)
+    wave = {"type": "audio", "audio": rng.standard_normal(16_000).astype(np.float32) * 0.1}
+    messages = [user(wave), assistant("b")]
+    augmentation = Augmentation.from_spec([{"spec_augment": {"mel_masks": 1, "mel_width": 40, "time_masks": 0}}])
+    collator = XLLMDataCollator(tiny_processor, augmentation=augmentation)
+
+    def features(**extra):
+        return collator([{"messages": messages, **extra}])["input_features"]
+
+    plain = XLLMDataCollator(tiny_processor)([{"messages": messages}])["input_features"]
+    assert torch.equal(features(), plain)  # no seed: an evaluation sample
+    assert torch.equal(features(seed=3), features(seed=3))
+    assert not torch.equal(features(seed=3), features(seed=4))
+    masked = (features(seed=3) != plain).any(1)[0]  # one band of bins, all frames
+    assert 0 < masked.sum() <= 40
+    assert (features(seed=3)[0][:, masked] == 0).all()

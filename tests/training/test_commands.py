@@ -1,0 +1,81 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""`xllm train` and `xllm evaluate`: what they print, and one line for what is wrong."""
+
+import json
+
+import pytest
+
+from xllm.cli import main
+
+
+@pytest.fixture
+def recipe(media, tiny_checkpoint, tmp_path):
+    """A recipe of two quick steps, as a file."""
+    (media / "speech.csv").write_text("file,text,speaker\nlow.wav,low,ann\nhigh.wav,high,bob\n")
+    path = tmp_path / "quick.yaml"
+    path.write_text(
+        f"model: {tiny_checkpoint}\noutput_dir: {tmp_path / 'out'}\nstage: 2\nmodalities: [speech]\n"
+        f"data: {{train: {media / 'speech.csv'}}}\n"
+        "trainer: {max_steps: 2, per_device_train_batch_size: 2, logging_steps: 1}\n"
+    )
+    return path
+
+
+def test_train_then_evaluate(recipe, media, tmp_path, capsys):
+    assert main(["train", str(recipe), "trainer.max_steps=1", "--json"]) == 0
+    out, err = capsys.readouterr()
+    (stage,) = json.loads(out)["stages"]
+    assert stage["checkpoint"] == str(tmp_path / "out" / "stage2-speech")
+    assert "stage 2 (speech): step 1/1, loss" in err
+    command = [
+        "evaluate",
+        stage["checkpoint"],
+        "--task",
+        "asr",
+        "--data",
+        str(media / "speech.csv"),
+        "--max-new-tokens",
+        "2",
+    ]
+    assert main([*command, "--where", "speaker=ann", "--output", str(tmp_path / "eval"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["metric"], found["n"], found["reference"]) == ("cer", 1, 3)
+    (sample,) = (tmp_path / "eval" / "samples-asr.jsonl").read_text().splitlines()
+    assert json.loads(sample)["reference"] == "low"
+    assert main([*command, "--exclude", "speaker=ann,carl"]) == 0
+    line = capsys.readouterr().out
+    assert line.startswith("asr: cer ")
+    assert "n = 1 " in line
+
+
+def test_check_writes_nothing(recipe, tmp_path, capsys):
+    assert main(["train", str(recipe), "--check"]) == 0
+    assert capsys.readouterr().out.startswith("stage 2 (speech): 2 samples, ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "no_such"], "xllm train: no_such: no such recipe file; shipped recipes: "),
+        (["train", "RECIPE", "trainer.max_step=1"], "trainer: unknown key 'max_step'; did you mean 'max_steps'?"),
+        (["train", "RECIPE", "model=/nowhere"], "xllm train: /nowhere: not a checkpoint"),
+        (["train", "RECIPE", "data.train=/gone.csv"], "xllm train: /gone.csv: no such data file"),
+        (
+            ["evaluate", "/nowhere", "--task", "asr", "--data", "/gone.csv"],
+            "xllm evaluate: /gone.csv: no such data file",
+        ),
+        (["evaluate", "/nowhere", "--task", "ocr", "--data", "x"], "task is 'ocr'; choose one of asr, caption, qa"),
+        (
+            ["evaluate", "/nowhere", "--task", "asr", "--data", "x", "--where", "a"],
+            "--where takes COLUMN=VALUE, got 'a'",
+        ),
+    ],
+)
+def test_one_line_and_exit_status_1(recipe, tmp_path, capsys, arguments, message):
+    arguments = [str(recipe) if argument == "RECIPE" else argument for argument in arguments]
+    assert main(arguments) == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()

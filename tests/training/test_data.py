@@ -1,0 +1,150 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""The data set: weights, seeded choices, lazy decoding, skipping; and the augmentations."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from xllm.processing.media import MediaError
+from xllm.training.augmentation import Augmentation
+from xllm.training.data import ChatDataset
+from xllm.training.recipe import RecipeError
+from xllm.training.sources import DataError, Sample
+
+
+def audio(media, name, **fields):
+    fields = {"answers": [name], **fields}
+    return Sample(f"table:{name}", media=[{"type": "audio", "path": str(media / f"{name}.wav")}], **fields)
+
+
+def words(*answers):
+    return [Sample(f"text:{answer}", answers=[answer], prompts=["?"]) for answer in answers]
+
+
+def answers(data):
+    return [data[index]["messages"][-1]["content"][0]["text"] for index in range(len(data))]
+
+
+def test_media_are_decoded_when_asked_for(tiny_processor, media):
+    part = {"type": "video", "path": str(media / "clip.mp4")}
+    samples = [audio(media, "low"), Sample("v", media=[part], answers=["v"]), audio(media, "broken")]
+    data = ChatDataset([samples], tiny_processor)
+    wave = data[0]["messages"][0]["content"][0]["audio"]
+    assert (wave.shape, wave.dtype) == ((6400,), np.float32)
+    assert data[1]["messages"][0]["content"][0]["video"].shape == (5, 32, 32, 3)  # the processor's number of frames
+    with pytest.raises(MediaError, match="table:broken: .*broken.wav"):
+        data[2]
+
+
+def test_skipped_samples_are_replaced_and_counted_once(tiny_processor, media):
+    samples = [audio(media, "low"), audio(media, "broken"), audio(media, "high")]
+    data = ChatDataset([samples], tiny_processor, on_error="skip")
+    assert answers(data) == ["low", "high", "high"]
+    assert answers(data) == ["low", "high", "high"]
+    assert data.skipped() == ["table:broken"]
+    with pytest.raises(MediaError, match="no sample"):
+        ChatDataset([[audio(media, "broken")]], tiny_processor, on_error="skip")[0]
+
+
+def test_cached_media_are_read_once(tiny_processor, media, tmp_path):
+    copy = tmp_path / "low.wav"
+    copy.write_bytes((media / "low.wav").read_bytes())
+    data = ChatDataset([[audio(tmp_path, "low")]], tiny_processor, cache_media=True)
+    first = data[0]["messages"][0]["content"][0]["audio"]
+    copy.unlink()
+    assert np.array_equal(data[0]["messages"][0]["content"][0]["audio"], first)
+
+
+def test_weights_set_how_often_a_source_comes(tiny_processor):
+    data = ChatDataset([words("a"), words("b", "c", "d", "e")], tiny_processor, weights=[3, 0.5])
+    seen = Counter()
+    for epoch in range(4):
+        data.set_epoch(epoch)
+        drawn = Counter(answers(data))
+        assert drawn["a"] == 3
+        assert sum(drawn.values()) == 5
+        assert max(drawn[name] for name in "bcde") == 1
+        seen += drawn
+    assert all(seen[name] for name in "bcde")  # another half each time
+    with pytest.raises(DataError, match="1 positive numbers"):
+        ChatDataset([words("a")], tiny_processor, weights=[0])
+
+
+def test_choices_follow_from_seed_epoch_and_place(tiny_processor):
+    sample = Sample("x", prompts=[str(n) for n in range(50)], answers=[str(n) for n in range(50)])
+
+    def drawn(seed, epoch):
+        data = ChatDataset([[sample] * 4], tiny_processor, seed=seed)
+        data.set_epoch(epoch)
+        return [[message["content"][0]["text"] for message in data[index]["messages"]] for index in range(4)]
+
+    assert drawn(1, 0) == drawn(1, 0)
+    assert len({str(drawn(seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
+
+
+def test_augmentation_of_waveforms_and_pictures(tiny_processor, media):
+    picture = {"type": "image", "path": str(media / "red.png")}
+    samples = [audio(media, "low"), Sample("p", media=[picture], answers=["p"])]
+    steps = Augmentation.from_spec([{"shift": {"seconds": [0.1, 0.1]}}, {"crop": {"scale": [0.25, 0.25]}}])
+    data = ChatDataset([samples], tiny_processor, augmentation=steps)
+    wave = data[0]["messages"][0]["content"][0]["audio"]
+    assert len(wave) == 6400 + 2 * 1600
+    assert not wave[:1600].any()
+    assert not wave[-1600:].any()
+    assert data[1]["messages"][0]["content"][0]["image"].size == (20, 15)
+    assert data[0]["seed"] == data[0]["seed"] != data[1]["seed"]
+
+
+def apply(step, kind, value, seed=0):
+    return Augmentation.from_spec([step]).apply(kind, value, np.random.default_rng(seed))
+
+
+def test_speed_changes_length_and_pitch():
+    wave = np.sin(2 * np.pi * 100 * np.arange(16_000) / 16_000).astype(np.float32)
+    fast = apply({"speed": {"factor": [2, 2]}}, "waveform", wave)
+    assert len(fast) == 8000
+    assert np.abs(np.fft.rfft(fast)).argmax() == 100  # 100 periods in half the time: 200 Hz
+
+
+def test_gain_and_noise_have_the_level_they_name():
+    wave = np.ones(50_000, np.float32)
+    assert np.allclose(apply({"gain": {"decibel": [-20, -20]}}, "waveform", wave), 0.1)
+    noisy = apply({"noise": {"snr_db": [20, 20], "probability": 1}}, "waveform", wave)
+    assert np.std(noisy - wave) == pytest.approx(0.1, rel=0.02)
+
+
+def test_mel_warp_moves_bins():
+    features = np.tile(np.arange(8, dtype=np.float32), (3, 1))
+    assert np.allclose(apply({"mel_warp": {"factor": [2, 2]}}, "features", features)[0], [0, 2, 4, 6, 7, 7, 7, 7])
+    assert np.allclose(apply({"mel_warp": {"factor": [0.5, 0.5]}}, "features", features)[0], np.arange(8) / 2)
+
+
+def test_voices_that_say_the_same_are_mixed():
+    steps = Augmentation.from_spec([{"mix_voices": {"share": [0.25, 0.25], "probability": 1}}])
+    clips = [np.zeros((3, 1), np.float32), np.array([[0], [4]], np.float32), np.ones((2, 1), np.float32)]
+    rngs = [np.random.default_rng(0), None, np.random.default_rng(0)]
+    mixed = steps.apply_to_features(clips, ["one", "one", "two"], rngs)
+    assert np.allclose(mixed[0][:, 0], [0, 1.5, 3])  # three quarters of 0, 2, 4: the other clip at this one's length
+    assert mixed[1] is clips[1]  # no generator
+    assert mixed[2] is clips[2]  # nobody else says two
+
+
+def test_flip_and_brightness():
+    picture = np.arange(12, dtype=np.uint8).reshape(1, 4, 3)
+    assert apply({"flip": {"probability": 1}}, "picture", picture)[0, :, 0].tolist() == [9, 6, 3, 0]
+    assert apply({"brightness": {"factor": [30, 30]}}, "picture", picture)[0, 3].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (["sped"], "'sped' is no augmentation; did you mean 'speed'"),
+        ([{"speed": {"factr": 1}}], "speed has no setting 'factr'; did you mean 'factor'"),
+        ([{"speed": {"factor": 1}}], r"speed.factor is 1, expected \[low, high\]"),
+        ([{"noise": {"probability": "often"}}], "noise.probability is 'often', expected a number"),
+    ],
+)
+def test_unknown_augmentations(spec, message):
+    with pytest.raises(RecipeError, match=message):
+        Augmentation.from_spec(spec)

@@ -1,0 +1,152 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Recipes: strict keys, overrides, variables, several stages; errors name file, key and the nearest valid key."""
+
+import pytest
+
+from xllm.training.recipe import RecipeError, find_recipe, load_recipe, shipped_recipes
+
+
+def recipe(**changes):
+    return {"model": "m", "output_dir": "out", "stage": 2, "data": {"train": "a.jsonl"}, **changes}
+
+
+def test_a_recipe_of_one_stage_is_written_at_the_top_level():
+    read = load_recipe(recipe(modalities=["image"], trainer={"max_steps": 3}))
+    (stage,) = read.stages
+    assert (stage.stage, stage.modalities, stage.trainer) == (2, ["image"], {"max_steps": 3})
+    assert [source.path for source in stage.data.train] == ["a.jsonl"]
+    assert stage.folder == "stage2-image"
+
+
+def test_stages_inherit_and_override_the_defaults():
+    read = load_recipe(
+        {
+            "model": "m",
+            "output_dir": "out",
+            "trainer": {"max_steps": 5, "learning_rate": "1e-3"},
+            "data": {"train": ["a.jsonl", {"path": "b.csv", "weight": 2}]},
+            "stages": [
+                {"stage": 1, "modalities": "speech", "train_encoder": True},
+                {"stage": 3, "trainer": {"max_steps": 7}},
+            ],
+        }
+    )
+    first, last = read.stages
+    assert first.trainer == {"max_steps": 5, "learning_rate": 1e-3}
+    assert last.trainer == {"max_steps": 7, "learning_rate": 1e-3}
+    assert [source.weight for source in last.data.train] == [1.0, 2.0]
+    assert [first.folder, last.folder] == ["stage1-speech", "stage3"]
+
+
+def test_overrides_and_variables():
+    raw = recipe(
+        vars={"root": None, "held": "x"}, data={"train": [{"path": "${root}/a.csv", "exclude": {"who": "${held}"}}]}
+    )
+    read = load_recipe(raw, ["root=/data", "held=[y, z]", "seed=7", "trainer.max_steps=9", "data.train.0.weight=0.5"])
+    (stage,) = read.stages
+    assert read.seed == 7
+    assert stage.trainer == {"max_steps": 9}
+    (source,) = stage.data.train
+    assert (source.path, source.exclude, source.weight) == ("/data/a.csv", {"who": ["y", "z"]}, 0.5)
+    assert raw["vars"] == {"root": None, "held": "x"}  # the caller's recipe is not changed
+
+
+def test_an_override_holds_for_all_stages():
+    raw = {
+        "model": "m",
+        "output_dir": "out",
+        "data": {"train": "a.jsonl"},
+        "stages": [
+            {"stage": 1, "modalities": ["image"], "trainer": {"max_steps": 5}},
+            {"stage": 2, "modalities": ["image"]},
+        ],
+    }
+    read = load_recipe(raw, {"trainer.max_steps": 1})
+    assert [stage.trainer["max_steps"] for stage in read.stages] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ouput_dir": "x"}, "recipe: unknown key 'ouput_dir'; did you mean 'output_dir'"),
+        ({"data": {"trian": "a"}}, "unknown key 'data.trian'; did you mean 'train'"),
+        ({"data": {"train": [{"pth": "a"}]}}, "unknown key 'data.train.0.pth'; did you mean 'path'"),
+        ({"trainer": {"learning_rat": 1}}, "trainer: unknown key 'learning_rat'; did you mean 'learning_rate'"),
+        (
+            {"trainer": {"label_smoothing_factor": 0.1}},
+            "label_smoothing_factor cannot be set: the Trainer smooths unshifted",
+        ),
+        ({"trainer": {"output_dir": "x"}}, "trainer.output_dir cannot be set"),
+        ({"stage": 4}, "stage is 4; choose one of"),
+        ({"seed": "many"}, "seed is 'many', expected int"),
+        ({"modalities": [1]}, r"modalities is \[1\], expected list"),
+        ({"data": {"train": []}}, "data.train is empty"),
+        ({"data": {"train": "a", "on_error": "ignore"}}, "data.on_error is 'ignore'; choose one of raise, skip"),
+        ({"model": None}, "exactly one of `model`"),
+        ({"init": {}}, "exactly one of `model`"),
+        ({"data": {"train": "${where}"}}, r"\$\{where\} is not in vars"),
+        ({"vars": {"where": None}, "data": {"train": "${where}"}}, "give where=... on the command line"),
+        ({"evaluate": [{"task": "asr"}]}, "evaluate.0.name is missing"),
+        ({"stages": [{"stage": 1}]}, "stage stands beside `stages`"),
+    ],
+)
+def test_errors(changes, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(recipe(**changes))
+
+
+def test_errors_name_the_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: m\nstage: 2\noutput: x\n")
+    with pytest.raises(RecipeError, match=r"mine\.yaml: unknown key 'output'; did you mean 'output_dir'"):
+        load_recipe(path)
+    path.write_text("a: [")
+    with pytest.raises(RecipeError, match=r"mine\.yaml: not a YAML file"):
+        load_recipe(path)
+
+
+def test_a_stage_is_needed():
+    with pytest.raises(RecipeError, match="which stage"):
+        load_recipe({"model": "m", "output_dir": "out"})
+
+
+def test_two_stages_may_not_share_a_folder():
+    stages = [{"stage": 3, "data": {"train": "a"}}] * 2
+    with pytest.raises(RecipeError, match="give each a `name`"):
+        load_recipe({"model": "m", "output_dir": "out", "stages": stages})
+
+
+@pytest.mark.parametrize("override", ["max_steps", "=3"])
+def test_malformed_overrides(override):
+    with pytest.raises(RecipeError, match="expected key=value"):
+        load_recipe(recipe(), [override])
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_are_valid(name):
+    overrides = ["data_root=/data"] if name == "spoken_digits" else ["model=m", "train=[a.jsonl, b.csv]"]
+    read = load_recipe(name, overrides)
+    assert read.source.endswith(f"{name}.yaml")
+    if name.startswith("stage"):
+        (stage,) = read.stages
+        assert int(stage.stage) == int(name[5])
+        assert [source.path for source in stage.data.train] == ["a.jsonl", "b.csv"]
+
+
+def test_published_hyper_parameters():
+    rates = {"stage2_image": 3e-5, "stage2_video": 1e-5, "stage2_speech": 1e-4, "stage3": 1e-6}
+    epochs = {"stage2_image": 2, "stage2_video": 5, "stage2_speech": 30, "stage3": 2}
+    batch = {"stage2_image": 256, "stage2_video": 16, "stage2_speech": 1024, "stage3": 16}
+    for name, rate in rates.items():
+        trainer = load_recipe(name, ["model=m", "train=a"]).stages[0].trainer
+        assert (trainer["learning_rate"], trainer["num_train_epochs"], trainer["weight_decay"]) == (
+            rate,
+            epochs[name],
+            0.05,
+        )
+        assert trainer["per_device_train_batch_size"] * trainer["gradient_accumulation_steps"] == batch[name]
+
+
+def test_unknown_recipe_lists_the_shipped_ones():
+    with pytest.raises(RecipeError, match="no such recipe file; shipped recipes: .*stage2_image"):
+        find_recipe("stage2_images")

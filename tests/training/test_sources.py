@@ -1,0 +1,190 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Every accepted data format becomes the same kind of sample; what is wrong is named with file and line."""
+
+import json
+
+import pytest
+from datasets import Dataset
+
+from xllm.training.recipe import SourceSpec
+from xllm.training.sources import DataError, load_source
+
+
+def write(path, rows, kind="jsonl"):
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    elif kind == "json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    else:
+        names = list(rows[0])
+        path.write_text(
+            "\n".join([",".join(names), *(",".join(str(row[name]) for name in names) for row in rows)]) + "\n"
+        )
+    return str(path)
+
+
+def first_choice(n):
+    return 0
+
+
+def turns(sample, draw=first_choice):
+    """[(role, [part type or text])] with media as type:file."""
+    return [
+        (
+            message["role"],
+            [
+                part["text"]
+                if part["type"] == "text"
+                else f"{part['type']}:{str(part.get('path') or part[part['type']])[-8:]}"
+                for part in message["content"]
+            ],
+        )
+        for message in sample.conversation(draw)
+    ]
+
+
+def test_csv_table_relative_to_its_folder(media):
+    path = write(
+        media / "table.csv", [{"file": "low.wav", "text": "low"}, {"file": "high.wav", "text": "high"}], "csv"
+    )
+    samples = load_source(SourceSpec(path=path, prompts=["Say it."]), ["speech"])
+    assert [turns(sample) for sample in samples] == [
+        [("user", ["audio:/low.wav", "Say it."]), ("assistant", ["low"])],
+        [("user", ["audio:high.wav", "Say it."]), ("assistant", ["high"])],
+    ]
+    assert samples[1].where == f"{path}:3"
+    assert samples[0].source == "table"
+
+
+def test_modality_of_a_table(media):
+    path = write(media / "any.jsonl", [{"file": "red.png", "text": "a"}, {"file": "clip.mp4", "text": "b"}])
+    samples = load_source(SourceSpec(path=path))
+    assert [turns(sample)[0][1] for sample in samples] == [
+        ["image:/red.png"],
+        ["video:clip.mp4"],
+    ]  # empty caption prompt
+    path = write(media / "odd.jsonl", [{"file": "red.bin", "text": "a"}])
+    with pytest.raises(DataError, match="cannot tell the modality of 'red.bin'; set `modality`"):
+        load_source(SourceSpec(path=path))
+
+
+def test_columns_prompts_and_answers_are_templates(media):
+    rows = [{"wav": "low.wav", "words": "so low", "speaker": "ann"}]
+    path = write(media / "named.jsonl", rows)
+    spec = SourceSpec(
+        path=path, modality="speech", file_column="wav", text_column="words",
+        prompts=["Who says it?", "{speaker} says?"], answer="{speaker}: {words}",
+    )  # fmt: skip
+    (sample,) = load_source(spec)
+    assert turns(sample, lambda n: n - 1) == [
+        ("user", ["audio:/low.wav", "ann says?"]),
+        ("assistant", ["ann: so low"]),
+    ]
+
+
+def test_text_rows_have_no_media(media):
+    path = write(media / "text.jsonl", [{"text": "one"}])
+    (sample,) = load_source(SourceSpec(path=path, modality="text", prompts=["repeat: {text}"]))
+    assert turns(sample) == [("user", ["repeat: one"]), ("assistant", ["one"])]
+
+
+def test_where_exclude_and_limit(media):
+    rows = [
+        {"file": "low.wav", "text": str(take), "speaker": who, "take": take} for who in ("a", "b") for take in range(3)
+    ]
+    path = write(media / "many.jsonl", rows)
+
+    def texts(**kwargs):
+        return [sample.answers[0] for sample in load_source(SourceSpec(path=path, modality="speech", **kwargs))]
+
+    assert texts(where={"speaker": "a"}) == ["0", "1", "2"]
+    assert texts(where={"speaker": ["a", "b"], "take": [0, 2]}, exclude={"speaker": "b"}) == ["0", "2"]
+    assert texts(exclude={"take": [1]}, limit=3) == ["0", "2", "0"]
+    assert texts(exclude={"not there": 1}) == [row["text"] for row in rows]
+    with pytest.raises(
+        DataError, match="many.jsonl:1: no column 'speker' to choose by; the columns are file, text, speaker"
+    ):
+        texts(where={"speker": "a"})
+    with pytest.raises(DataError, match="no row is left"):
+        texts(where={"speaker": "c"})
+
+
+def test_messages_in_json_parquet_and_datasets(media):
+    content = [{"type": "image", "path": "red.png"}, {"type": "text", "text": "What?"}]
+    row = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "red"}]}
+    wanted = [("user", ["image:/red.png", "What?"]), ("assistant", ["red"])]
+    json_path = write(media / "m.json", [row], "json")
+    parquet = media / "m.parquet"
+    Dataset.from_list(
+        [{"messages": [row["messages"][0], {"role": "assistant", "content": [{"type": "text", "text": "red"}]}]}]
+    ).to_parquet(str(parquet))
+    for spec in (
+        SourceSpec(path=json_path),
+        SourceSpec(path=str(parquet)),
+        SourceSpec(dataset=[row], media_root=str(media)),
+    ):
+        (sample,) = load_source(spec)
+        assert turns(sample) == wanted
+
+
+def test_llava_tags_take_the_media_in_order(media):
+    row = {
+        "image": ["red.png", "blue.png"],
+        "conversations": [
+            {"from": "human", "value": "<image>\nWhat is this, and <image> this?"},
+            {"from": "gpt", "value": "red, blue"},
+        ],
+    }
+    (sample,) = load_source(SourceSpec(path=write(media / "l.json", [row], "json")))
+    assert turns(sample) == [
+        ("user", ["image:/red.png", "What is this, and", "image:blue.png", "this?"]),
+        ("assistant", ["red, blue"]),
+    ]
+    row["image"] = "red.png"
+    with pytest.raises(DataError, match=r"l\.json\[0\]: the text names more <image> than the row holds"):
+        load_source(SourceSpec(path=write(media / "l.json", [row], "json")))
+
+
+def test_the_authors_captions(media):
+    rows = [{"image": "red.png", "caption": ["red", "very red"], "image_id": 1, "dataset": "coco_zh"}]
+    (sample,) = load_source(SourceSpec(path=write(media / "c.json", rows, "json")))
+    assert turns(sample, lambda n: n - 1) == [("user", ["image:/red.png"]), ("assistant", ["very red"])]
+    rows = [{"image_id": "clip", "caption_zh": "灰"}]
+    (sample,) = load_source(SourceSpec(path=write(media / "v.json", rows, "json"), modality="video"))
+    assert turns(sample) == [("user", ["video:clip.mp4"]), ("assistant", ["灰"])]
+    rows = [{"utterance_id": "a", "speech_feats_path": "a.npy", "target_text": "x"}]
+    with pytest.raises(DataError, match="features of the authors' unpublished encoder"):
+        load_source(SourceSpec(path=write(media / "s.json", rows, "json")))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"file": "gone.wav", "text": "a"}], r"bad\.jsonl:1: no such file: .*gone\.wav"),
+        ([{"file": "low.wav", "text": ""}], r"bad\.jsonl:1: column 'text' is empty"),
+        ([{"text": "a"}], r"bad\.jsonl:1: no column 'file'; the columns are text"),
+        ([{"words": "a"}], r"bad\.jsonl:1: cannot tell the format from the columns words"),
+        ([["low.wav"]], r"bad\.jsonl:1: expected a mapping of columns, got list"),
+        ([{"messages": [{"role": "user", "content": "a"}]}], "the last message must be the assistant's"),
+        ([{"messages": [{"role": "user", "content": [{"type": "smell"}]}]}], "content part of type 'smell'"),
+    ],
+)
+def test_bad_rows_are_named(media, rows, message):
+    with pytest.raises(DataError, match=message):
+        load_source(SourceSpec(path=write(media / "bad.jsonl", rows)), ["speech"])
+
+
+def test_bad_files_are_named(tmp_path):
+    with pytest.raises(DataError, match="no such data file"):
+        load_source(SourceSpec(path=str(tmp_path / "none.jsonl")))
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n{"text"')
+    with pytest.raises(DataError, match=r"a\.jsonl:2: not JSON"):
+        load_source(SourceSpec(path=str(path), modality="text"))
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(DataError, match=r"use \.json, \.jsonl, \.csv, \.tsv or \.parquet"):
+        load_source(SourceSpec(path=str(tmp_path / "a.txt")))
+    with pytest.raises(DataError, match="format is 'xml'"):
+        load_source(SourceSpec(path=str(path), format="xml"))
+    with pytest.raises(DataError, match="either a `path` or"):
+        load_source(SourceSpec())

@@ -1,0 +1,298 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""The runner: stages hand over to each other, frozen parts stay, logs and plots are left, bad input leaves nothing."""
+
+import io
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from transformers import Trainer, TrainingArguments
+
+from xllm import XLLMForConditionalGeneration, XLLMProcessor
+from xllm.training import train as train_module
+from xllm.training.callbacks import ProgressCallback, format_seconds
+from xllm.training.collator import XLLMDataCollator
+from xllm.training.loading import CheckpointError, load_checkpoint
+from xllm.training.plots import loss_curves
+from xllm.training.recipe import RecipeError
+from xllm.training.sources import DataError
+from xllm.training.stages import LANGUAGE_MODEL, StageError, freeze_for_stage, frozen_fingerprint
+from xllm.training.train import check, run_stage, train, write_summary
+from xllm.training.trainer import losses_by_modality
+
+
+QUICK = {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-2}
+
+
+@pytest.fixture
+def table(media):
+    """A table of two recordings and one of two pictures."""
+    (media / "speech.csv").write_text("file,text\nlow.wav,low\nhigh.wav,high\n")
+    (media / "pictures.csv").write_text("file,text\nred.png,red\nblue.png,blue\n")
+    return SimpleNamespace(speech=str(media / "speech.csv"), pictures=str(media / "pictures.csv"))
+
+
+def tensors(folder):
+    return XLLMForConditionalGeneration.from_pretrained(folder).state_dict()
+
+
+def changed(before, after):
+    assert before.keys() == after.keys()
+    return sorted({".".join(name.split(".")[:4]) for name in before if not torch.equal(before[name], after[name])})
+
+
+def test_three_stages_in_one_command(tiny_checkpoint, table, tmp_path):
+    recipe = {
+        "model": str(tiny_checkpoint),
+        "output_dir": str(tmp_path / "out"),
+        "trainer": QUICK,
+        "stages": [
+            {"stage": 1, "modalities": ["speech"], "train_encoder": True, "data": {"train": table.speech}},
+            {"stage": 2, "modalities": ["speech"], "data": {"train": table.speech, "eval": table.speech}},
+            {"stage": 3, "modalities": ["speech", "image"], "data": {"train": [table.speech, table.pictures]}},
+        ],
+    }
+    result = train(recipe, progress=False)
+    folders = [tmp_path / "out" / name for name in ("stage1-speech", "stage2-speech", "stage3-speech-image")]
+    assert [stage.folder for stage in result.stages] == folders
+    assert result.checkpoint == folders[-1]
+    states = [tensors(folder) for folder in (tiny_checkpoint, *folders)]
+    speech = "model.interfaces.speech."
+    first = changed(states[0], states[1])
+    assert any(name.startswith("model.audio_tower") for name in first)
+    assert all(name.startswith((speech + "converter", "model.audio_tower")) for name in first)
+    assert changed(states[1], states[2]) == [speech + "adapter", speech + "converter"]
+    assert changed(states[2], states[3]) == ["model.interfaces.image.adapter", speech + "adapter"]
+
+    entries = [json.loads(line) for line in (folders[0] / "log.jsonl").read_text().splitlines()]
+    assert {"step", "loss", "ce_loss", "quantity_loss", "ctc_loss", "learning_rate"} <= set(entries[0])
+    assert [entry["step"] for entry in entries if "loss" in entry] == [1, 2]
+    entries = [json.loads(line) for line in (folders[1] / "log.jsonl").read_text().splitlines()]
+    assert any("eval_loss" in entry for entry in entries)
+    logged = {key for line in (folders[2] / "log.jsonl").read_text().splitlines() for key in json.loads(line)}
+    assert {"loss_image", "loss_speech"} <= logged
+    for folder in folders:
+        assert Image.open(folder / "losses.png").size == (960, 600)
+        assert not (folder / ".saving").exists()
+    assert (folders[0] / "speech_recognition_heads.safetensors").exists()
+
+    model, processor = load_checkpoint(str(result.checkpoint))
+    assert isinstance(processor, XLLMProcessor)
+    assert model.config.stage == {"stage": 3, "modalities": ["image", "speech"]}
+
+
+def test_stage_1_of_images_leaves_the_rest_alone(tiny_checkpoint, table, tmp_path):
+    recipe = {
+        "model": str(tiny_checkpoint),
+        "output_dir": str(tmp_path),
+        "stage": 1,
+        "modalities": ["image"],
+        "objective": {"projection_size": 8},
+        "data": {"train": table.pictures},
+        "trainer": QUICK,
+    }
+    folder = train(recipe, progress=False).checkpoint
+    assert changed(tensors(tiny_checkpoint), tensors(folder)) == ["model.interfaces.image.converter"]
+    entry = json.loads((folder / "log.jsonl").read_text().splitlines()[0])
+    assert entry["loss"] == pytest.approx(entry["itc_loss"] + entry["itm_loss"] + entry["itg_loss"], abs=1e-3)
+    assert (folder / "qformer_pretraining_heads.safetensors").exists()
+
+
+def test_video_starts_from_the_image_interface(tiny, media, tmp_path):
+    model, processor = tiny
+    interfaces = model.model.interfaces
+    data = {"train": {"dataset": [{"file": str(media / "clip.mp4"), "text": "grey"}]}}
+    stage = {"stage": 2, "modalities": ["video"], "init_from": {"video": "image"}, "data": data}
+    run_stage(
+        model, processor, {**stage, "trainer": {**QUICK, "learning_rate": 0.0}}, tmp_path, progress=False, save=False
+    )
+    assert torch.equal(interfaces["video"].adapter.weight, interfaces["image"].adapter.weight)
+    assert torch.equal(interfaces["video"].converter.query_tokens, interfaces["image"].converter.query_tokens)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_language_model_on_text_alone(tiny, tmp_path):
+    model, processor = tiny
+    rows = [{"text": "one"}, {"text": "two"}]
+    source = {"dataset": rows, "modality": "text", "prompts": ["repeat: {text}"]}
+    model.requires_grad_(False)
+    before = frozen_fingerprint(model, ("model.interfaces.", "model.audio_tower."))
+    trained = run_stage(
+        model, processor, {"stage": 0, "data": {"train": source}, "trainer": QUICK}, tmp_path, progress=False
+    )
+    assert all(name.startswith(LANGUAGE_MODEL) for name in trained.trained)
+    assert frozen_fingerprint(model, ("model.interfaces.", "model.audio_tower.")) == before
+    assert trained.folder == tmp_path
+    entry = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    assert entry["loss_text"] == pytest.approx(entry["loss"], rel=1e-3)  # rows of equal length
+
+
+def test_a_frozen_tensor_that_moves_is_noticed(tiny, tmp_path, monkeypatch):
+    model, processor = tiny
+
+    class Careless(train_module.XLLMTrainer):
+        def train(self):
+            self.model.lm_head.weight.data[0, 0] += 1
+
+    monkeypatch.setattr(train_module, "XLLMTrainer", Careless)
+    stage = {"stage": 0, "data": {"train": {"dataset": [{"text": "a"}], "modality": "text"}}, "trainer": QUICK}
+    run_stage(model, processor, stage, tmp_path / "a", progress=False)  # stage 0 trains the head
+    stage = {"stage": 3, "data": {"train": {"dataset": [{"text": "a"}], "modality": "text"}}, "trainer": QUICK}
+    with pytest.raises(RuntimeError, match="a frozen tensor has moved; nothing was saved"):
+        run_stage(model, processor, stage, tmp_path / "b", progress=False)
+    assert not list((tmp_path / "b").iterdir())
+
+
+def test_skipped_samples_are_in_the_log(tiny, media, tmp_path):
+    model, processor = tiny
+    rows = [{"file": str(media / name), "text": "a"} for name in ("low.wav", "broken.wav")]
+    stage = {
+        "stage": 2,
+        "modalities": ["speech"],
+        "data": {"train": {"dataset": rows}, "on_error": "skip"},
+        "trainer": QUICK,
+    }
+    result = run_stage(model, processor, stage, tmp_path, progress=False, save=False)
+    assert result.skipped == ["dataset[1]"]
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert (last["skipped_samples"], last["skipped"]) == (1, ["dataset[1]"])
+
+
+def test_evaluations_after_a_stage(tiny_checkpoint, table, tmp_path):
+    recipe = {
+        "model": str(tiny_checkpoint),
+        "output_dir": str(tmp_path),
+        "trainer": QUICK,
+        "data": {"train": table.speech},
+        "evaluate": {"name": "all", "task": "asr", "data": table.speech, "max_new_tokens": 3},
+        "stages": [{"stage": 1, "modalities": ["speech"]}, {"stage": 2, "modalities": ["speech"]}],
+    }
+    result = train(recipe, progress=False)
+    for stage in result.stages:
+        found = stage.evaluations["all"]
+        assert (found["metric"], found["n"], found["reference"]) == ("cer", 2, len("low") + len("high"))
+        assert found == json.loads((stage.folder / "results.json").read_text())["all"]
+        samples = [json.loads(line) for line in (stage.folder / "samples-all.jsonl").read_text().splitlines()]
+        assert [sample["reference"] for sample in samples] == ["low", "high"]
+    out = io.StringIO()
+    write_summary(result, out)
+    assert "all: cer" in out.getvalue()
+
+
+def test_the_same_seed_gives_the_same_weights(tiny_checkpoint, table, tmp_path):
+    def run(name, seed):
+        recipe = {
+            "model": str(tiny_checkpoint),
+            "output_dir": str(tmp_path / name),
+            "seed": seed,
+            "stage": 2,
+            "modalities": ["speech"],
+            "data": {"train": table.speech, "augment": ["speed", "spec_augment"]},
+            "trainer": QUICK,
+        }
+        return tensors(train(recipe, progress=False).checkpoint)
+
+    first = run("a", 1)
+    assert changed(first, run("b", 1)) == []
+    assert changed(first, run("c", 2)) != []
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"model": "/nowhere"}, CheckpointError, "/nowhere: not a checkpoint"),
+        ({"modalities": ["sound"]}, StageError, "no row 'sound'"),
+        ({"stage": 1, "modalities": ["speech", "image"]}, StageError, "stage 1 trains one interface alone"),
+        (
+            {"stage": 1, "objective": {"ctc": 1}},
+            StageError,
+            "objective: unknown key 'ctc'; valid: ctc_weight, label_smoothing",
+        ),
+        ({"objective": {"ctc_weight": 1}}, StageError, "objective belongs to stage 1"),
+        ({"data": {"train": "gone.csv"}}, DataError, "gone.csv: no such data file"),
+        ({"data": {"train": "{speech}", "augment": ["sped"]}}, RecipeError, "did you mean 'speed'"),
+        (
+            {"evaluate": {"name": "a", "task": "ocr", "data": "{speech}"}},
+            RecipeError,
+            "task is 'ocr'; choose one of asr",
+        ),
+        ({"trainer": {"eval_strategy": "steps"}}, RecipeError, "data.eval is empty"),
+        ({"init_from": {"speech": "image"}}, StageError, "speech and image have different converters"),
+    ],
+)
+def test_bad_input_leaves_nothing(tiny_checkpoint, table, tmp_path, changes, error, message):
+    recipe = {"model": str(tiny_checkpoint), "stage": 2, "modalities": ["speech"], "data": {"train": table.speech}}
+    recipe = json.loads(json.dumps({**recipe, **changes}).replace("{speech}", table.speech))
+    with pytest.raises(error, match=message):
+        train({**recipe, "output_dir": str(tmp_path / "out")}, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_in_use_is_refused(tiny_checkpoint, table, tmp_path):
+    (tmp_path / "stage3").mkdir()
+    (tmp_path / "stage3" / "mine.txt").write_text("precious")
+    recipe = {"model": str(tiny_checkpoint), "output_dir": str(tmp_path), "stage": 3, "data": {"train": table.speech}}
+    with pytest.raises(ValueError, match="stage3: exists and is not an empty folder"):
+        train(recipe)
+    recipe["output_dir"] = str(tmp_path / "new")
+    assert check(recipe)[0].startswith("stage 3 (image+speech+video): 2 samples")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_plain_trainer_needs_only_the_collator(tiny, media, tmp_path):
+    model, processor = tiny
+    user = {
+        "role": "user",
+        "content": [{"type": "image", "path": str(media / "red.png")}, {"type": "text", "text": "?"}],
+    }
+    rows = [
+        {"messages": [user, {"role": "assistant", "content": "red"}]},
+        {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "none"}]},
+    ]
+    trained = set(freeze_for_stage(model, 2, ["image"]))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    args = TrainingArguments(
+        str(tmp_path), max_steps=2, per_device_train_batch_size=1, remove_unused_columns=False, label_names=["labels"],
+        report_to="none", disable_tqdm=True, use_cpu=True, learning_rate=1e-2, weight_decay=0.0, save_strategy="no",
+    )  # fmt: skip
+    Trainer(model, args, data_collator=XLLMDataCollator(processor), train_dataset=rows).train()
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved <= trained
+    assert "model.interfaces.image.adapter.weight" in moved
+
+
+def test_losses_by_modality_by_hand():
+    # Vocabulary of 3; 1 is the image placeholder. Uniform logits cost log 3, a sure right answer 0.
+    config = SimpleNamespace(
+        modalities={"image": SimpleNamespace(token_id=1), "speech": SimpleNamespace(token_id=None)}
+    )
+    inputs = {
+        "input_ids": torch.tensor([[1, 0, 2], [0, 0, 2], [0, 0, 0]]),
+        "labels": torch.tensor([[-100, -100, 2], [-100, 0, 2], [-100, -100, -100]]),
+    }
+    logits = torch.tensor([[0.0, 0, 0], [50, 0, 0], [0, 0, 50]])
+    found = losses_by_modality(config, inputs, logits)
+    assert found == [("image", pytest.approx(1.0986, abs=1e-4)), ("text", pytest.approx(0.0, abs=1e-4))]
+
+
+def test_progress_lines():
+    state = SimpleNamespace(global_step=0, max_steps=40, is_world_process_zero=True)
+    times = iter([0.0, 30.0])
+    stream = io.StringIO()
+    progress = ProgressCallback("stage 2 (image)", stream, clock=lambda: next(times))
+    progress.on_train_begin(None, state, None)
+    state.global_step = 10
+    progress.on_step_end(None, state, None)  # not a terminal: only logged steps are shown
+    progress.on_log(None, state, None, logs={"loss": 1.25})
+    assert stream.getvalue() == "stage 2 (image): step 10/40, loss 1.2500, 0:30 gone, ETA 1:30\n"
+    assert [format_seconds(seconds) for seconds in (0, 61, 3600)] == ["0:00", "1:01", "1:00:00"]
+
+
+def test_loss_curves_take_losses_only():
+    entries = [
+        {"step": 1, "loss": 2.0, "loss_image": 1.0, "ctc_loss": 3.0, "grad_norm": 9.0},
+        {"step": 2, "train_loss": 1.0},
+    ]
+    assert loss_curves(entries) == {"loss": [(1, 2.0)], "loss_image": [(1, 1.0)], "ctc_loss": [(1, 3.0)]}

@@ -1,0 +1,252 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Augmentation of training media, by name: `augment: [speed, {noise: {snr_db: [10, 40]}}, spec_augment]`.
+
+Each draws from the random generator it is given, so that a sample's augmentation depends on seed, epoch and sample alone.
+Waveforms are `(samples,)` float32, features `(frames, mel bins)`, pictures `(..., H, W, 3)` uint8 (all frames of a video alike).
+
+Sources: speed perturbation (Ko et al. 2015), SpecAugment (Park et al. 2019), vocal tract length perturbation (Jaitly &
+Hinton 2013), here as a warp of the mel axis after feature extraction. The paper names no augmentation of its own; the
+authors' images are randomly cropped and flipped.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import numpy as np
+
+from xllm.training.strict import RecipeError, nearest
+
+
+@dataclass
+class Speed:
+    """Play faster or slower, pitch included; `factor`: range."""
+
+    kind: ClassVar[str] = "waveform"
+    factor: tuple[float, float] = (0.9, 1.1)
+
+    def __call__(self, wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        factor = np.exp(rng.uniform(*np.log(self.factor)))
+        length = max(1, round(len(wave) / factor))
+        return np.interp(np.linspace(0, len(wave) - 1, length), np.arange(len(wave)), wave).astype(np.float32)
+
+
+@dataclass
+class Gain:
+    """Louder or softer; `decibel`: range."""
+
+    kind: ClassVar[str] = "waveform"
+    decibel: tuple[float, float] = (-6.0, 6.0)
+
+    def __call__(self, wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return (wave * 10 ** (rng.uniform(*self.decibel) / 20)).astype(np.float32)
+
+
+@dataclass
+class Noise:
+    """White noise; `snr_db`: range of the signal-to-noise ratio; `probability` of any."""
+
+    kind: ClassVar[str] = "waveform"
+    snr_db: tuple[float, float] = (10.0, 40.0)
+    probability: float = 0.7
+
+    def __call__(self, wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if rng.random() >= self.probability:
+            return wave
+        level = np.sqrt(np.mean(np.square(wave)) + 1e-10) * 10 ** (-rng.uniform(*self.snr_db) / 20)
+        return wave + (level * rng.standard_normal(len(wave))).astype(np.float32)
+
+
+@dataclass
+class Shift:
+    """Silence before and after; `seconds`: range of each; `sampling_rate` in Hz."""
+
+    kind: ClassVar[str] = "waveform"
+    seconds: tuple[float, float] = (0.0, 0.1)
+    sampling_rate: int = 16_000
+
+    def __call__(self, wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        before, after = (rng.uniform(*self.seconds, size=2) * self.sampling_rate).astype(int)
+        return np.pad(wave, (before, after))
+
+
+@dataclass
+class MelWarp:
+    """Stretch the mel axis, as a longer or shorter vocal tract would; `factor`: range."""
+
+    kind: ClassVar[str] = "features"
+    factor: tuple[float, float] = (0.87, 1.15)
+
+    def __call__(self, features: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        bins = features.shape[1]
+        at = np.clip(np.arange(bins) * np.exp(rng.uniform(*np.log(self.factor))), 0, bins - 1)
+        low = np.floor(at).astype(int)
+        high, part = np.minimum(low + 1, bins - 1), (at - low).astype(np.float32)
+        return features[:, low] * (1 - part) + features[:, high] * part
+
+
+@dataclass
+class MixVoices:
+    """A voice between two: features of a clip blended with those of another clip of the batch that says the same text,
+    stretched to its length. `share`: range of the clip's own part; `probability` of blending at all.
+    """
+
+    kind: ClassVar[str] = "features"
+    share: tuple[float, float] = (0.2, 0.8)
+    probability: float = 0.5
+
+    def __call__(
+        self, features: np.ndarray, rng: np.random.Generator, others: Sequence[np.ndarray] = ()
+    ) -> np.ndarray:
+        if not len(others) or rng.random() >= self.probability:
+            return features
+        other = others[rng.integers(len(others))]
+        at = np.linspace(0, len(other) - 1, len(features))
+        low = np.floor(at).astype(int)
+        part = (at - low).astype(np.float32)[:, None]
+        stretched = other[low] * (1 - part) + other[np.minimum(low + 1, len(other) - 1)] * part
+        own = np.float32(rng.uniform(*self.share))
+        return own * features + (1 - own) * stretched
+
+
+@dataclass
+class SpecAugment:
+    """Bands of mel bins and stretches of frames set to the mean (0); `time_width` as a fraction of the clip."""
+
+    kind: ClassVar[str] = "features"
+    mel_masks: int = 2
+    mel_width: int = 12
+    time_masks: int = 1
+    time_width: float = 0.2
+
+    def __call__(self, features: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        features = features.copy()
+        frames, bins = features.shape
+        for _ in range(self.mel_masks):
+            width = rng.integers(0, min(self.mel_width, bins) + 1)
+            start = rng.integers(0, bins - width + 1)
+            features[:, start : start + width] = 0
+        for _ in range(self.time_masks):
+            width = rng.integers(0, int(self.time_width * frames) + 1)
+            start = rng.integers(0, frames - width + 1)
+            features[start : start + width] = 0
+        return features
+
+
+@dataclass
+class Flip:
+    """Mirror left and right; not for data whose text says left or right."""
+
+    kind: ClassVar[str] = "picture"
+    probability: float = 0.5
+
+    def __call__(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return np.ascontiguousarray(picture[..., ::-1, :]) if rng.random() < self.probability else picture
+
+
+@dataclass
+class Crop:
+    """A random part of the picture; `scale`: range of its area (the authors' 0.5 to 1)."""
+
+    kind: ClassVar[str] = "picture"
+    scale: tuple[float, float] = (0.5, 1.0)
+
+    def __call__(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        side = np.sqrt(rng.uniform(*self.scale))
+        full = picture.shape[-3:-1]
+        height, width = (max(1, round(size * side)) for size in full)
+        top, left = rng.integers(0, full[0] - height + 1), rng.integers(0, full[1] - width + 1)
+        return picture[..., top : top + height, left : left + width, :]
+
+
+@dataclass
+class Brightness:
+    """Lighter or darker; `factor`: range."""
+
+    kind: ClassVar[str] = "picture"
+    factor: tuple[float, float] = (0.8, 1.2)
+
+    def __call__(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return np.clip(picture * rng.uniform(*self.factor), 0, 255).astype(np.uint8)
+
+
+AUGMENTATIONS = {
+    "speed": Speed,
+    "gain": Gain,
+    "noise": Noise,
+    "shift": Shift,
+    "mel_warp": MelWarp,
+    "mix_voices": MixVoices,
+    "spec_augment": SpecAugment,
+    "flip": Flip,
+    "crop": Crop,
+    "brightness": Brightness,
+}
+
+
+class Augmentation:
+    """A list of augmentations, applied in order to media of their kind ("waveform", "features", "picture")."""
+
+    def __init__(self, steps: Iterable[Callable]):
+        self.steps = list(steps)
+
+    @classmethod
+    def from_spec(cls, spec: Iterable[str | dict]) -> "Augmentation":
+        """Read the recipe's list: names, or one-key mappings name -> settings.
+
+        Raises:
+            RecipeError: an unknown name or setting; the message lists the choices.
+        """
+        return cls(_build_step(entry) for entry in spec)
+
+    def handles(self, kind: str) -> bool:
+        """Whether any step is for media of this kind."""
+        return any(step.kind == kind for step in self.steps)
+
+    def apply(self, kind: str, value: Any, rng: np.random.Generator) -> Any:
+        """`value` after all steps of this kind."""
+        for step in self.steps:
+            if step.kind == kind:
+                value = step(value, rng)
+        return value
+
+    def apply_to_features(
+        self, clips: list[np.ndarray], texts: list[str], rngs: list[np.random.Generator | None]
+    ) -> list[np.ndarray]:
+        """A batch of `(frames, mel bins)` after all steps for features; clips without a generator stay as they are.
+
+        Args:
+            texts (`list[str]`): what each clip says; `mix_voices` blends clips that say the same.
+        """
+        for step in self.steps:
+            if step.kind != "features":
+                continue
+            before = clips
+            clips = []
+            for index, (clip, rng) in enumerate(zip(before, rngs)):
+                extra = ()
+                if isinstance(step, MixVoices):
+                    extra = ([before[i] for i, text in enumerate(texts) if i != index and text == texts[index]],)
+                clips.append(clip if rng is None else step(clip, rng, *extra))
+        return clips
+
+
+def _build_step(entry: str | dict) -> Callable:
+    name, settings = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()), ("", {}))
+    if name not in AUGMENTATIONS or (isinstance(entry, dict) and len(entry) != 1):
+        raise RecipeError(f"augment: {entry!r} is no augmentation{nearest(name, AUGMENTATIONS)}")
+    step = AUGMENTATIONS[name]
+    known = {item.name for item in fields(step)}
+    for key, value in (settings or {}).items():
+        if key not in known:
+            raise RecipeError(f"augment: {name} has no setting {key!r}{nearest(key, known)}")
+        is_range = isinstance(getattr(step, key), tuple)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (isinstance(value, (list, tuple)) and len(value) == 2 if is_range else is_number):
+            raise RecipeError(
+                f"augment: {name}.{key} is {value!r}, expected {'[low, high]' if is_range else 'a number'}"
+            )
+    return step(**(settings or {}))
+
+
+__all__ = ["AUGMENTATIONS", "Augmentation"]

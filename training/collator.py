@@ -1,0 +1,310 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Batches for all three stages, for the plain `transformers.Trainer` (paper section 3.2; the authors' packing).
+
+| task       | model                            | batch                                                              |
+|------------|----------------------------------|--------------------------------------------------------------------|
+| chat       | XLLMForConditionalGeneration     | text and media of the conversations; labels on the assistant alone |
+| transcribe | XLLMForSpeechRecognition         | clips, labels = ids of the transcript                              |
+| contrast   | XLLMForQFormerPreTraining        | one picture or video per row, its text as input_ids                |
+
+Loss of "chat": the last answer and its end token; with ChatGLM `<sop>` too, as published (the model learns to begin).
+Deviations: a sample that is too long loses its oldest turns, never media, the question or the answer (the published code
+cuts the end of the prompt, and with it the question).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from xllm.processing.chat_parts import clean_messages, media_of
+from xllm.training.augmentation import Augmentation
+
+
+TASKS = ("chat", "transcribe", "contrast")
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class TextIds:
+    """Ids around a stage-1 text: `cls` opens it, `dec` opens a caption to be generated, `sep` ends it, `pad` fills up."""
+
+    cls: int
+    dec: int
+    sep: int
+    pad: int
+    vocab_size: int
+
+
+def text_ids(tokenizer) -> TextIds:
+    """The ids that stage 1 of a Q-Former reads a tokenizer's text with.
+
+    A BERT tokenizer gives `[CLS]`, `[SEP]` and `[PAD]`, and `[DEC]` is one new id behind its vocabulary (as in BLIP-2).
+    ChatGLM's: `[gMASK]`, `<eop>`, `<pad>`; any other: its begin and end tokens.
+
+    Raises:
+        ValueError: the tokenizer has no such tokens.
+    """
+    size = len(tokenizer)
+    ids = {
+        "cls": next(iter(_given(tokenizer, "cls_token_id", "gmask_token_id", "bos_token_id", "eos_token_id")), None),
+        "sep": next(iter(_given(tokenizer, "sep_token_id", "eos_token_id")), None),
+    }
+    if missing := [name for name, value in ids.items() if value is None]:
+        raise ValueError(f"tokenizer {type(tokenizer).__name__} has no token to be {' and '.join(missing)} of a text")
+    pad = next(iter(_given(tokenizer, "pad_token_id")), ids["sep"])
+    return TextIds(**ids, dec=size, pad=pad, vocab_size=size + 1)
+
+
+def _given(tokenizer, *names: str) -> list[int]:
+    values = (getattr(tokenizer, name, None) for name in names)
+    return [value for value in values if isinstance(value, int)]
+
+
+class XLLMDataCollator:
+    """Conversations to a batch.
+
+    ```python
+    >>> args = TrainingArguments("out", remove_unused_columns=False, label_names=["labels"])
+    >>> Trainer(model, args, data_collator=XLLMDataCollator(processor), train_dataset=dataset).train()
+    ```
+
+    Each sample is `{"messages": [...]}` in Hugging Face's chat form (media as path, URL, bytes, PIL image, array or a
+    `datasets` struct; keys whose value is None are dropped), the last message being the assistant's.
+
+    Args:
+        processor (`XLLMProcessor`): tokenizer, feature extractors and chat template.
+        task (`str`): "chat", "transcribe" or "contrast".
+        max_length (`int`, *optional*): tokens of a row of "chat", placeholders included; of a text of "contrast" (32).
+        loss_on (`str`): "last" turn of the assistant, or "all": a conversation of n answers then becomes n rows, each
+            ending with one of them (exact also for a prefix LM, which may not see an answer it has to give).
+        augmentation (`Augmentation`, *optional*): of the log-mel features of samples that have a "seed".
+
+    Raises:
+        ValueError: unknown task or switch.
+    """
+
+    def __init__(
+        self,
+        processor,
+        task: str = "chat",
+        max_length: int | None = None,
+        loss_on: str = "last",
+        augmentation: Augmentation | None = None,
+    ):
+        if task not in TASKS:
+            raise ValueError(f"task is {task!r}; choose one of {', '.join(TASKS)}")
+        if loss_on not in ("last", "all"):
+            raise ValueError(f"loss_on is {loss_on!r}; choose last or all")
+        self.processor = processor
+        self.task = task
+        self.max_length = max_length
+        self.loss_on = loss_on
+        self.augmentation = augmentation
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """A batch of tensors; see the table above.
+
+        Raises:
+            ValueError: a sample without messages or answer, too long, or not of the kind the task needs.
+            MediaError: a medium that cannot be decoded.
+        """
+        rows = [self._messages_of(sample) for sample in samples]
+        if self.task == "transcribe":
+            batch = self._transcribe(rows)
+        elif self.task == "contrast":
+            batch = self._contrast(rows)
+        else:
+            batch = self._chat(rows)
+        self._augment(batch, samples, rows)
+        return batch
+
+    @staticmethod
+    def _messages_of(sample: dict[str, Any]) -> list[dict]:
+        if not sample.get("messages"):
+            raise ValueError(f"a sample has no messages; its keys are {', '.join(map(str, sample))}")
+        messages = clean_messages(sample["messages"])
+        for message in messages:
+            if isinstance(message.get("content"), str):
+                message["content"] = [{"type": "text", "text": message["content"]}]
+        if messages[-1].get("role") != "assistant":
+            raise ValueError(f"the last message is the {messages[-1].get('role')}'s, expected the assistant's answer")
+        return messages
+
+    # ---- chat -------------------------------------------------------------------------------------------------------
+
+    def _chat(self, rows: list[list[dict]]) -> dict[str, torch.Tensor]:
+        if self.loss_on == "all":
+            rows = [
+                messages[: index + 1]
+                for messages in rows
+                for index, message in enumerate(messages)
+                if message["role"] == "assistant"
+            ]
+        # rows is changed in place: turns that do not fit are dropped, and the batch is made once more.
+        while True:
+            batch, prompts, answers = self._encode_chat(rows)
+            too_long = [i for i, parts in enumerate(zip(prompts, answers)) if self._excess(*parts) > 0]
+            if not too_long:
+                return {**batch, **self._pack(prompts, answers)}
+            for index in too_long:
+                rows[index] = self._drop_oldest_turn(rows[index], len(prompts[index]), len(answers[index]))
+
+    def _excess(self, prompt: list[int], answer: list[int]) -> int:
+        return 0 if self.max_length is None else len(prompt) + len(answer) - self.max_length
+
+    def encode_prompts(self, rows: list[list[dict]]) -> dict[str, torch.Tensor]:
+        """Questions without their answers, padded on the left, for `generate`.
+
+        Args:
+            rows (`list[list[dict]]`): conversations that end with the user's turn.
+        """
+        rows = [clean_messages(messages) for messages in rows]
+        return self._process([self._render(messages, add_generation_prompt=True) for messages in rows], rows)
+
+    def _encode_chat(self, rows: list[list[dict]]) -> tuple[dict, list[list[int]], list[list[int]]]:
+        """Media tensors, and the ids of prompts and answers."""
+        prompts = [self._render(messages[:-1], add_generation_prompt=True) for messages in rows]
+        answers = [self._answer_text(messages, prompt) for messages, prompt in zip(rows, prompts)]
+        batch = self._process(prompts, rows)
+        ids, mask = batch.pop("input_ids"), batch.pop("attention_mask").bool()
+        prompt_ids = [row[keep].tolist() for row, keep in zip(ids, mask)]
+        tokenizer = self.processor.tokenizer
+        answer_ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in answers]
+        return batch, prompt_ids, answer_ids
+
+    def _render(self, messages: list[dict], **kwargs) -> str:
+        return self.processor.apply_chat_template(messages, tokenize=False, **kwargs)
+
+    def _answer_text(self, messages: list[dict], prompt: str) -> str:
+        """What the template writes after the prompt, up to the end token; that is what the model has to say."""
+        end = self.processor.tokenizer.eos_token or ""
+        whole = self._render(messages)
+        if not whole.startswith(prompt):  # a template that writes the generation prompt in another way
+            return _text_of(messages) + end
+        answer = whole[len(prompt) :]
+        cut = answer.rfind(end) if end else -1
+        return answer if cut < 0 else answer[: cut + len(end)]
+
+    def _process(self, texts: list[str], rows: list[list[dict]]) -> dict[str, Any]:
+        media = [media_of(messages) for messages in rows]
+        flat = {kind: [item for row in media for item in row[kind]] for kind in ("image", "video", "audio")}
+        kwargs = {}
+        if flat["video"] and all(isinstance(video, np.ndarray) for video in flat["video"]):
+            kwargs["videos_kwargs"] = {"do_sample_frames": False}  # frames were chosen when the file was read
+        return dict(
+            self.processor(
+                text=texts,
+                images=flat["image"] or None,
+                videos=flat["video"] or None,
+                audio=flat["audio"] or None,
+                text_kwargs={"padding": True, "add_special_tokens": False},
+                return_tensors="pt",
+                **kwargs,
+            )
+        )
+
+    def _drop_oldest_turn(self, messages: list[dict], prompt: int, answer: int) -> list[dict]:
+        """The conversation without its oldest question and answer that hold no media."""
+        last = max(index for index, message in enumerate(messages) if message["role"] == "user")
+        for start, message in enumerate(messages[:last]):
+            if message["role"] != "user":
+                continue
+            stop = next(index for index in range(start + 1, last + 1) if messages[index]["role"] == "user")
+            if not any(part["type"] != "text" for turn in messages[start:stop] for part in turn["content"]):
+                return messages[:start] + messages[stop:]
+        raise ValueError(
+            f"a sample has {prompt} prompt and {answer} answer tokens, max_length is {self.max_length}, and there is no "
+            "older turn of text to leave out; raise max_length or shorten the text"
+        )
+
+    def _pack(self, prompts: list[list[int]], answers: list[list[int]]) -> dict[str, torch.Tensor]:
+        tokenizer = self.processor.tokenizer
+        begins = tokenizer.bos_token_id
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        ids, labels = [], []
+        for prompt, answer in zip(prompts, answers):
+            ids.append(prompt + answer)
+            targets = [IGNORE] * len(prompt) + answer
+            if prompt and begins is not None and prompt[-1] == begins:
+                targets[len(prompt) - 1] = begins  # ChatGLM's <sop>: learnt at [gMASK]
+            labels.append(targets)
+        return {
+            "input_ids": pad_rows(ids, pad),
+            "attention_mask": pad_rows([[1] * len(row) for row in ids], 0),
+            "labels": pad_rows(labels, IGNORE),
+        }
+
+    # ---- stage 1 ----------------------------------------------------------------------------------------------------
+
+    def _only(self, rows: list[list[dict]], kinds: tuple[str, ...]) -> tuple[str, list[Any], list[str]]:
+        """The one medium of each sample, all of one kind, and the samples' last answers."""
+        media, texts, found = [], [], set()
+        for messages in rows:
+            items = [(kind, item) for kind, many in media_of(messages).items() for item in many]
+            if len(items) != 1 or items[0][0] not in kinds:
+                got = ", ".join(kind for kind, _ in items) or "none"
+                raise ValueError(f"task {self.task!r} takes one {' or '.join(kinds)} per sample, got {got}")
+            found.add(items[0][0])
+            media.append(items[0][1])
+            texts.append(_text_of(messages))
+        if len(found) > 1:
+            raise ValueError(f"task {self.task!r} takes batches of one kind, got {' and '.join(sorted(found))}")
+        return found.pop(), media, texts
+
+    def _transcribe(self, rows: list[list[dict]]) -> dict[str, torch.Tensor]:
+        _, clips, texts = self._only(rows, ("audio",))
+        extractor = self.processor.feature_extractor
+        waves = [self.processor._load_clip(clip) for clip in clips]
+        batch = dict(extractor(waves, sampling_rate=extractor.sampling_rate, return_tensors="pt"))
+        ids = [self.processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        return {**batch, "labels": pad_rows(ids, IGNORE)}
+
+    def _contrast(self, rows: list[list[dict]]) -> dict[str, torch.Tensor]:
+        kind, media, texts = self._only(rows, ("image", "video"))
+        special = text_ids(self.processor.tokenizer)
+        longest = (self.max_length or 32) - 2
+        ids = [self.processor.tokenizer(text, add_special_tokens=False)["input_ids"][:longest] for text in texts]
+        ids = [[special.cls, *row, special.sep] for row in ids]
+        kwargs = {"images": media} if kind == "image" else {"videos": media}
+        if kind == "video" and all(isinstance(video, np.ndarray) for video in media):
+            kwargs["videos_kwargs"] = {"do_sample_frames": False}
+        pixels = dict(self.processor(**kwargs, return_tensors="pt"))
+        mask = pad_rows([[1] * len(row) for row in ids], 0)
+        return {**pixels, "input_ids": pad_rows(ids, special.pad), "attention_mask": mask}
+
+    # ---- augmentation -----------------------------------------------------------------------------------------------
+
+    def _augment(self, batch: dict[str, torch.Tensor], samples: Sequence[dict], rows: list[list[dict]]) -> None:
+        if self.augmentation is None or not self.augmentation.handles("features") or "input_features" not in batch:
+            return
+        owners = [index for index, messages in enumerate(rows) for _ in media_of(messages)["audio"]]
+        if len(owners) != len(batch["input_features"]):
+            raise ValueError("augmentation of features needs loss_on='last': rows were multiplied")
+        lengths = batch["input_features_mask"].sum(1).tolist()
+        clips = [batch["input_features"][clip, :length].numpy() for clip, length in enumerate(lengths)]
+        seeds = [samples[owner].get("seed") for owner in owners]
+        rngs = [
+            None if seed is None else np.random.default_rng([int(seed), owners[:clip].count(owners[clip])])
+            for clip, seed in enumerate(seeds)
+        ]
+        # A clip is known by what its sample answers; only a row with one clip says just that.
+        texts = [_text_of(rows[owner]) if owners.count(owner) == 1 else f"\0{owner}" for owner in owners]
+        for clip, features in enumerate(self.augmentation.apply_to_features(clips, texts, rngs)):
+            batch["input_features"][clip, : lengths[clip]] = torch.from_numpy(np.ascontiguousarray(features))
+
+
+def _text_of(messages: list[dict]) -> str:
+    """The text of the last answer."""
+    return "".join(part.get("text", "") for part in messages[-1]["content"])
+
+
+def pad_rows(rows: list[list[int]], value: int) -> torch.LongTensor:
+    """Rows of different lengths as one tensor `(rows, longest)`, padded on the right."""
+    longest = max(map(len, rows))
+    return torch.tensor([row + [value] * (longest - len(row)) for row in rows], dtype=torch.long)
+
+
+__all__ = ["TASKS", "TextIds", "XLLMDataCollator", "pad_rows", "text_ids"]

@@ -1,0 +1,153 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""The training set: samples of several sources, media decoded when asked for, augmented, drawn by weight.
+
+Everything random follows from (seed, epoch, place in the epoch): a resumed run sees what an uninterrupted one would have
+seen, with any number of workers.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from transformers.utils import logging
+
+from xllm.processing.chat_parts import part_source
+from xllm.processing.media import MediaError, load_audio, load_image, load_video
+from xllm.training.augmentation import Augmentation
+from xllm.training.recipe import SourceSpec
+from xllm.training.sources import DataError, Sample, load_source
+
+
+logger = logging.get_logger(__name__)
+
+
+class ChatDataset(Dataset):
+    """Samples as conversations whose media are decoded: `{"messages": [...]}`, for `XLLMDataCollator`.
+
+    With an `augmentation` each sample also has a "seed", from which the collator draws the augmentation of features.
+
+    Args:
+        sources (`list[list[Sample]]`): samples by source.
+        processor (`XLLMProcessor`): gives the sampling rate and the rule by which video frames are chosen.
+        weights (`list[float]`, *optional*): how often each source's samples come per epoch, on average; default 1.
+        augmentation (`Augmentation`, *optional*): of waveforms and pictures; that of features is the collator's.
+        on_error (`str`): "raise" a `MediaError`, or "skip" the sample: the next good one takes its place.
+        cache_media (`bool`): keep decoded media in memory (once per worker).
+        seed (`int`): of prompts, captions, augmentation and of which samples a fractional weight takes.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[list[Sample]],
+        processor,
+        weights: Sequence[float] | None = None,
+        augmentation: Augmentation | None = None,
+        on_error: str = "raise",
+        cache_media: bool = False,
+        seed: int = 0,
+    ):
+        weights = [1.0] * len(sources) if weights is None else list(weights)
+        if len(weights) != len(sources) or any(weight <= 0 for weight in weights):
+            raise DataError(f"weights must be {len(sources)} positive numbers, one per source; got {weights}")
+        self.samples = [sample for source in sources for sample in source]
+        self.processor = processor
+        self.augmentation = augmentation
+        self.on_error = on_error
+        self.seed = seed
+        self.cache: dict[str, Any] | None = {} if cache_media else None
+        self._bounds = np.cumsum([0, *(len(source) for source in sources)])
+        self._weights = weights
+        # Shared between workers, so that the log can count what any of them has left out.
+        self._skipped = torch.zeros(len(self.samples), dtype=torch.uint8).share_memory_()
+        self.set_epoch(0)
+
+    @classmethod
+    def from_specs(cls, specs: Iterable[SourceSpec], processor, modalities: Iterable[str] = (), **kwargs):
+        """Read the sources of a recipe; see `load_source` and the class."""
+        specs = list(specs)
+        sources = [load_source(spec, modalities) for spec in specs]
+        return cls(sources, processor, weights=[spec.weight for spec in specs], **kwargs)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the samples of an epoch; the Trainer's data loader calls this."""
+        self.epoch = epoch
+        rng = np.random.default_rng([self.seed, epoch])
+        order = []
+        for source, weight in enumerate(self._weights):
+            indices = np.arange(self._bounds[source], self._bounds[source + 1])
+            extra = round(len(indices) * (weight % 1.0))
+            drawn = np.sort(rng.permutation(indices)[:extra])
+            order.append(np.concatenate([np.tile(indices, int(weight)), drawn]))
+        self._order = np.concatenate(order)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> dict:
+        """One conversation with decoded media.
+
+        Raises:
+            MediaError: a medium that cannot be decoded, with `on_error="raise"`; or every sample failed.
+        """
+        rng = np.random.default_rng([self.seed, self.epoch, int(index), 1])
+        for attempt in range(len(self._order)):
+            place = int(self._order[(index + attempt) % len(self._order)])
+            try:
+                messages = self._decode(self.samples[place], rng)
+            except MediaError as error:
+                if self.on_error == "raise":
+                    raise MediaError(f"{self.samples[place].where}: {error}") from error
+                if not self._skipped[place]:
+                    logger.warning(f"skipped {self.samples[place].where}: {error}")
+                self._skipped[place] = 1
+                continue
+            if self.augmentation is None:
+                return {"messages": messages}
+            return {"messages": messages, "seed": int(rng.integers(2**31))}
+        raise MediaError("no sample of the data can be decoded")
+
+    def skipped(self) -> list[str]:
+        """Places of the samples left out so far."""
+        return [self.samples[index].where for index in self._skipped.nonzero().flatten().tolist()]
+
+    def _decode(self, sample: Sample, rng: np.random.Generator) -> list[dict]:
+        messages = []
+        for message in sample.conversation(lambda n: int(rng.integers(n))):
+            content = message["content"]
+            messages.append({**message, "content": [self._decode_part(part, rng) for part in content]})
+        return messages
+
+    def _decode_part(self, part: dict, rng: np.random.Generator) -> dict:
+        kind = part["type"]
+        if kind == "text":
+            return part
+        source = part_source(part)
+        key = f"{kind}:{source}" if self.cache is not None and isinstance(source, str) else None
+        medium = self.cache.get(key) if key is not None else None
+        if medium is None:
+            medium = self._load(kind, source)
+            if key is not None:
+                self.cache[key] = medium
+        return {"type": kind, kind: self._augment(kind, medium, rng)}
+
+    def _load(self, kind: str, source: Any) -> Any:
+        if kind == "audio":
+            return load_audio(source, self.processor.feature_extractor.sampling_rate)
+        if kind == "image":
+            return load_image(source)
+        rule = self.processor.video_processor
+        return load_video(source, num_frames=rule.num_frames, fps=rule.fps, max_frames=rule.max_frames)[0]
+
+    def _augment(self, kind: str, medium: Any, rng: np.random.Generator) -> Any:
+        wanted = "waveform" if kind == "audio" else "picture"
+        if self.augmentation is None or not self.augmentation.handles(wanted):
+            return medium
+        if kind == "image":
+            return Image.fromarray(self.augmentation.apply(wanted, np.asarray(medium), rng))
+        return self.augmentation.apply(wanted, medium, rng)
+
+
+__all__ = ["ChatDataset"]

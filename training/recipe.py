@@ -1,0 +1,358 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Recipes: what `xllm train` runs, as a YAML file with strict keys.
+
+```yaml
+model: checkpoints/base      # folder or Hub id of an X-LLM (or `init:`, sizes of a tiny one with random weights)
+output_dir: runs/speech
+vars: {data_root: null}      # set on the command line: data_root=...; null = must be given; used as ${data_root}
+stages:                      # run one after the other, each from the previous one's checkpoint
+  - stage: 1
+    modalities: [speech]
+    train_encoder: true
+    data: {train: [{path: "${data_root}/train.jsonl"}]}
+    trainer: {max_steps: 1000, learning_rate: 1.0e-3}
+  - stage: 2
+    modalities: [speech]
+```
+
+A recipe of one stage may write the stage's keys (`stage`, `modalities`, `data`, `trainer`, ...) at the top level. With
+`stages`, top-level `data`, `trainer` and `evaluate` are defaults of every stage; an override `key=value` of one of them
+holds for all stages. Paths are relative to the current folder, media files to the folder of the file that names them.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from xllm.training.stages import resolve_stage
+from xllm.training.strict import RecipeError, build, nearest
+
+
+RECIPES = Path(__file__).parent / "recipes"
+# Keys of a stage that may stand at the top level, as the one stage or as defaults of all.
+STAGE_DEFAULTS = ("data", "trainer", "evaluate")
+# TrainingArguments that the runner sets itself, and why a recipe may not.
+OWN_ARGUMENTS = {
+    "output_dir": "set output_dir of the recipe",
+    "seed": "set seed of the recipe",
+    "remove_unused_columns": "the collator needs every column",
+    "label_names": "the targets are always `labels`",
+    "label_smoothing_factor": "the Trainer smooths unshifted labels of this model; it would train the wrong targets",
+    "ddp_find_unused_parameters": "the model touches every trained parameter itself",
+    "disable_tqdm": "progress is shown by the runner",
+}
+
+
+@dataclass(kw_only=True)
+class SourceSpec:
+    """One data source; see `xllm.training.sources` for the formats.
+
+    Args:
+        path (`str`): a file of samples; or `dataset`, a `datasets.Dataset` or list of samples, from Python only.
+        format (`str`): "auto" (told from the content) or one of `xllm.training.sources.FORMATS`.
+        modality (`str`): of plain tables: a row of the modality table, or "text" for rows without media.
+        file_column, text_column (`str`): of plain tables.
+        prompts (`list[str]`): of tables and captions: one is drawn per sample and epoch; `{column}` is filled in.
+        answer (`str`): of tables: the assistant's turn; `{column}` is filled in; default the text column.
+        where, exclude (`dict`): column -> value or values a row must, or must not, have.
+        media_root (`str`): folder of relative media paths; default the folder of `path`.
+        weight (`float`): how often each sample is seen per epoch, on average; 0.5 is every other one.
+        limit (`int`): only the first rows, after `where` and `exclude`.
+        name (`str`): for messages and logs; default the file's name.
+    """
+
+    path: str | None = None
+    dataset: Any = None
+    format: str = "auto"
+    modality: str | None = None
+    file_column: str = "file"
+    text_column: str = "text"
+    prompts: list[str] | None = None
+    answer: str | None = None
+    where: dict = field(default_factory=dict)
+    exclude: dict = field(default_factory=dict)
+    media_root: str | None = None
+    weight: float = 1.0
+    limit: int | None = None
+    name: str | None = None
+
+
+@dataclass(kw_only=True)
+class DataSpec:
+    """What a stage reads.
+
+    Args:
+        train, eval (`list[SourceSpec]`): sources; `eval` gives the evaluation loss.
+        augment (`list`): of training data: names, or one-key mappings name -> settings (`xllm.training.augmentation`).
+        on_error (`str`): "raise", or "skip" to leave out media that cannot be decoded, counted in the log.
+        cache_media (`bool`): keep decoded media in memory.
+        max_length (`int`): tokens of a sample; older turns are cut from the left, media and the last question never.
+        loss_on (`str`): "last" turn of the assistant, or "all" of them.
+    """
+
+    train: list[SourceSpec] = field(default_factory=list, metadata={"of": SourceSpec})
+    eval: list[SourceSpec] = field(default_factory=list, metadata={"of": SourceSpec})
+    augment: list = field(default_factory=list)
+    on_error: str = "raise"
+    cache_media: bool = False
+    max_length: int | None = None
+    loss_on: str = "last"
+
+
+@dataclass(kw_only=True)
+class EvaluationSpec:
+    """An evaluation by generation after the stage: `task` of `xllm.training.evaluation.TASKS` on `data`."""
+
+    name: str
+    task: str = "asr"
+    data: list[SourceSpec] = field(default_factory=list, metadata={"of": SourceSpec})
+    max_new_tokens: int = 64
+    batch_size: int = 16
+
+
+@dataclass(kw_only=True)
+class StageSpec:
+    """One stage of a recipe.
+
+    Args:
+        stage (`int` or `str`): 1, 2, 3 or "convert", "align", "integrate" (0, "text": a stand-in language model).
+        modalities (`list[str]`): rows to train; default all.
+        train_encoder, train_query_tokens, train_shared (`bool`): see `freeze_for_stage`.
+        objective (`dict`): fields of the stage-1 model's config, e.g. loss weights.
+        init_from (`dict[str, str]`): row -> row whose adapter and query tokens it starts from, e.g. `{video: image}`.
+        data, trainer, evaluate: see `DataSpec`; fields of `TrainingArguments`; evaluations run after the stage.
+        name (`str`): folder of the stage's checkpoint; default "stage2-speech" and so on.
+    """
+
+    stage: int | str
+    modalities: list[str] | None = None
+    train_encoder: bool = False
+    train_query_tokens: bool = False
+    train_shared: bool = False
+    objective: dict = field(default_factory=dict)
+    init_from: dict = field(default_factory=dict)
+    data: DataSpec = field(default_factory=DataSpec, metadata={"of": DataSpec})
+    trainer: dict = field(default_factory=dict)
+    evaluate: list[EvaluationSpec] = field(default_factory=list, metadata={"of": EvaluationSpec})
+    name: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of this stage's checkpoint, e.g. "stage2-image-video"."""
+        stage = int(resolve_stage(self.stage))
+        return self.name or "-".join([f"stage{stage}", *(self.modalities or ([] if stage in (0, 3) else ["all"]))])
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """A whole recipe: see the module's first lines. `stages` holds at least one."""
+
+    model: str | None = None
+    init: dict | None = None
+    output_dir: str
+    seed: int = 42
+    stages: list[StageSpec] = field(default_factory=list, metadata={"of": StageSpec})
+    source: str = "recipe"
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes of this package, as `xllm train` takes them."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def find_recipe(name_or_path: str | Path) -> Path:
+    """A recipe file, or one of the shipped recipes by name.
+
+    Raises:
+        RecipeError: neither; the message lists the shipped ones.
+    """
+    path = Path(name_or_path)
+    for candidate in (path, RECIPES / path.name, RECIPES / f"{path.name}.yaml"):
+        if candidate.is_file() and (candidate == path or path.parent == Path()):
+            return candidate
+    raise RecipeError(f"{name_or_path}: no such recipe file; shipped recipes: {', '.join(shipped_recipes())}")
+
+
+def load_recipe(recipe: "str | Path | Mapping | Recipe", overrides: Iterable[str] | Mapping[str, Any] = ()) -> Recipe:
+    """Read and check a recipe; nothing is written.
+
+    Args:
+        recipe: a YAML file, the name of a shipped recipe, the same as a dict, or a `Recipe` (overrides then not allowed).
+        overrides: `"a.b=value"` strings (values are YAML), or a mapping of dotted keys.
+
+    Raises:
+        RecipeError: no such file, not YAML, an unknown key, a value of the wrong kind, a variable that is not set.
+    """
+    if isinstance(recipe, Recipe):
+        if overrides:
+            raise RecipeError("overrides go with a recipe file or a dict, not with a Recipe object: set its fields")
+        return recipe
+    source = "recipe"
+    if not isinstance(recipe, Mapping):
+        path = find_recipe(recipe)
+        source = str(path)
+        try:
+            recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{source}: not a YAML file: {error}") from error
+        if not isinstance(recipe, Mapping):
+            raise RecipeError(f"{source}: a recipe is a mapping of keys, got {type(recipe).__name__}")
+    raw = _copy(recipe)
+    variables = dict(raw.pop("vars", None) or {})
+    _apply_overrides(raw, variables, overrides, source)
+    raw = _substitute(raw, variables, source)
+    is_flat = "stages" not in raw
+    try:
+        result = build(Recipe, _distribute_stages(raw, source), source, "")
+        result.source = source
+        _check(result, source)
+    except RecipeError as error:  # its own keys stand at the top level there
+        raise RecipeError(str(error).replace("stages.0.", "") if is_flat else str(error)) from error
+    return result
+
+
+def _copy(value: Any) -> Any:
+    """A deep copy of mappings and lists that shares what they hold (a dataset, say)."""
+    if isinstance(value, Mapping):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _apply_overrides(raw: dict, variables: dict, overrides, source: str) -> None:
+    pairs = list(overrides.items()) if isinstance(overrides, Mapping) else []
+    if not isinstance(overrides, Mapping):
+        for text in overrides:
+            key, equals, value = text.partition("=")
+            if not equals or not key:
+                raise RecipeError(f"override {text!r}: expected key=value, e.g. trainer.max_steps=100")
+            try:
+                pairs.append((key, yaml.safe_load(value) if value else ""))
+            except yaml.YAMLError as error:
+                raise RecipeError(f"override {text!r}: the value is not YAML: {error}") from error
+    for key, value in pairs:
+        if key in variables:
+            variables[key] = value
+            continue
+        _set_dotted(raw, key, value, source)
+        if key.split(".")[0] in STAGE_DEFAULTS:  # given on the command line, it holds for every stage
+            for stage in raw.get("stages") or []:
+                if isinstance(stage, dict):
+                    _set_dotted(stage, key, value, source)
+
+
+def _set_dotted(raw: dict, key: str, value: Any, source: str) -> None:
+    parts = key.split(".")
+    at: Any = raw
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        if isinstance(at, list):
+            if not part.isdigit() or int(part) >= len(at):
+                raise RecipeError(f"{source}: override {key}: {part!r} is not an index below {len(at)}")
+            part = int(part)
+        elif not isinstance(at, dict):
+            raise RecipeError(f"{source}: override {key}: {'.'.join(parts[:depth])} is not a mapping")
+        if last:
+            at[part] = deepcopy(value)
+        else:
+            if isinstance(at, dict) and at.get(part) is None:
+                at[part] = {}
+            at = at[part]
+
+
+_VARIABLE = re.compile(r"\$\{([^}]*)\}")
+
+
+def _substitute(value: Any, variables: dict, source: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _substitute(item, variables, source) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_substitute(item, variables, source) for item in value]
+    if not isinstance(value, str):
+        return value
+    for name in _VARIABLE.findall(value):
+        if name not in variables:
+            raise RecipeError(f"{source}: ${{{name}}} is not in vars{nearest(name, variables)}")
+        if variables[name] is None:
+            raise RecipeError(f"{source}: give {name}=... on the command line")
+    whole = _VARIABLE.fullmatch(value)
+    return variables[whole[1]] if whole else _VARIABLE.sub(lambda match: str(variables[match[1]]), value)
+
+
+def _distribute_stages(raw: dict, source: str) -> dict:
+    """Top-level keys of a stage moved into `stages`."""
+    own = {item.name for item in fields(StageSpec)}
+    at_top = {key: raw.pop(key) for key in list(raw) if key in own}
+    if "stages" not in raw:
+        if "stage" not in at_top:
+            raise RecipeError(f"{source}: which stage? give `stage`, or a list `stages`")
+        return {**raw, "stages": [at_top]}
+    if extra := [key for key in at_top if key not in STAGE_DEFAULTS]:
+        raise RecipeError(f"{source}: {', '.join(extra)} stands beside `stages`; write it inside each stage")
+    stages = raw["stages"]
+    if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
+        raise RecipeError(f"{source}: stages: expected a list of mappings")
+    merged = []
+    for stage in stages:
+        defaults = {key: _copy(value) for key, value in at_top.items()}
+        for key in ("data", "trainer"):
+            if isinstance(defaults.get(key), dict) and isinstance(stage.get(key), dict):
+                stage = {**stage, key: {**defaults[key], **stage[key]}}
+        merged.append({**defaults, **stage})
+    return {**raw, "stages": merged}
+
+
+@cache
+def _training_arguments() -> frozenset[str]:
+    from transformers import TrainingArguments
+
+    return frozenset(item.name for item in fields(TrainingArguments) if item.init)
+
+
+def _check(recipe: Recipe, source: str) -> None:
+    """What the types cannot say."""
+    if (recipe.model is None) == (recipe.init is None):
+        raise RecipeError(f"{source}: give exactly one of `model` (folder or Hub id of an X-LLM) and `init`")
+    for index, stage in enumerate(recipe.stages):
+        where = f"{source}: stages.{index}"
+        try:
+            resolve_stage(stage.stage)
+        except ValueError as error:
+            raise RecipeError(f"{where}.{error}") from error
+        if not stage.data.train:
+            raise RecipeError(f"{where}.data.train is empty: give at least one source")
+        for name, value in stage.trainer.items():
+            if name in OWN_ARGUMENTS:
+                raise RecipeError(f"{where}.trainer.{name} cannot be set: {OWN_ARGUMENTS[name]}")
+            if name not in _training_arguments():
+                raise RecipeError(f"{where}.trainer: unknown key {name!r}{nearest(name, _training_arguments())}")
+            if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+                stage.trainer[name] = float(value)  # YAML reads 1e-4 as text, 1.0e-4 as a number
+        _choose(where + ".data.on_error", stage.data.on_error, ("raise", "skip"))
+        _choose(where + ".data.loss_on", stage.data.loss_on, ("last", "all"))
+    folders = [stage.folder for stage in recipe.stages]
+    if len(set(folders)) < len(folders):
+        raise RecipeError(f"{source}: two stages would write to {', '.join(sorted(folders))}; give each a `name`")
+
+
+def _choose(where: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise RecipeError(f"{where} is {value!r}; choose one of {', '.join(choices)}")
+
+
+__all__ = [
+    "DataSpec",
+    "EvaluationSpec",
+    "Recipe",
+    "RecipeError",
+    "SourceSpec",
+    "StageSpec",
+    "find_recipe",
+    "load_recipe",
+    "shipped_recipes",
+]

@@ -1,0 +1,339 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Reading data files into samples: chat messages, plain tables, LLaVA / ShareGPT, and the authors' own JSON (design: section 8).
+
+| format   | rows                                                                                         |
+|----------|----------------------------------------------------------------------------------------------|
+| messages | `{"messages": [{"role", "content": str or parts}]}`                                          |
+| llava    | `{"conversations": [{"from", "value"}], "image" / "video" / "audio": path or list}`          |
+| table    | a column with the medium's file and one with the text (captions, transcripts)                |
+| captions | the authors' `{"image", "caption": [...]}` and `{"image_id", "caption_zh"}`                  |
+
+Files: .json (a list), .jsonl, .csv, .tsv, .parquet. Nothing is decoded here; that a named file exists is checked.
+Deviation: the authors' speech files name pre-extracted features of an encoder that was never published; they are refused.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from xllm.processing.chat_parts import clean_messages
+from xllm.training.recipe import SourceSpec
+
+
+FORMATS = ("auto", "messages", "llava", "table", "captions")
+PART_OF_MODALITY = {"image": "image", "video": "video", "speech": "audio"}
+EXTENSIONS = {
+    "image": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    "video": (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v"),
+    "speech": (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".opus", ".aac"),
+}
+# What the authors ask in stage 2: nothing of pictures (the caption follows them), and this of speech.
+DEFAULT_PROMPTS = {"image": [""], "video": [""], "speech": ["请忠实地识别该语音"], "text": ["{text}"]}
+_LLAVA_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_LLAVA_TAG = re.compile(r"<(image|video|audio|speech)>")
+_NOT_A_PATH = re.compile(r"^(data:|[a-zA-Z][a-zA-Z0-9+.-]+://)")
+_MAX_PATH = 1000  # longer strings are base64
+
+
+class DataError(ValueError):
+    """A data file or row that cannot be used; the message names file and line."""
+
+
+@dataclass
+class Sample:
+    """One conversation, or the makings of one.
+
+    Args:
+        where (`str`): "file:line", for messages.
+        messages (`list`, *optional*): a whole conversation, cleaned, ending with the assistant's turn.
+        media (`list`): else: content parts that open the user's turn,
+        prompts, answers (`list[str]`): of which one each is drawn per epoch.
+        source (`str`): name of its source.
+    """
+
+    where: str
+    messages: list | None = None
+    media: list = field(default_factory=list)
+    prompts: list[str] = field(default_factory=lambda: [""])
+    answers: list[str] = field(default_factory=list)
+    source: str = ""
+
+    def conversation(self, draw) -> list[dict]:
+        """The messages; `draw(n)` gives a number below n for the choice of prompt and answer."""
+        if self.messages is not None:
+            return self.messages
+        prompt = self.prompts[draw(len(self.prompts))]
+        content = [*self.media, *([{"type": "text", "text": prompt}] if prompt or not self.media else [])]
+        answer = self.answers[draw(len(self.answers))]
+        return [
+            {"role": "user", "content": content},
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        ]
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
+    """(place, row) of each row of a data file.
+
+    Raises:
+        DataError: unknown extension, not that format, a row that is no mapping; the message names file and line.
+    """
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".json":
+            rows = json.loads(path.read_text(encoding="utf-8"))
+            rows = rows.get("data", rows) if isinstance(rows, dict) else rows
+            if not isinstance(rows, list):
+                raise DataError(f"{path}: expected a JSON list of samples, got {type(rows).__name__}")
+            yield from ((f"{path}[{index}]", row) for index, row in enumerate(rows))
+        elif suffix == ".jsonl":
+            yield from _read_jsonl(path)
+        elif suffix in (".csv", ".tsv"):
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",")
+                yield from ((f"{path}:{reader.line_num}", row) for row in reader)
+        elif suffix == ".parquet":
+            from pyarrow import parquet
+
+            for index, row in enumerate(parquet.read_table(path).to_pylist()):
+                yield f"{path}[{index}]", row
+        else:
+            raise DataError(f"{path}: unknown kind of data file; use .json, .jsonl, .csv, .tsv or .parquet")
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such data file") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a {suffix[1:]} file: {error}") from error
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[str, dict]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield f"{path}:{number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}:{number}: not JSON: {error}") from error
+
+
+def load_source(spec: SourceSpec, modalities: Iterable[str] = ()) -> list[Sample]:
+    """All samples of a source.
+
+    Args:
+        spec (`SourceSpec`): where and how to read.
+        modalities (`Iterable[str]`): rows that the stage trains: a plain table is of that modality if there is just one.
+
+    Raises:
+        DataError: an unknown format or column, a row without its text or medium, a file that does not exist, no rows left.
+    """
+    if spec.format not in FORMATS:
+        raise DataError(f"format is {spec.format!r}; choose one of {', '.join(FORMATS)}")
+    if (spec.path is None) == (spec.dataset is None):
+        raise DataError("a data source has either a `path` or, from Python, a `dataset`")
+    if spec.dataset is not None:
+        name, root = spec.name or "dataset", Path(spec.media_root or ".")
+        rows = ((f"{name}[{index}]", row) for index, row in enumerate(spec.dataset))
+    else:
+        path = Path(spec.path).expanduser()
+        name, root = spec.name or path.stem, Path(spec.media_root).expanduser() if spec.media_root else path.parent
+        rows = read_rows(path)
+    samples = []
+    for where, row in rows:
+        if not isinstance(row, Mapping):
+            raise DataError(f"{where}: expected a mapping of columns, got {type(row).__name__}")
+        if not _is_selected(spec, where, row):
+            continue
+        sample = _read_sample(spec, where, row, list(modalities))
+        sample.source = name
+        _resolve_media(sample, root)
+        samples.append(sample)
+        if spec.limit is not None and len(samples) >= spec.limit:
+            break
+    if not samples:
+        raise DataError(
+            f"{spec.path or name}: no row is left (where {spec.where or 'any'}, exclude {spec.exclude or 'none'})"
+        )
+    return samples
+
+
+def _is_selected(spec: SourceSpec, where: str, row: Mapping) -> bool:
+    for table, wanted in ((spec.where, True), (spec.exclude, False)):
+        for column, values in table.items():
+            values = values if isinstance(values, (list, tuple)) else [values]
+            if column not in row and wanted:
+                raise DataError(
+                    f"{where}: no column {column!r} to choose by; the columns are {', '.join(map(str, row))}"
+                )
+            found = str(row.get(column)) in {str(value) for value in values}  # a CSV file has only strings
+            if found != wanted:
+                return False
+    return True
+
+
+def _read_sample(spec: SourceSpec, where: str, row: Mapping, modalities: list[str]) -> Sample:
+    kind = spec.format if spec.format != "auto" else _tell_format(spec, where, row)
+    try:
+        if kind == "messages":
+            return _from_messages(where, row)
+        if kind == "llava":
+            return _from_llava(where, row)
+        if kind == "captions":
+            return _from_captions(spec, where, row)
+        return _from_table(spec, where, row, modalities)
+    except KeyError as error:
+        raise DataError(f"{where}: no column {error.args[0]!r}; the columns are {', '.join(map(str, row))}") from error
+
+
+def _tell_format(spec: SourceSpec, where: str, row: Mapping) -> str:
+    if "messages" in row:
+        return "messages"
+    if "conversations" in row:
+        return "llava"
+    if "speech_feats_path" in row:
+        raise DataError(
+            f"{where}: speech_feats_path holds features of the authors' unpublished encoder; list the recordings in a table "
+            "of files and transcripts instead"
+        )
+    if ("image" in row and "caption" in row) or ("image_id" in row and "caption_zh" in row):
+        return "captions"
+    if spec.text_column in row:
+        return "table"
+    raise DataError(
+        f"{where}: cannot tell the format from the columns {', '.join(map(str, row))}; expected messages, conversations, "
+        f"or {spec.file_column!r} and {spec.text_column!r} (set file_column, text_column)"
+    )
+
+
+def _from_messages(where: str, row: Mapping) -> Sample:
+    messages = row["messages"]
+    if isinstance(messages, str):
+        messages = json.loads(messages)
+    try:
+        cleaned = clean_messages(messages)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{where}: messages: {error}") from error
+    for message in cleaned:
+        if isinstance(message.get("content"), str):
+            message["content"] = [{"type": "text", "text": message["content"]}]
+        if not isinstance(message.get("content"), list):
+            raise DataError(f"{where}: a message has no content")
+    return _check_turns(Sample(where, messages=cleaned))
+
+
+def _check_turns(sample: Sample) -> Sample:
+    if not sample.messages or sample.messages[-1].get("role") != "assistant":
+        raise DataError(
+            f"{sample.where}: the last message must be the assistant's: it is what the model learns to say"
+        )
+    return sample
+
+
+def _from_llava(where: str, row: Mapping) -> Sample:
+    waiting = {kind: _as_list(row.get(kind)) for kind in ("image", "video", "audio")}
+    waiting["audio"] += _as_list(row.get("speech"))
+    messages = []
+    for turn in row["conversations"]:
+        role = _LLAVA_ROLES.get(turn.get("from", turn.get("role")))
+        if role is None:
+            raise DataError(f"{where}: a turn is from {turn.get('from')!r}; expected one of {', '.join(_LLAVA_ROLES)}")
+        content = []
+        for index, piece in enumerate(_LLAVA_TAG.split(turn.get("value", turn.get("content", "")))):
+            if index % 2 == 0:
+                if piece.strip():
+                    content.append({"type": "text", "text": piece.strip()})
+                continue
+            kind = "audio" if piece == "speech" else piece
+            if not waiting[kind]:
+                raise DataError(f"{where}: the text names more <{piece}> than the row holds")
+            content.append({"type": kind, kind: waiting[kind].pop(0)})
+        messages.append({"role": role, "content": content})
+    unnamed = [{"type": kind, kind: medium} for kind, media in waiting.items() for medium in media]
+    first = next((message for message in messages if message["role"] == "user"), None)
+    if unnamed and first is None:
+        raise DataError(f"{where}: no user turn for its media")
+    if unnamed:
+        first["content"] = [*unnamed, *first["content"]]
+    return _check_turns(Sample(where, messages=messages))
+
+
+def _as_list(value: Any) -> list:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _from_captions(spec: SourceSpec, where: str, row: Mapping) -> Sample:
+    modality = spec.modality or "image"
+    if modality not in ("image", "video"):
+        raise DataError(f"{where}: captions are of images or videos, not of {modality!r}")
+    if "image_id" in row and "caption_zh" in row:
+        medium, answers = str(row["image_id"]) + (".mp4" if modality == "video" else ".jpg"), row["caption_zh"]
+    else:
+        medium, answers = row["image"], row["caption"]
+    answers = [answers] if isinstance(answers, str) else list(answers)
+    if not answers:
+        raise DataError(f"{where}: caption is empty")
+    part = {"type": modality, modality: medium}
+    return Sample(where, media=[part], prompts=_prompts(spec, modality, where, row), answers=answers)
+
+
+def _from_table(spec: SourceSpec, where: str, row: Mapping, modalities: list[str]) -> Sample:
+    text = row[spec.text_column]
+    if not isinstance(text, str) or not text:
+        raise DataError(f"{where}: column {spec.text_column!r} is empty")
+    modality = spec.modality
+    medium = None
+    if modality != "text":
+        medium = row[spec.file_column]
+        modality = modality or (modalities[0] if len(modalities) == 1 else _by_extension(where, medium))
+    if modality not in (*PART_OF_MODALITY, "text"):
+        raise DataError(f"{where}: modality {modality!r} has no content part; choose image, video, speech or text")
+    answer = text if spec.answer is None else _fill(spec.answer, where, row)
+    media = []
+    if medium is not None:
+        part = PART_OF_MODALITY[modality]
+        media = [{"type": part, part: medium}]
+    return Sample(where, media=media, prompts=_prompts(spec, modality, where, row), answers=[answer])
+
+
+def _by_extension(where: str, medium: Any) -> str:
+    suffix = Path(medium).suffix.lower() if isinstance(medium, str) else ""
+    for modality, suffixes in EXTENSIONS.items():
+        if suffix in suffixes:
+            return modality
+    raise DataError(f"{where}: cannot tell the modality of {medium!r:.80}; set `modality` of the source")
+
+
+def _prompts(spec: SourceSpec, modality: str, where: str, row: Mapping) -> list[str]:
+    prompts = DEFAULT_PROMPTS[modality] if spec.prompts is None else spec.prompts
+    return [_fill(prompt, where, row) for prompt in prompts]
+
+
+def _fill(template: str, where: str, row: Mapping) -> str:
+    try:
+        return template.format_map(row) if "{" in template else template
+    except (ValueError, IndexError) as error:
+        raise DataError(f"{where}: cannot fill in {template!r}: {error}") from error
+
+
+def _resolve_media(sample: Sample, root: Path) -> None:
+    """Relative paths become paths below `root`; a local file that is named must exist."""
+    messages = sample.messages or [{"content": sample.media}]
+    for message in messages:
+        for part in message["content"]:
+            if part["type"] == "text":
+                continue
+            for key in ("path", "url", part["type"]):
+                value = part.get(key)
+                if not isinstance(value, str) or _NOT_A_PATH.match(value) or len(value) > _MAX_PATH:
+                    continue
+                path = root / Path(value).expanduser()
+                if not path.exists():
+                    raise DataError(f"{sample.where}: no such file: {path}")
+                part[key] = str(path)
+
+
+__all__ = ["FORMATS", "DataError", "Sample", "load_source", "read_rows"]

@@ -1,0 +1,97 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""The HF Trainer with two small additions: losses per modality and per term in the log, and stage checkpoints of one kind.
+
+Everything works without it too: model + `XLLMDataCollator` + `transformers.Trainer` train any stage.
+"""
+
+import torch
+from torch.nn import functional as F
+from transformers import Trainer
+
+from xllm.training.collator import IGNORE
+
+
+TERMS = ("itc_loss", "itm_loss", "itg_loss", "ce_loss", "quantity_loss", "ctc_loss")
+
+
+class XLLMTrainer(Trainer):
+    """Logs `loss_<modalities>` (of the rows that hold them, e.g. `loss_image`, `loss_image+speech`, `loss_text`) in stages
+    2 and 3, and `<term>` (e.g. `ctc_loss`) in stage 1: means since the last entry, over the rows or batches of this process.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._sums: dict[str, list[float]] = {}
+        self._logits: torch.Tensor | None = None
+
+    def train(self, *args, **kwargs):
+        head = self.model.get_output_embeddings()
+        if head is None:
+            return super().train(*args, **kwargs)
+        # In training the model returns no logits; its head makes those of the supervised positions.
+        hook = head.register_forward_hook(self._keep_logits)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            hook.remove()
+
+    def _keep_logits(self, head, inputs, output: torch.Tensor) -> None:
+        self._logits = output.detach()
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        self._logits = None
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if self.model.training:
+            share = _share_of_batch(inputs, num_items_in_batch)
+            for name in TERMS:
+                if outputs.get(name) is not None:
+                    self._add(name, float(outputs[name].detach()) / share)
+            if self._logits is not None and self._logits.dim() == 2 and "input_ids" in inputs:
+                for name, value in losses_by_modality(self.model.config, inputs, self._logits):
+                    self._add(f"loss_{name}", value)
+            self._logits = None
+        return (loss, outputs) if return_outputs else loss
+
+    def _add(self, name: str, value: float) -> None:
+        total = self._sums.setdefault(name, [0.0, 0])
+        total[0] += value
+        total[1] += 1
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if "loss" in logs:
+            logs.update({name: round(total / count, 6) for name, (total, count) in sorted(self._sums.items())})
+            self._sums.clear()
+        super().log(logs, *args, **kwargs)
+
+
+def _share_of_batch(inputs: dict, num_items_in_batch) -> float:
+    """Which part of the accumulated batch's targets this one holds; its losses are sums over that divided by the whole."""
+    if num_items_in_batch is None or "labels" not in inputs:
+        return 1.0
+    own = float((inputs["labels"] != IGNORE).sum())
+    return max(own, 1.0) / max(float(num_items_in_batch), 1.0)
+
+
+@torch.no_grad()
+def losses_by_modality(config, inputs: dict, logits: torch.Tensor) -> list[tuple[str, float]]:
+    """(modalities in the row joined by "+", or "text"; mean loss of its targets) of each row that has a target.
+
+    Args:
+        config (`XLLMConfig`): gives the placeholder ids.
+        inputs: `input_ids` and `labels`, both `(B, L)`.
+        logits (`torch.FloatTensor` of shape `(S, V)`): of the S positions whose next token is a target, row by row.
+    """
+    targets = inputs["labels"][:, 1:]
+    kept = targets != IGNORE
+    losses = F.cross_entropy(logits.float(), targets[kept], reduction="none")
+    rows = kept.nonzero()[:, 0]
+    ids = {name: row.token_id for name, row in config.modalities.items() if row.token_id is not None}
+    present = {name: (inputs["input_ids"] == token_id).any(1).tolist() for name, token_id in ids.items()}
+    found = []
+    for row in rows.unique().tolist():
+        held = "+".join(name for name in ids if present[name][row])
+        found.append((held or "text", float(losses[rows == row].mean())))
+    return found
+
+
+__all__ = ["TERMS", "XLLMTrainer", "losses_by_modality"]

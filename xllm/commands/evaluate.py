@@ -1,0 +1,79 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""`xllm evaluate MODEL --task asr|caption|qa --data FILE`: answer the samples of a data file and give one figure."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+
+def add_parser(subparsers) -> argparse.ArgumentParser:
+    """Declare the command."""
+    parser = subparsers.add_parser("evaluate", help="error rate or accuracy on a data file", description=__doc__)
+    parser.add_argument("model", help="folder or Hub id of an X-LLM")
+    parser.add_argument("--task", required=True, help="asr or caption (character error rate), qa (accuracy)")
+    parser.add_argument("--data", required=True, metavar="FILE", help=".json, .jsonl, .csv, .tsv or .parquet")
+    parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE[,VALUE]", help="only these rows")
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="COLUMN=VALUE[,VALUE]", help="not these rows"
+    )
+    parser.add_argument("--modality", help="of a plain table: image, video, speech or text")
+    parser.add_argument("--file-column", default="file", help="of a plain table")
+    parser.add_argument("--text-column", default="text", help="of a plain table")
+    parser.add_argument(
+        "--media-root", metavar="DIR", help="folder of relative media paths (default: the data file's)"
+    )
+    parser.add_argument("--prompt", help="what to ask about each file of a plain table")
+    parser.add_argument("--limit", type=int, help="only the first rows")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--output", metavar="DIR", help="write every question, reference and answer there")
+    parser.add_argument("--json", action="store_true", help="print the figure as JSON")
+    return parser
+
+
+def _columns(pairs: list[str], option: str) -> dict[str, list[str]]:
+    """`["speaker=a,b"]` as `{"speaker": ["a", "b"]}`."""
+    columns = {}
+    for pair in pairs:
+        name, equals, values = pair.partition("=")
+        if not equals:
+            raise ValueError(f"{option} takes COLUMN=VALUE, got {pair!r}")
+        columns[name] = values.split(",")
+    return columns
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and print."""
+    from xllm.training.evaluation import check_evaluation, run_evaluation
+    from xllm.training.loading import load_checkpoint
+    from xllm.training.recipe import EvaluationSpec, SourceSpec
+
+    modality = args.modality or ("speech" if args.task == "asr" else None)
+    source = SourceSpec(
+        path=args.data,
+        modality=modality,
+        file_column=args.file_column,
+        text_column=args.text_column,
+        media_root=args.media_root,
+        prompts=None if args.prompt is None else [args.prompt],
+        where=_columns(args.where, "--where"),
+        exclude=_columns(args.exclude, "--exclude"),
+        limit=args.limit,
+    )
+    spec = EvaluationSpec(
+        name=args.task, task=args.task, data=[source], max_new_tokens=args.max_new_tokens, batch_size=args.batch_size
+    )
+    check_evaluation(spec)
+    model, processor = load_checkpoint(args.model)
+    folder = None if args.output is None else Path(args.output)
+    found = run_evaluation(model, processor, spec, folder=folder, progress=True)
+    if args.json:
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        return 0
+    errors = ""
+    if found["metric"] == "cer":
+        kinds = ", ".join(f"{found[kind]} {kind}" for kind in ("substitutions", "deletions", "insertions"))
+        errors = f" ({kinds} in {found['reference']} characters; {100 * found['accuracy']:.1f} % without error)"
+    sys.stdout.write(f"{args.task}: {found['metric']} {100 * found['value']:.2f} %, n = {found['n']}{errors}\n")
+    return 0

@@ -1,0 +1,38 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""`xllm train RECIPE [key=value ...]`: run the stages of a recipe."""
+
+import argparse
+import json
+import sys
+
+
+def add_parser(subparsers) -> argparse.ArgumentParser:
+    """Declare the command."""
+    parser = subparsers.add_parser("train", help="run the stages of a recipe", description=__doc__)
+    parser.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="e.g. output_dir=runs/a trainer.max_steps=100"
+    )
+    parser.add_argument("--check", action="store_true", help="only check recipe, model and data; train nothing")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check everything, then train."""
+    from xllm.training.train import check, train, write_summary
+
+    if args.check:
+        stages = check(args.recipe, args.overrides)
+        sys.stdout.write("".join(f"{line}\n" for line in stages))
+        return 0
+    result = train(args.recipe, args.overrides)
+    if not args.json:
+        write_summary(result, sys.stdout)
+        return 0
+    report = [
+        {"checkpoint": str(stage.folder), "log": stage.log, "evaluations": stage.evaluations, "skipped": stage.skipped}
+        for stage in result.stages
+    ]
+    sys.stdout.write(json.dumps({"stages": report}, indent=2, ensure_ascii=False) + "\n")
+    return 0
