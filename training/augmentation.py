@@ -110,6 +110,22 @@ class MixVoices:
 
 
 @dataclass
+class Equalizer:
+    """One smooth curve over the mel axis added to all frames, as another microphone or room would: `size`, its standard
+    deviation (in that of normalised features) at each of `points`, with straight lines between them.
+    """
+
+    kind: ClassVar[str] = "features"
+    size: float = 0.4
+    points: int = 5
+
+    def __call__(self, features: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        levels = rng.normal(0, self.size, size=int(self.points))
+        at = np.linspace(0, self.points - 1, features.shape[1])
+        return features + np.interp(at, np.arange(self.points), levels).astype(np.float32)
+
+
+@dataclass
 class SpecAugment:
     """Bands of mel bins and stretches of frames set to the mean (0); `time_width` as a fraction of the clip."""
 
@@ -177,6 +193,7 @@ AUGMENTATIONS = {
     "shift": Shift,
     "mel_warp": MelWarp,
     "mix_voices": MixVoices,
+    "equalizer": Equalizer,
     "spec_augment": SpecAugment,
     "flip": Flip,
     "crop": Crop,

@@ -16,6 +16,7 @@ It knows nothing until it is trained: stage 0 teaches the language model on text
 
 import tempfile
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig, default_modalities
@@ -55,6 +56,10 @@ def build_standin(spec: dict[str, Any], source: str = "recipe"):
         image_size = config.vision_config.image_size
         processor = build_processor(config, tokenizer, image_size)
         if wanted.feature_extractor:
+            known = signature(XLLMFeatureExtractor).parameters
+            for key in wanted.feature_extractor:
+                if key not in known or key == "kwargs":
+                    raise ValueError(f"feature_extractor has no {key!r}{nearest(key, set(known) - {'kwargs'})}")
             processor.feature_extractor = XLLMFeatureExtractor(**wanted.feature_extractor)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{source}: init: {error}") from error

@@ -242,17 +242,18 @@ def _run(
     log = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), {})
     result = StageResult(folder, trained, log, skipped=prepared.train.skipped())
     model.config.stage = {"stage": stage.value, "modalities": modalities}
-    if trainer.is_world_process_zero():
-        if save:
-            _save(model, processor, folder, trained)
-        if learner is not model:
-            learner.save_heads(folder)
+    if not trainer.is_world_process_zero():
+        return result
+    if save:
+        _save(model, processor, folder, trained)
+    if learner is not model:
+        learner.save_heads(folder)
     for evaluation in spec.evaluate:
         stage_one = learner if learner is not model else None
         result.evaluations[evaluation.name] = run_evaluation(
             model, processor, evaluation, modalities, folder=folder, stage_one=stage_one, progress=progress
         )
-    if result.evaluations and trainer.is_world_process_zero():
+    if result.evaluations:
         text = json.dumps(result.evaluations, indent=2, ensure_ascii=False)
         (folder / "results.json").write_text(text + "\n", encoding="utf-8")
     return result

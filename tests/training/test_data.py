@@ -120,6 +120,14 @@ def test_mel_warp_moves_bins():
     assert np.allclose(apply({"mel_warp": {"factor": [0.5, 0.5]}}, "features", features)[0], np.arange(8) / 2)
 
 
+def test_equalizer_adds_one_curve_to_all_frames():
+    curve = apply({"equalizer": {"size": 2.0, "points": 3}}, "features", np.zeros((4, 5), np.float32))
+    assert (curve == curve[0]).all()
+    low, middle, high = curve[0, [0, 2, 4]]
+    assert np.allclose(curve[0, [1, 3]], [(low + middle) / 2, (middle + high) / 2])
+    assert len({low, middle, high}) == 3
+
+
 def test_voices_that_say_the_same_are_mixed():
     steps = Augmentation.from_spec([{"mix_voices": {"share": [0.25, 0.25], "probability": 1}}])
     clips = [np.zeros((3, 1), np.float32), np.array([[0], [4]], np.float32), np.ones((2, 1), np.float32)]

@@ -49,7 +49,7 @@ _PLACES = {
 }
 PLACES = ("left", "right", "top", "bottom", "middle")
 _NUMBERS = tuple(str(number) for number in range(28))
-_ANSWER_WORDS = ("even", "odd", "image", "speech", "equal", "yes", "no", "moves", "up", "down")
+_ANSWER_WORDS = ("even", "odd", "moves", "up", "down")
 IGNORE = -100
 
 
@@ -139,7 +139,6 @@ def random_text_sample(rng: np.random.Generator, disturbance: float = 0.15) -> T
 _WEIGHTS = {
     "cross_sum": 3.0,
     "cross_larger": 5.0,
-    "cross_same": 1.5,
     "speech_text": 3.0,
     "speech_digits": 2.0,
     "video_text": 2.0,

@@ -60,11 +60,11 @@ class Media:
 
 
 def held_out_pairs(seed: int) -> frozenset[tuple[int, int]]:
-    """20 ordered pairs (digit seen, digit heard): each digit twice on either side."""
+    """20 ordered pairs (digit seen, digit heard) of two different digits: each digit twice on either side."""
     rng = np.random.default_rng([seed, 4])
-    start, shift = int(rng.integers(10)), int(rng.integers(1, 10))
     order = rng.permutation(10)
-    heard = [[order[(place + offset) % 10] for place in range(10)] for offset in (start, start + shift)]
+    offsets = rng.choice(np.arange(1, 10), size=2, replace=False)
+    heard = [[order[(place + offset) % 10] for place in range(10)] for offset in offsets]
     return frozenset((int(order[place]), int(row[place])) for row in heard for place in range(10))
 
 
@@ -139,7 +139,7 @@ def _write_speech(
     for count in range(number):
         length = int(rng.choice((1, 2, 3), p=(0.5, 0.25, 0.25)))
         digits = (count,) if count < 10 else tuple(int(digit) for digit in rng.integers(10, size=length))
-        language = "zh" if rng.random() < 0.4 else "en"
+        language = "zh" if rng.random() < 0.5 else "en"
         facts.append(Facts(speech=digits, language=language))
         utterances.append(random_utterance(digits, language, voices, rng))
     waves, rate = synthesise(utterances)

@@ -169,10 +169,10 @@ def vary_scan(scan: np.ndarray, partner: np.ndarray, rng: np.random.Generator) -
         ink in [0, 1], `(16, 16)`.
     """
     side = 2 * SCAN_SIZE
-    share = float(rng.uniform(0.0, 0.45)) if rng.random() < 0.5 else 0.0
+    share = float(rng.uniform(0.0, 0.3)) if rng.random() < 0.5 else 0.0
     mixed = ((1.0 - share) * scan + share * partner).astype(np.float32)
     fine = np.asarray(Image.fromarray(mixed, mode="F").resize((side, side), Image.Resampling.BICUBIC))
-    bends = rng.normal(0.0, 0.75, size=(2, 4, 4)).astype(np.float32)  # in cells of the finer grid
+    bends = rng.normal(0.0, 0.4, size=(2, 4, 4)).astype(np.float32)  # in cells of the finer grid
     shifts = [
         np.asarray(Image.fromarray(bend, mode="F").resize((side, side), Image.Resampling.BICUBIC)) for bend in bends
     ]

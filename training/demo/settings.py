@@ -57,12 +57,12 @@ class DemoScale:
     num_tests: int = 200
     test_fraction: float = 0.2
     num_test_voices: int = 12
-    vision: Optimisation = field(default_factory=lambda: Optimisation(2400, 64, 2e-3))
-    speech: Optimisation = field(default_factory=lambda: Optimisation(900, 40, 1e-3))
+    vision: Optimisation = field(default_factory=lambda: Optimisation(2000, 64, 2e-3))
+    speech: Optimisation = field(default_factory=lambda: Optimisation(1400, 40, 1e-3))
     language: Optimisation = field(default_factory=lambda: Optimisation(800, 64, 1e-3))
     image_convert: Optimisation = field(default_factory=lambda: Optimisation(400, 64, 3e-3))
-    speech_convert: Optimisation = field(default_factory=lambda: Optimisation(800, 32, 3e-3))
+    speech_convert: Optimisation = field(default_factory=lambda: Optimisation(900, 32, 3e-3))
     image_align: Optimisation = field(default_factory=lambda: Optimisation(400, 64, 2e-3))
     video_align: Optimisation = field(default_factory=lambda: Optimisation(350, 32, 2e-3))
-    speech_align: Optimisation = field(default_factory=lambda: Optimisation(500, 32, 2e-3))
-    integrate: Optimisation = field(default_factory=lambda: Optimisation(200, 64, 1e-3))
+    speech_align: Optimisation = field(default_factory=lambda: Optimisation(600, 32, 2e-3))
+    integrate: Optimisation = field(default_factory=lambda: Optimisation(250, 64, 1e-3))
