@@ -29,13 +29,7 @@ SMOKE = DemoScale(
     speech_size=16,
     language_size=16,
     converter_size=16,
-    **{
-        name: BRIEF
-        for name in (
-            "vision", "speech", "language", "image_convert", "speech_convert", "image_align", "video_align",
-            "speech_align", "integrate",
-        )
-    },
+    **dict.fromkeys(("vision", "speech", "language", "image_convert", "speech_convert", "image_align", "video_align", "speech_align", "integrate"), BRIEF),
 )  # fmt: skip
 
 
@@ -142,7 +136,11 @@ def test_a_moved_language_model_would_be_noticed(tmp_path):
     from safetensors.torch import save_file
 
     weights = {"transformer.a": torch.ones(2), "lm_head.weight": torch.zeros(3)}
-    copy = {"model.language_model.a": torch.ones(2), "lm_head.weight": torch.zeros(3), "model.interfaces.x": torch.ones(1)}
+    copy = {
+        "model.language_model.a": torch.ones(2),
+        "lm_head.weight": torch.zeros(3),
+        "model.interfaces.x": torch.ones(1),
+    }
     for name, tensors in (("text", weights), ("same", copy)):
         (tmp_path / name).mkdir()
         save_file(tensors, tmp_path / name / "model.safetensors")

@@ -50,12 +50,19 @@ def test_spoken_digits_from_nothing(media, tmp_path):
     ]
     manifest = media / "manifest.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    overrides = {"data_root": str(media), "holdout": "bob", "output_dir": str(tmp_path / "out"), "trainer.max_steps": 2}
+    overrides = {
+        "data_root": str(media),
+        "holdout": "bob",
+        "output_dir": str(tmp_path / "out"),
+        "trainer.max_steps": 2,
+    }
     result = train("spoken_digits", overrides, progress=False)
     assert [stage.folder.name for stage in result.stages] == ["stage0", "stage1-speech", "stage2-speech"]
     for stage in result.stages[1:]:
         found = {name: (one["metric"], one["n"]) for name, one in stage.evaluations.items()}
         assert found == {"unknown_speaker": ("cer", 4), "new_takes": ("cer", 2)}
-    samples = [json.loads(line) for line in (result.checkpoint / "samples-unknown_speaker.jsonl").read_text().splitlines()]
+    samples = [
+        json.loads(line) for line in (result.checkpoint / "samples-unknown_speaker.jsonl").read_text().splitlines()
+    ]
     bob = {f"{manifest}:{number}" for number, row in enumerate(rows, start=1) if row["speaker"] == "bob"}
     assert {sample["where"] for sample in samples} == bob

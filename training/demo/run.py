@@ -100,7 +100,7 @@ def run_demo(output: str | Path, seed: int = 0, scale: DemoScale = DEFAULT_SCALE
         _compose(output, scale, seed)
         jobs = [(name, _run_branch, (output, name, scale, seed)) for name in recipes.BRANCHES]
         for name, _ in pool.imap_unordered(_call, jobs):
-            progress.say(f"stages 1 and 2: {name}", 20)
+            progress.say(f"stages 1 and 2: {name}", 18)
     torch.set_num_threads(NUM_PROCESSES)
     try:
         results = _integrate(output, scale, seed, progress)
@@ -134,8 +134,8 @@ def _make_towers(pool, output: Path, scale: DemoScale, seed: int, progress: Prog
         ("image encoder", make_image_encoder, (towers / "vision", scale, seed)),
     ]
     for name, found in pool.imap_unordered(_call, jobs):
-        progress.say(f"{name}: {found}", 8)
-    progress.say(f"language model, on text alone: {text.get()}", 8)
+        progress.say(f"{name}: {found}", 15)
+    progress.say(f"language model, on text alone: {text.get()}", 6)
 
 
 def _compose(output: Path, scale: DemoScale, seed: int) -> None:
@@ -169,19 +169,19 @@ def _integrate(output: Path, scale: DemoScale, seed: int, progress: Progress) ->
     aligned = output / "stages" / "aligned"
     save(model, processor, aligned)
     tasks = {"cross_zero_shot": _ask(model, processor, output, "cross", aligned)}
-    progress.say("zero-shot questions", 3)
+    progress.say("zero-shot questions", 1)
 
     recipe = recipes.integration(aligned, output, scale, seed)
     recipes.write(recipe, output / "recipes" / "integrate.yaml")
     final = train(recipe, progress=True).checkpoint
-    progress.say("stage 3", 15)
+    progress.say("stage 3", 16)
     model, processor = load_checkpoint(str(final))
     checkpoint = output / "checkpoint"
     tasks |= {task: _ask(model, processor, output, task, output / "samples") for task in QUESTIONS}
     model.config.towers = None  # a checkpoint that needs nothing beside it
     save(model, processor, checkpoint)
     shutil.copy(final / "losses.png", checkpoint / "losses.png")
-    progress.say("questions about the test", 10)
+    progress.say("questions about the test", 3)
     order = (*QUESTIONS, "cross_zero_shot")
     unchanged = _digest(output / "towers" / "text", "") == _digest(checkpoint, "model.language_model.")
     return {"tasks": {task: tasks[task] for task in order}, "language_model_unchanged": unchanged}
