@@ -5,6 +5,7 @@
 """
 
 import importlib
+import multiprocessing
 import os
 import sys
 
@@ -49,6 +50,8 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-# The command answers --help at once; it registers the classes itself, when it is about to use them.
-if os.path.basename(sys.argv[0]) not in ("xllm", "xllm.exe", "-m"):
+# The command answers --help at once; it registers the classes itself, when it is about to use them. Processes that the
+# command spawns have its name too, but are there to work.
+_IS_COMMAND = os.path.basename(sys.argv[0]) in ("xllm", "xllm.exe", "-m") and multiprocessing.parent_process() is None
+if not _IS_COMMAND:
     importlib.import_module("xllm.auto")

@@ -38,6 +38,20 @@ def test_help_imports_no_torch():
         assert command in result.stdout
 
 
+def test_processes_that_the_command_spawns_know_the_classes(tmp_path):
+    script = tmp_path / "xllm"
+    script.write_text(
+        "from multiprocessing import get_context\n"
+        "from transformers import AutoConfig\n"
+        "import xllm\n"
+        "if __name__ == '__main__':\n"
+        "    with get_context('spawn').Pool(1) as pool:\n"
+        "        print(type(pool.apply(AutoConfig.for_model, ('xllm',))).__name__)\n"
+    )
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert result.stdout.strip() == "XLLMConfig", result.stderr
+
+
 def test_every_public_name_can_be_imported():
     assert [name for name in xllm.__all__ if getattr(xllm, name, None) is None] == []
     with pytest.raises(AttributeError, match="no attribute 'XLLMForEverything'"):

@@ -177,7 +177,7 @@ def pretrain_speech(
         start = int(rng.integers(len(clips) - window + 1))  # clips of similar length
         chosen = rng.choice(by_length[start : start + window], min(plan.batch_size, window), replace=False)
         features, mask = pad_clips([clips[index] for index in chosen])
-        output = model(input_features=disturb_features(features), attention_mask=mask)
+        output = model(input_features=features + 0.1 * torch.randn_like(features), attention_mask=mask)
         log_probs = head(output.last_hidden_state).log_softmax(-1).transpose(0, 1)
         targets = [words[index] for index in chosen]
         loss = F.ctc_loss(
@@ -191,24 +191,6 @@ def pretrain_speech(
         optimiser.step(loss)
         report(step + 1, plan.steps, loss.item())
     return model.eval()
-
-
-def disturb_features(features: torch.Tensor) -> torch.Tensor:
-    """Other throats and other rooms: the mel axis of each clip stretched by up to 12 %, a band silenced, noise.
-
-    Args:
-        features (`torch.FloatTensor` of shape `(N, frames, 80)`): log-mel frames.
-    """
-    N, T, B = features.shape
-    stretch = torch.exp(torch.empty(N, 1).uniform_(-0.12, 0.12))
-    at = (torch.arange(B) * stretch).clamp(max=B - 1.001)
-    low, part = at.long()[:, None, :].expand(N, T, B), (at % 1.0)[:, None, :]
-    stretched = features.gather(2, low) * (1 - part) + features.gather(2, low + 1) * part
-    width = torch.randint(0, 11, (N, 1))
-    start = (torch.rand(N, 1) * (B - width)).long()
-    bins = torch.arange(B)
-    silent = (bins >= start) & (bins < start + width)
-    return stretched.masked_fill(silent[:, None, :], 0.0) + 0.1 * torch.randn_like(features)
 
 
 @torch.no_grad()
