@@ -5,7 +5,6 @@
 """
 
 import importlib
-import multiprocessing
 import os
 import sys
 
@@ -52,6 +51,8 @@ def __dir__() -> list[str]:
 
 # The command answers --help at once; it registers the classes itself, when it is about to use them. Processes that the
 # command spawns have its name too, but are there to work.
-_IS_COMMAND = os.path.basename(sys.argv[0]) in ("xllm", "xllm.exe", "-m") and multiprocessing.parent_process() is None
+_IS_COMMAND = (
+    os.path.basename(sys.argv[0]) in ("xllm", "xllm.exe", "-m") and "--multiprocessing-fork" not in sys.orig_argv
+)
 if not _IS_COMMAND:
     importlib.import_module("xllm.auto")
