@@ -44,7 +44,9 @@ class XLLMFeatureExtractor(SequenceFeatureExtractor):
         padding_value (`float`, *optional*, defaults to 0.0): value of padded frames.
         frame_length_ms, frame_shift_ms (`float`, *optional*, default to 25 and 10): window and hop.
         min_frequency, max_frequency (`float`, *optional*, default to 20 and half the rate): edges of the mel bins in Hz.
-        do_normalize (`bool`, *optional*, defaults to `True`): mean 0 and variance 1 over the clip for each mel bin.
+        do_normalize (`bool`, *optional*, defaults to `True`): mean 0 and variance 1, over what `normalize_over` says.
+        normalize_over (`str`, *optional*, defaults to `"bin"`): "bin", each mel bin over the clip; or "clip", all bins and frames
+            together, which keeps the shape of the spectrum: for clips of a single word, whose mean spectrum tells the word.
     """
 
     model_input_names = ["input_features", "input_features_mask"]
@@ -59,6 +61,7 @@ class XLLMFeatureExtractor(SequenceFeatureExtractor):
         min_frequency: float = 20.0,
         max_frequency: float | None = None,
         do_normalize: bool = True,
+        normalize_over: str = "bin",
         **kwargs: Any,
     ):
         # The model counts on real frames first.
@@ -70,6 +73,9 @@ class XLLMFeatureExtractor(SequenceFeatureExtractor):
         self.min_frequency = min_frequency
         self.max_frequency = max_frequency
         self.do_normalize = do_normalize
+        self.normalize_over = normalize_over
+        if normalize_over not in ("bin", "clip"):
+            raise ValueError(f"normalize_over: got {normalize_over!r}, expected 'bin' or 'clip'")
         if self.hop_length < 1 or self.window_length < 2:
             raise ValueError(
                 f"frame_length_ms={frame_length_ms}, frame_shift_ms={frame_shift_ms}: too short at {sampling_rate} Hz"
@@ -117,8 +123,9 @@ class XLLMFeatureExtractor(SequenceFeatureExtractor):
     def _extract(self, wave: np.ndarray) -> np.ndarray:
         features = self._filterbank(wave)
         if self.do_normalize:
-            features = features - features.mean(dim=0)
-            features = features / (features.square().mean(dim=0) + _VARIANCE_FLOOR).sqrt()
+            over = 0 if self.normalize_over == "bin" else (0, 1)
+            features = features - features.mean(dim=over)
+            features = features / (features.square().mean(dim=over) + _VARIANCE_FLOOR).sqrt()
         return features.numpy()
 
     def _check_rate(self, sampling_rate: int | None) -> None:

@@ -333,6 +333,8 @@ def _check(recipe: Recipe, source: str) -> None:
                 raise RecipeError(f"{where}.trainer: unknown key {name!r}{nearest(name, _training_arguments())}")
             if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
                 stage.trainer[name] = float(value)  # YAML reads 1e-4 as text, 1.0e-4 as a number
+            elif value is False and name.endswith("_strategy"):
+                stage.trainer[name] = "no"  # which YAML reads as false
         _choose(where + ".data.on_error", stage.data.on_error, ("raise", "skip"))
         _choose(where + ".data.loss_on", stage.data.loss_on, ("last", "all"))
     folders = [stage.folder for stage in recipe.stages]

@@ -195,7 +195,12 @@ def _prepare(model, processor, spec: StageSpec, seed: int) -> _Prepared:
     arguments = {"eval_strategy": "epoch" if eval_set else "no", **spec.trainer}
     if eval_set is None and arguments["eval_strategy"] != "no":
         raise RecipeError(f"trainer.eval_strategy is {arguments['eval_strategy']!r}, but data.eval is empty")
-    return _Prepared(spec, stage, modalities, train_set, eval_set, augmentation, arguments)
+    prepared = _Prepared(spec, stage, modalities, train_set, eval_set, augmentation, arguments)
+    try:
+        _training_arguments(prepared, Path("unused"), seed)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"stage {stage.value}: trainer: {error}") from error
+    return prepared
 
 
 def _switches(spec: StageSpec) -> dict[str, bool]:
@@ -259,12 +264,8 @@ def _run(
     return result
 
 
-def _make_trainer(
-    learner, processor, prepared: _Prepared, task: str, folder: Path, seed: int, progress: bool
-) -> XLLMTrainer:
-    data = prepared.spec.data
-    collate = {"processor": processor, "task": task, "max_length": data.max_length, "loss_on": data.loss_on}
-    arguments = {
+def _training_arguments(prepared: _Prepared, folder: Path, seed: int) -> TrainingArguments:
+    settings = {
         "save_strategy": "no",
         "logging_steps": 10,
         "report_to": "none",
@@ -278,12 +279,20 @@ def _make_trainer(
         "disable_tqdm": True,
         "ddp_find_unused_parameters": False,  # the model touches every trained parameter in every batch
     }
+    return TrainingArguments(**settings)
+
+
+def _make_trainer(
+    learner, processor, prepared: _Prepared, task: str, folder: Path, seed: int, progress: bool
+) -> XLLMTrainer:
+    data = prepared.spec.data
+    collate = {"processor": processor, "task": task, "max_length": data.max_length, "loss_on": data.loss_on}
     callbacks = [JsonlCallback(folder, prepared.train.skipped)]
     if progress:
         callbacks.append(ProgressCallback(prepared.title))
     trainer = XLLMTrainer(
         model=learner,
-        args=TrainingArguments(**arguments),
+        args=_training_arguments(prepared, folder, seed),
         data_collator=XLLMDataCollator(augmentation=prepared.augmentation, **collate),
         train_dataset=prepared.train,
         eval_dataset=prepared.eval,

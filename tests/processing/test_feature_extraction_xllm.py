@@ -123,3 +123,11 @@ def test_save_and_load(tmp_path, noise):
     loaded = XLLMFeatureExtractor.from_pretrained(tmp_path)
     assert loaded.to_dict() == extractor.to_dict()
     assert loaded(noise, sampling_rate=16_000)["input_features"][0].shape == (79, 40)
+
+
+def test_normalisation_over_the_clip_keeps_the_shape_of_the_spectrum(noise):
+    raw = XLLMFeatureExtractor(do_normalize=False)(noise, sampling_rate=16_000)["input_features"][0]
+    features = XLLMFeatureExtractor(normalize_over="clip")(noise, sampling_rate=16_000)["input_features"][0]
+    assert np.allclose(features, (raw - raw.mean()) / raw.std(), atol=1e-4)
+    with pytest.raises(ValueError, match="normalize_over: got 'word', expected 'bin' or 'clip'"):
+        XLLMFeatureExtractor(normalize_over="word")

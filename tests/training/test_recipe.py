@@ -18,6 +18,11 @@ def test_a_recipe_of_one_stage_is_written_at_the_top_level():
     assert stage.folder == "stage2-image"
 
 
+def test_values_that_yaml_reads_otherwise():
+    trainer = load_recipe(recipe(), ["trainer.save_strategy=no", "trainer.learning_rate=1e-4"]).stages[0].trainer
+    assert trainer == {"save_strategy": "no", "learning_rate": 1e-4}
+
+
 def test_stages_inherit_and_override_the_defaults():
     read = load_recipe(
         {

@@ -219,6 +219,11 @@ def test_the_same_seed_gives_the_same_weights(tiny_checkpoint, table, tmp_path):
             "task is 'ocr'; choose one of asr",
         ),
         ({"trainer": {"eval_strategy": "steps"}}, RecipeError, "data.eval is empty"),
+        (
+            {"trainer": {"lr_scheduler_type": "cosin"}},
+            RecipeError,
+            "stage 2: trainer: cosin is not a valid SchedulerType",
+        ),
         ({"init_from": {"speech": "image"}}, StageError, "speech and image have different converters"),
     ],
 )
