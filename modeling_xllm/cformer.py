@@ -22,7 +22,7 @@ from transformers import BertModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .cif import ContinuousIntegrateAndFire
+from .cif import CIFOutput, ContinuousIntegrateAndFire
 from .configuration_cformer import CFormerConfig
 
 
@@ -37,6 +37,7 @@ class CFormerOutput(ModelOutput):
         fire_frames (`torch.FloatTensor` of shape `(B, U)`): end of each token, in (fractional) encoder frames.
         alphas (`torch.FloatTensor` of shape `(B, T)`): frame weights before any scaling.
         quantity (`torch.FloatTensor` of shape `(B,)`): their sum, the soft token count.
+        Without a CIF, the last three are `None`.
     """
 
     embeddings: torch.FloatTensor | None = None
@@ -70,7 +71,12 @@ class CFormer(PreTrainedModel):
 
     def __init__(self, config: CFormerConfig):
         super().__init__(config)
-        self.cif = ContinuousIntegrateAndFire(config)
+        if config.cif_predictor == "none" and config.encoder_hidden_size != config.cif_hidden_size:
+            raise ValueError(
+                f"without a CIF the inputs are its tokens: their width encoder_hidden_size {config.encoder_hidden_size} "
+                f"must be cif_hidden_size {config.cif_hidden_size}"
+            )
+        self.cif = None if config.cif_predictor == "none" else ContinuousIntegrateAndFire(config)
         self.pre_proj = self.bert = None
         if config.transformer == "bert":
             self.pre_proj = nn.Linear(config.cif_hidden_size, config.hidden_size)
@@ -87,6 +93,8 @@ class CFormer(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        if self.cif is None:
+            return
         if module is self.cif.conv:
             init.kaiming_uniform_(module.weight, a=5**0.5)
         elif module in (self.cif.dense, self.cif.weight_proj, self.cif.output_proj):
@@ -140,7 +148,7 @@ class CFormer(PreTrainedModel):
         Raises:
             ValueError: as [`integrate_and_fire`].
         """
-        fired = self.cif(hidden, mask, target_lengths)
+        fired = self._tokens(hidden, mask) if self.cif is None else self.cif(hidden, mask, target_lengths)
         embeddings = fired.embeddings
         if self.bert is not None:
             embeddings = F.relu(self.pre_proj(embeddings))
@@ -157,6 +165,12 @@ class CFormer(PreTrainedModel):
             alphas=fired.alphas,
             quantity=fired.quantity,
         )
+
+    @staticmethod
+    def _tokens(hidden: torch.Tensor, mask: torch.Tensor | None) -> CIFOutput:
+        """Inputs that a CIF fired elsewhere: each vector is a token."""
+        mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device) if mask is None else mask.bool()
+        return CIFOutput(embeddings=hidden.masked_fill(~mask[..., None], 0), mask=mask, lengths=mask.sum(-1))
 
     def _contextualise(self, embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         attention_mask = mask.clone()

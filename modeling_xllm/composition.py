@@ -2,15 +2,19 @@
 """A new X-LLM from published towers: `XLLMForConditionalGeneration.from_towers` is built of these functions.
 
 One BLIP-2 repository (e.g. Salesforce/blip2-opt-6.7b) gives the image encoder with its norm, the Q-Former, the query
-tokens and, where the widths agree, the I-Adapter; a BERT gives the C-Former's transformer; a causal LM its weights and head.
+tokens and, where the widths agree, the I-Adapter; a BERT gives the C-Former's transformer; a causal LM its weights and head. A `.pth` file of LAVIS or of the
+authors (`conversion`), or a folder that `xllm convert` or a stage has written, gives what it holds.
 """
 
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from .configuration_chatglm import ChatGLMConfig
+from .configuration_qformer_pretraining import QFormerPreTrainingConfig
 from .configuration_xllm import X2LConfig, XLLMConfig, default_modalities
-from .stage_checkpoints import StageCheckpointError, read_tensors, read_tower
+from .conversion import LN_VISION, check_shapes, is_pth, open_published, reference_shapes
+from .conversion_sizes import published_rows, vision_config
+from .stage_checkpoints import StageCheckpointError, load_whole, read_tensors, read_tower
 
 
 BERT_SIZES = (
@@ -23,6 +27,14 @@ BERT_SIZES = (
     "type_vocab_size",
     "layer_norm_eps",
 )
+# What a BERT may hold beside its encoder.
+BERT_HEADS = r"(bert\.)?(cls\..+|pooler\..+|embeddings\.position_ids)"
+# BLIP-2's names in transformers, and what follows `model.interfaces.<modality>.` here.
+BLIP2_NAMES = {
+    "qformer.": "converter.qformer.",
+    "query_tokens": "converter.query_tokens",
+    "language_projection.": "adapter.",
+}
 # Field of XLLMConfig for each tower that HF names; others go to `extra_encoders`.
 TOWER_FIELDS = {"vision": "vision_config", "audio": "audio_config"}
 
@@ -38,16 +50,24 @@ def published_config(source: str) -> PreTrainedConfig:
     name, revision = split_source(source)
     try:
         values = PreTrainedConfig.get_config_dict(name, revision=revision)[0]
-        if values.get("model_type") == ChatGLMConfig.model_type:
-            return ChatGLMConfig.from_dict(values)
+        for own in (ChatGLMConfig, XLLMConfig, QFormerPreTrainingConfig):  # as remote code, not registered
+            if values.get("model_type") == own.model_type:
+                return own.from_dict(values)
         return AutoConfig.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
         raise StageCheckpointError(f"cannot read the config of {source}: {error}") from error
 
 
-def encoder_config(source: str) -> PreTrainedConfig:
-    """Config of the encoder inside `source`: the tower's own, a BLIP-2's vision part, a CTC model's encoder."""
+def encoder_config(source: str, name: str = "vision") -> PreTrainedConfig:
+    """Config of the encoder inside `source`: the tower's own, a BLIP-2's vision part, a CTC model's encoder.
+
+    Of an X-LLM, the tower called `name`; of a `.pth` file, the sizes of the ViT in it.
+    """
+    if is_pth(source):
+        return vision_config(open_published(source).shapes)
     config = published_config(source)
+    if isinstance(config, XLLMConfig):
+        return config.encoder_config(name)
     for field in ("vision_config", "encoder_config"):
         if field in config.sub_configs:
             return getattr(config, field)
@@ -62,20 +82,18 @@ def compose_config(
     **fields,
 ) -> XLLMConfig:
     """The config of a model composed of published towers; see `from_towers` for the arguments."""
-    configs = {TOWER_FIELDS[key]: encoder_config(source) for key, source in encoders.items() if key in TOWER_FIELDS}
-    extra = {key: encoder_config(source) for key, source in encoders.items() if key not in TOWER_FIELDS}
+    configs = {
+        TOWER_FIELDS[key]: encoder_config(source, key) for key, source in encoders.items() if key in TOWER_FIELDS
+    }
+    extra = {key: encoder_config(source, key) for key, source in encoders.items() if key not in TOWER_FIELDS}
     rows = default_modalities() if modalities is None else modalities
     if unknown := set(interfaces) - set(rows):
         raise ValueError(f"interfaces: no modality {', '.join(sorted(unknown))}; the rows are {', '.join(rows)}")
     for key, source in interfaces.items():
-        _take_converter_sizes(rows[key], source)
-    towers = {
-        "language_model": language_model,
-        **{
-            f"{key}_tower" if key in TOWER_FIELDS else f"extra_towers.{key}": source
-            for key, source in encoders.items()
-        },
-    }
+        rows[key] = row_like(rows[key], key, source)
+    towers = {"language_model": language_model}
+    # The tensors of a `.pth` file are stored: nobody could load them again by a name.
+    towers.update({tower_of(key): source for key, source in encoders.items() if not is_pth(source)})
     return XLLMConfig(
         text_config=published_config(language_model),
         modalities=rows,
@@ -86,9 +104,21 @@ def compose_config(
     )
 
 
-def _take_converter_sizes(row: X2LConfig, source: str) -> None:
-    """The converter takes the sizes of the published one that will be loaded into it."""
-    published = published_config(source)
+def tower_of(encoder: str) -> str:
+    """Part of the model that holds the encoder called so."""
+    return f"{encoder}_tower" if encoder in TOWER_FIELDS else f"extra_towers.{encoder}"
+
+
+def row_like(row: X2LConfig, modality: str, source: str) -> X2LConfig:
+    """`row` with the sizes of the published converter that will be loaded into it."""
+    published = None if is_pth(source) else published_config(source)
+    if published is None or isinstance(published, XLLMConfig):
+        rows = published_rows(open_published(source).shapes) if published is None else published.modalities
+        if modality not in rows:
+            raise ValueError(f"{source} has no {modality} interface; it has {', '.join(rows) or 'none'}")
+        theirs = rows[modality]
+        theirs.token_id, theirs.placeholder_token = row.token_id, row.placeholder_token
+        return theirs
     if row.converter == "qformer" and published.model_type == "blip-2":
         row.qformer_config = published.qformer_config
         row.num_query_tokens = published.num_query_tokens
@@ -97,42 +127,109 @@ def _take_converter_sizes(row: X2LConfig, source: str) -> None:
             setattr(row.cformer_config, name, getattr(published, name))
     else:
         raise ValueError(f"{source} ({published.model_type}) cannot initialise a {row.converter} interface")
+    return row
 
 
 def interface_tensors(modality: str, row: X2LConfig, source: str) -> dict[str, torch.Tensor]:
-    """Weights of a published converter under the names of interface `modality` (see the module's first lines)."""
+    """Weights of a published converter under the names of interface `modality` (see the module's first lines).
+
+    An adapter for another width than the language model's is left out. A `.pth` file brings ln_vision too.
+
+    Raises:
+        ConversionError: the source holds other weights than its layout says.
+        StageCheckpointError: it lacks some.
+    """
     name, revision = split_source(source)
     prefix = f"model.interfaces.{modality}."
-    if row.converter == "cformer":
-        bert = AutoModel.from_pretrained(name, revision=revision, add_pooling_layer=False)
+    if is_pth(source):
+        wanted = (prefix, LN_VISION) if modality == "image" else prefix
+        tensors = {key: value for key, value in open_published(source).our_tensors().items() if key.startswith(wanted)}
+    elif isinstance(published_config(source), XLLMConfig):
+        tensors = read_tensors(name, revision, lambda key: key.startswith(prefix))
+    elif row.converter == "cformer":
+        bert = load_whole(AutoModel, name, revision, BERT_HEADS, add_pooling_layer=False)
         return {
             f"{prefix}converter.bert.{key}": value
             for key, value in bert.state_dict().items()
             if not key.startswith("embeddings.word_embeddings")
         }
-    renames = {
-        "qformer.": "converter.qformer.",
-        "query_tokens": "converter.query_tokens",
-        "language_projection.": "adapter.",
-    }
-    tensors = read_tensors(name, revision, lambda key: key.startswith(tuple(renames)))
-    renamed = {}
-    for key, value in tensors.items():
-        old = next(start for start in renames if key.startswith(start))
-        renamed[prefix + renames[old] + key.removeprefix(old)] = value
-    if renamed[f"{prefix}adapter.weight"].shape[0] != row.language_hidden_size:
-        del renamed[f"{prefix}adapter.weight"], renamed[f"{prefix}adapter.bias"]  # made for another LLM's width
-    return renamed
-
-
-def compose_tensors(config: XLLMConfig, interfaces: dict[str, str]) -> dict[str, torch.Tensor]:
-    """All published weights of a composed model; what is not among them is initialised."""
-    tensors = {}
-    for part, source in config.towers.items():
-        tensors.update(read_tower(part, source["name_or_path"], source.get("revision")))
-    for modality, source in interfaces.items():
-        tensors.update(interface_tensors(modality, config.modalities[modality], source))
+    else:
+        tensors = _blip2_tensors(modality, name, revision)
+    adapter = tensors.get(f"{prefix}adapter.weight")
+    if adapter is not None and adapter.shape[0] != row.language_hidden_size:
+        del tensors[f"{prefix}adapter.weight"], tensors[f"{prefix}adapter.bias"]
     return tensors
 
 
-__all__ = ["compose_config", "compose_tensors", "encoder_config", "interface_tensors", "split_source"]
+def _blip2_tensors(modality: str, name: str, revision: str | None) -> dict[str, torch.Tensor]:
+    """Of a BLIP-2 in the layout of transformers: queries, Q-Former, adapter; its other parts are not read."""
+    other = ("vision_model.", "language_model.")
+    tensors = read_tensors(name, revision, lambda key: not key.startswith(other))
+    renamed = {}
+    for key, value in tensors.items():
+        start = next((start for start in BLIP2_NAMES if key.startswith(start)), None)
+        if start is None:
+            raise StageCheckpointError(f"{name}: {key} is not a tensor of a BLIP-2")
+        renamed[f"model.interfaces.{modality}.{BLIP2_NAMES[start]}{key.removeprefix(start)}"] = value
+    return renamed
+
+
+def compose_tensors(
+    config: XLLMConfig, encoders: dict[str, str], interfaces: dict[str, str]
+) -> dict[str, torch.Tensor]:
+    """All published weights of a composed model; what no source is named for is initialised.
+
+    Where a `.pth` file brings another ln_vision than the image encoder's source, that tower is taken out of
+    `config.towers`: it will be stored.
+
+    Raises:
+        StageCheckpointError, ConversionError: a source lacks a tensor, has one too many or of another shape.
+    """
+    tensors, origin, required = {}, {}, {}
+
+    def add(found: dict[str, torch.Tensor], source: str, prefix: str) -> None:
+        tensors.update(found)
+        origin.update(dict.fromkeys(found, source))
+        required[prefix] = source
+
+    for part, source in config.towers.items():
+        add(read_tower(part, source["name_or_path"], source.get("revision")), source["name_or_path"], f"model.{part}.")
+    for key, source in encoders.items():
+        if is_pth(source):
+            prefix = f"model.{tower_of(key)}."
+            found = open_published(source).our_tensors()
+            add({name: value for name, value in found.items() if name.startswith(prefix)}, source, prefix)
+    for modality, source in interfaces.items():
+        found = interface_tensors(modality, config.modalities[modality], source)
+        norm = [key for key in found if key.startswith(LN_VISION)]
+        if any(key in tensors and not torch.equal(found[key], tensors[key].to(found[key])) for key in norm):
+            config.towers.pop("vision_tower", None)
+        is_bert = any(".converter.bert." in key for key in found) and not any(".pre_proj." in key for key in found)
+        add(found, source, f"model.interfaces.{modality}.converter.{'bert.' if is_bert else ''}")
+    _check_complete(config, tensors, origin, required)
+    return tensors
+
+
+def _check_complete(config: XLLMConfig, tensors: dict, origin: dict[str, str], required: dict[str, str]) -> None:
+    """What a source was named for is there as a whole, and fits."""
+    shapes = reference_shapes(config)
+    ours = {
+        key: value for key, value in tensors.items() if key.startswith(("model.interfaces.", "model.vision_tower."))
+    }
+    check_shapes(ours, shapes, origin)
+    for prefix, source in required.items():
+        if missing := sorted(key for key in shapes if key.startswith(prefix) and key not in tensors):
+            raise StageCheckpointError(
+                f"{source}: {len(missing)} tensors of this model are not there: {', '.join(missing[:3])} ..."
+            )
+
+
+__all__ = [
+    "compose_config",
+    "compose_tensors",
+    "encoder_config",
+    "interface_tensors",
+    "published_config",
+    "row_like",
+    "split_source",
+]

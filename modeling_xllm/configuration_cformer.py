@@ -9,7 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import BertConfig, PreTrainedConfig
 
 
-CIF_PREDICTORS = ("conv", "dense", "linear")
+CIF_PREDICTORS = ("conv", "dense", "linear", "none")
 TRANSFORMERS = ("bert", "none")
 
 
@@ -19,7 +19,8 @@ class CFormerConfig(PreTrainedConfig):
 
     Args:
         encoder_hidden_size (`int`): width of the speech encoder's frames.
-        cif_predictor (`str`): what precedes the sigmoid of the frame weights: "conv", "dense" or "linear".
+        cif_predictor (`str`): what precedes the sigmoid of the frame weights: "conv", "dense" or "linear". "none": there
+            is no CIF, the inputs are its tokens already, as in the authors' data (512-d vectors, original.md 3.4).
         cif_predictor_size (`int`, *optional*): channels of the conv or dense predictor; default `encoder_hidden_size`.
         cif_conv_kernel (`int`): frames the conv predictor sees, odd.
         cif_dropout (`float`): dropout of the predictor.

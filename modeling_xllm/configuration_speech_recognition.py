@@ -51,6 +51,10 @@ class SpeechRecognitionConfig(XLLMConfig):
                 f"{' shared with ' + repr(row.shares_converter_with) if row.shares_converter_with else ''}; "
                 "recognition needs a row with a 'cformer' of its own"
             )
+        if row.cformer_config.cif_predictor == "none":
+            raise ValueError(
+                f"modality {self.modality!r} has no CIF (cif_predictor='none'): there is nothing to train"
+            )
         self.modalities = {self.modality: row}
         self._check_heads()
         super().__post_init__(**kwargs)

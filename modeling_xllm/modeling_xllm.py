@@ -242,17 +242,17 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, ChatGLMG
         Args:
             language_model (`str`): folder or Hub id ("repo" or "repo@revision") of a causal language model.
             encoders (`dict[str, str]`): "vision", "audio" or a name of yours -> folder or Hub id.
-            interfaces (`dict[str, str]`): modality -> what its converter starts from: a BLIP-2 or a BERT.
+            interfaces (`dict[str, str]`): modality -> where it starts: a BLIP-2, BERT, X-LLM or published `.pth` file.
             modalities (`dict[str, X2LConfig]`, *optional*): the table; default the paper's three rows.
             config_fields: further fields of `XLLMConfig`.
 
         Raises:
-            StageCheckpointError: a tower cannot be had or lacks a tensor.
+            StageCheckpointError, ConversionError: a source cannot be had, or its tensors are not those that are needed.
             ValueError: an interface cannot start from what is named.
         """
         interfaces = dict(interfaces or {})
         config = compose_config(language_model, dict(encoders or {}), interfaces, modalities, **config_fields)
-        tensors = compose_tensors(config, interfaces)
+        tensors = compose_tensors(config, dict(encoders or {}), interfaces)
         cls.check_towers(config, tensors)
         return cls.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
 

@@ -8,12 +8,13 @@ Parts without a source are stored. `from_pretrained` puts the whole model togeth
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
@@ -56,6 +57,28 @@ def read_tensors(source: str, revision: str | None, wanted: Callable[[str], bool
     return tensors
 
 
+def load_whole(
+    auto, name_or_path: str, revision: str | None = None, may_hold: str = ".*", **kwargs
+) -> PreTrainedModel:
+    """`auto.from_pretrained`, where a tensor that would be left random is an error.
+
+    Args:
+        auto: a model or Auto class.
+        may_hold (`str`): pattern of names that the checkpoint may hold beside those of the model.
+
+    Raises:
+        StageCheckpointError: the checkpoint lacks tensors, or holds others; the message lists them.
+    """
+    model, info = auto.from_pretrained(name_or_path, revision=revision, output_loading_info=True, **kwargs)
+    unexpected = [name for name in info["unexpected_keys"] if not re.fullmatch(may_hold, name)]
+    for what, names in (("missing", info["missing_keys"]), ("unexpected", unexpected)):
+        if names:
+            raise StageCheckpointError(
+                f"{name_or_path}: {len(names)} tensors are {what}: {', '.join(sorted(names)[:3])}"
+            )
+    return model
+
+
 def read_tower(part: str, name_or_path: str, revision: str | None = None) -> dict[str, torch.Tensor]:
     """State dict of one part, under the names it has in X-LLM.
 
@@ -69,11 +92,11 @@ def read_tower(part: str, name_or_path: str, revision: str | None = None) -> dic
     try:
         # By the file rather than AutoConfig: as remote code, our own classes are not registered.
         model_type = PreTrainedConfig.get_config_dict(name_or_path, revision=revision)[0].get("model_type")
-        if model_type == "xllm":
+        if model_type in ("xllm", "xllm_qformer_pretraining"):
             return read_tensors(name_or_path, revision, lambda key: part_of(key) == part)
         if part == "language_model":
             auto = ChatGLMForConditionalGeneration if model_type == "chatglm" else AutoModelForCausalLM
-            causal = auto.from_pretrained(name_or_path, revision=revision)
+            causal = load_whole(auto, name_or_path, revision)
             tensors = {f"model.language_model.{key}": value for key, value in causal.base_model.state_dict().items()}
             return {**tensors, "lm_head.weight": causal.get_output_embeddings().weight.data}
         if model_type in TOWER_PREFIXES:
@@ -81,7 +104,7 @@ def read_tower(part: str, name_or_path: str, revision: str | None = None) -> dic
             tensors = read_tensors(name_or_path, revision, lambda key: key.startswith(prefix))
             return {f"model.{part}.{key.removeprefix(prefix)}": value for key, value in tensors.items()}
         auto = Blip2VisionModel if model_type == "blip_2_vision_model" else AutoModel
-        tower = auto.from_pretrained(name_or_path, revision=revision)
+        tower = load_whole(auto, name_or_path, revision)
         return {f"model.{part}.{key}": value for key, value in tower.state_dict().items()}
     except (OSError, ValueError, KeyError) as error:
         at = f" at revision {revision}" if revision else ""
@@ -109,6 +132,11 @@ class StageCheckpointMixin:
         if config is None and pretrained_model_name_or_path is not None and not args:
             config, kwargs = cls.config_class.from_pretrained(
                 pretrained_model_name_or_path, revision=revision, return_unused_kwargs=True, **kwargs
+            )
+        if getattr(config, "architectures", None) == ["XLLMEncoderModel"] and hasattr(cls, "generate"):
+            raise StageCheckpointError(
+                f"{pretrained_model_name_or_path} holds encoders and interfaces without a language model: compose one, "
+                f"e.g. xllm init DIR --language-model ID --interface image={pretrained_model_name_or_path}"
             )
         towers = getattr(config, "towers", None)
         if not towers or pretrained_model_name_or_path is None or "state_dict" in kwargs:
@@ -154,4 +182,4 @@ def _resolve(name_or_path: str, checkpoint: str | os.PathLike) -> str:
     return name_or_path
 
 
-__all__ = ["StageCheckpointError", "StageCheckpointMixin", "part_of", "read_tensors", "read_tower"]
+__all__ = ["StageCheckpointError", "StageCheckpointMixin", "load_whole", "part_of", "read_tensors", "read_tower"]

@@ -13,7 +13,7 @@ import traceback
 import xllm
 
 
-COMMANDS = ("init", "demo", "train", "chat", "evaluate", "inspect")
+COMMANDS = ("init", "demo", "train", "chat", "evaluate", "inspect", "convert")
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -41,7 +41,7 @@ def test_defaults_are_the_papers_sizes():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"cif_predictor": "lstm"}, "cif_predictor must be one of conv, dense, linear, got 'lstm'"),
+        ({"cif_predictor": "lstm"}, "cif_predictor must be one of conv, dense, linear, none, got 'lstm'"),
         ({"transformer": "gpt"}, "transformer must be one of bert, none"),
         ({"cif_conv_kernel": 4}, "odd"),
         ({"cif_fire_threshold": 0.0}, "cif_fire_threshold"),
