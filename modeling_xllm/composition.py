@@ -133,7 +133,8 @@ def row_like(row: X2LConfig, modality: str, source: str) -> X2LConfig:
 def interface_tensors(modality: str, row: X2LConfig, source: str) -> dict[str, torch.Tensor]:
     """Weights of a published converter under the names of interface `modality` (see the module's first lines).
 
-    An adapter for another width than the language model's is left out. A `.pth` file brings ln_vision too.
+    An adapter for another width than the language model's is left out. The ln_vision that an image interface was trained
+    behind comes with it, where `source` is a `.pth` file or an X-LLM that stores it.
 
     Raises:
         ConversionError: the source holds other weights than its layout says.
@@ -141,11 +142,11 @@ def interface_tensors(modality: str, row: X2LConfig, source: str) -> dict[str, t
     """
     name, revision = split_source(source)
     prefix = f"model.interfaces.{modality}."
+    wanted = (prefix, LN_VISION) if modality == "image" else prefix
     if is_pth(source):
-        wanted = (prefix, LN_VISION) if modality == "image" else prefix
         tensors = {key: value for key, value in open_published(source).our_tensors().items() if key.startswith(wanted)}
     elif isinstance(published_config(source), XLLMConfig):
-        tensors = read_tensors(name, revision, lambda key: key.startswith(prefix))
+        tensors = read_tensors(name, revision, lambda key: key.startswith(wanted))
     elif row.converter == "cformer":
         bert = load_whole(AutoModel, name, revision, BERT_HEADS, add_pooling_layer=False)
         return {
@@ -179,12 +180,13 @@ def compose_tensors(
 ) -> dict[str, torch.Tensor]:
     """All published weights of a composed model; what no source is named for is initialised.
 
-    Where a `.pth` file brings another ln_vision than the image encoder's source, that tower is taken out of
-    `config.towers`: it will be stored.
+    Where an interface brings another ln_vision than the image encoder's source, that tower is taken out of
+    `config.towers`: it will be stored. An image encoder of another family has none.
 
     Raises:
         StageCheckpointError, ConversionError: a source lacks a tensor, has one too many or of another shape.
     """
+    shapes = reference_shapes(config)
     tensors, origin, required = {}, {}, {}
 
     def add(found: dict[str, torch.Tensor], source: str, prefix: str) -> None:
@@ -201,18 +203,19 @@ def compose_tensors(
             add({name: value for name, value in found.items() if name.startswith(prefix)}, source, prefix)
     for modality, source in interfaces.items():
         found = interface_tensors(modality, config.modalities[modality], source)
-        norm = [key for key in found if key.startswith(LN_VISION)]
-        if any(key in tensors and not torch.equal(found[key], tensors[key].to(found[key])) for key in norm):
-            config.towers.pop("vision_tower", None)
+        for key in [key for key in found if key.startswith(LN_VISION)]:
+            if key not in shapes:
+                del found[key]
+            elif key in tensors and not torch.equal(found[key], tensors[key].to(found[key])):
+                config.towers.pop("vision_tower", None)
         is_bert = any(".converter.bert." in key for key in found) and not any(".pre_proj." in key for key in found)
         add(found, source, f"model.interfaces.{modality}.converter.{'bert.' if is_bert else ''}")
-    _check_complete(config, tensors, origin, required)
+    _check_complete(shapes, tensors, origin, required)
     return tensors
 
 
-def _check_complete(config: XLLMConfig, tensors: dict, origin: dict[str, str], required: dict[str, str]) -> None:
+def _check_complete(shapes: dict, tensors: dict, origin: dict[str, str], required: dict[str, str]) -> None:
     """What a source was named for is there as a whole, and fits."""
-    shapes = reference_shapes(config)
     ours = {
         key: value for key, value in tensors.items() if key.startswith(("model.interfaces.", "model.vision_tower."))
     }

@@ -60,7 +60,7 @@ def read_tensors(source: str, revision: str | None, wanted: Callable[[str], bool
 def load_whole(
     auto, name_or_path: str, revision: str | None = None, may_hold: str = ".*", **kwargs
 ) -> PreTrainedModel:
-    """`auto.from_pretrained`, where a tensor that would be left random is an error.
+    """`auto.from_pretrained`, where a tensor that would be left random is an error (but a pooler: nothing here reads it).
 
     Args:
         auto: a model or Auto class.
@@ -71,7 +71,8 @@ def load_whole(
     """
     model, info = auto.from_pretrained(name_or_path, revision=revision, output_loading_info=True, **kwargs)
     unexpected = [name for name in info["unexpected_keys"] if not re.fullmatch(may_hold, name)]
-    for what, names in (("missing", info["missing_keys"]), ("unexpected", unexpected)):
+    missing = [name for name in info["missing_keys"] if not name.startswith("pooler.")]
+    for what, names in (("missing", missing), ("unexpected", unexpected)):
         if names:
             raise StageCheckpointError(
                 f"{name_or_path}: {len(names)} tensors are {what}: {', '.join(sorted(names)[:3])}"

@@ -17,6 +17,8 @@ from transformers import (
     Blip2ForConditionalGeneration,
     Blip2QFormerConfig,
     OPTConfig,
+    ViTConfig,
+    ViTModel,
 )
 from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 
@@ -27,6 +29,7 @@ from xllm import (
     X2LConfig,
     XLLMConfig,
     XLLMForConditionalGeneration,
+    XLLMForQFormerPreTraining,
 )
 from xllm.cli import main
 from xllm.modeling_xllm.conversion import ConversionError, convert
@@ -185,6 +188,18 @@ def test_an_image_file_over_a_model_whose_encoder_is_named(files, tmp_path):
     )
     assert sorted(direct.config.towers) == ["language_model"]
     assert torch.equal(direct.model.vision_tower.post_layernorm.weight.data, later["ln_vision.weight"])
+    # From a folder that stores it, too; an encoder of another family has no ln_vision to replace.
+    assert main(["convert", files["eva"], path, str(tmp_path / "own")]) == 0
+    direct = XLLMForConditionalGeneration.from_towers(
+        files["llm"], {"vision": str(tmp_path / "towers")}, {"image": str(tmp_path / "own")}, dict(IMAGE_ALONE)
+    )
+    assert torch.equal(direct.model.vision_tower.post_layernorm.weight.data, later["ln_vision.weight"])
+    vit = ViTConfig(hidden_size=published.VIT_WIDTH, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    ViTModel(vit, add_pooling_layer=False).save_pretrained(tmp_path / "vit")
+    direct = XLLMForConditionalGeneration.from_towers(
+        files["llm"], {"vision": str(tmp_path / "vit")}, {"image": path}, dict(IMAGE_ALONE)
+    )
+    assert sorted(direct.config.towers) == ["language_model", "vision_tower"]
     # A folder with the same ln_vision stays named, also from another place.
     arguments = [files["image"], str(tmp_path / "deep" / "same"), "--model", str(tmp_path / "base")]
     assert main(["convert", *arguments]) == 0
@@ -206,6 +221,30 @@ def test_speech_into_a_row_with_a_cif_of_its_own(files, tmp_path, capsys):
     assert torch.equal(converter.pre_proj.weight.data, published.speech_stage2()["pre_bert_proj.weight"])
     assert main(["convert", files["image"], str(tmp_path / "no"), "--model", str(tmp_path / "base")]) == 1
     assert "have no place in this model" in capsys.readouterr().err
+
+
+def test_stage_1_over_a_model_keeps_its_text_side_in_a_file_of_its_own(files, tmp_path):
+    composed(files, tmp_path / "base")
+    assert main(["convert", files["stage1"], str(tmp_path / "out"), "--model", str(tmp_path / "base")]) == 0
+    assert main(["convert", files["stage1"], files["eva"], str(tmp_path / "alone")]) == 0
+    learner = XLLMForQFormerPreTraining.from_pretrained(tmp_path / "alone")
+    heads = {key: value.clone() for key, value in learner.heads_state_dict().items()}
+    learner.text_branch.lm_bias.data.zero_()
+    learner.load_heads(tmp_path / "out")
+    assert [key for key, value in learner.heads_state_dict().items() if not torch.equal(value, heads[key])] == []
+    after = XLLMForConditionalGeneration.from_pretrained(tmp_path / "out").model.interfaces["image"].converter
+    assert torch.equal(after.query_tokens.data, published.qformer(with_text=True)["query_tokens"])
+
+
+def test_half_precision_of_the_image_encoder_is_not_passed_on(files, tmp_path):
+    """eva_vit_g.pth is fp16, the Q-Former fp32: each tensor is stored as it was, and fp32 is what is loaded."""
+    torch.save({key: value.half() for key, value in published.vit(prefix="").items()}, files["eva"])
+    assert main(["convert", files["eva"], files["image"], str(tmp_path / "out")]) == 0
+    with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as file:
+        assert file.get_tensor("model.vision_tower.embeddings.class_embedding").dtype == torch.float16
+        assert file.get_tensor("model.interfaces.image.adapter.bias").dtype == torch.float32
+    model = XLLMEncoderModel.from_pretrained(tmp_path / "out")
+    assert torch.equal(model.interfaces["image"].adapter.bias.data, published.image_stage2()["opt_proj.bias"])
 
 
 def test_weights_of_other_sizes_name_both_shapes(files, tmp_path):
