@@ -2,8 +2,9 @@
 """A new X-LLM from published towers: `XLLMForConditionalGeneration.from_towers` is built of these functions.
 
 One BLIP-2 repository (e.g. Salesforce/blip2-opt-6.7b) gives the image encoder with its norm, the Q-Former, the query
-tokens and, where the widths agree, the I-Adapter; a BERT gives the C-Former's transformer; a causal LM its weights and head. A `.pth` file of LAVIS or of the
-authors (`conversion`), or a folder that `xllm convert` or a stage has written, gives what it holds.
+tokens and, where the widths agree, the I-Adapter; a BERT gives the C-Former's transformer; a causal LM its weights and
+head. A `.pth` file of LAVIS or of the authors (`conversion`), or a folder that `xllm convert` or a stage has written, gives
+what it holds.
 """
 
 import torch
@@ -86,7 +87,7 @@ def compose_config(
         TOWER_FIELDS[key]: encoder_config(source, key) for key, source in encoders.items() if key in TOWER_FIELDS
     }
     extra = {key: encoder_config(source, key) for key, source in encoders.items() if key not in TOWER_FIELDS}
-    rows = default_modalities() if modalities is None else modalities
+    rows = default_modalities() if modalities is None else dict(modalities)
     if unknown := set(interfaces) - set(rows):
         raise ValueError(f"interfaces: no modality {', '.join(sorted(unknown))}; the rows are {', '.join(rows)}")
     for key, source in interfaces.items():
@@ -120,7 +121,8 @@ def row_like(row: X2LConfig, modality: str, source: str) -> X2LConfig:
         theirs.token_id, theirs.placeholder_token = row.token_id, row.placeholder_token
         return theirs
     if row.converter == "qformer" and published.model_type == "blip-2":
-        row.qformer_config = published.qformer_config
+        if row.shares_converter_with is None:
+            row.qformer_config = published.qformer_config
         row.num_query_tokens = published.num_query_tokens
     elif row.converter == "cformer" and published.model_type == "bert":
         for name in BERT_SIZES:
@@ -156,6 +158,8 @@ def interface_tensors(modality: str, row: X2LConfig, source: str) -> dict[str, t
         }
     else:
         tensors = _blip2_tensors(modality, name, revision)
+        if row.shares_converter_with is not None:
+            tensors = {key: value for key, value in tensors.items() if ".converter.qformer." not in key}
     adapter = tensors.get(f"{prefix}adapter.weight")
     if adapter is not None and adapter.shape[0] != row.language_hidden_size:
         del tensors[f"{prefix}adapter.weight"], tensors[f"{prefix}adapter.bias"]

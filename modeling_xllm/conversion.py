@@ -75,7 +75,7 @@ class PublishedFile:
             ConversionError: names that are unexpected or missing; the first few are listed with their number.
         """
         shapes = reference_shapes(published_config(self.shapes), "visual_encoder.cls_token" in self.tensors)
-        keys = {*shapes, *LOOSE_KEYS}
+        keys = sorted({*shapes, *LOOSE_KEYS})
         names = {}
         for table in self.layout.tables + self.layout.optional:
             found = {key: name for key in keys if (name := published_name(table, key)) and key not in names}
@@ -129,8 +129,8 @@ def open_published(source: str, kind: str | None = None) -> PublishedFile:
     if kind == "blip2-stage1":
         _check_tied(tensors, source)
     dropped = re.compile("|".join(LAYOUTS[kind].dropped))
-    left_out = [name for name in tensors if dropped.fullmatch(name)]
-    return PublishedFile(source, kind, {name: tensors[name] for name in tensors.keys() - {*left_out}}, left_out)
+    used = {name: value for name, value in tensors.items() if not dropped.fullmatch(name)}
+    return PublishedFile(source, kind, used, [name for name in tensors if name not in used])
 
 
 def _check_tied(tensors: dict[str, torch.Tensor], source: str) -> None:
@@ -185,13 +185,15 @@ def convert(sources: list[str], kind: str | None = None, base: XLLMConfig | None
 
     Args:
         sources (`list[str]`): `.pth` files in any order, one of a kind.
-        kind (`str`, *optional*): of all of them; default by their names.
+        kind (`str`, *optional*): of a single file; default by the names in it.
         base (`XLLMConfig`, *optional*): the model that the weights are to go into; what they leave out it has already.
 
     Raises:
         ConversionError: as `open_published`; two files of one kind; a shape that does not fit; without `base`, a part of
             the model that is in none of the files.
     """
+    if kind is not None and len(sources) > 1:
+        raise ConversionError(f"kind {kind} with {len(sources)} files: there is one file of a kind; convert it alone")
     files = [open_published(source, kind) for source in sources]
     files.sort(key=lambda file: list(LAYOUTS).index(file.kind))
     for first, second in zip(files, files[1:]):

@@ -57,8 +57,8 @@ SPEECH_BERT = {
 SPEECH_ADAPTER = {SPEECH + r"adapter\.(\w+)": r"post_bert_proj.\1"}
 SPEECH_FC = {SPEECH + r"adapter\.(\w+)": r"speech_feat_proj.\1"}
 
-# Present and of no use. Buffers are rebuilt; OPT's head is tied to its frozen embeddings, yet LAVIS's saving rule (all
-# but frozen *parameters*) lets it through.
+# Of no use where present. Buffers are rebuilt. OPT's head is tied to its frozen embeddings; by LAVIS's saving rule (all but
+# frozen *parameters*, a tied one counted once) a file may hold it.
 BUFFERS = (
     r"(Qformer\.bert|speech_bert_adaptor)\.embeddings\.(position_ids|token_type_ids)",
     r"opt_model\.transformer\.layers\.\d+\.attention\.rotary_emb\.inv_freq",
