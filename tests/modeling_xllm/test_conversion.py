@@ -11,6 +11,9 @@ import torch
 from fixtures import published_weights as published
 
 from xllm import X2LConfig, XLLMForQFormerPreTraining
+from xllm.modeling_xllm.cformer import CFormer
+from xllm.modeling_xllm.configuration_cformer import CFormerConfig
+from xllm.modeling_xllm.configuration_speech_recognition import SpeechRecognitionConfig
 from xllm.modeling_xllm.conversion import ConversionError, convert, open_published
 from xllm.modeling_xllm.conversion_files import read_pth
 from xllm.modeling_xllm.conversion_output import write_parts
@@ -223,11 +226,13 @@ def test_files_of_the_older_torch_format(tmp_path):
     assert open_published(str(tmp_path / "old.pth")).kind == "xllm-stage3"
 
 
-def test_vectors_of_another_width_than_the_tokens_are_refused():
-    from xllm.modeling_xllm.cformer import CFormer, CFormerConfig
-
+def test_a_c_former_without_a_cif():
     with pytest.raises(ValueError, match="encoder_hidden_size 512 must be cif_hidden_size 256"):
         CFormer(CFormerConfig(cif_predictor="none", cif_hidden_size=256))
-    assert (
-        X2LConfig(converter="cformer", cformer_config={"cif_predictor": "none"}).cformer_config.cif_predictor == "none"
+    row = X2LConfig(
+        encoder=None, encoder_hidden_size=512, converter="cformer", cformer_config={"cif_predictor": "none"}
     )
+    with pytest.raises(ValueError, match="'speech' has no CIF"):
+        SpeechRecognitionConfig(modalities={"speech": row})
+    again = X2LConfig(**row.to_dict())
+    assert (again.encoder, again.cformer_config.cif_predictor) == (None, "none")
