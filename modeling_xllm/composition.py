@@ -60,7 +60,7 @@ def published_config(source: str) -> PreTrainedConfig:
 
 
 def encoder_config(source: str, name: str = "vision") -> PreTrainedConfig:
-    """Config of the encoder inside `source`: the tower's own, a BLIP-2's vision part, a CTC model's encoder.
+    """Config of the encoder inside `source`: the tower's own, a BLIP-2's vision part, the encoder of a speech model.
 
     Of an X-LLM, the tower called `name`; of a `.pth` file, the sizes of the ViT in it.
     """
@@ -69,10 +69,22 @@ def encoder_config(source: str, name: str = "vision") -> PreTrainedConfig:
     config = published_config(source)
     if isinstance(config, XLLMConfig):
         return config.encoder_config(name)
-    for field in ("vision_config", "encoder_config"):
+    for field in ("vision_config", "encoder_config", "audio_config"):
         if field in config.sub_configs:
             return getattr(config, field)
     return config
+
+
+def by_tower(encoders: dict[str, str], rows: dict[str, X2LConfig]) -> dict[str, str]:
+    """Sources by tower, where some are given by the modality that reads the tower ("speech" for "audio").
+
+    Raises:
+        ValueError: no modality reads a tower that is named.
+    """
+    sources = {(rows[key].encoder or key) if key in rows else key: source for key, source in encoders.items()}
+    if unused := set(sources) - {row.encoder for row in rows.values()}:
+        raise ValueError(f"encoders: no modality reads {', '.join(sorted(unused))}; the rows are {', '.join(rows)}")
+    return sources
 
 
 def compose_config(
@@ -83,11 +95,12 @@ def compose_config(
     **fields,
 ) -> XLLMConfig:
     """The config of a model composed of published towers; see `from_towers` for the arguments."""
+    rows = default_modalities() if modalities is None else dict(modalities)
+    encoders = by_tower(encoders, rows)
     configs = {
         TOWER_FIELDS[key]: encoder_config(source, key) for key, source in encoders.items() if key in TOWER_FIELDS
     }
     extra = {key: encoder_config(source, key) for key, source in encoders.items() if key not in TOWER_FIELDS}
-    rows = default_modalities() if modalities is None else dict(modalities)
     if unknown := set(interfaces) - set(rows):
         raise ValueError(f"interfaces: no modality {', '.join(sorted(unknown))}; the rows are {', '.join(rows)}")
     for key, source in interfaces.items():
@@ -200,7 +213,7 @@ def compose_tensors(
 
     for part, source in config.towers.items():
         add(read_tower(part, source["name_or_path"], source.get("revision")), source["name_or_path"], f"model.{part}.")
-    for key, source in encoders.items():
+    for key, source in by_tower(encoders, config.modalities).items():
         if is_pth(source):
             prefix = f"model.{tower_of(key)}."
             found = open_published(source).our_tensors()

@@ -14,6 +14,7 @@ from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 
 from .configuration_cformer import CFormerConfig
 from .configuration_chatglm import ChatGLMConfig
+from .speech_encoders import output_width, speech_input
 
 
 CONVERTERS = ("qformer", "cformer", "linear")
@@ -52,8 +53,9 @@ class X2LConfig(PreTrainedConfig):
         placeholder_token (`str`), token_id (`int`): what stands for one quasi-linguistic embedding in the text.
         num_query_tokens (`int`): tokens per image or frame (Q-Former only; 32 in the paper).
         num_frames (`int`, *optional*): given for items that are series of pictures: frames the processor samples.
-        subsampling_factor (`int`): input frames per encoder frame; a clip of n frames owns ceil(n / factor)
-            placeholders (C-Former and linear only).
+        subsampling_factor (`int`, *optional*): input frames (or samples) per encoder frame; a clip of n owns
+            ceil(n / factor) placeholders (C-Former and linear only). `XLLMConfig` fills it in for the encoders that
+            `speech_encoders` knows; 1 for others.
         adapter_activation (`str`, *optional*): activation after the adapter's Linear; "relu" for the S-Adapter.
         qformer_config, cformer_config: sizes of the converter; the one not chosen is `None`.
         encoder_hidden_size, language_hidden_size (`int`): widths in and out, filled in by `XLLMConfig`.
@@ -70,7 +72,7 @@ class X2LConfig(PreTrainedConfig):
     token_id: int | None = None
     num_query_tokens: int = 32
     num_frames: int | None = None
-    subsampling_factor: int = 1
+    subsampling_factor: int | None = None
     adapter_activation: str | None = None
     qformer_config: dict | PreTrainedConfig | None = None
     cformer_config: dict | PreTrainedConfig | None = None
@@ -116,7 +118,6 @@ def default_modalities() -> dict[str, X2LConfig]:
             mask_name="input_features_mask",
             converter="cformer",
             placeholder_token="<SpeechHere>",
-            subsampling_factor=8,
             adapter_activation="relu",
         ),
     }
@@ -201,9 +202,11 @@ class XLLMConfig(PreTrainedConfig):
                 if encoder is None:
                     known = ", ".join(["vision", "audio", *self.extra_encoders])
                     raise ValueError(f"{where}.encoder is {row.encoder!r}; the towers are {known}")
-                row.encoder_hidden_size = encoder.hidden_size
+                row.encoder_hidden_size = output_width(encoder)
+                self._check_stride(where, row, encoder)
             elif row.encoder_hidden_size is None:
                 raise ValueError(f"{where} has no encoder, so encoder_hidden_size (width of its inputs) must be given")
+            row.subsampling_factor = row.subsampling_factor or 1
             row.language_hidden_size = self.text_config.hidden_size
             if row.shares_converter_with is not None:
                 self._check_shared_row(where, row)
@@ -215,6 +218,18 @@ class XLLMConfig(PreTrainedConfig):
             values = [getattr(row, field) for row in self.modalities.values()]
             if len(set(values)) < len(values):
                 raise ValueError(f"two rows of modalities have the same {field}: {', '.join(values)}")
+
+    @staticmethod
+    def _check_stride(where: str, row: X2LConfig, encoder: PreTrainedConfig) -> None:
+        rule = speech_input(encoder)
+        if rule is None:
+            return
+        if row.subsampling_factor not in (None, rule.stride):
+            raise ValueError(
+                f"{where}.subsampling_factor is {row.subsampling_factor}, but {encoder.model_type} gives one frame for "
+                f"{rule.stride} of its inputs; leave it out"
+            )
+        row.subsampling_factor = rule.stride
 
     def _check_shared_row(self, where: str, row: X2LConfig) -> None:
         other = self.modalities.get(row.shares_converter_with)

@@ -16,6 +16,7 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 from transformers.utils import can_return_tuple
 
 from .configuration_xllm import XLLMConfig
+from .speech_encoders import encode_sequences
 from .stage_checkpoints import StageCheckpointMixin
 from .x2l_interfaces import QFormerConverter, X2LInterface, X2LOutput
 
@@ -68,7 +69,7 @@ class FeatureGetters:
         return self.get_features("video", pixel_values_videos, video_frame_mask, **kwargs)
 
     def get_audio_features(self, input_features: torch.Tensor, input_features_mask=None, **kwargs) -> X2LOutput:
-        """`get_features` of speech `(clips, frames, 80)` with its mask `(clips, frames)`."""
+        """`get_features` of speech `(clips, frames, features)` or `(clips, samples)` with its mask."""
         return self.get_features("speech", input_features, input_features_mask, **kwargs)
 
 
@@ -94,7 +95,8 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
     @staticmethod
     def _build_tower(config) -> PreTrainedModel:
         if config.model_type != "blip_2_vision_model":
-            return AutoModel.from_config(config)
+            tower = AutoModel.from_config(config)
+            return tower.get_encoder() if config.is_encoder_decoder else tower  # of Whisper, the half that listens
         tower = Blip2VisionModel._from_config(config)  # AutoModel does not know this class
         tower.post_layernorm.eps = LN_VISION_EPS
         return tower
@@ -123,8 +125,9 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
         """Run the tower of `modality`, without gradient memory where the tower is frozen.
 
         Args:
-            inputs: `(N, 3, H, W)` pictures, `(N, F, 3, H, W)` series of pictures, `(N, frames, features)` sequences.
-            mask (`(N, F)` or `(N, frames)`, *optional*): 1 at real pictures or frames.
+            inputs: `(N, 3, H, W)` pictures, `(N, F, 3, H, W)` series of pictures, `(N, frames, features)` sequences or
+                `(N, samples)` waveforms.
+            mask (`(N, F)`, `(N, frames)` or `(N, samples)`, *optional*): 1 at real pictures, frames or samples.
 
         Returns:
             the tower's output, its `last_hidden_state` being `(N, T, E)`, or `(R, T, E)` for the R real pictures of
@@ -139,15 +142,9 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
             if row.num_frames is not None:
                 pictures = inputs.flatten(0, 1)
                 return tower(pictures if mask is None else pictures[mask.bool().flatten()], **kwargs), None
-            if mask is None:
+            if inputs.dim() == 4:
                 return tower(inputs, **kwargs), None
-            outputs = tower(inputs, attention_mask=mask, **kwargs)
-        T = outputs.last_hidden_state.shape[1]
-        encoder_mask = outputs.get("attention_mask")
-        if encoder_mask is None:  # a tower that does not tell: frames in proportion to the input's
-            lengths = torch.ceil(mask.sum(-1) * T / mask.shape[1])
-            encoder_mask = torch.arange(T, device=mask.device) < lengths[:, None]
-        return outputs, encoder_mask.bool()
+            return encode_sequences(tower, inputs, mask, row.subsampling_factor, **kwargs)
 
     def _features(self, modality: str, inputs, mask=None, target_lengths=None, **kwargs) -> X2LOutput:
         if modality not in self.config.modalities:

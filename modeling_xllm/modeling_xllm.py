@@ -241,7 +241,7 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, ChatGLMG
 
         Args:
             language_model (`str`): folder or Hub id ("repo" or "repo@revision") of a causal language model.
-            encoders (`dict[str, str]`): "vision", "audio" or a name of yours -> folder or Hub id.
+            encoders (`dict[str, str]`): "vision", "audio", a name of yours, or a modality -> folder or Hub id.
             interfaces (`dict[str, str]`): modality -> where it starts: a BLIP-2, BERT, X-LLM or published `.pth` file.
             modalities (`dict[str, X2LConfig]`, *optional*): the table; default the paper's three rows.
             config_fields: further fields of `XLLMConfig`.
@@ -304,8 +304,8 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, ChatGLMG
             pixel_values (`(images, 3, H, W)`): images.
             pixel_values_videos (`(videos, F, 3, H, W)`), video_frame_mask (`(videos, F)`): videos, 1 = real frame,
                 real frames first.
-            input_features (`(clips, frames, 80)`), input_features_mask (`(clips, frames)`): log-mel speech, 10 ms a
-                frame, 1 = real frame.
+            input_features (`(clips, frames, 80)`), input_features_mask (`(clips, frames)`): what the speech encoder
+                reads: log-mel frames of 10 ms, or samples `(clips, samples)`; 1 = real.
             media_embeds (`(B, L', D)`): already encoded media, as `XLLMModel.embed_media` returns them.
             labels (`(B, L)`): next-token targets, -100 where there is none; the shift is done here.
             logits_to_keep (`int` or index tensor): positions to project to the vocabulary; 0 = all, and in train mode

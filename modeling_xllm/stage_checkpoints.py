@@ -22,7 +22,12 @@ from .modeling_chatglm import ChatGLMForConditionalGeneration
 
 
 # Published models that hold a tower beside other things, and under which names.
-TOWER_PREFIXES = {"blip-2": "vision_model.", "parakeet_ctc": "encoder.", "parakeet_tdt": "encoder."}
+TOWER_PREFIXES = {
+    "blip-2": "vision_model.",
+    "parakeet_ctc": "encoder.",
+    "parakeet_tdt": "encoder.",
+    "fun_asr_nano": "model.audio_tower.",
+}
 
 
 class StageCheckpointError(ValueError):
@@ -106,6 +111,7 @@ def read_tower(part: str, name_or_path: str, revision: str | None = None) -> dic
             return {f"model.{part}.{key.removeprefix(prefix)}": value for key, value in tensors.items()}
         auto = Blip2VisionModel if model_type == "blip_2_vision_model" else AutoModel
         tower = load_whole(auto, name_or_path, revision)
+        tower = tower.get_encoder() if tower.config.is_encoder_decoder else tower
         return {f"model.{part}.{key}": value for key, value in tower.state_dict().items()}
     except (OSError, ValueError, KeyError) as error:
         at = f" at revision {revision}" if revision else ""

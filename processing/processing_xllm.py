@@ -27,6 +27,7 @@ from .audio_decoding import load_audio
 from .chat_parts import clean_messages, media_of, with_media_parts
 from .feature_extraction_xllm import XLLMFeatureExtractor
 from .image_decoding import load_image
+from .speech_features import extract_speech, num_positions
 from .video_processing_xllm import XLLMVideoProcessor, list_videos
 
 
@@ -128,13 +129,14 @@ class XLLMProcessor(ProcessorMixin):
     ```
 
     Args:
-        image_processor, video_processor, feature_extractor (*optional*): the media that the model knows; leave out the others.
+        image_processor, video_processor, feature_extractor (*optional*): the media that the model knows; leave out the others. The
+            feature extractor is the one that the speech encoder was trained with, ours or one of transformers.
         tokenizer (`PreTrainedTokenizerBase`): with the attributes `image_token`, `video_token`, `audio_token` for the media above
             (see `add_placeholder_tokens`).
         chat_template (`str`, *optional*): Jinja template; by default the tokenizer's, taught to write media parts if it cannot, or else
             a plain one.
         num_query_tokens (`int`, *optional*, defaults to 32): embeddings per image and per video frame.
-        subsampling_factor (`int`, *optional*, defaults to 8): mel frames per frame of the speech encoder.
+        subsampling_factor (`int`, *optional*, defaults to 8): mel frames (or samples) per frame of the speech encoder.
     """
 
     text_kwargs = {"padding": True}
@@ -226,7 +228,7 @@ class XLLMProcessor(ProcessorMixin):
         if video_sizes is not None:
             counts["num_video_tokens"] = [self.num_query_tokens * size[0] for size in video_sizes]
         if audio_lengths is not None:
-            frames = [self.feature_extractor.num_frames(length) for length in audio_lengths]
+            frames = [num_positions(self.feature_extractor, length) for length in audio_lengths]
             counts["num_audio_tokens"] = [self.num_audio_placeholders(count) for count in frames]
         return MultiModalData(**counts)
 
@@ -292,6 +294,10 @@ class XLLMProcessor(ProcessorMixin):
         # The base class counts only the videos it recognises; ours may be bytes or dicts too.
         names = None if videos is None else [f"video {i}" for i in range(len(videos))]
         super().validate_inputs(images=images, text=text, videos=names, audio=audio, **kwargs)
+
+    def _process_audio(self, audio: list[np.ndarray], **kwargs: Any) -> tuple[BatchFeature, list[str]]:
+        processed = extract_speech(self.feature_extractor, audio, **kwargs)
+        return processed, [self.replace_audio_token(processed, i) for i in range(len(audio))]
 
     def _process_videos(self, videos: list[Any], **kwargs: Any) -> tuple[BatchFeature, list[str]]:
         processed = self.video_processor(videos, **kwargs)

@@ -66,15 +66,18 @@ def tiny_rows(**changes) -> dict[str, X2LConfig]:
 
 def tiny_config(text: str = "chatglm", rows: dict | None = None, **fields) -> XLLMConfig:
     """An `XLLMConfig` of some ten thousand parameters."""
+    fields.setdefault(
+        "audio_config",
+        ParakeetEncoderConfig(
+            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+            subsampling_conv_channels=4, layerdrop=0.0,
+        ),
+    )  # fmt: skip
     return XLLMConfig(
         text_config=tiny_text_config(text),
         vision_config=Blip2VisionConfig(
             hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=PIXELS,
             patch_size=14, initializer_range=0.02,
-        ),
-        audio_config=ParakeetEncoderConfig(
-            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-            subsampling_conv_channels=4, layerdrop=0.0,
         ),
         modalities=tiny_rows() if rows is None else rows,
         **fields,

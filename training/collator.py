@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from xllm.processing.chat_parts import clean_messages, media_of
+from xllm.processing.speech_features import extract_speech
 from xllm.training.augmentation import Augmentation
 
 
@@ -258,7 +259,7 @@ class XLLMDataCollator:
         _, clips, texts = self._only(rows, ("audio",))
         extractor = self.processor.feature_extractor
         waves = [self.processor._load_clip(clip) for clip in clips]
-        batch = dict(extractor(waves, sampling_rate=extractor.sampling_rate, return_tensors="pt"))
+        batch = dict(extract_speech(extractor, waves, sampling_rate=extractor.sampling_rate, return_tensors="pt"))
         ids = [self.processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         return {**batch, "labels": pad_rows(ids, IGNORE)}
 

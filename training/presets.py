@@ -7,7 +7,14 @@ The paper's speech encoder was never published; the presets take Parakeet's, a C
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import AutoTokenizer, Blip2QFormerConfig, BlipImageProcessor, ParakeetEncoderConfig
+from transformers import (
+    AutoFeatureExtractor,
+    AutoTokenizer,
+    Blip2QFormerConfig,
+    BlipImageProcessor,
+    ParakeetEncoderConfig,
+    PreTrainedConfig,
+)
 from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 
 from xllm.modeling_xllm.composition import split_source
@@ -50,7 +57,27 @@ PRESETS = {
 }
 
 
-def build_processor(config: XLLMConfig, tokenizer, image_size: int, **fields) -> XLLMProcessor:
+def speech_extractor(source: str | None, encoder: PreTrainedConfig):
+    """What computes the inputs of a published speech encoder: its own feature extractor, from the same source.
+
+    Raises:
+        ValueError: the source has none, and the encoder is not of the kind for which ours stands in (Parakeet).
+    """
+    if source is not None:
+        name, revision = split_source(source)
+        try:
+            return AutoFeatureExtractor.from_pretrained(name, revision=revision)
+        except OSError as error:
+            if encoder.model_type != ParakeetEncoderConfig.model_type:
+                raise ValueError(
+                    f"{source}: no preprocessor_config.json, which says what a {encoder.model_type} reads: {error}"
+                ) from error
+    return XLLMFeatureExtractor(feature_size=getattr(encoder, "num_mel_bins", 80))
+
+
+def build_processor(
+    config: XLLMConfig, tokenizer, image_size: int, speech_source: str | None = None, **fields
+) -> XLLMProcessor:
     """The processor whose counts agree with `config` (query tokens, frames, subsampling), for `image_size` pixels."""
     rows = config.modalities
     size = {"height": image_size, "width": image_size}
@@ -59,7 +86,7 @@ def build_processor(config: XLLMConfig, tokenizer, image_size: int, **fields) ->
         video_processor=XLLMVideoProcessor(size=size, num_frames=rows["video"].num_frames)
         if "video" in rows
         else None,
-        feature_extractor=XLLMFeatureExtractor() if "speech" in rows else None,
+        feature_extractor=speech_extractor(speech_source, config.audio_config) if "speech" in rows else None,
         tokenizer=tokenizer,
         num_query_tokens=next((row.num_query_tokens for row in rows.values() if row.converter == "qformer"), 32),
         subsampling_factor=rows["speech"].subsampling_factor if "speech" in rows else 8,
@@ -68,9 +95,18 @@ def build_processor(config: XLLMConfig, tokenizer, image_size: int, **fields) ->
 
 
 def compose(towers: Towers, output_dir: str | Path) -> Path:
-    """Compose published towers into a checkpoint folder (interfaces stored, towers named by id and revision)."""
+    """Compose published towers into a checkpoint folder (interfaces stored, towers named by id and revision).
+
+    It has the modalities whose encoder is named, or, where none is, the paper's three.
+    """
+    rows = default_modalities()
+    named = {rows[key].encoder if key in rows else key for key in towers.encoders}
+    read = {name: row for name, row in rows.items() if row.encoder in named}
     model = XLLMForConditionalGeneration.from_towers(
-        language_model=towers.language_model, encoders=towers.encoders, interfaces=towers.interfaces
+        language_model=towers.language_model,
+        encoders=towers.encoders,
+        interfaces=towers.interfaces,
+        modalities=read or rows,
     )
     name, revision = split_source(towers.language_model)
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
@@ -79,7 +115,8 @@ def compose(towers: Towers, output_dir: str | Path) -> Path:
         image=tokenizer.image_token_id, video=tokenizer.video_token_id, speech=tokenizer.audio_token_id
     )
     image_size = model.config.vision_config.image_size
-    save(model, build_processor(model.config, tokenizer, image_size), output_dir)
+    speech_source = towers.encoders.get("audio", towers.encoders.get("speech"))
+    save(model, build_processor(model.config, tokenizer, image_size, speech_source), output_dir)
     return Path(output_dir)
 
 

@@ -13,7 +13,11 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     parser.add_argument("--preset", choices=("tiny", "base", "chatglm-6b"), help="tiny: random weights, no download")
     parser.add_argument("--language-model", metavar="ID", help="a causal LM; ID may end in @revision")
     parser.add_argument(
-        "--encoder", action="append", default=[], metavar="NAME=ID", help="e.g. vision=Salesforce/blip2-opt-6.7b"
+        "--encoder",
+        action="append",
+        default=[],
+        metavar="NAME=ID",
+        help="e.g. vision=Salesforce/blip2-opt-6.7b or speech=openai/whisper-small",
     )
     parser.add_argument(
         "--interface", action="append", default=[], metavar="NAME=ID", help="e.g. speech=bert-base-chinese"

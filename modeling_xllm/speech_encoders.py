@@ -1,0 +1,173 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""How speech encoders of transformers read time: one table for lengths, masks, windows and placeholder counts.
+
+A stack of convolutions with kernel k, stride s and padding p turns n positions into `floor((n + 2p - k) / s) + 1` each.
+Where 2p < k, as in every encoder below, that is never more than `ceil(n / product of the strides)`: the number of
+placeholders that the processor writes for a clip, which knows nothing of the encoder but that product.
+
+Legend: N clips, L input positions (log-mel frames or samples), T encoder frames, W windows, S frames of one, E width.
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import torch_compilable_check
+
+
+MASK_NAMES = ("attention_mask", "input_features_mask")
+# An encoder without a rule may lose the margin of a convolution without padding, not more.
+UNKNOWN_MARGIN = 2
+
+
+@dataclass(frozen=True)
+class SpeechInput:
+    """What a speech encoder makes of the length of its input.
+
+    Args:
+        convolutions (tuple of `(kernel, stride, padding)`): from the input to the encoder's frames.
+        window (`int`, *optional*): positions that the encoder reads at a time, neither more nor fewer, as
+            `(mel bins, window)` and without a mask (Whisper). Longer clips are cut into windows.
+        one_by_one (`bool`): padding changes the real frames too (a norm over time, convolutions that see the padding):
+            each clip is encoded alone, so that a batch does not change it.
+    """
+
+    convolutions: tuple[tuple[int, int, int], ...] = ()
+    window: int | None = None
+    one_by_one: bool = False
+
+    @property
+    def stride(self) -> int:
+        """Input positions per encoder frame."""
+        return math.prod(stride for _, stride, _ in self.convolutions)
+
+    @property
+    def shortest(self) -> int:
+        """Positions that the first frame needs."""
+        length = 1
+        for kernel, stride, padding in reversed(self.convolutions):
+            length = (length - 1) * stride + max(1, kernel - 2 * padding)
+        return length
+
+    def num_frames(self, length):
+        """Frames of a clip of `length` positions (an `int` or a tensor of them); 0 or less for a clip too short."""
+        for kernel, stride, padding in self.convolutions:
+            length = (length + 2 * padding - kernel) // stride + 1
+        return length
+
+
+def _parakeet(config: PreTrainedConfig) -> SpeechInput:
+    kernel, stride = config.subsampling_conv_kernel_size, config.subsampling_conv_stride
+    layers = round(math.log(config.subsampling_factor, stride))
+    return SpeechInput(((kernel, stride, (kernel - 1) // 2),) * layers)
+
+
+def _whisper(config: PreTrainedConfig) -> SpeechInput:
+    return SpeechInput(((3, 1, 1), (3, 2, 1)), window=2 * config.max_source_positions)
+
+
+def _wav2vec2(config: PreTrainedConfig) -> SpeechInput:
+    convolutions = [(kernel, stride, 0) for kernel, stride in zip(config.conv_kernel, config.conv_stride)]
+    adapter = getattr(config, "add_adapter", False)
+    if adapter:
+        convolutions += [(config.adapter_kernel_size, config.adapter_stride, 1)] * config.num_adapter_layers
+    return SpeechInput(tuple(convolutions), one_by_one=adapter or config.feat_extract_norm == "group")
+
+
+def _wav2vec2_bert(config: PreTrainedConfig) -> SpeechInput:
+    if not config.add_adapter:
+        return SpeechInput()
+    layer = (config.adapter_kernel_size, config.adapter_stride, config.adapter_stride // 2)
+    return SpeechInput((layer,) * config.num_adapter_layers, one_by_one=True)
+
+
+RULES: dict[str, Callable[[PreTrainedConfig], SpeechInput]] = {
+    "parakeet_encoder": _parakeet,
+    "whisper": _whisper,
+    **dict.fromkeys(("wav2vec2", "wav2vec2-conformer", "hubert", "wavlm", "unispeech-sat"), _wav2vec2),
+    "wav2vec2-bert": _wav2vec2_bert,
+    "moonshine": lambda _: SpeechInput(((127, 64, 0), (7, 3, 0), (3, 2, 0)), one_by_one=True),
+    "fun_asr_nano_encoder": lambda _: SpeechInput(),  # SenseVoice's: the extractor stacks and skips frames
+}
+
+
+def speech_input(config: PreTrainedConfig) -> SpeechInput | None:
+    """The rule of an encoder's config; `None` for a kind of encoder that the table does not know."""
+    rule = RULES.get(config.model_type)
+    return None if rule is None else rule(config)
+
+
+def output_width(config: PreTrainedConfig) -> int:
+    """Width of an encoder's frames: behind its adapter, where it has one (wav2vec2)."""
+    return config.output_hidden_size if getattr(config, "add_adapter", False) else config.hidden_size
+
+
+def encode_sequences(
+    tower: PreTrainedModel, inputs: torch.Tensor, mask: torch.Tensor | None, subsampling_factor: int = 1, **kwargs
+) -> tuple[BaseModelOutput, torch.BoolTensor]:
+    """Run an encoder of sequences so that a clip's frames are the same alone and in a padded batch.
+
+    Args:
+        inputs (`torch.FloatTensor` of shape `(N, L, features)` or `(N, L)`): log-mel frames, or samples.
+        mask (`(N, L)`, *optional*): 1 at real positions, which come first.
+        subsampling_factor (`int`): only for an encoder that `RULES` does not know: its input positions per frame. A
+            clip of n positions is then taken to have ceil(n / factor) frames.
+
+    Returns:
+        the encoder's output with `last_hidden_state (N, T, E)`, and the mask `(N, T)` of real frames.
+
+    Raises:
+        ValueError: a clip too short for one frame, a length that is no multiple of the encoder's window, or an
+            encoder that gives another number of frames than its rule says.
+    """
+    rule = speech_input(tower.config)
+    mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device) if mask is None else mask
+    lengths, L = mask.long().sum(-1), inputs.shape[1]
+    if rule is None:
+        expected, frames = -(-L // subsampling_factor), -(-lengths // subsampling_factor)
+    else:
+        expected, frames = rule.num_frames(L), rule.num_frames(lengths)
+        torch_compilable_check(
+            (frames > 0).all(),
+            lambda: f"a clip has {int(lengths.min())} positions; {tower.config.model_type} needs {rule.shortest}",
+        )
+    if rule is not None and rule.window is not None:
+        outputs = _encode_windows(tower, inputs, mask, rule.window)
+    elif rule is not None and rule.one_by_one:
+        clips = [tower(clip[None, :length]).last_hidden_state[0] for clip, length in zip(inputs, lengths.tolist())]
+        outputs = BaseModelOutput(last_hidden_state=torch.nn.utils.rnn.pad_sequence(clips, batch_first=True))
+        expected = rule.num_frames(int(lengths.max()))
+    else:
+        known = inspect.signature(tower.forward).parameters
+        mask_name = next((name for name in MASK_NAMES if name in known), None)
+        outputs = tower(inputs, **({mask_name: mask} if mask_name else {}), **kwargs)
+    T = outputs.last_hidden_state.shape[1]
+    if not expected - (UNKNOWN_MARGIN if rule is None else 0) <= T <= expected:
+        raise ValueError(
+            f"{tower.config.model_type} gives {T} frames for an input of {L}, expected {expected}: "
+            "set subsampling_factor of its modality to the input positions per encoder frame"
+        )
+    return outputs, torch.arange(T, device=mask.device) < frames[:, None]
+
+
+def _encode_windows(tower: PreTrainedModel, inputs, mask, window: int) -> BaseModelOutput:
+    """(N, L, mel bins) -> (N, W * S, E): every window with a real position in it, each for itself."""
+    N, L = inputs.shape[:2]
+    if L % window:
+        raise ValueError(
+            f"{tower.config.model_type} reads windows of {window} frames, got {L}: pad the sound to a multiple of them "
+            "with silence before its features are computed, as the processor does"
+        )
+    used = mask.bool().reshape(N, -1, window).any(-1)  # (N, W)
+    windows = inputs.reshape(N, L // window, window, -1)[used]
+    states = tower(windows.transpose(1, 2)).last_hidden_state
+    placed = states.new_zeros(*used.shape, *states.shape[1:])
+    placed[used] = states
+    return BaseModelOutput(last_hidden_state=placed.flatten(1, 2))
+
+
+__all__ = ["RULES", "SpeechInput", "encode_sequences", "output_width", "speech_input"]
