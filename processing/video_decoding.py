@@ -1,15 +1,15 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Video from anywhere to a few RGB frames, with PyAV.
 
-Two passes over the file: the packets are listed without decoding (their timestamps give the number of frames and the length, which
-containers often do not state), then the frames are decoded and only the wanted ones are kept and converted. Rotation is applied.
+Two passes over the file: the packets are listed without decoding, then the wanted frames are decoded, each from the keyframe before it
+(`video_seeking`), and converted. Rotation is applied.
 Deviation from the authors' code (original: the first five whole seconds): by default the frames stand in the middle of `num_frames`
 equal parts of the clip, so that a long clip is seen to its end; `fps=1, max_frames=5` gives the authors' rule.
 Legend: T frames, H height, W width.
 """
 
 import bisect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -19,14 +19,14 @@ import torch
 from PIL import Image
 from transformers.video_utils import VideoMetadata
 
-from .audio_decoding import PYAV_ERRORS, av_reason, check_end, missing_stream, open_container, packet_end
+from .audio_decoding import PYAV_ERRORS, av_reason, missing_stream, open_container
 from .image_decoding import MAX_PIXELS, array_to_uint8, has_channels_first, load_image
 from .media_sources import MediaError, describe_source, open_media
+from .video_seeking import FrameIndex, UntrustedIndex, decode_frames, list_frames
 
 
 MAX_BYTES = 2 << 30  # of decoded frames kept in memory
 
-_LEAST_PART = 0.9  # a file that ends before this part of the length in its header counts as cut off
 _ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: a cover, not a film
 
 
@@ -100,37 +100,6 @@ def _video_stream(container: av.container.InputContainer, name: str) -> av.Video
     return stream
 
 
-def _list_frames(container: av.container.InputContainer, stream: av.VideoStream, name: str) -> list[int]:
-    """Timestamps of the stream's frames in order of showing, from the packets alone; plain numbers where there are none.
-
-    Raises:
-        MediaError: no frames, or the file ends long before its header says.
-    """
-    stamps, end = [], 0.0
-    try:
-        for packet in container.demux():
-            if packet.size == 0 or packet.is_discard:
-                continue
-            end = max(end, packet_end(packet))
-            if packet.stream.index == stream.index:
-                stamps.append(packet.pts if packet.pts is not None else packet.dts)
-    except PYAV_ERRORS as error:
-        raise MediaError(name, f"damaged video ({av_reason(error)})") from error
-    if not stamps:
-        raise MediaError(name, "holds no video frames")
-    if stream.frames and len(stamps) < _LEAST_PART * stream.frames - 1:
-        raise MediaError(name, f"cut off: {len(stamps)} of {stream.frames} video frames are there")
-    if None in stamps:
-        return list(range(len(stamps)))
-    stamps.sort()
-    if (
-        len(stamps) > 1
-    ):  # a packet may not say how long it lasts: then the last one is taken to last as long as the others
-        mean = (stamps[-1] - stamps[0]) / (len(stamps) - 1)
-        check_end(container, max(end, float((stamps[-1] + mean) * stream.time_base)), name)
-    return stamps
-
-
 def _metadata(stream: av.VideoStream, stamps: list[int]) -> tuple[VideoMetadata, list[float] | None]:
     """What is known of the clip, and the start of each frame in seconds where timestamps exist."""
     total = len(stamps)
@@ -157,42 +126,24 @@ def _to_rgb(frame: av.VideoFrame, size: tuple[int, int] | None) -> np.ndarray:
     return np.rot90(pixels, k=round(frame.rotation / 90) % 4)
 
 
-def _decode_wanted(
-    container: av.container.InputContainer, stream: av.VideoStream, wanted: list[int], numbered: bool, name: str
-) -> np.ndarray:
-    """Decodes up to the last wanted timestamp and keeps, for each of them, the frame shown at that moment."""
-    pixels, size, shown = [], None, None
-
-    def keep(frame: av.VideoFrame) -> None:
-        nonlocal size
-        if size is None:
-            if frame.width * frame.height * 3 * len(wanted) > MAX_BYTES:
-                raise MediaError(
-                    name, f"{len(wanted)} frames of {frame.width} x {frame.height} do not fit: sample fewer"
-                )
-            size = (frame.width, frame.height)
-        pixels.append(_to_rgb(frame, size))
-
+def _stack(frames: Iterator[av.VideoFrame], count: int, name: str) -> np.ndarray:
+    """`count` frames to one array `(count, H, W, 3)`."""
+    pixels, size = [], None
     try:
-        for number, frame in enumerate(container.decode(stream)):
-            stamp = number if numbered or frame.pts is None else frame.pts
-            while len(pixels) < len(wanted) and stamp > wanted[len(pixels)]:
-                keep(frame if shown is None else shown)
-            if len(pixels) < len(wanted) and stamp == wanted[len(pixels)]:
-                keep(frame)
-            if len(pixels) == len(wanted):
-                break
-            shown = frame
+        for frame in frames:
+            if size is None:
+                if frame.width * frame.height * 3 * count > MAX_BYTES:
+                    raise MediaError(
+                        name, f"{count} frames of {frame.width} x {frame.height} do not fit: sample fewer"
+                    )
+                size = (frame.width, frame.height)
+            pixels.append(_to_rgb(frame, size))
     except MediaError:
         raise
     except PYAV_ERRORS as error:
         raise MediaError(name, f"damaged video ({av_reason(error)})") from error
-    if shown is None and not pixels:
+    if not pixels:
         raise MediaError(name, "holds no video frames that can be decoded")
-    while len(pixels) < len(
-        wanted
-    ):  # packets that show nothing (VP8's hidden reference frames) were counted at the end
-        keep(shown)
     return np.stack(pixels)
 
 
@@ -201,17 +152,24 @@ def _decode_video(
 ) -> tuple[np.ndarray, VideoMetadata]:
     with open_container(file, name) as container:
         stream = _video_stream(container, name)
-        stamps = _list_frames(container, stream, name)
-        metadata, times = _metadata(stream, stamps)
+        index = list_frames(container, stream, name)
+        metadata, times = _metadata(stream, index.stamps)
         metadata.frames_indices = _choose(sample_indices_fn, metadata, times)
+    wanted = [index.stamps[i] for i in metadata.frames_indices]
+    try:
+        frames = _read(file, name, index, wanted)
+    except UntrustedIndex:
+        frames = _read(file, name, FrameIndex(index.stamps, keyframes=[]), wanted)
+    metadata.height, metadata.width = frames.shape[1:3]
+    return frames, metadata
+
+
+def _read(file: BinaryIO, name: str, index: FrameIndex, wanted: list[int]) -> np.ndarray:
     file.seek(0)
     with open_container(file, name) as container:
         stream = _video_stream(container, name)
         stream.thread_type = "AUTO"
-        wanted = [stamps[i] for i in metadata.frames_indices]
-        frames = _decode_wanted(container, stream, wanted, stamps == list(range(len(stamps))), name)
-    metadata.height, metadata.width = frames.shape[1:3]
-    return frames, metadata
+        return _stack(decode_frames(container, stream, index, wanted), len(wanted), name)
 
 
 def _array_to_frames(video: Any, name: str) -> np.ndarray:
