@@ -221,8 +221,13 @@ def _start_from(model, init_from: dict[str, str]) -> None:
     for name, other in init_from.items():
         own, given = model.model.interfaces[name].state_dict(), model.model.interfaces[other].state_dict()
         for key, value in own.items():
-            if key in given and given[key].shape == value.shape:
-                value.copy_(given[key])
+            if key not in given or given[key].shape != value.shape:
+                there = tuple(given[key].shape) if key in given else "absent"
+                raise StageError(
+                    f"init_from: {name} does not fit {other}: {key} is {tuple(value.shape)} here, {there} there"
+                )
+        for key, value in own.items():
+            value.copy_(given[key])
 
 
 def _run(
