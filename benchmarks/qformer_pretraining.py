@@ -121,7 +121,7 @@ def build(modality: str) -> XLLMForQFormerPreTraining:
 
 @torch.no_grad()
 def measure(model, scenes: list[int], media: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Retrieval against all captions, matching of right and wrong captions, exact greedy captions."""
+    """Retrieval against all captions, matching of right and wrong captions, next words and whole greedy captions."""
     model.eval()
     ids = caption_ids()
     queried = model.query_media(**media)
@@ -131,6 +131,7 @@ def measure(model, scenes: list[int], media: dict[str, torch.Tensor]) -> dict[st
     shown = positives.any(dim=0)
     right = model.match(queried, ids[truth]).argmax(dim=1) == 1
     wrong = model.match(queried, ids[(truth + 1) % len(SCENES)]).argmax(dim=1) == 0
+    logits = model.text_branch.lm_logits(model.caption_states(queried, ids[truth]))
     captions = model.generate_captions(queried, max_length=ids.shape[1])
     width = captions.shape[1]
     model.train()
@@ -138,6 +139,7 @@ def measure(model, scenes: list[int], media: dict[str, torch.Tensor]) -> dict[st
         "media_to_text_r1": retrieval_recall(similarities, positives)["media_to_text"],
         "text_to_media_r1": retrieval_recall(similarities[:, shown], positives[:, shown])["text_to_media"],
         "matching_accuracy": (torch.cat([right, wrong])).float().mean().item(),
+        "token_accuracy": (logits[:, :-1].argmax(dim=-1) == ids[truth][:, 1:]).float().mean().item(),
         "exact_captions": (captions[:, 1:] == ids[truth][:, 1:width]).all(dim=1).float().mean().item(),
     }
 
