@@ -12,12 +12,9 @@ Legend: B pairs, F frames (1 for an image), N query tokens of a frame, S encoder
 E, H, P widths of encoder, Q-Former and projection.
 """
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import initialization as init
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2TextEmbeddings
@@ -37,9 +34,9 @@ from .qformer_objectives import (
     world_rank,
 )
 from .qformer_text import QFormerTextBranch
+from .stage_one_heads import StageOneHeadsMixin
 
 
-HEADS_NAME = "qformer_pretraining_heads.safetensors"
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 0.5  # ALBEF's limits
 
 
@@ -80,7 +77,7 @@ class QueriedMedia:
     query_mask: torch.BoolTensor
 
 
-class XLLMForQFormerPreTraining(XLLMPreTrainedModel):
+class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
     """Stage 1 for the image or the video interface: contrast, match and caption.
 
     The batch holds one caption per item. Freeze the tower before training (`model.model.vision_tower.requires_grad_(False)`
@@ -94,6 +91,7 @@ class XLLMForQFormerPreTraining(XLLMPreTrainedModel):
 
     config: QFormerPreTrainingConfig
     main_input_name = "input_ids"
+    heads_name = "qformer_pretraining_heads.safetensors"
     input_modalities = ("image", "video", "text")
     # The losses are means over the batch, not sums over num_items_in_batch: with False the Trainer divides by the number
     # of accumulation steps itself (transformers 5.23, trainer.py:517 and :2107).
@@ -139,39 +137,6 @@ class XLLMForQFormerPreTraining(XLLMPreTrainedModel):
         """The Q-Former that is trained: the interface's own, or the one it shares."""
         owner = self.config.row.shares_converter_with or self.config.modality
         return self.model.interfaces[owner].converter.qformer
-
-    def interface_state_dict(self) -> dict[str, torch.Tensor]:
-        """The interface (and the one whose converter it shares), under the keys the composite model has."""
-        return {key: value for key, value in self.state_dict().items() if key.startswith("model.interfaces.")}
-
-    def heads_state_dict(self) -> dict[str, torch.Tensor]:
-        """What stage 1 throws away: the text branch, projections, heads and temperature."""
-        return {key: value for key, value in self.state_dict().items() if not key.startswith("model.")}
-
-    def save_heads(self, folder: str | os.PathLike) -> Path:
-        """Write `heads_state_dict` to a file of its own, beside the interface's checkpoint; returns its path."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        path = Path(folder, HEADS_NAME)
-        save_file({key: value.contiguous() for key, value in self.heads_state_dict().items()}, path)
-        return path
-
-    def load_heads(self, folder: str | os.PathLike) -> None:
-        """Read what `save_heads` wrote, to continue stage 1.
-
-        Raises:
-            ValueError: a key is missing or unexpected, or a shape differs; the message lists them.
-        """
-        tensors = load_file(Path(folder, HEADS_NAME))
-        own = self.heads_state_dict()
-        shapes = {key for key in own if key in tensors and own[key].shape != tensors[key].shape}
-        if own.keys() != tensors.keys() or shapes:
-            missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-            raise ValueError(
-                f"{HEADS_NAME} does not fit: missing {missing}, unexpected {unexpected}, other shapes {sorted(shapes)}"
-            )
-        with torch.no_grad():
-            for key, value in own.items():
-                value.copy_(tensors[key])
 
     def query_media(
         self,
@@ -393,4 +358,4 @@ def _pad_text(tensor: torch.Tensor, length: int, value: int) -> torch.Tensor:
     return nn.functional.pad(tensor, (0, length - tensor.shape[1]), value=value)
 
 
-__all__ = ["HEADS_NAME", "QFormerPreTrainingOutput", "QueriedMedia", "XLLMForQFormerPreTraining"]
+__all__ = ["QFormerPreTrainingOutput", "QueriedMedia", "XLLMForQFormerPreTraining"]

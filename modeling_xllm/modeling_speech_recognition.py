@@ -18,22 +18,20 @@ fire as the target has.
 Legend: N clips, T encoder frames, U tokens, E and H widths of encoder and C-Former, V vocabulary.
 """
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .cformer import CFormer
 from .configuration_speech_recognition import SpeechRecognitionConfig
+from .ctc_beam_search import ctc_prefix_beam_search
 from .modeling_encoders import XLLMEncoderModel, XLLMPreTrainedModel
+from .stage_one_heads import StageOneHeadsMixin
 
 
-HEADS_NAME = "speech_recognition_heads.safetensors"
 IGNORE = -100
 
 
@@ -60,7 +58,7 @@ class SpeechRecognitionOutput(ModelOutput):
     fire_frames: torch.FloatTensor | None = None
 
 
-class XLLMForSpeechRecognition(XLLMPreTrainedModel):
+class XLLMForSpeechRecognition(StageOneHeadsMixin, XLLMPreTrainedModel):
     """Stage 1 for a speech interface: recognise, with heads that are thrown away.
 
     Whether the tower is trained too is decided by `requires_grad` alone; a frozen one runs in eval mode without
@@ -79,6 +77,7 @@ class XLLMForSpeechRecognition(XLLMPreTrainedModel):
     config: SpeechRecognitionConfig
     main_input_name = "input_features"
     input_modalities = ("audio",)
+    heads_name = "speech_recognition_heads.safetensors"
 
     def __init__(self, config: SpeechRecognitionConfig):
         super().__init__(config)
@@ -142,30 +141,83 @@ class XLLMForSpeechRecognition(XLLMPreTrainedModel):
 
     @torch.no_grad()
     def transcribe(
-        self, input_features: torch.FloatTensor, input_features_mask: torch.Tensor | None = None, decode: str = "cif"
-    ) -> list[list[int]]:
-        """Greedy transcripts, one list of ids per clip; a clip in which nothing fires gives an empty list.
+        self,
+        input_features: torch.FloatTensor,
+        input_features_mask: torch.Tensor | None = None,
+        decode: str = "cif",
+        num_beams: int = 8,
+        cif_weight: float = 1.0,
+        return_fire_frames: bool = False,
+    ) -> list[list[int]] | tuple[list[list[int]], list[list[float]]]:
+        """Transcripts, one list of ids per clip; a clip in which nothing fires gives an empty list.
+
+        | decode | what it is                                                                                      |
+        |--------|-------------------------------------------------------------------------------------------------|
+        | "cif"  | the best id of each fired token. The head reads its tokens one by one, so this is its most      |
+        |        | probable transcript already: a beam over it would find no other                                 |
+        | "ctc"  | the best path of the encoder's CTC head                                                         |
+        | "beam" | prefix beam search over the CTC head, which sums all paths of a transcript; its `num_beams`     |
+        |        | best are ranked by `log p_ctc(y) + cif_weight log p_cif(y)`, the latter with the CIF scaled to  |
+        |        | fire as many tokens as `y` has, as in training                                                  |
 
         Args:
             input_features, input_features_mask: as in `forward`. Call `eval()` first.
-            decode (`str`): "cif", the best id of each fired token, or "ctc", the best path of the encoder's CTC head.
+            num_beams (`int`): transcripts that are followed from frame to frame.
+            cif_weight (`float`): share of the CIF in the choice among them; 0 leaves it to CTC alone.
+            return_fire_frames (`bool`): also the end of each token in encoder frames, for the time stamps of
+                [`XLLMProcessor.batch_decode`]. Those of "ctc" and "beam" are the CIF's, scaled to the transcript.
 
         Raises:
-            ValueError: an unknown way to decode, or "ctc" without a CTC head.
+            ValueError: an unknown way to decode, a number out of range, or one that needs a CTC head where there is
+                none.
         """
-        if decode == "cif":
-            output = self(input_features, input_features_mask)
-            best = output.logits.argmax(-1).tolist()
-            return [ids[:length] for ids, length in zip(best, output.lengths.tolist())]
-        if decode != "ctc":
-            raise ValueError(f"decode must be 'cif' or 'ctc', got {decode!r}")
-        if self.ctc_head is None:
-            raise ValueError("decode='ctc' needs a CTC head, but this model was made with ctc_weight=0")
+        if decode not in ("cif", "ctc", "beam"):
+            raise ValueError(f"decode must be 'cif', 'ctc' or 'beam', got {decode!r}")
+        if num_beams < 1 or cif_weight < 0:
+            raise ValueError(f"num_beams must be positive and cif_weight not negative, got {num_beams}, {cif_weight}")
+        if decode != "cif" and self.ctc_head is None:
+            raise ValueError(f"decode={decode!r} needs a CTC head, but this model was made with ctc_weight=0")
         hidden, mask = self._encode(input_features, input_features_mask)
+        if decode == "cif":
+            tokens = self.cformer(hidden, mask)
+            lengths = tokens.lengths.tolist()
+            best = self.token_head(tokens.embeddings).argmax(-1).tolist()
+            ids = [row[:length] for row, length in zip(best, lengths)]
+        else:
+            if decode == "ctc":
+                ids = self._best_paths(hidden, mask)
+            else:
+                ids = [self._best_beam(*clip, num_beams, cif_weight) for clip in zip(hidden, mask)]
+            lengths = [len(row) for row in ids]
+            if return_fire_frames:
+                tokens = self.cformer.cif(hidden, mask, torch.tensor(lengths, device=mask.device))
+        if not return_fire_frames:
+            return ids
+        return ids, [row[:length] for row, length in zip(tokens.fire_frames.tolist(), lengths)]
+
+    def _best_paths(self, hidden: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
         best = self.ctc_head(hidden).argmax(-1)
         repeats = F.pad(best[:, 1:] == best[:, :-1], (1, 0))
         kept = mask & ~repeats & (best != self.config.ctc_blank)
-        return [ids[keep].tolist() for ids, keep in zip(best, kept)]
+        return [row[keep].tolist() for row, keep in zip(best, kept)]
+
+    def _best_beam(self, hidden: torch.Tensor, mask: torch.Tensor, num_beams: int, cif_weight: float) -> list[int]:
+        """The best transcript of one clip, `hidden (T, E)`, `mask (T,)`."""
+        log_probs = self.ctc_head(hidden[mask]).float().log_softmax(-1)
+        beams = ctc_prefix_beam_search(log_probs, self.config.ctc_blank, num_beams)
+        scores = torch.tensor([score for _, score in beams])
+        if cif_weight:
+            scores = scores + cif_weight * self._cif_scores(hidden, mask, [ids for ids, _ in beams])
+        return beams[int(scores.argmax())][0]
+
+    def _cif_scores(self, hidden: torch.Tensor, mask: torch.Tensor, transcripts: list[list[int]]) -> torch.Tensor:
+        """log p(transcript) `(N,)` by the token head, of one clip whose CIF fires as many tokens as each has."""
+        lengths = sorted({len(ids) for ids in transcripts})
+        rows = [tensor.expand(len(lengths), *tensor.shape) for tensor in (hidden, mask)]
+        tokens = self.cformer(*rows, torch.tensor(lengths, device=mask.device))
+        log_probs = dict(zip(lengths, self.token_head(tokens.embeddings).float().log_softmax(-1).cpu()))
+        picked = [log_probs[len(ids)][range(len(ids)), ids].sum() for ids in transcripts]
+        return torch.stack(picked)
 
     def _encode(self, input_features, input_features_mask, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
         """Encoder frames `(N, T, E)` in the heads' dtype and their mask `(N, T)`."""
@@ -204,14 +256,6 @@ class XLLMForSpeechRecognition(XLLMPreTrainedModel):
             zero_infinity=True,
         )
 
-    def interface_state_dict(self) -> dict[str, torch.Tensor]:
-        """The interface, under the keys the composite model has."""
-        return {key: value for key, value in self.state_dict().items() if key.startswith("model.interfaces.")}
-
-    def heads_state_dict(self) -> dict[str, torch.Tensor]:
-        """What stage 1 throws away: the token head and the CTC head."""
-        return {key: value for key, value in self.state_dict().items() if not key.startswith("model.")}
-
     @torch.no_grad()
     def hand_over(self, composite: XLLMPreTrainedModel, with_tower: bool = True) -> list[str]:
         """Copies the trained interface (and the speech tower) into a composite model of the same sizes.
@@ -226,41 +270,17 @@ class XLLMForSpeechRecognition(XLLMPreTrainedModel):
         Raises:
             ValueError: the composite lacks one of them, or has it in another shape.
         """
-        own = {key: value for key, value in self.state_dict().items() if key.startswith("model.")}
-        if not with_tower:
-            own = self.interface_state_dict()
-        _copy_tensors(own, composite.state_dict(), "the composite model")
+        prefix = "model." if with_tower else "model.interfaces."
+        own = {key: value for key, value in self.state_dict().items() if key.startswith(prefix)}
+        target = composite.state_dict()
+        for key, value in own.items():
+            if key not in target:
+                raise ValueError(f"the composite model has no {key}: was it made with the same modality table?")
+            if target[key].shape != value.shape:
+                raise ValueError(f"{key} has shape {tuple(value.shape)} here, {tuple(target[key].shape)} there")
+        for key, value in own.items():
+            target[key].copy_(value)
         return list(own)
-
-    def save_heads(self, folder: str | os.PathLike) -> Path:
-        """Writes `heads_state_dict` to a file of its own, beside the interface's checkpoint; returns its path."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        path = Path(folder, HEADS_NAME)
-        save_file({key: value.contiguous() for key, value in self.heads_state_dict().items()}, path)
-        return path
-
-    @torch.no_grad()
-    def load_heads(self, folder: str | os.PathLike) -> None:
-        """Reads what `save_heads` wrote, to continue stage 1.
-
-        Raises:
-            ValueError: a tensor is missing or unexpected, or a shape differs.
-        """
-        tensors, own = load_file(Path(folder, HEADS_NAME)), self.heads_state_dict()
-        if missing := sorted(own.keys() - tensors.keys()):
-            raise ValueError(f"{HEADS_NAME} lacks {', '.join(missing)}")
-        _copy_tensors(tensors, own, "this model")
-
-
-def _copy_tensors(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor], owner: str) -> None:
-    """Copies `source` into the tensors of the same names and shapes in `target`."""
-    for key, value in source.items():
-        if key not in target:
-            raise ValueError(f"{owner} has no {key}: was it made with the same modality table?")
-        if target[key].shape != value.shape:
-            raise ValueError(f"{key} has shape {tuple(value.shape)} here and {tuple(target[key].shape)} in {owner}")
-    for key, value in source.items():
-        target[key].copy_(value)
 
 
 __all__ = ["SpeechRecognitionConfig", "SpeechRecognitionOutput", "XLLMForSpeechRecognition"]

@@ -28,6 +28,7 @@ from .chat_parts import clean_messages, media_of, with_media_parts
 from .feature_extraction_xllm import XLLMFeatureExtractor
 from .image_decoding import load_image
 from .speech_features import extract_speech, num_positions
+from .timestamps import TimestampsMixin
 from .video_processing_xllm import XLLMVideoProcessor, list_videos
 
 
@@ -117,7 +118,7 @@ def _split_batch(images: Any) -> Any:
     return list(images) if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4 else images
 
 
-class XLLMProcessor(ProcessorMixin):
+class XLLMProcessor(TimestampsMixin, ProcessorMixin):
     """Image processor, video processor, feature extractor and tokenizer behind one call.
 
     ```python

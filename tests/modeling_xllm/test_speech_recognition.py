@@ -9,6 +9,7 @@ from transformers import Trainer, TrainingArguments
 
 from xllm import XLLMForSpeechRecognition
 from xllm.modeling_xllm.configuration_speech_recognition import SpeechRecognitionConfig
+from xllm.modeling_xllm.ctc_beam_search import ctc_prefix_beam_search
 
 
 VOCABULARY = 11
@@ -146,6 +147,43 @@ def test_ctc_path_drops_repeats_and_blanks():
     assert model.transcribe(**inputs, decode="ctc") == [[4, 4, 2], [7, 7]]
 
 
+@pytest.mark.parametrize("cif_weight", [0.0, 0.3, 2.0])
+def test_a_beam_is_ranked_by_both_heads(cif_weight):
+    """Every transcript of the beam scored on its own, by CTC and by the cross-entropy that training would give it."""
+    model = tiny_recogniser(label_smoothing=0.0)
+    with torch.no_grad():
+        model.token_head.weight.mul_(4)  # so that the two heads disagree
+    inputs = tiny.speech(64, 40)
+    hidden, mask = encode(model, inputs)
+    expected = []
+    for b in range(2):
+        beams = ctc_prefix_beam_search(model.ctc_head(hidden[b][mask[b]]).log_softmax(-1), VOCABULARY, 6)
+        scores = {}
+        for ids, score in beams:
+            clip = {name: value[b : b + 1] for name, value in inputs.items()}
+            ce = model(**clip, labels=labels_of(ids)).ce_loss * len(ids) if ids else 0.0
+            scores[tuple(ids)] = score - cif_weight * float(torch.as_tensor(ce).detach())
+        expected.append(list(max(scores, key=scores.get)))
+    assert model.transcribe(**inputs, decode="beam", num_beams=6, cif_weight=cif_weight) == expected
+    if cif_weight == 2.0:
+        assert expected != model.transcribe(**inputs, decode="beam", num_beams=6, cif_weight=0.0)
+
+
+def test_fire_frames_come_with_every_way_to_decode():
+    model, inputs = tiny_recogniser(), tiny.speech(160, 90)
+    out = model(**inputs)
+    ids, frames = model.transcribe(**inputs, return_fire_frames=True)
+    for row, expected, length in zip(frames, out.fire_frames.tolist(), out.lengths.tolist()):
+        assert row == pytest.approx(expected[:length])
+    for decode in ("ctc", "beam"):
+        ids, frames = model.transcribe(**inputs, decode=decode, return_fire_frames=True)
+        assert [len(row) for row in ids] == [len(row) for row in frames]
+        assert any(ids)
+        for row, encoder_frames in zip(frames, (20, 12)):
+            assert row == sorted(row)
+            assert not row or row[-1] == pytest.approx(encoder_frames)  # the last token closes at the clip's end
+
+
 def test_blank_is_an_extra_class_unless_named():
     assert tiny_recogniser().ctc_head.out_features == VOCABULARY + 1
     assert tiny_recogniser(ctc_blank_id=0).ctc_head.out_features == VOCABULARY
@@ -185,8 +223,10 @@ def test_bad_labels_are_named(labels, message):
 
 def test_nan_features_and_unknown_decoding_are_named():
     model, inputs = tiny_recogniser(), tiny.speech(64)
-    with pytest.raises(ValueError, match="decode must be 'cif' or 'ctc', got 'beam'"):
-        model.transcribe(**inputs, decode="beam")
+    with pytest.raises(ValueError, match="decode must be 'cif', 'ctc' or 'beam', got 'greedy'"):
+        model.transcribe(**inputs, decode="greedy")
+    with pytest.raises(ValueError, match="num_beams must be positive and cif_weight not negative, got 0, 1.0"):
+        model.transcribe(**inputs, decode="beam", num_beams=0)
     inputs["input_features"][0, 10, 3] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
         model.transcribe(**inputs)
@@ -258,9 +298,9 @@ def test_round_trip_and_heads(tmp_path):
     other = tiny_recogniser(ctc_blank_id=3)
     other.load_heads(tmp_path / "heads")
     assert torch.equal(other.token_head.weight, model.token_head.weight)
-    with pytest.raises(ValueError, match=r"head.* has shape \(11,.* here and \(12,.* in this model"):
+    with pytest.raises(ValueError, match="other shapes .*'token_head.weight'"):
         tiny_recogniser(ctc_blank_id=3, vocab_size=12).load_heads(tmp_path / "heads")
-    with pytest.raises(ValueError, match="this model has no ctc_head"):
+    with pytest.raises(ValueError, match=r"unexpected \['ctc_head.bias'"):
         tiny_recogniser(ctc_weight=0.0).load_heads(tmp_path / "heads")
 
 

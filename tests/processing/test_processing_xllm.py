@@ -330,6 +330,37 @@ def test_decoding(processor):
 # ---- files ----------------------------------------------------------------------------------------------------------------------
 
 
+def test_time_stamps(processor):
+    """8 mel frames of 10 ms to an encoder frame: a token that is complete at frame 2.5 ends at 0.2 s."""
+    assert processor.seconds_per_frame == pytest.approx(0.08)
+    ids, frames = [[A, CAT, EOS], [], [IS]], [[2.5, 10.0, 12.0], [], [1.0]]
+    texts, stamps = processor.batch_decode(ids, fire_frames=frames, skip_special_tokens=True)
+    assert texts == ["a cat", "", "is"]
+    assert [[stamp["token"] for stamp in row] for row in stamps] == [["a", "cat"], [], ["is"]]
+    assert [(stamp["start"], stamp["end"]) for row in stamps for stamp in row] == [
+        (0.0, pytest.approx(0.2)),
+        (pytest.approx(0.2), pytest.approx(0.8)),
+        (0.0, pytest.approx(0.08)),
+    ]
+    text, stamps = processor.decode(torch.tensor(ids[0]), fire_frames=torch.tensor(frames[0]))
+    assert text == "a cat <eos>"
+    assert stamps[-1] == {"token": "<eos>", "start": pytest.approx(0.8), "end": pytest.approx(0.96)}
+    assert processor.decode(ids[0]) == text
+    with pytest.raises(ValueError, match=r"fire_frames: got rows of \[3\] numbers beside rows of \[2\] ids"):
+        processor.batch_decode([[A, CAT]], fire_frames=[[1.0, 2.0, 3.0]])
+
+
+def test_time_stamps_join_bytes(processor, monkeypatch):
+    pieces = {0: "\ufffd", 1: "\ufffd", 2: "b"}
+    monkeypatch.setattr(
+        processor.tokenizer, "decode", lambda ids, **_: "é" if ids == [0, 1] else "".join(pieces[i] for i in ids)
+    )
+    monkeypatch.setattr(processor.tokenizer, "batch_decode", lambda rows, **_: ["éb"])
+    _, ((first, second),) = processor.batch_decode([[0, 1, 2]], fire_frames=[[1, 2, 3]])
+    assert (first["token"], first["start"], first["end"]) == ("é", 0.0, pytest.approx(0.16))
+    assert (second["token"], second["start"]) == ("b", pytest.approx(0.16))
+
+
 def test_save_and_load(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path)
