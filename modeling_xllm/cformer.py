@@ -34,10 +34,10 @@ class CFormerOutput(ModelOutput):
         embeddings (`torch.FloatTensor` of shape `(B, U, H)`): the tokens, zero where none fired.
         mask (`torch.BoolTensor` of shape `(B, U)`): True where a token fired; a clip's tokens come first.
         lengths (`torch.LongTensor` of shape `(B,)`): tokens per clip, 0 for a clip that fires nothing.
-        fire_frames (`torch.FloatTensor` of shape `(B, U)`): end of each token, in (fractional) encoder frames.
+        fire_frames (`torch.FloatTensor` of shape `(B, U)`): end of each token, in (fractional) encoder frames. None,
+            like the two below, where the inputs were tokens already.
         alphas (`torch.FloatTensor` of shape `(B, T)`): frame weights before any scaling.
         quantity (`torch.FloatTensor` of shape `(B,)`): their sum, the soft token count.
-        Without a CIF, the last three are `None`.
     """
 
     embeddings: torch.FloatTensor | None = None
@@ -46,6 +46,14 @@ class CFormerOutput(ModelOutput):
     fire_frames: torch.FloatTensor | None = None
     alphas: torch.FloatTensor | None = None
     quantity: torch.FloatTensor | None = None
+
+
+def _as_fired(tokens, mask, target_lengths) -> CIFOutput:
+    """Tokens of another CIF, whose weights and times are not known."""
+    if target_lengths is not None:
+        raise ValueError("token-level features are fired already: target_lengths have nothing to set")
+    mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask.bool()
+    return CIFOutput(embeddings=tokens.masked_fill(~mask[..., None], 0), mask=mask, lengths=mask.sum(1))
 
 
 class CFormer(PreTrainedModel):
@@ -137,6 +145,7 @@ class CFormer(PreTrainedModel):
         hidden: torch.Tensor,
         mask: torch.Tensor | None = None,
         target_lengths: torch.Tensor | None = None,
+        token_level: bool = False,
     ) -> CFormerOutput:
         """Turns the frames of each clip into tokens.
 
@@ -144,11 +153,16 @@ class CFormer(PreTrainedModel):
             hidden (`torch.FloatTensor` of shape `(B, T, encoder_hidden_size)`): frames of the speech encoder.
             mask (`torch.BoolTensor` of shape `(B, T)`, *optional*): True at real frames.
             target_lengths (`torch.LongTensor` of shape `(B,)`, *optional*): tokens to fire (training).
+            token_level (`bool`): `hidden (B, U, cif_hidden_size)` holds tokens that a CIF has fired before, the real
+                ones first; ours is passed by. Always so with `cif_predictor="none"`.
 
         Raises:
-            ValueError: as [`integrate_and_fire`].
+            ValueError: as [`integrate_and_fire`]; at token level, targets.
         """
-        fired = self._tokens(hidden, mask) if self.cif is None else self.cif(hidden, mask, target_lengths)
+        if token_level or self.cif is None:
+            fired = _as_fired(hidden, mask, target_lengths)
+        else:
+            fired = self.cif(hidden, mask, target_lengths)
         embeddings = fired.embeddings
         if self.bert is not None:
             embeddings = F.relu(self.pre_proj(embeddings))
@@ -165,12 +179,6 @@ class CFormer(PreTrainedModel):
             alphas=fired.alphas,
             quantity=fired.quantity,
         )
-
-    @staticmethod
-    def _tokens(hidden: torch.Tensor, mask: torch.Tensor | None) -> CIFOutput:
-        """Inputs that a CIF fired elsewhere: each vector is a token."""
-        mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device) if mask is None else mask.bool()
-        return CIFOutput(embeddings=hidden.masked_fill(~mask[..., None], 0), mask=mask, lengths=mask.sum(-1))
 
     def _contextualise(self, embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         attention_mask = mask.clone()

@@ -56,6 +56,8 @@ class X2LConfig(PreTrainedConfig):
         subsampling_factor (`int`, *optional*): input frames (or samples) per encoder frame; a clip of n owns
             ceil(n / factor) placeholders (C-Former and linear only). `XLLMConfig` fills it in for the encoders that
             `speech_encoders` knows; 1 for others.
+        token_level (`bool`): C-Former without an encoder only: the inputs `(clips, U, cif_hidden_size)` are tokens that a
+            CIF has fired before, such as the authors' `.npy` features; neither encoder nor CIF is run.
         adapter_activation (`str`, *optional*): activation after the adapter's Linear; "relu" for the S-Adapter.
         qformer_config, cformer_config: sizes of the converter; the one not chosen is `None`.
         encoder_hidden_size, language_hidden_size (`int`): widths in and out, filled in by `XLLMConfig`.
@@ -73,6 +75,7 @@ class X2LConfig(PreTrainedConfig):
     num_query_tokens: int = 32
     num_frames: int | None = None
     subsampling_factor: int | None = None
+    token_level: bool = False
     adapter_activation: str | None = None
     qformer_config: dict | PreTrainedConfig | None = None
     cformer_config: dict | PreTrainedConfig | None = None
@@ -87,6 +90,14 @@ class X2LConfig(PreTrainedConfig):
             raise ValueError(f"a modality row has no field {', '.join(map(repr, sorted(unknown)))}")
         self.qformer_config = self._sub_config("qformer", self.qformer_config, Blip2QFormerConfig)
         self.cformer_config = self._sub_config("cformer", self.cformer_config, CFormerConfig)
+        if self.token_level and (self.converter != "cformer" or self.encoder or self.subsampling_factor not in (None, 1)):
+            raise ValueError(
+                "token_level=True needs converter='cformer', encoder=None and subsampling_factor=1, got "
+                f"{self.converter!r}, {self.encoder!r} and {self.subsampling_factor}"
+            )
+        if self.token_level and self.cformer_config is not None:
+            self.cformer_config.cif_predictor = "none"
+            self.encoder_hidden_size = self.encoder_hidden_size or self.cformer_config.cif_hidden_size
         super().__post_init__(**kwargs)
 
     def _sub_config(self, kind: str, value, config_class: type[PreTrainedConfig]) -> PreTrainedConfig | None:
@@ -214,6 +225,11 @@ class XLLMConfig(PreTrainedConfig):
                 row.qformer_config.encoder_hidden_size = row.encoder_hidden_size
             if row.cformer_config is not None:
                 row.cformer_config.encoder_hidden_size = row.encoder_hidden_size
+            if (
+                row.token_level
+                and row.encoder_hidden_size != self.row_of_converter(name).cformer_config.cif_hidden_size
+            ):
+                raise ValueError(f"{where}.encoder_hidden_size is {row.encoder_hidden_size}, not its cif_hidden_size")
         for field in ("input_name", "placeholder_token"):
             values = [getattr(row, field) for row in self.modalities.values()]
             if len(set(values)) < len(values):
@@ -237,7 +253,8 @@ class XLLMConfig(PreTrainedConfig):
             raise ValueError(
                 f"{where}.shares_converter_with: no row {row.shares_converter_with!r} has its own converter"
             )
-        if other.converter != row.converter or other.encoder_hidden_size != row.encoder_hidden_size:
+        same_width = row.token_level or other.encoder_hidden_size == row.encoder_hidden_size
+        if other.converter != row.converter or not same_width:
             raise ValueError(f"{where} and {row.shares_converter_with!r} differ in converter or encoder width")
 
     def _place_token_ids(self) -> None:

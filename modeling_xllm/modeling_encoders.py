@@ -13,7 +13,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple, torch_compilable_check
 
 from .configuration_xllm import XLLMConfig
 from .speech_encoders import encode_sequences
@@ -28,6 +28,24 @@ LN_VISION_EPS = 1e-5
 def is_trainable(module: nn.Module) -> bool:
     """Whether any parameter of `module` is being trained."""
     return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def check_speech(modality: str, inputs: torch.Tensor, mask: torch.Tensor | None) -> None:
+    """Raises a ValueError that names the first clip of `inputs (N, frames, features)` without frames, or with NaN or Inf.
+
+    Padding, where `mask (N, frames)` is 0, may hold anything.
+    """
+    if inputs.dim() != 3:
+        raise ValueError(f"{modality}: inputs must have shape (clips, frames, features), got {tuple(inputs.shape)}")
+    real = torch.ones(inputs.shape[:2], device=inputs.device) if mask is None else mask
+    real = real.bool()
+    empty, broken = ~real.any(1), (real & ~inputs.isfinite().all(-1)).any(1)
+    torch_compilable_check(
+        ~empty.any(), lambda: f"{modality}: clip {int(empty.int().argmax())} has no frames, or all are masked: drop it"
+    )
+    torch_compilable_check(
+        ~broken.any(), lambda: f"{modality}: clip {int(broken.int().argmax())} holds NaN or Inf: check its features"
+    )
 
 
 class XLLMPreTrainedModel(StageCheckpointMixin, PreTrainedModel):
@@ -132,8 +150,13 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
         Returns:
             the tower's output, its `last_hidden_state` being `(N, T, E)`, or `(R, T, E)` for the R real pictures of
             the series; and the mask `(N, T)` of real encoder frames or None.
+
+        Raises:
+            ValueError: a speech clip without frames, or with NaN or Inf in them.
         """
         row = self.config.modalities[modality]
+        if row.converter == "cformer":
+            check_speech(modality, inputs, mask)
         if row.encoder is None:
             return BaseModelOutput(last_hidden_state=inputs), None if mask is None else mask.bool()
         tower = self.tower(row.encoder)

@@ -130,7 +130,7 @@ class X2LInterface(nn.Module):
         if self.config.converter == "linear":
             embeddings = self.adapt(owner.converter(hidden))
             return X2LOutput(embeddings=embeddings, mask=mask, num_placeholders=num_placeholders)
-        fired = owner.converter(hidden, mask, target_lengths=target_lengths)
+        fired = owner.converter(hidden, mask, target_lengths, token_level=self.config.token_level)
         return X2LOutput(
             embeddings=self.adapt(fired.embeddings),
             mask=fired.mask,

@@ -196,6 +196,11 @@ def _decode_stream(
 
 
 def _decode_audio(file: BinaryIO, name: str, sampling_rate: int) -> np.ndarray:
+    if file.read(6) == b"\x93NUMPY":
+        raise MediaError(
+            name, "a NumPy file, no sound: pre-extracted features need a model with a token_level speech row"
+        )
+    file.seek(0)
     missing = _missing_wav_part(file)
     if missing is not None:
         raise MediaError(name, missing)

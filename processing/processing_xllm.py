@@ -25,6 +25,7 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .audio_decoding import load_audio
 from .chat_parts import clean_messages, media_of, with_media_parts
+from .feature_extraction_cif import XLLMCIFFeatureExtractor, load_cif_features
 from .feature_extraction_xllm import XLLMFeatureExtractor
 from .image_decoding import load_image
 from .speech_features import extract_speech, num_positions
@@ -37,9 +38,9 @@ PLACEHOLDERS = {"image_token": "<ImageHere>", "video_token": "<VideoHere>", "aud
 # A flat keyword of these is meant for the text; only `audio_kwargs={...}` reaches the feature extractor with them.
 _TEXT_ONLY_KWARGS = ("padding", "truncation", "max_length", "pad_to_multiple_of", "return_attention_mask")
 _PARTS = {
-    "image_processor": (AutoImageProcessor, None),
-    "video_processor": (AutoVideoProcessor, XLLMVideoProcessor),
-    "feature_extractor": (AutoFeatureExtractor, XLLMFeatureExtractor),
+    "image_processor": (AutoImageProcessor, ()),
+    "video_processor": (AutoVideoProcessor, (XLLMVideoProcessor,)),
+    "feature_extractor": (AutoFeatureExtractor, (XLLMFeatureExtractor, XLLMCIFFeatureExtractor)),
 }
 
 
@@ -284,9 +285,11 @@ class XLLMProcessor(TimestampsMixin, ProcessorMixin):
         audio = [self._load_clip(clip) for clip in _flatten(audio, _is_waveform)]
         return images or None, None if text is None else list(text), videos or None, audio or None
 
-    def _load_clip(self, clip: Any) -> np.ndarray:
+    def _load_clip(self, clip: Any, source_rate: int | None = None) -> np.ndarray:
+        if isinstance(self.feature_extractor, XLLMCIFFeatureExtractor):
+            return load_cif_features(clip, self.feature_extractor.feature_size)
         # A bare waveform keeps its rate, which the feature extractor checks against the `sampling_rate` of the call.
-        return load_audio(clip, self.feature_extractor.sampling_rate)
+        return load_audio(clip, self.feature_extractor.sampling_rate, source_rate)
 
     def validate_inputs(
         self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
@@ -344,7 +347,7 @@ class XLLMProcessor(TimestampsMixin, ProcessorMixin):
             videos.append(media["video"])
             if media["audio"] and self.feature_extractor is None:
                 raise ValueError("the conversation has an audio part, but this processor has no feature_extractor")
-            audio.extend(load_audio(clip, **audio_loading_params) for clip in media["audio"])
+            audio.extend(self._load_clip(clip, audio_loading_params["source_rate"]) for clip in media["audio"])
         return images, videos, audio, {}
 
     # ---- files ------------------------------------------------------------------------------------------------------------------
@@ -357,21 +360,14 @@ class XLLMProcessor(TimestampsMixin, ProcessorMixin):
         processor_dict = processor_dict or {}
         subfolder = kwargs.pop("subfolder", "")
         arguments: list[Any] = []
-        for name, (auto_class, own_class) in _PARTS.items():
+        for name, (auto_class, own_classes) in _PARTS.items():
             settings = processor_dict.get(name)
             if settings is None:
                 arguments.append(None)
-            elif own_class is not None and own_class.__name__ in (
-                settings.get("feature_extractor_type"),
-                settings.get("video_processor_type"),
-            ):
-                arguments.append(
-                    own_class.from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
-                )
-            else:
-                arguments.append(
-                    auto_class.from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
-                )
+                continue
+            saved = (settings.get("feature_extractor_type"), settings.get("video_processor_type"))
+            part_class = next((own for own in own_classes if own.__name__ in saved), auto_class)
+            arguments.append(part_class.from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs))
         arguments.append(
             cls._load_tokenizer_from_pretrained(
                 "tokenizer", pretrained_model_name_or_path, subfolder=subfolder, **kwargs

@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 from transformers.utils import logging
 
 from xllm.processing.chat_parts import part_source
-from xllm.processing.media import MediaError, load_audio, load_image, load_video
+from xllm.processing.feature_extraction_cif import XLLMCIFFeatureExtractor
+from xllm.processing.media import MediaError, load_image, load_video
 from xllm.training.augmentation import Augmentation
 from xllm.training.recipe import SourceSpec
 from xllm.training.sources import DataError, Sample, load_source
@@ -50,6 +51,9 @@ class ChatDataset(Dataset):
         seed: int = 0,
     ):
         weights = [1.0] * len(sources) if weights is None else list(weights)
+        reads_features = isinstance(processor.feature_extractor, XLLMCIFFeatureExtractor)
+        if reads_features and augmentation is not None and augmentation.handles("waveform"):
+            raise DataError("augmentation changes waveforms, but this model reads pre-extracted features of speech")
         if len(weights) != len(sources) or any(weight <= 0 for weight in weights):
             raise DataError(f"weights must be {len(sources)} positive numbers, one per source; got {weights}")
         self.samples = [sample for source in sources for sample in source]
@@ -135,7 +139,7 @@ class ChatDataset(Dataset):
 
     def _load(self, kind: str, source: Any) -> Any:
         if kind == "audio":
-            return load_audio(source, self.processor.feature_extractor.sampling_rate)
+            return self.processor._load_clip(source)
         if kind == "image":
             return load_image(source)
         rule = self.processor.video_processor

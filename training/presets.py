@@ -22,6 +22,7 @@ from xllm.modeling_xllm.configuration_cformer import CFormerConfig
 from xllm.modeling_xllm.configuration_chatglm import ChatGLMConfig
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig, default_modalities
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
+from xllm.processing.feature_extraction_cif import XLLMCIFFeatureExtractor
 from xllm.processing.feature_extraction_xllm import XLLMFeatureExtractor
 from xllm.processing.processing_xllm import XLLMProcessor, add_placeholder_tokens
 from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
@@ -86,12 +87,19 @@ def build_processor(
         video_processor=XLLMVideoProcessor(size=size, num_frames=rows["video"].num_frames)
         if "video" in rows
         else None,
-        feature_extractor=speech_extractor(speech_source, config.audio_config) if "speech" in rows else None,
+        feature_extractor=_feature_extractor(config, speech_source) if "speech" in rows else None,
         tokenizer=tokenizer,
         num_query_tokens=next((row.num_query_tokens for row in rows.values() if row.converter == "qformer"), 32),
         subsampling_factor=rows["speech"].subsampling_factor if "speech" in rows else 8,
         **fields,
     )
+
+
+def _feature_extractor(config: XLLMConfig, source: str | None):
+    row = config.modalities["speech"]
+    if row.token_level:
+        return XLLMCIFFeatureExtractor(row.encoder_hidden_size)
+    return speech_extractor(source, config.audio_config)
 
 
 def compose(towers: Towers, output_dir: str | Path) -> Path:

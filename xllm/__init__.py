@@ -23,6 +23,7 @@ _PUBLIC = {
     "ContinuousIntegrateAndFire": "modeling_xllm.cif",
     "MediaError": "processing.media",
     "X2LConfig": "modeling_xllm.configuration_xllm",
+    "XLLMCIFFeatureExtractor": "processing.feature_extraction_cif",
     "XLLMConfig": "modeling_xllm.configuration_xllm",
     "XLLMDataCollator": "training.collator",
     "XLLMFeatureExtractor": "processing.feature_extraction_xllm",

@@ -6,10 +6,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from xllm import X2LConfig, XLLMConfig, XLLMForConditionalGeneration
 from xllm.processing.media import MediaError
-from xllm.training.augmentation import Augmentation
+from xllm.training.augmentation import Augmentation, Shift
+from xllm.training.collator import XLLMDataCollator
 from xllm.training.data import ChatDataset
-from xllm.training.recipe import RecipeError
+from xllm.training.presets import build_processor, tiny_config
+from xllm.training.recipe import RecipeError, SourceSpec
 from xllm.training.sources import DataError, Sample
 
 
@@ -54,6 +57,32 @@ def test_cached_media_are_read_once(tiny_processor, media, tmp_path):
     first = data[0]["messages"][0]["content"][0]["audio"]
     copy.unlink()
     assert np.array_equal(data[0]["messages"][0]["content"][0]["audio"], first)
+
+
+def test_the_authors_features_reach_the_model(tiny_processor, media):
+    """Their JSON, a .npy file and a token-level row: data set, collator, loss."""
+    np.save(media / "features.npy", np.ones((3, 64), np.float32))
+    rows = [{"speech_feats_path": str(media / "features.npy"), "target_text": "你好"}]
+    config = tiny_config(tiny_processor.tokenizer)
+    config.modalities["speech"] = X2LConfig(
+        encoder=None,
+        converter="cformer",
+        token_level=True,
+        cformer_config=config.modalities["speech"].cformer_config,
+        input_name="input_features",
+        mask_name="input_features_mask",
+        placeholder_token="<SpeechHere>",
+        token_id=tiny_processor.tokenizer.audio_token_id,
+    )
+    model = XLLMForConditionalGeneration(XLLMConfig(**config.to_dict()))
+    processor = build_processor(model.config, tiny_processor.tokenizer, 32)
+    data = ChatDataset.from_specs([SourceSpec(dataset=rows)], processor, ["speech"])
+    batch = XLLMDataCollator(processor)([data[0]])
+    assert batch["input_features"].shape == (1, 3, 64)
+    assert (batch["input_ids"] == processor.audio_token_id).sum() == 3
+    assert model(**batch).loss.isfinite()
+    with pytest.raises(DataError, match="augmentation changes waveforms, but this model reads pre-extracted"):
+        ChatDataset([data.samples], processor, augmentation=Augmentation([Shift()]))
 
 
 def test_weights_set_how_often_a_source_comes(tiny_processor):

@@ -3,6 +3,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from datasets import Dataset
 
@@ -152,9 +153,38 @@ def test_the_authors_captions(media):
     rows = [{"image_id": "clip", "caption_zh": "灰"}]
     (sample,) = load_source(SourceSpec(path=write(media / "v.json", rows, "json"), modality="video"))
     assert turns(sample) == [("user", ["video:clip.mp4"]), ("assistant", ["灰"])]
-    rows = [{"utterance_id": "a", "speech_feats_path": "a.npy", "target_text": "x"}]
-    with pytest.raises(DataError, match="features of the authors' unpublished encoder"):
+    rows = [{"image": "red.png", "caption": []}]
+    with pytest.raises(DataError, match="caption is empty"):
         load_source(SourceSpec(path=write(media / "s.json", rows, "json")))
+
+
+def test_the_authors_speech_features(media):
+    np.save(media / "clip.npy", np.ones((3, 512), np.float32))
+    features = {"utterance_id": "a", "speech_feats_path": "clip.npy", "length": 3}
+    rows = [
+        {**features, "target_text": "你好"},
+        {**features, "target_text": "你好", "image": "red.png"},
+        {**features, "image_path": "red.png", "question_text": "几", "answer_text": "三", "history_text": ""},
+    ]
+    path = write(media / "speech.json", rows, "json")
+    assert [turns(sample) for sample in load_source(SourceSpec(path=path))] == [
+        [("user", ["audio:clip.npy", "请忠实地识别该语音"]), ("assistant", ["你好"])],
+        [("user", ["image:/red.png", "audio:clip.npy", "根据图片请忠实地识别该语音"]), ("assistant", ["你好"])],
+        [("user", ["image:/red.png", "audio:clip.npy", "请根据图像回答语音中的问题"]), ("assistant", ["三"])],
+    ]
+    asked = write(media / "asked.json", rows[2:], "json")
+    (sample,) = load_source(SourceSpec(path=asked, answer="{question_text}", prompts=["?"]))
+    assert turns(sample) == [("user", ["image:/red.png", "audio:clip.npy", "?"]), ("assistant", ["几"])]
+    path = write(media / "table.jsonl", [{"file": "clip.npy", "text": "x"}])
+    assert turns(load_source(SourceSpec(path=path))[0])[0][1][0] == "audio:clip.npy"
+    for changes, message in (
+        ({"history_text": "问题：.."}, "history_text is not read"),
+        ({"speech_feats_path": "none.npy"}, "no such file: .*none.npy"),
+        ({"answer_text": ""}, "column 'answer_text' is empty"),
+    ):
+        path = write(media / "bad.json", [{**rows[2], **changes}], "json")
+        with pytest.raises(DataError, match=message):
+            load_source(SourceSpec(path=path))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,118 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Pre-extracted CIF features: one vector per spoken token, from `.npy` files, as the authors' speech data has them.
+
+They take the place of sound for a model whose speech row is `token_level`: no encoder and no CIF are run. The authors' files
+are float32 `[L, 512]` of an encoder that was never published. Nothing is ever unpickled.
+Legend: L tokens.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib import format as npy_format
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.utils import TensorType
+
+from .media_sources import MediaError, describe_source, open_media
+
+
+def _read_npy(source: Any) -> tuple[np.ndarray, str]:
+    with open_media(source) as (file, name):
+        if file.read(len(npy_format.MAGIC_PREFIX)) != npy_format.MAGIC_PREFIX:
+            raise MediaError(name, "not a NumPy .npy file: this model reads pre-extracted CIF features, no sound")
+        file.seek(0)
+        try:
+            return npy_format.read_array(file, allow_pickle=False), name
+        except (ValueError, EOFError, OSError, MemoryError) as error:
+            raise MediaError(name, f"not a readable .npy file of numbers ({error})") from error
+
+
+def load_cif_features(source: Any, feature_size: int = 512) -> np.ndarray:
+    """Reads the features of one clip.
+
+    Args:
+        source: path, http(s)/file/data URL, bytes or dict (see `open_media`) of a `.npy` file; or an array or tensor.
+        feature_size (`int`, *optional*, defaults to 512): width the vectors must have.
+
+    Returns:
+        `np.ndarray` of shape `(L, feature_size)`: float32, L at least 1.
+
+    Raises:
+        MediaError: no such file, no `.npy` file, pickled objects in it, another shape, no floats, values that are not finite.
+    """
+    name = describe_source(source)
+    if isinstance(source, dict) and source.get("array") is not None:
+        source = source["array"]
+    if isinstance(source, torch.Tensor):
+        source = source.detach().float().cpu().numpy()
+    features, name = (source, name) if isinstance(source, np.ndarray) else _read_npy(source)
+    if features.dtype.kind != "f" or features.ndim != 2 or features.shape[1] != feature_size:
+        raise MediaError(
+            name,
+            f"CIF features are floats of shape (tokens, {feature_size}), got {features.dtype} of shape {features.shape}",
+        )
+    if len(features) == 0:
+        raise MediaError(name, "holds no features: 0 tokens")
+    with np.errstate(over="ignore"):
+        features = np.ascontiguousarray(features, dtype=np.float32)
+    if not np.isfinite(features).all():
+        raise MediaError(name, "holds features that are not finite numbers")
+    return features
+
+
+class XLLMCIFFeatureExtractor(SequenceFeatureExtractor):
+    """Pads pre-extracted CIF features to a batch, under the names that sound would have.
+
+    ```python
+    >>> batch = XLLMCIFFeatureExtractor()(["a.npy", "b.npy"], return_tensors="pt")
+    >>> batch["input_features"].shape, batch["input_features_mask"].shape  # (2, L, 512), (2, L)
+    ```
+
+    Args:
+        feature_size (`int`, *optional*, defaults to 512): width of the vectors.
+        padding_value (`float`, *optional*, defaults to 0.0): value of padded vectors.
+    """
+
+    model_input_names = ["input_features", "input_features_mask"]
+
+    def __init__(self, feature_size: int = 512, padding_value: float = 0.0, **kwargs: Any):
+        if kwargs.get("padding_side", "right") != "right":
+            raise ValueError(f"padding_side={kwargs['padding_side']!r}, expected 'right': real vectors come first")
+        kwargs.setdefault("sampling_rate", 16_000)  # the base class wants one; the vectors have no clock
+        super().__init__(feature_size=feature_size, padding_value=padding_value, **kwargs)
+
+    def num_frames(self, num_tokens: int) -> int:
+        """Vectors of a clip with `num_tokens` vectors."""
+        return num_tokens
+
+    def __call__(
+        self,
+        raw_speech: Any,
+        padding: bool | str = True,
+        max_length: int | None = None,
+        truncation: bool = False,
+        pad_to_multiple_of: int | None = None,
+        return_tensors: str | TensorType | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Features of one clip or of a list of clips; see `load_cif_features` for what a clip may be.
+
+        Returns:
+            `BatchFeature` with `input_features` `(clips, L, feature_size)`, float32, and `input_features_mask` `(clips, L)`, int64, 1
+            for real vectors, which come first.
+
+        Raises:
+            ValueError: no clips, or (as `MediaError`) a clip that cannot be used.
+        """
+        clips = raw_speech if isinstance(raw_speech, (list, tuple)) else [raw_speech]
+        if not clips:
+            raise ValueError("raw_speech: got an empty list, expected at least one clip")
+        features = BatchFeature({"input_features": [load_cif_features(clip, self.feature_size) for clip in clips]})
+        batch = self.pad(features, padding, max_length, truncation, pad_to_multiple_of, return_attention_mask=True)
+        mask = [np.asarray(row, dtype=np.int64) for row in batch.pop("attention_mask")]
+        return BatchFeature({**batch, "input_features_mask": mask}, tensor_type=return_tensors)
+
+
+__all__ = ["XLLMCIFFeatureExtractor", "load_cif_features"]
