@@ -5,7 +5,7 @@ Each row: milliseconds of both for the forward pass alone and with the backward 
 runs, so that other work on the machine counts little), and how many times faster ours is. The results of the two are
 compared first. The loop is batched and does what the papers say, nothing else: one weight and one state per row, one
 `where` per quantity and frame. Its backward pass takes time in T squared (each frame's slice gets a gradient of full
-size), so the largest ones are left out.
+size), so the largest ones are left out. The last columns: what each keeps for the backward pass, as a multiple of `hidden`.
 """
 
 import argparse
@@ -49,8 +49,22 @@ def milliseconds(function, device: torch.device, repeats: int) -> float:
     return 1e3 * min(times)
 
 
+def saved_ratio(function, hidden: torch.Tensor) -> float:
+    """Bytes that autograd saves in `function`, each storage once, over those of `hidden`."""
+    storages = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()  # held, or its address is used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = function()
+    assert result.requires_grad
+    return sum(storage.nbytes() for storage in storages.values()) / hidden.nbytes
+
+
 def compare(B: int, T: int, D: int, device: torch.device) -> list[float]:
-    """Times of ours and of the loop for the forward pass, then for forward and backward (nan: left out)."""
+    """Milliseconds of ours and of the loop, forward, then forward and backward; saved ratios of both (nan: left out)."""
     torch.manual_seed(0)
     hidden = torch.randn(B, T, D, device=device, requires_grad=True)
     alphas = (torch.rand(B, T, device=device) * 0.5).requires_grad_()
@@ -75,7 +89,7 @@ def compare(B: int, T: int, D: int, device: torch.device) -> list[float]:
     gradient = gradient[fired.mask]
     repeats = 0 if B * T > 8 * 2000 else 1 if B * T > 4000 else 3
     times.append(milliseconds(lambda: train(loop, gradient), device, repeats) if repeats else float("nan"))
-    return times
+    return [*times, saved_ratio(ours, hidden), saved_ratio(loop, hidden) if repeats else float("nan")]
 
 
 def main() -> None:
@@ -87,13 +101,15 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     columns = f"{'ours':>10} {'loop':>9} {'ratio':>6}"
-    print(f"{'':>9} | {'forward':^27} | {'forward and backward':^27}\n{'B':>3} {'T':>5} | {columns} | {columns}")
+    print(
+        f"{'':>9} | {'forward':^27} | {'forward and backward':^27} | {'saved':^10}\n{'B':>3} {'T':>5} | {columns} | {columns} | ours  loop"
+    )
     for B in arguments.batches:
         for T in arguments.frames:
-            ours, loop, ours_train, loop_train = compare(B, T, arguments.width, device)
+            ours, loop, ours_train, loop_train, saved, loop_saved = compare(B, T, arguments.width, device)
             pairs = ((ours, loop), (ours_train, loop_train))
             cells = [f"{fast:>7.2f} ms {slow:>6.0f} ms {slow / fast:>5.0f}x" for fast, slow in pairs]
-            print(f"{B:>3} {T:>5} | {cells[0]} | {cells[1]}", flush=True)
+            print(f"{B:>3} {T:>5} | {cells[0]} | {cells[1]} | {saved:.2f} {loop_saved:>5.1f}", flush=True)
 
 
 if __name__ == "__main__":
