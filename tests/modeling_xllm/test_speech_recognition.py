@@ -221,6 +221,14 @@ def test_bad_labels_are_named(labels, message):
         tiny_recogniser()(**tiny.speech(64, 40), labels=labels)
 
 
+def test_more_labels_than_frames_with_several_tokens_per_frame():
+    rows = tiny.tiny_rows()
+    rows["speech"].cformer_config.cif_one_token_per_frame = False
+    out = tiny_recogniser(modalities=rows)(**tiny.speech(64, 40), labels=labels_of([1] * 11, [2]))
+    assert out.lengths.tolist() == [11, 1]  # of 8 and 5 frames
+    assert out.loss.isfinite()
+
+
 def test_nan_features_and_unknown_decoding_are_named():
     model, inputs = tiny_recogniser(), tiny.speech(64)
     with pytest.raises(ValueError, match="decode must be 'cif', 'ctc' or 'beam', got 'greedy'"):
