@@ -1,7 +1,7 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Stage 1 of a speech interface on speakers it never heard: `python benchmarks/cif_recognition.py [--seed K] [--json]`.
 
-Drawn "speech", no download: each of 10 characters is a glide of two formants over 80 mel bins, spoken in runs of 3 to 8 by
+Drawn "speech", no download: each of 10 characters is a glide of two formants over 80 mel bins, spoken in runs of 2 to 5 by
 speakers that differ in vocal tract (a warp of the mel axis), pace, tilt and noise, with transitions between neighbours and
 pauses. Training draws from 60 speakers, the test from 20 others. A small Conformer and C-Former start from random weights.
 Printed is the character error rate, before and after training: of the CIF head ("cif"), of the CTC head alone ("ctc"), of
@@ -36,12 +36,14 @@ class Speakers:
 
     def __init__(self, count: int, seed: int):
         shapes = torch.Generator().manual_seed(7)  # the language is the same for all
-        self.formants = 8 + 60 * torch.rand(CHARACTERS, 2, 2, generator=shapes)  # (character, formant, start and end)
+        middle = 8 + 60 * torch.rand(CHARACTERS, 2, 1, generator=shapes)
+        glide = 16 * torch.rand(CHARACTERS, 2, 1, generator=shapes) - 8
+        self.formants = torch.cat([middle - glide, middle + glide], -1)  # (character, formant, start and end)
         self.rng = torch.Generator().manual_seed(seed)
-        self.warp = self._range(count, 0.88, 1.14)
-        self.frames = self._range(count, 18, 34)  # per character
+        self.warp = self._range(count, 0.92, 1.09)
+        self.frames = self._range(count, 20, 32)  # per character
         self.tilt = self._range(count, -1.0, 1.0)
-        self.noise = self._range(count, 0.3, 0.8)
+        self.noise = self._range(count, 0.5, 1.2)
 
     def _range(self, count: int, low: float, high: float) -> torch.Tensor:
         return low + (high - low) * torch.rand(count, generator=self.rng)
@@ -56,7 +58,7 @@ class Speakers:
             start, end = self.formants[character].unbind(-1)
             places.append(start + (end - start) * ramp)  # (frames, 2)
             loudness.append(torch.sin(torch.pi * ramp).clamp(min=0.3))
-            if torch.rand((), generator=self.rng) < 0.3:
+            if torch.rand((), generator=self.rng) < 0.5:
                 pause = int(self._range(1, 5, 20))
                 places.append(places[-1][-1:].expand(pause, -1))
                 loudness.append(torch.zeros(pause, 1))
@@ -71,7 +73,7 @@ class Speakers:
 
     def batch(self, size: int) -> tuple[dict[str, torch.Tensor], list[list[int]]]:
         """Inputs of the model and the texts."""
-        lengths = torch.randint(3, 9, (size,), generator=self.rng).tolist()
+        lengths = torch.randint(2, 6, (size,), generator=self.rng).tolist()
         texts = [torch.randint(CHARACTERS, (length,), generator=self.rng) for length in lengths]
         clips = [self.read(text) for text in texts]
         features = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
@@ -82,7 +84,14 @@ class Speakers:
 
 def build_model() -> XLLMForSpeechRecognition:
     """A Conformer of 3 layers and a C-Former of 2, width 64."""
-    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "hidden_size": 64}
+    # At this width transformers' 0.02 leaves too little of the input behind the convolutions.
+    sizes = {
+        "initializer_range": 0.1,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "hidden_size": 64,
+    }
     row = X2LConfig(
         encoder="audio",
         input_name="input_features",
@@ -116,7 +125,7 @@ def error_rates(model: XLLMForSpeechRecognition, batches: list) -> dict[str, flo
 
 def train(model: XLLMForSpeechRecognition, speakers: Speakers, steps: int, batch_size: int) -> None:
     """AdamW, warmup and cosine, clipped gradients."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 10, steps)
     model.train()
     for _ in range(steps):
@@ -132,7 +141,7 @@ def train(model: XLLMForSpeechRecognition, speakers: Speakers, steps: int, batch
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON object")

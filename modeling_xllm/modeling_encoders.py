@@ -31,15 +31,15 @@ def is_trainable(module: nn.Module) -> bool:
 
 
 def check_speech(modality: str, inputs: torch.Tensor, mask: torch.Tensor | None) -> None:
-    """Raises a ValueError that names the first clip of `inputs (N, frames, features)` without frames, or with NaN or Inf.
+    """Raises a ValueError that names the first clip without frames, or with NaN or Inf in them.
 
-    Padding, where `mask (N, frames)` is 0, may hold anything.
+    `inputs` are `(N, frames, features)`, or waveforms `(N, samples)`; padding, where `mask` is 0, may hold anything.
     """
-    if inputs.dim() != 3:
+    if inputs.dim() not in (2, 3):
         raise ValueError(f"{modality}: inputs must have shape (clips, frames, features), got {tuple(inputs.shape)}")
-    real = torch.ones(inputs.shape[:2], device=inputs.device) if mask is None else mask
-    real = real.bool()
-    empty, broken = ~real.any(1), (real & ~inputs.isfinite().all(-1)).any(1)
+    finite = inputs.isfinite() if inputs.dim() == 2 else inputs.isfinite().all(-1)
+    real = torch.ones_like(finite) if mask is None else mask.bool()
+    empty, broken = ~real.any(1), (real & ~finite).any(1)
     torch_compilable_check(
         ~empty.any(), lambda: f"{modality}: clip {int(empty.int().argmax())} has no frames, or all are masked: drop it"
     )

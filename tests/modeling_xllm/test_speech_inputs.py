@@ -42,7 +42,7 @@ def broken(kind: str) -> dict[str, torch.Tensor]:
     elif kind == "empty":
         inputs = {name: value[:, :0] for name, value in inputs.items()}
     elif kind == "flat":
-        inputs["input_features"] = inputs["input_features"][..., 0]
+        inputs["input_features"] = inputs["input_features"][:, None]
     else:
         inputs["input_features"][1, 5, 7] = float(kind)
     return inputs
@@ -55,7 +55,7 @@ def broken(kind: str) -> dict[str, torch.Tensor]:
         ("empty", "speech: clip 0 has no frames"),
         ("nan", "speech: clip 1 holds NaN or Inf"),
         ("inf", "speech: clip 1 holds NaN or Inf"),
-        ("flat", r"speech: inputs must have shape \(clips, frames, features\), got \(2, 50\)"),
+        ("flat", r"speech: inputs must have shape \(clips, frames, features\), got \(2, 1, 50, 80\)"),
     ],
 )
 def test_clips_that_cannot_be_used_are_named(model, kind, message):
