@@ -43,7 +43,7 @@ class Speakers:
         self.warp = self._range(count, 0.92, 1.09)
         self.frames = self._range(count, 20, 32)  # per character
         self.tilt = self._range(count, -1.0, 1.0)
-        self.noise = self._range(count, 0.5, 1.2)
+        self.noise = self._range(count, 0.3, 0.9)
 
     def _range(self, count: int, low: float, high: float) -> torch.Tensor:
         return low + (high - low) * torch.rand(count, generator=self.rng)
