@@ -19,7 +19,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from .configuration_xllm import XLLMConfig
 from .conversion import Conversion, ConversionError
-from .modeling_qformer_pretraining import HEADS_NAME
+from .modeling_qformer_pretraining import XLLMForQFormerPreTraining
 from .stage_checkpoints import part_of, read_tensors, read_tower
 
 
@@ -85,7 +85,8 @@ def write_over(conversion: Conversion, model: str | os.PathLike, output: str | o
         config.save_pretrained(folder)
         save_torch_state_dict(tensors, folder)
         if conversion.heads:
-            save_file({key: value.contiguous() for key, value in conversion.heads.items()}, folder / HEADS_NAME)
+            heads = {key: value.contiguous() for key, value in conversion.heads.items()}
+            save_file(heads, folder / XLLMForQFormerPreTraining.heads_name)
 
 
 def summarize(conversion: Conversion) -> dict[str, dict]:
