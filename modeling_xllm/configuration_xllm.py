@@ -90,7 +90,9 @@ class X2LConfig(PreTrainedConfig):
             raise ValueError(f"a modality row has no field {', '.join(map(repr, sorted(unknown)))}")
         self.qformer_config = self._sub_config("qformer", self.qformer_config, Blip2QFormerConfig)
         self.cformer_config = self._sub_config("cformer", self.cformer_config, CFormerConfig)
-        if self.token_level and (self.converter != "cformer" or self.encoder or self.subsampling_factor not in (None, 1)):
+        if self.token_level and (
+            self.converter != "cformer" or self.encoder or self.subsampling_factor not in (None, 1)
+        ):
             raise ValueError(
                 "token_level=True needs converter='cformer', encoder=None and subsampling_factor=1, got "
                 f"{self.converter!r}, {self.encoder!r} and {self.subsampling_factor}"
