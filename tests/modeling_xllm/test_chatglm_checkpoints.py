@@ -9,11 +9,22 @@ import pytest
 import torch
 from fixtures.chatglm_helpers import WEIGHTS, build
 from fixtures.chatglm_oracle import CONFIG, EOP, PROMPTS
+from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from tiny import GMASK, SOP, tiny_model
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
-from xllm import ChatGLMConfig, ChatGLMForConditionalGeneration
+from xllm import ChatGLMConfig, ChatGLMForConditionalGeneration, ChatGLMTokenizer
+from xllm.modeling_xllm.chatglm_checkpoints import save_thudm_checkpoint
 from xllm.modeling_xllm.modeling_chatglm import chatglm_positions
+from xllm.training.tiny_tokenizer import train_sentencepiece
 
 
 PARITY = Path(__file__).resolve().parents[3] / "shared" / "parity" / "chatglm_tiny"
@@ -112,6 +123,63 @@ def test_a_thudm_folder_loads_without_its_code_and_saves_under_its_names(tmp_pat
     saved = load_file(str(tmp_path / "saved" / "model.safetensors"))
     assert saved.keys() == WEIGHTS.keys()
     assert all(torch.equal(saved[name], tensor) for name, tensor in WEIGHTS.items())
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_saving_in_thudms_layout_and_back(tmp_path, legacy):
+    model = build(legacy_sop_position=legacy, residual_scale=3.0)
+    tokenizer = ChatGLMTokenizer(str(train_sentencepiece(["seven dogs ran left"], tmp_path, 100, word_level=True)))
+    tmp_path = tmp_path / "saved"
+    save_thudm_checkpoint(model, tmp_path, tokenizer, max_shard_size=10_000)
+    index = json.loads((tmp_path / "pytorch_model.bin.index.json").read_text(encoding="utf-8"))
+    shards = sorted(set(index["weight_map"].values()))
+    assert shards == [f"pytorch_model-{shard:05d}-of-{len(shards):05d}.bin" for shard in range(1, len(shards) + 1)]
+    assert len(shards) > 1
+    stored = {shard: torch.load(tmp_path / shard, weights_only=True) for shard in shards}
+    assert {name: shard for shard, tensors in stored.items() for name in tensors} == index["weight_map"]
+    sizes = [tensor.numel() * tensor.itemsize for tensors in stored.values() for tensor in tensors.values()]
+    assert index["metadata"]["total_size"] == sum(sizes)
+    frequencies = [f"transformer.layers.{layer}.attention.rotary_emb.inv_freq" for layer in range(2)]
+    assert index["weight_map"].keys() == {*WEIGHTS, *frequencies}
+    for name, tensor in ((name, tensor) for tensors in stored.values() for name, tensor in tensors.items()):
+        assert tensor.dtype == (torch.float32 if "layernorm" in name else torch.float16), name
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert {name: config[name] for name in CONFIG} == CONFIG
+    assert config["architectures"] == ["ChatGLMModel"]
+    assert config["torch_dtype"] == "float16"
+    assert ("legacy_sop_position" in config, config["residual_scale"]) == (legacy, 3.0)
+
+    again, info = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    ours = {**again.config.to_dict(), "_name_or_path": "", "architectures": None, "auto_map": None, "dtype": None}
+    assert ours.items() >= {**model.config.to_dict(), "architectures": None, "dtype": None}.items()
+    ids = torch.tensor([PROMPTS["answered"]])
+    assert torch.equal(again(ids).logits, model(ids).logits)
+    text = "seven dogs\nran"
+    assert AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+def test_the_chatglm_inside_a_composite_is_saved_alone(tmp_path):
+    composite = tiny_model()
+    save_thudm_checkpoint(composite, tmp_path, dtype=torch.float32)
+    assert not (tmp_path / "pytorch_model.bin.index.json").exists()
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path)
+    inputs = {"input_ids": torch.tensor([[7, 8, 9, GMASK, SOP]])}
+    assert torch.equal(alone(**inputs).logits, composite(**inputs).logits)
+
+
+def test_saving_refuses_what_the_layout_cannot_hold(tmp_path):
+    llama = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    with pytest.raises(ValueError, match="got a llama language model, expected a ChatGLM"):
+        save_thudm_checkpoint(LlamaForCausalLM(llama), tmp_path)
+    adapted = build()
+    inject_adapter_in_model(LoraConfig(target_modules=["query_key_value"]), adapted)
+    with pytest.raises(ValueError, match=r"no place for .*query_key_value.*\(merge_and_unload\)"):
+        save_thudm_checkpoint(adapted, tmp_path)
+    quantised = build()
+    quantised.config.quantization_config = BitsAndBytesConfig(load_in_8bit=True)
+    with pytest.raises(ValueError, match="its weights are quantised"):
+        save_thudm_checkpoint(quantised, tmp_path)
 
 
 def test_loading_refills_the_rotary_table_and_reports_what_is_missing(tmp_path, model):
