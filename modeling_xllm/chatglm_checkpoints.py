@@ -93,7 +93,9 @@ def _thudm_state_dict(model: PreTrainedModel, config: ChatGLMConfig) -> dict[str
     if config.model_type != "chatglm":
         raise ValueError(f"model: got a {config.model_type} language model, expected a ChatGLM")
     if (method := getattr(model.config, "quantization_config", None)) is not None:
-        raise ValueError(f"model: its weights are quantised ({method.quant_method}); load it without quantization_config to save it")
+        raise ValueError(
+            f"model: its weights are quantised ({method.quant_method}); load it without quantization_config to save it"
+        )
     decoder = model.get_decoder()
     state = {f"transformer.{name}": tensor for name, tensor in decoder.state_dict().items()}
     state["lm_head.weight"] = model.get_output_embeddings().weight.data

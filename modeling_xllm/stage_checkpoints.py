@@ -6,16 +6,19 @@ to its source, `{"name_or_path": ..., "revision": ...}`: a Hub repository or fol
 Parts without a source are stored. `from_pretrained` puts the whole model together again, and fails if a tensor is missing.
 """
 
+import copy
 import json
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
+from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from .modeling_chatglm import ChatGLMForConditionalGeneration
@@ -28,6 +31,9 @@ TOWER_PREFIXES = {
     "parakeet_tdt": "encoder.",
     "fun_asr_nano": "model.audio_tower.",
 }
+
+# What quantisation spares unless its config has a list of its own; the interfaces are trained, and spared always.
+FLOAT_MODULES = ("model.vision_tower", "model.audio_tower", "model.extra_towers", "lm_head")
 
 
 class StageCheckpointError(ValueError):
@@ -118,24 +124,60 @@ def read_tower(part: str, name_or_path: str, revision: str | None = None) -> dic
         raise StageCheckpointError(f"{part}: cannot load {name_or_path}{at}: {error}") from error
 
 
+def quantize_language_model_only(quantization_config: Any) -> Any:
+    """A copy of a quantisation config that spares the interfaces and, if it lists no exceptions, all but the LLM."""
+    if isinstance(quantization_config, dict):
+        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
+    quantization_config = copy.deepcopy(quantization_config)
+    for name in ("modules_to_not_convert", "llm_int8_skip_modules"):  # the second is bitsandbytes' name
+        if hasattr(quantization_config, name):
+            spared = getattr(quantization_config, name) or FLOAT_MODULES
+            setattr(quantization_config, name, sorted({*spared, "model.interfaces"}))
+    return quantization_config
+
+
 class StageCheckpointMixin:
     """Saves without the parts that `config.towers` names a source for, and puts them back on loading."""
 
+    @property
+    def is_quantized(self) -> bool:
+        """Trainer refuses to train quantised models; here what is trained never is, so it is told no."""
+        return False
+
+    @is_quantized.setter
+    def is_quantized(self, value: bool) -> None:
+        """Quantisers set it."""
+
     def save_pretrained(self, save_directory: str | os.PathLike, state_dict: dict | None = None, **kwargs) -> None:
-        """`PreTrainedModel.save_pretrained`, less the parts that `config.towers` names a source for."""
-        if self.config.towers:
-            state_dict = self.state_dict() if state_dict is None else state_dict
-            state_dict = {key: value for key, value in state_dict.items() if part_of(key) not in self.config.towers}
-        super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        """`PreTrainedModel.save_pretrained`, less the parts that `config.towers` names a source for.
+
+        A quantised language model that is such a part leaves no trace: its source holds it in full precision.
+        """
+        if not self.config.towers:
+            return super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        state_dict = self.state_dict() if state_dict is None else state_dict
+        state_dict = {key: value for key, value in state_dict.items() if part_of(key) not in self.config.towers}
+        quantizer, config = getattr(self, "hf_quantizer", None), self.config
+        if quantizer is not None and "language_model" in config.towers:
+            self.hf_quantizer, self.config = None, copy.copy(config)
+            del self.config.quantization_config
+        try:
+            super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        finally:
+            self.hf_quantizer, self.config = quantizer, config
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, revision=None, **kwargs):
         """`PreTrainedModel.from_pretrained`; a stage checkpoint is put together with its towers.
 
+        A `quantization_config` is applied to the language model (see `quantize_language_model_only`).
+
         Raises:
             StageCheckpointError: a tower cannot be had, or a tensor of the model is in none of the sources.
         """
         load = super().from_pretrained
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = quantize_language_model_only(kwargs["quantization_config"])
         if config is None and pretrained_model_name_or_path is not None and not args:
             config, kwargs = cls.config_class.from_pretrained(
                 pretrained_model_name_or_path, revision=revision, return_unused_kwargs=True, **kwargs
@@ -189,4 +231,12 @@ def _resolve(name_or_path: str, checkpoint: str | os.PathLike) -> str:
     return name_or_path
 
 
-__all__ = ["StageCheckpointError", "StageCheckpointMixin", "load_whole", "part_of", "read_tensors", "read_tower"]
+__all__ = [
+    "StageCheckpointError",
+    "StageCheckpointMixin",
+    "load_whole",
+    "part_of",
+    "quantize_language_model_only",
+    "read_tensors",
+    "read_tower",
+]
