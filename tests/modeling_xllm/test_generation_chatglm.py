@@ -1,6 +1,7 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """ChatGLM's generate in every mode against recomputation without a cache."""
 
+import contextlib
 import copy
 import functools
 
@@ -8,7 +9,9 @@ import pytest
 import torch
 from fixtures.chatglm_helpers import REFERENCE, ROWS, build, pad
 from fixtures.chatglm_oracle import GMASK, PROMPTS, SOP
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
+from torch.nn.attention.flex_attention import flex_attention
+from transformers import Cache, DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers.integrations import flex_attention as flex_integration
 
 from xllm import ChatGLMForConditionalGeneration
 from xllm.modeling_xllm.modeling_chatglm import ChatGLMGenerationMixin, chatglm_positions
@@ -50,6 +53,58 @@ def test_greedy_modes_equal_recomputation_of_each_row_alone(options, legacy, att
     got = model.generate(ids, attention_mask=mask, max_new_tokens=9, eos_token_id=None, do_sample=False, **options)
     for row, sequence, fill in zip(ROWS, got, (mask == 0).sum(-1)):
         assert sequence[fill:].tolist() == recompute(model, row, 9)
+
+
+class NoStream(contextlib.nullcontext):
+    """Stands for a CUDA stream, so that the moves of offloaded caches can be followed without a GPU."""
+
+    def wait_stream(self, other) -> None:
+        pass
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("kind", ["offloaded", "offloaded_static"])
+def test_offloaded_caches(model, monkeypatch, kind, beams):
+    monkeypatch.setattr(torch, "Stream", NoStream)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: NoStream())
+    offloaded = []
+    monkeypatch.setattr(Cache, "offload", lambda cache, layer, *args: offloaded.append(layer))
+    ids, mask = pad(ROWS)
+    options = {"attention_mask": mask, "max_new_tokens": 6, "eos_token_id": None, "num_beams": beams}
+    got = model.generate(ids, cache_implementation=kind, **options)
+    assert torch.equal(got, model.generate(ids, use_cache=False, **options))
+    assert offloaded[:2] == [0, 1]
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_quantised_cache_is_near_recomputation(legacy):
+    model = build(legacy_sop_position=legacy)
+    ids, mask = pad(ROWS)
+    options = {"max_new_tokens": 9, "eos_token_id": None, "output_logits": True, "return_dict_in_generate": True}
+    quantised = {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}}
+    outputs = model.generate(ids, attention_mask=mask, **options, **quantised)
+    assert type(outputs.past_key_values).__name__ == "QuantizedCache"
+    for row, (sequence, fill) in enumerate(zip(outputs.sequences, (mask == 0).sum(-1))):
+        expected = model(sequence[None, fill:]).logits[0, -10:-1]
+        got = torch.stack([step[row] for step in outputs.logits])
+        assert (got - expected).abs().max() < 0.3  # of 6; counting one position too far makes it 1.5
+
+
+@torch.no_grad()  # flex attention has no backward on the CPU
+@pytest.mark.parametrize("options", [{}, {"cache_implementation": "static"}, {"num_beams": 3}], ids=str)
+def test_flex_attention(monkeypatch, options):
+    # Uncompiled: the C++ that torch 2.14 writes for one query does not compile.
+    monkeypatch.setattr(flex_integration, "WrappedFlexAttention", lambda training: lambda: flex_attention)
+    model, reference = build("flex_attention"), build()
+    for side in ("left", "right"):
+        ids, mask = pad(ROWS, side)
+        expected = reference(ids, attention_mask=mask).logits[mask.bool()]
+        assert (model(ids, attention_mask=mask).logits[mask.bool()] - expected).abs().max() < 1e-5
+    ids, mask = pad(ROWS)
+    options = {"attention_mask": mask, "max_new_tokens": 6, "eos_token_id": None, **options}
+    beams = {"num_beams": options.get("num_beams", 1)}
+    expected = reference.generate(ids, attention_mask=mask, max_new_tokens=6, eos_token_id=None, **beams)
+    assert torch.equal(model.generate(ids, **options), expected)
 
 
 def test_decoding_with_a_static_cache_is_one_graph():
@@ -147,6 +202,22 @@ def test_generation_goes_on_from_a_cache_that_holds_the_prefix(model, kind):
     some = model.generate(prompt, past_key_values=cache, max_new_tokens=4, **options)
     more = model.generate(some, past_key_values=cache, max_new_tokens=4, **options)
     assert torch.equal(more, model.generate(prompt, max_new_tokens=8, **options))
+
+
+def test_a_batch_goes_on_from_its_cache_in_several_ways(model):
+    ids, mask = pad(ROWS)
+    options = {"eos_token_id": None, "do_sample": False}
+    cache = DynamicCache(config=model.config)
+    some = model.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=3, **options)
+    for word in (20, 21):
+        turned = torch.cat((some, torch.full((3, 1), word)), dim=1)
+        turned_mask = torch.cat((mask, torch.ones(3, 4, dtype=torch.long)), dim=1)
+        got = model.generate(
+            turned, attention_mask=turned_mask, past_key_values=copy.deepcopy(cache), max_new_tokens=4, **options
+        )
+        for sequence, fill in zip(got, (mask == 0).sum(-1)):
+            row = sequence[fill:].tolist()
+            assert row == recompute(model, row[:-4], 4)
 
 
 def test_generation_refuses_what_a_bidirectional_prefix_cannot_do(model):
