@@ -188,14 +188,43 @@ def test_loading_refills_the_rotary_table_and_reports_what_is_missing(tmp_path, 
     assert torch.equal(again.transformer.rotary_emb.inv_freq_bits, model.transformer.rotary_emb.inv_freq_bits)
 
 
+CHATGLM2 = {
+    "architectures": ["ChatGLMModel"],
+    "auto_map": {"AutoModel": "modeling_chatglm.ChatGLMForConditionalGeneration"},
+    "model_type": "chatglm",
+    "ffn_hidden_size": 13696,
+    "hidden_size": 4096,
+    "kv_channels": 128,
+    "layernorm_epsilon": 1e-05,
+    "multi_query_attention": True,
+    "multi_query_group_num": 2,
+    "num_attention_heads": 32,
+    "num_layers": 28,
+    "padded_vocab_size": 65024,
+    "rmsnorm": True,
+    "seq_length": 32768,
+    "eos_token_id": 2,
+    "torch_dtype": "float16",
+}
+GLM4 = {**CHATGLM2, "padded_vocab_size": 151552, "rope_ratio": 500, "eos_token_id": [151329, 151336, 151338]}
+
+
 @pytest.mark.parametrize(
-    ("fields", "message"),
-    [({"quantization_bit": 4}, "int4-quantised THUDM variant"), ({"multi_query_attention": True}, "ChatGLM2")],
+    ("config", "message"),
+    [
+        (CHATGLM2, "ChatGLM2, ChatGLM3 or GLM-4 config .* use THUDM/chatglm-6b here, or zai-org/glm-4-9b-hf"),
+        (GLM4, "ChatGLM2, ChatGLM3 or GLM-4 config .* use THUDM/chatglm-6b here, or zai-org/glm-4-9b-hf"),
+        ({"quantization_bit": 4, "quantization_embeddings": True}, "int4-quantised THUDM variant.* TorchAoConfig"),
+        ({"quantization_bit": 8, "quantization_embeddings": False}, "int8-quantised THUDM variant.* TorchAoConfig"),
+    ],
 )
-def test_folders_of_other_kinds_are_refused(tmp_path, fields, message):
-    write_thudm_folder(tmp_path, **fields)
+@pytest.mark.parametrize("auto", [AutoConfig, AutoModelForCausalLM, ChatGLMForConditionalGeneration])
+def test_folders_of_other_kinds_are_refused(tmp_path, auto, config, message):
+    write_thudm_folder(tmp_path, **config)
+    if config is CHATGLM2 or config is GLM4:
+        (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ValueError, match=message):
-        AutoModelForCausalLM.from_pretrained(tmp_path)
+        auto.from_pretrained(tmp_path)
 
 
 def test_fresh_weights_follow_the_initializer_range():

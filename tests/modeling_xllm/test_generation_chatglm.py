@@ -9,8 +9,8 @@ import pytest
 import torch
 from fixtures.chatglm_helpers import REFERENCE, ROWS, build, pad
 from fixtures.chatglm_oracle import GMASK, PROMPTS, SOP
-from torch.nn.attention.flex_attention import flex_attention
-from transformers import Cache, DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from transformers import Cache, DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache, masking_utils
 from transformers.integrations import flex_attention as flex_integration
 
 from xllm import ChatGLMForConditionalGeneration
@@ -91,9 +91,10 @@ def test_a_quantised_cache_is_near_recomputation(legacy):
 
 
 @torch.no_grad()  # flex attention has no backward on the CPU
-@pytest.mark.parametrize("options", [{}, {"cache_implementation": "static"}, {"num_beams": 3}], ids=str)
-def test_flex_attention(monkeypatch, options):
-    # Uncompiled: the C++ that torch 2.14 writes for one query does not compile.
+@pytest.mark.parametrize("beams", [1, 3])
+def test_flex_attention(monkeypatch, beams):
+    # Uncompiled: it takes a minute, and the C++ that torch 2.14 writes for a single query is not valid.
+    monkeypatch.setattr(masking_utils, "create_block_mask", lambda _compile, **kwargs: create_block_mask(**kwargs))
     monkeypatch.setattr(flex_integration, "WrappedFlexAttention", lambda training: lambda: flex_attention)
     model, reference = build("flex_attention"), build()
     for side in ("left", "right"):
@@ -101,10 +102,8 @@ def test_flex_attention(monkeypatch, options):
         expected = reference(ids, attention_mask=mask).logits[mask.bool()]
         assert (model(ids, attention_mask=mask).logits[mask.bool()] - expected).abs().max() < 1e-5
     ids, mask = pad(ROWS)
-    options = {"attention_mask": mask, "max_new_tokens": 6, "eos_token_id": None, **options}
-    beams = {"num_beams": options.get("num_beams", 1)}
-    expected = reference.generate(ids, attention_mask=mask, max_new_tokens=6, eos_token_id=None, **beams)
-    assert torch.equal(model.generate(ids, **options), expected)
+    options = {"attention_mask": mask, "max_new_tokens": 6, "eos_token_id": None, "num_beams": beams}
+    assert torch.equal(model.generate(ids, **options), reference.generate(ids, use_cache=False, **options))
 
 
 def test_decoding_with_a_static_cache_is_one_graph():

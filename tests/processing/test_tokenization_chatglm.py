@@ -256,6 +256,33 @@ def test_chat_ids_equal_prompt_and_answer_encoded_apart(tokenizer):
     assert prompt == tokenizer("seven dogs\nran")["input_ids"] == ids[: len(prompt)]
 
 
+@pytest.mark.parametrize("offset", [0, 20000])
+def test_several_rounds_are_written_as_the_published_chat_did(model_file, offset):
+    tokenizer = ChatGLMTokenizer(str(model_file), num_image_tokens=offset)
+    history = [("你好", "您好\n"), ("turn  right", "left\tat 3"), ("图中有什么？", "一只狗。")]
+    question = "seven dogs"
+    prompt = "".join(f"[Round {number}]\n问：{asked}\n答：{said}\n" for number, (asked, said) in enumerate(history))
+    prompt += f"[Round {len(history)}]\n问：{question}\n答："
+    messages = [
+        {"role": role, "content": text} for turn in history for role, text in zip(("user", "assistant"), turn)
+    ] + [{"role": "user", "content": question}]
+    encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    assert encoded["input_ids"] == published_encode(model_file, prompt, offset) + [
+        tokenizer.gmask_token_id,
+        tokenizer.bos_token_id,
+    ]
+    answered = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": "ran"}])["input_ids"]
+    start = len(encoded["input_ids"])
+    assert answered[:start] == encoded["input_ids"]
+    assert answered[start:] == [*published_encode(model_file, "ran", offset), tokenizer.eos_token_id]
+    types = tokenizer.create_token_type_ids_from_sequences(
+        published_encode(model_file, prompt, offset), published_encode(model_file, "ran", offset)
+    )
+    assert types == [0] * (start - 1) + [1] * (len(answered) - start + 1)  # the model's answer begins at <sop>
+    assert tokenizer.decode(answered[:start], skip_special_tokens=True) == prompt
+    assert tokenizer.decode(answered[start:], skip_special_tokens=True) == "ran"
+
+
 def test_chat_template_marks_the_answer_and_rejects_unknown_parts(tokenizer):
     assert tokenizer.chat_template.count("{%- generation -%}") == 1
     with pytest.raises(Exception, match="content part of type smell"):
