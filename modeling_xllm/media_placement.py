@@ -8,6 +8,7 @@ Legend: B rows of text, L tokens, N items, K tokens per item (padded), D width.
 """
 
 import torch
+from torch.nn.functional import pad
 from transformers.utils import torch_compilable_check
 
 from .x2l_interfaces import X2LOutput
@@ -50,4 +51,20 @@ def place_media(
     return embeds, keep
 
 
-__all__ = ["place_media"]
+def join_items(first: X2LOutput, second: X2LOutput) -> X2LOutput:
+    """The items of both, `first`'s in front: `embeddings (N1 + N2, K, D)`, `mask` and `num_placeholders`."""
+    K = max(first.embeddings.shape[1], second.embeddings.shape[1])
+
+    def widen(output: X2LOutput) -> tuple[torch.Tensor, torch.Tensor]:
+        missing = K - output.embeddings.shape[1]
+        return pad(output.embeddings, (0, 0, 0, missing)), pad(output.mask, (0, missing))
+
+    (embeddings, mask), (more_embeddings, more_mask) = widen(first), widen(second)
+    return X2LOutput(
+        embeddings=torch.cat([embeddings, more_embeddings.to(embeddings)]),
+        mask=torch.cat([mask, more_mask]),
+        num_placeholders=torch.cat([first.num_placeholders, second.num_placeholders]),
+    )
+
+
+__all__ = ["join_items", "place_media"]

@@ -10,22 +10,23 @@ any mixture are exact (there, one row at a time).
 Legend: B rows of text, L tokens, N items, D width.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import AutoModel
 from transformers.cache_utils import Cache
-from transformers.generation import LogitsProcessorList, SuppressTokensLogitsProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple, torch_compilable_check
 
 from .composition import compose_config, compose_tensors
 from .configuration_chatglm import ChatGLMConfig
 from .configuration_xllm import X2LConfig, XLLMConfig
+from .generation_xllm import XLLMGenerationMixin
 from .language_head import logits_and_loss
-from .media_placement import place_media
-from .modeling_chatglm import ChatGLMGenerationMixin, ChatGLMModel, chatglm_positions
+from .media_placement import join_items, place_media
+from .modeling_chatglm import ChatGLMModel, chatglm_positions
 from .modeling_encoders import FeatureGetters, XLLMEncoderModel, XLLMPreTrainedModel, is_trainable
 from .x2l_interfaces import X2LOutput
 
@@ -80,21 +81,52 @@ class XLLMModel(XLLMEncoderModel):
                 media[name] = (inputs, mask)
         return media
 
-    def placeholder_mask(self, input_ids: torch.LongTensor) -> torch.BoolTensor:
-        """True at the placeholder tokens of any modality, `(B, L)`."""
-        ids = [row.token_id for row in self.config.modalities.values() if row.token_id is not None]
+    def placeholder_mask(self, input_ids: torch.LongTensor, without: Iterable[str] = ()) -> torch.BoolTensor:
+        """True at the placeholder tokens of any modality but those of `without`, `(B, L)`."""
+        rows = [row for name, row in self.config.modalities.items() if name not in without]
+        ids = [row.token_id for row in rows if row.token_id is not None]
         return torch.isin(input_ids, torch.tensor(ids, dtype=input_ids.dtype, device=input_ids.device))
 
-    def embed_media(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, media: dict[str, tuple]):
+    def encode_media(
+        self, media: dict[str, tuple], earlier: dict[str, X2LOutput] | None = None, rows: int = 1
+    ) -> dict[str, X2LOutput]:
         """Encode all media of a batch once.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(B, L)`), attention_mask (`(B, L)`, *optional*): the text.
             media: modality -> (inputs, mask), as `media_in` returns.
+            earlier (`dict[str, X2LOutput]`, *optional*): items encoded before; the new ones come behind them.
+            rows (`int`): rows of the text.
 
         Returns:
-            `media_embeds (B, L, D)`, zero outside the placeholders; the attention mask `(B, L)` without the
-            placeholders that no token fills; the features by modality.
+            modality -> `X2LOutput` of its items, in order of appearance in the text.
+
+        Raises:
+            ValueError: earlier and new items of one modality in a batch of several rows, whose order is unknown.
+        """
+        features = dict(earlier or {})
+        for name, (inputs, mask) in media.items():
+            new = self._features(name, inputs, mask)
+            if name in features and rows > 1:
+                raise ValueError(
+                    f"{name}: got modality_features and new items for {rows} rows, but which row holds which is "
+                    "unknown; answer one row at a time, or give all items as modality_features"
+                )
+            features[name] = join_items(features[name], new) if name in features else new
+        return features
+
+    def embed_media(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, features: dict[str, X2LOutput]
+    ) -> tuple[torch.FloatTensor, torch.Tensor]:
+        """Write encoded media over the placeholders.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, L)`): the text.
+            attention_mask (`(B, M)`, *optional*): of the text, with M - L cached tokens before it.
+            features: as `encode_media` returns.
+
+        Returns:
+            `media_embeds (B, L, D)`, zero outside the placeholders, and the attention mask `(B, M)` without the
+            placeholders that no token fills.
 
         Raises:
             ValueError: placeholders and media disagree; the message names modality and both numbers.
@@ -103,16 +135,20 @@ class XLLMModel(XLLMEncoderModel):
         media_embeds = embeddings.new_zeros(*input_ids.shape, embeddings.shape[1])
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        features = {}
-        for name, (inputs, mask) in media.items():
+        for name, items in features.items():
             row = self.config.modalities[name]
             if row.token_id is None:
                 raise ValueError(f"modalities[{name!r}].token_id is not set: no token stands for this modality")
-            features[name] = self._features(name, inputs, mask)
-            embeds, keep = place_media(input_ids == row.token_id, features[name], name)
+            embeds, keep = place_media(input_ids == row.token_id, items, name)
             media_embeds = media_embeds + embeds.to(media_embeds)
+            keep = nn.functional.pad(keep, (attention_mask.shape[1] - keep.shape[1], 0), value=True)
             attention_mask = attention_mask * keep.to(attention_mask)
-        return media_embeds, attention_mask, features
+        orphans = self.placeholder_mask(input_ids, without=features)
+        torch_compilable_check(
+            ~orphans.any(),
+            lambda: f"input_ids hold {int(orphans.sum())} placeholder tokens of a modality that no media is given for",
+        )
+        return media_embeds, attention_mask
 
     def _touch_interfaces(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
         # Every rank of a distributed run must use every trained parameter, whichever modalities its batch holds, and a
@@ -120,22 +156,21 @@ class XLLMModel(XLLMEncoderModel):
         trained = [p.sum() for p in self.interfaces.parameters() if p.requires_grad]
         return inputs_embeds + 0.0 * sum(trained).to(inputs_embeds.dtype) if trained else inputs_embeds
 
-    def _embed(self, input_ids, attention_mask, media_embeds, media: dict, is_prefill: bool):
-        """Text and media as one sequence of embeddings `(B, L, D)`, the attention mask, the features."""
-        features = None
-        if media:
-            media_embeds, attention_mask, features = self.embed_media(input_ids, attention_mask, media)
+    def _embed(self, input_ids, attention_mask, media_embeds, features: dict | None, past_length: int | torch.Tensor):
+        """Text and media as one sequence of embeddings `(B, L, D)`, and the attention mask."""
+        if features:
+            media_embeds, attention_mask = self.embed_media(input_ids, attention_mask, features)
         placeholders = self.placeholder_mask(input_ids)
-        if media_embeds is None and is_prefill:
+        if media_embeds is None:  # behind a prompt, a drafted or compiled step may read anything
             torch_compilable_check(
-                ~placeholders.any(),
+                ~(placeholders.any() & (past_length == 0)),
                 lambda: f"input_ids hold {int(placeholders.sum())} placeholder tokens but no media is given",
             )
         # Placeholder ids never reach the embedding as themselves.
         inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(placeholders, 0))
         if media_embeds is not None:
             inputs_embeds = torch.where(placeholders[..., None], media_embeds.to(inputs_embeds), inputs_embeds)
-        return inputs_embeds, attention_mask, features
+        return inputs_embeds, attention_mask
 
     def positions(self, input_ids, attention_mask, past_length: int) -> dict:
         """Position arguments of the language model for a sequence that starts at `past_length`."""
@@ -159,6 +194,7 @@ class XLLMModel(XLLMEncoderModel):
         inputs_embeds: torch.FloatTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         media_embeds: torch.FloatTensor | None = None,
+        modality_features: dict[str, X2LOutput] | None = None,
         pixel_values: torch.FloatTensor | None = None,
         pixel_values_videos: torch.FloatTensor | None = None,
         video_frame_mask: torch.Tensor | None = None,
@@ -183,10 +219,9 @@ class XLLMModel(XLLMEncoderModel):
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         features = None
         if inputs_embeds is None:
-            inputs_embeds, attention_mask, features = self._embed(
-                input_ids, attention_mask, media_embeds, media, is_prefill=past_length == 0
-            )
-        elif media:
+            features = self.encode_media(media, modality_features, rows=input_ids.shape[0]) or None
+            inputs_embeds, attention_mask = self._embed(input_ids, attention_mask, media_embeds, features, past_length)
+        elif media or modality_features:
             raise ValueError("media need input_ids: inputs_embeds do not say where the placeholders are")
         if self.training:
             inputs_embeds = self._touch_interfaces(inputs_embeds)
@@ -205,7 +240,7 @@ class XLLMModel(XLLMEncoderModel):
         return XLLMModelOutputWithPast(**outputs, modality_features=features)
 
 
-class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, ChatGLMGenerationMixin):
+class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGenerationMixin):
     """X-LLM: text, images, videos and speech in, text out.
 
     Example:
@@ -284,6 +319,7 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, ChatGLMG
         inputs_embeds: torch.FloatTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         media_embeds: torch.FloatTensor | None = None,
+        modality_features: dict[str, X2LOutput] | None = None,
         pixel_values: torch.FloatTensor | None = None,
         pixel_values_videos: torch.FloatTensor | None = None,
         video_frame_mask: torch.Tensor | None = None,
@@ -306,7 +342,9 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, ChatGLMG
                 real frames first.
             input_features (`(clips, frames, 80)`), input_features_mask (`(clips, frames)`): what the speech encoder
                 reads: log-mel frames of 10 ms, or samples `(clips, samples)`; 1 = real.
-            media_embeds (`(B, L', D)`): already encoded media, as `XLLMModel.embed_media` returns them.
+            modality_features (`dict[str, X2LOutput]`): media encoded before, as `encode_media` and an earlier output
+                hold them; items given beside them come behind.
+            media_embeds (`(B, L', D)`): the same over the placeholders, as `XLLMModel.embed_media` returns them.
             labels (`(B, L)`): next-token targets, -100 where there is none; the shift is done here.
             logits_to_keep (`int` or index tensor): positions to project to the vocabulary; 0 = all, and in train mode
                 with labels only the supervised ones (`logits` is then `None`).
@@ -323,6 +361,7 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, ChatGLMG
             inputs_embeds=inputs_embeds,
             token_type_ids=token_type_ids,
             media_embeds=media_embeds,
+            modality_features=modality_features,
             pixel_values=pixel_values,
             pixel_values_videos=pixel_values_videos,
             video_frame_mask=video_frame_mask,
@@ -348,53 +387,6 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, ChatGLMG
             attentions=outputs.attentions,
             modality_features=outputs.modality_features,
         )
-
-    @torch.no_grad()
-    def generate(self, inputs: torch.Tensor | None = None, *args, **kwargs):
-        """`GenerationMixin.generate`; media are encoded once, whatever the decoding mode, and never put in an answer."""
-        placeholders = [row.token_id for row in self.config.modalities.values() if row.token_id is not None]
-        kwargs["logits_processor"] = LogitsProcessorList(
-            [SuppressTokensLogitsProcessor(placeholders, device=self.device), *(kwargs.get("logits_processor") or [])]
-        )
-        media = self.model.media_in(kwargs)
-        if media:
-            inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
-            if inputs is None:
-                raise ValueError("media need input_ids: nothing else says where the placeholders are")
-            kwargs["media_embeds"], kwargs["attention_mask"], _ = self.model.embed_media(
-                inputs, kwargs.get("attention_mask"), media
-            )
-        return super().generate(inputs, *args, **kwargs)
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids,
-        media_embeds=None,
-        is_first_iteration=False,
-        inputs_embeds=None,
-        past_key_values=None,
-        **kwargs,
-    ) -> dict:
-        model_inputs = super().prepare_inputs_for_generation(
-            input_ids,
-            is_first_iteration=is_first_iteration,
-            inputs_embeds=inputs_embeds,
-            past_key_values=past_key_values,
-            **kwargs,
-        )
-        if media_embeds is not None and model_inputs.get("input_ids") is not None:
-            model_inputs["media_embeds"] = self._media_of_step(media_embeds, input_ids, model_inputs["input_ids"])
-        return model_inputs
-
-    @staticmethod
-    def _media_of_step(media_embeds: torch.Tensor, input_ids: torch.Tensor, step_ids: torch.Tensor):
-        """`media_embeds (B, L', D)` of the prompt, cut or padded to the tokens `step_ids` of this step, or None."""
-        start = input_ids.shape[1] - step_ids.shape[1]
-        media_embeds = media_embeds[:, start : start + step_ids.shape[1]]
-        missing = step_ids.shape[1] - media_embeds.shape[1]
-        if missing == step_ids.shape[1]:
-            return None  # past the prompt
-        return nn.functional.pad(media_embeds, (0, 0, 0, missing))
 
 
 __all__ = ["XLLMEncoderModel", "XLLMForConditionalGeneration", "XLLMModel", "XLLMPreTrainedModel"]

@@ -2,7 +2,7 @@
 """Builders of tiny random models, shared by the tests."""
 
 import torch
-from transformers import Blip2QFormerConfig, LlamaConfig, ParakeetEncoderConfig
+from transformers import Blip2QFormerConfig, LlamaConfig, ParakeetEncoderConfig, Qwen3Config
 from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 
 from xllm import ChatGLMConfig, X2LConfig, XLLMConfig, XLLMForConditionalGeneration
@@ -13,10 +13,17 @@ VOCAB = 120
 GMASK, SOP, EOP, PAD = 101, 102, 103, 3
 IMAGE, VIDEO, SPEECH, STATUS = 110, 111, 112, 113
 QUERIES, FRAMES, FACTOR, MELS, PIXELS = 2, 3, 8, 80, 28
+TEXT = [11, 12, 13, 14]
 
 
 def tiny_text_config(kind: str = "chatglm"):
-    """A causal LM of two layers: ChatGLM, or Llama as an LLM of another family."""
+    """A causal LM of two layers: ChatGLM, or Llama or Qwen3 as LLMs of other families."""
+    if kind == "qwen3":
+        return Qwen3Config(
+            vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=8, max_position_embeddings=256, pad_token_id=PAD, bos_token_id=SOP,
+            eos_token_id=EOP,
+        )  # fmt: skip
     if kind == "llama":
         return LlamaConfig(
             vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -117,3 +124,36 @@ def left_pad(rows: list[list[int]]) -> dict[str, torch.Tensor]:
     ids = torch.tensor([[PAD] * (longest - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def mixed_rows() -> list[tuple[list[int], dict]]:
+    """Rows of every kind: text only, image, video and speech, two images, speech alone."""
+    torch.manual_seed(7)
+    pictures = torch.randn(3, 3, PIXELS, PIXELS)
+    videos = torch.randn(1, FRAMES, 3, PIXELS, PIXELS)
+    long, short = speech(50), speech(23)
+    image, video = [IMAGE] * QUERIES, [VIDEO] * QUERIES * FRAMES
+    return [
+        (prompt(TEXT), {}),
+        (prompt(image, 20, TEXT), {"pixel_values": pictures[:1]}),
+        (
+            prompt(video, 21, [SPEECH] * 7, TEXT),
+            {"pixel_values_videos": videos, "video_frame_mask": torch.ones(1, FRAMES), **long},
+        ),
+        (prompt(image, 22, image, 23), {"pixel_values": pictures[1:]}),
+        (prompt([SPEECH] * 3, 24), short),
+    ]
+
+
+def batch_of(rows) -> dict:
+    """The rows as one left-padded batch, media flat in order of appearance."""
+    batch = left_pad([ids for ids, _ in rows])
+    media = [media for _, media in rows]
+    for name in ("pixel_values", "pixel_values_videos", "video_frame_mask"):
+        if tensors := [item[name] for item in media if name in item]:
+            batch[name] = torch.cat(tensors)
+    for name in ("input_features", "input_features_mask"):
+        clips = [clip for item in media if name in item for clip in item[name]]
+        if clips:
+            batch[name] = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
+    return batch

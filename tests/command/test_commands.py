@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 import xllm
-from xllm.cli import main
+from xllm.cli import build_parser, main
+from xllm.commands.chat import Chat
+from xllm.training.loading import load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +97,28 @@ def test_chat_reads_questions_and_files_from_standard_input(checkpoint, media, c
     asked = [json.loads(line)["question"] for line in output.out.splitlines()]
     assert asked == ["What?", "Hello"]  # a file that is not there ends its question only
     assert "none.wav: no such file" in output.err
+
+
+def test_chat_encodes_each_file_once_and_answers_as_if_it_did_every_time(checkpoint, media):
+    model, processor = load_checkpoint(checkpoint)
+    encoded = []
+    for tower in (model.model.vision_tower, model.model.audio_tower):
+        tower.register_forward_pre_hook(lambda module, args: encoded.append(len(args[0])))
+    arguments = build_parser().parse_args(["chat", checkpoint, "--json", "--max-new-tokens", "4"])
+    image = {"type": "image", "path": str(media / "a.png")}
+    clip = {"type": "audio", "path": str(media / "a.wav")}
+    chat = Chat(model, processor, arguments)
+    for question, files in (("What?", [image]), ("And now?", [clip, image]), ("Hello", [])):
+        said = chat.ask(question, files)
+    assert encoded == [1, 1, 1]  # two images, one clip
+    inputs = processor.apply_chat_template(
+        chat.turns[:-1], tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt"
+    )
+    output = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert processor.tokenizer.decode(output, skip_special_tokens=True).strip() == said
+    chat.reset()
+    chat.ask("What?", [image])
+    assert encoded[3:] == [2, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from tiny import (
     QUERIES,
     SPEECH,
     STATUS,
+    TEXT,
     VIDEO,
-    left_pad,
+    batch_of,
+    mixed_rows,
     prompt,
-    speech,
     tiny_model,
     tiny_rows,
 )
@@ -21,42 +22,6 @@ from tiny import (
 from xllm import X2LConfig
 from xllm.modeling_xllm.media_placement import place_media
 from xllm.modeling_xllm.x2l_interfaces import X2LOutput
-
-
-TEXT = [11, 12, 13, 14]
-
-
-def mixed_rows() -> list[tuple[list[int], dict]]:
-    """Rows of every kind: text only, image, video and speech, two images, speech alone."""
-    torch.manual_seed(7)
-    pictures = torch.randn(3, 3, PIXELS, PIXELS)
-    videos = torch.randn(1, FRAMES, 3, PIXELS, PIXELS)
-    long, short = speech(50), speech(23)
-    image, video = [IMAGE] * QUERIES, [VIDEO] * QUERIES * FRAMES
-    return [
-        (prompt(TEXT), {}),
-        (prompt(image, 20, TEXT), {"pixel_values": pictures[:1]}),
-        (
-            prompt(video, 21, [SPEECH] * 7, TEXT),
-            {"pixel_values_videos": videos, "video_frame_mask": torch.ones(1, FRAMES), **long},
-        ),
-        (prompt(image, 22, image, 23), {"pixel_values": pictures[1:]}),
-        (prompt([SPEECH] * 3, 24), short),
-    ]
-
-
-def batch_of(rows) -> dict:
-    """The rows as one left-padded batch, media flat in order of appearance."""
-    batch = left_pad([ids for ids, _ in rows])
-    media = [media for _, media in rows]
-    for name in ("pixel_values", "pixel_values_videos", "video_frame_mask"):
-        if tensors := [item[name] for item in media if name in item]:
-            batch[name] = torch.cat(tensors)
-    for name in ("input_features", "input_features_mask"):
-        clips = [clip for item in media if name in item for clip in item[name]]
-        if clips:
-            batch[name] = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
-    return batch
 
 
 @pytest.fixture(params=["chatglm", "llama"])

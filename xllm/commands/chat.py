@@ -43,11 +43,15 @@ class _AddMedia(argparse.Action):
 
 
 class Chat:
-    """A conversation with one model: keeps the turns, streams the answers."""
+    """A conversation with one model: keeps the turns and their encoded media, streams the answers."""
 
     def __init__(self, model, processor, args: argparse.Namespace):
         self.model, self.processor, self.args = model, processor, args
-        self.turns = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was said and shown."""
+        self.turns, self.features = [], {}
 
     def ask(self, question: str, media: list[dict]) -> str:
         """The model's answer to a question about `media` (content parts) and what was said before."""
@@ -66,11 +70,31 @@ class Chat:
         if self.args.sample:
             torch.manual_seed(self.args.seed)
             sampling = {"do_sample": True, "top_p": 0.7, "temperature": 0.95}
-        output = self.model.generate(**inputs, streamer=streamer, max_new_tokens=self.args.max_new_tokens, **sampling)
+        # The prompt is read anew each turn (ChatGLM reads it in both directions), media are encoded once.
+        features = self.model.encode_media(self._new_media(inputs), earlier=self.features)
+        text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        output = self.model.generate(
+            **text,
+            modality_features=features,
+            streamer=streamer,
+            max_new_tokens=self.args.max_new_tokens,
+            **sampling,
+        )
         new_tokens = output[0, inputs["input_ids"].shape[1] :]
         answer = self.processor.tokenizer.decode(new_tokens, skip_special_tokens=True).strip()
         self.turns = [*turns, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+        self.features = features
         return answer
+
+    def _new_media(self, inputs: dict) -> dict:
+        """The items among the processor's media tensors that no earlier turn has encoded."""
+        new = {}
+        for name, row in self.model.config.modalities.items():
+            known = len(self.features[name].mask) if name in self.features else 0
+            for key in (row.input_name, row.mask_name):
+                if key in inputs and len(inputs[key]) > known:
+                    new[key] = inputs[key][known:]
+        return new
 
 
 def run(args: argparse.Namespace) -> int:
@@ -87,7 +111,8 @@ def run(args: argparse.Namespace) -> int:
         if command == "/quit":
             break
         if command == "/new":
-            chat.turns, pending = [], []
+            chat.reset()
+            pending = []
         elif command.startswith("/") and command[1:] in MEDIA_OPTIONS:
             pending.append({"type": MEDIA_OPTIONS[command[1:]], "path": rest.strip()})
         elif line:

@@ -1,0 +1,99 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""What `generate` must know about media: they are encoded once, whatever the decoding mode, and kept between turns.
+
+A conversation that goes on gives the media of earlier turns as `modality_features` and only the new ones as tensors:
+
+    features = model.encode_media(first_inputs)
+    model.generate(input_ids, modality_features=features)                     # first turn
+    model.generate(longer_input_ids, modality_features=features, **new_media)  # second turn
+
+With a causal language model `past_key_values` of the first turn may be passed on as well. ChatGLM reads its prompt in both
+directions: the states of an earlier turn never saw the later ones, so a kept cache would not give the published answer
+(it is refused) and the prompt is read anew, over the kept features.
+
+Legend: B rows of text, L tokens, L' tokens of the prompt, D width.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from transformers.generation import LogitsProcessorList, SuppressTokensLogitsProcessor
+
+from .generation_chatglm import ChatGLMGenerationMixin
+from .x2l_interfaces import X2LOutput
+
+
+class XLLMGenerationMixin(ChatGLMGenerationMixin):
+    """`generate` of a model with `model.encode_media` and `model.embed_media` over any language model."""
+
+    @torch.no_grad()
+    def encode_media(
+        self, inputs: Mapping[str, torch.Tensor], earlier: dict[str, X2LOutput] | None = None
+    ) -> dict[str, X2LOutput]:
+        """Encode media for several calls of `forward` or `generate`, which take the result as `modality_features`.
+
+        Args:
+            inputs: the processor's output; what is not a medium is passed over.
+            earlier (`dict[str, X2LOutput]`, *optional*): of earlier turns of one conversation; new items come behind.
+        """
+        return self.model.encode_media(self.model.media_in(dict(inputs)), earlier)
+
+    @torch.no_grad()
+    def generate(self, inputs: torch.Tensor | None = None, *args, **kwargs):
+        """`GenerationMixin.generate`; media are encoded once, and placeholders are never part of an answer."""
+        placeholders = [row.token_id for row in self.config.modalities.values() if row.token_id is not None]
+        kwargs["logits_processor"] = LogitsProcessorList(
+            [SuppressTokensLogitsProcessor(placeholders, device=self.device), *(kwargs.get("logits_processor") or [])]
+        )
+        media, features = self.model.media_in(kwargs), kwargs.pop("modality_features", None)
+        if media or features:
+            inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
+            if inputs is None:
+                raise ValueError("media need input_ids: nothing else says where the placeholders are")
+            features = self.model.encode_media(media, features, rows=inputs.shape[0])
+            kwargs["media_embeds"], kwargs["attention_mask"] = self.model.embed_media(
+                inputs, kwargs.get("attention_mask"), features
+            )
+        return super().generate(inputs, *args, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids,
+        media_embeds=None,
+        is_first_iteration=False,
+        inputs_embeds=None,
+        past_key_values=None,
+        **kwargs,
+    ) -> dict:
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            is_first_iteration=is_first_iteration,
+            inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        if media_embeds is not None and model_inputs.get("input_ids") is not None:
+            model_inputs["media_embeds"] = self._media_of_step(media_embeds, input_ids, model_inputs["input_ids"])
+        return model_inputs
+
+    @staticmethod
+    def _media_of_step(media_embeds: torch.Tensor, input_ids: torch.Tensor, step_ids: torch.Tensor):
+        """`media_embeds (B, L', D)` of the prompt, cut or padded to the tokens `step_ids` of this step, or None."""
+        start = input_ids.shape[1] - step_ids.shape[1]
+        media_embeds = media_embeds[:, start : start + step_ids.shape[1]]
+        missing = step_ids.shape[1] - media_embeds.shape[1]
+        if missing == step_ids.shape[1]:
+            return None  # past the prompt
+        return nn.functional.pad(media_embeds, (0, 0, 0, missing))
+
+    def _get_candidate_generator(self, *args, model_kwargs: dict, assistant_model=None, **kwargs):
+        # A language model without interfaces drafts from the text alone: drafts are checked, so the answer is the same.
+        if assistant_model is not None and not isinstance(assistant_model, XLLMGenerationMixin):
+            model_kwargs = {name: value for name, value in model_kwargs.items() if name != "media_embeds"}
+        return super()._get_candidate_generator(
+            *args, model_kwargs=model_kwargs, assistant_model=assistant_model, **kwargs
+        )
+
+
+__all__ = ["XLLMGenerationMixin"]
