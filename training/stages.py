@@ -123,6 +123,9 @@ def freeze_for_stage(
 ) -> list[str]:
     """Make exactly the declared set of parameters trainable, and everything else frozen.
 
+    PEFT adapters, wherever they are, are trained in every stage, and the weights that they adapt are not: call this
+    behind `get_peft_model`, on its `get_base_model()`.
+
     Args:
         model: any X-LLM model whose parameters are named as in `XLLMForConditionalGeneration`; in stage 1 also
             `XLLMForQFormerPreTraining` and `XLLMForSpeechRecognition`, whose heads are trained too.
@@ -145,11 +148,14 @@ def freeze_for_stage(
     if train_query_tokens and stage is not Stage.INTEGRATE:
         raise StageError("train_query_tokens belongs to stage 3; stages 1 and 2 train the query tokens anyway")
     prefixes = declared_prefixes(model.config, stage, modalities, train_encoder, train_query_tokens, train_shared)
-    names = [
-        name
-        for name, _ in model.named_parameters()
-        if _has_prefix(name, prefixes) or (stage is Stage.CONVERT and not name.startswith(COMPOSITE_PARTS))
-    ]
+    adapters = peft_parameters(model)
+
+    def is_trained(name: str) -> bool:
+        is_head = stage is Stage.CONVERT and not name.startswith(COMPOSITE_PARTS)
+        is_declared = _has_prefix(name, prefixes) or is_head
+        return name in adapters or is_declared and ".base_layer." not in name
+
+    names = [name for name, _ in model.named_parameters() if is_trained(name)]
     if not any(_has_prefix(name, prefixes) for name in names):
         what = ", ".join(f"{name} ({model.config.modalities[name].converter})" for name in modalities)
         raise StageError(f"stage {stage.value} ({stage.name.lower()}) trains nothing of {what or 'no modality'}")
@@ -157,6 +163,17 @@ def freeze_for_stage(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
     return names
+
+
+def peft_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters that PEFT's layers (LoRA, DoRA, ...) add; the weights under them are `base_layer`s."""
+    return {
+        f"{path}.{kind}.{name}"
+        for path, module in model.named_modules()
+        for kind in getattr(module, "adapter_layer_names", ())
+        if hasattr(module, "base_layer")
+        for name, _ in getattr(module, kind).named_parameters()
+    }
 
 
 def _has_prefix(name: str, prefixes: list[str]) -> bool:
@@ -199,6 +216,7 @@ __all__ = [
     "freeze_for_stage",
     "frozen_fingerprint",
     "frozen_tensors",
+    "peft_parameters",
     "resolve_modalities",
     "resolve_stage",
 ]
