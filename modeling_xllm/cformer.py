@@ -156,13 +156,18 @@ class CFormer(PreTrainedModel):
             token_level (`bool`): `hidden (B, U, cif_hidden_size)` holds tokens that a CIF has fired before, the real
                 ones first; ours is passed by. Always so with `cif_predictor="none"`.
 
+        Returns:
+            [`CFormerOutput`] with U = the longest clip; under `torch.export` and `torch.compile` U = T.
+
         Raises:
             ValueError: as [`integrate_and_fire`]; at token level, targets.
         """
         if token_level or self.cif is None:
             fired = _as_fired(hidden, mask, target_lengths)
         else:
-            fired = self.cif(hidden, mask, target_lengths)
+            # A graph cannot wait for the number of tokens: it has room for one per frame, which is never too little.
+            max_tokens = hidden.shape[1] if torch.compiler.is_compiling() and target_lengths is None else None
+            fired = self.cif(hidden, mask, target_lengths, max_tokens)
         embeddings = fired.embeddings
         if self.bert is not None:
             embeddings = F.relu(self.pre_proj(embeddings))

@@ -43,8 +43,10 @@ class XLLMGenerationMixin(ChatGLMGenerationMixin):
     def generate(self, inputs: torch.Tensor | None = None, *args, **kwargs):
         """`GenerationMixin.generate`; media are encoded once, and placeholders are never part of an answer."""
         placeholders = [row.token_id for row in self.config.modalities.values() if row.token_id is not None]
+        given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+        device = next((tensor.device for tensor in given if tensor is not None), self.device)
         kwargs["logits_processor"] = LogitsProcessorList(
-            [SuppressTokensLogitsProcessor(placeholders, device=self.device), *(kwargs.get("logits_processor") or [])]
+            [SuppressTokensLogitsProcessor(placeholders, device=device), *(kwargs.get("logits_processor") or [])]
         )
         media, features = self.model.media_in(kwargs), kwargs.pop("modality_features", None)
         if media or features:

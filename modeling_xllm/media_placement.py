@@ -30,7 +30,8 @@ def place_media(
     Raises:
         ValueError: the text has another number of placeholders than the items own; both numbers are named.
     """
-    embeddings, mask, owned = features.embeddings, features.mask, features.num_placeholders
+    items = (features.embeddings, features.mask, features.num_placeholders)
+    embeddings, mask, owned = (tensor.to(token_mask.device) for tensor in items)
     N, K, D = embeddings.shape
     written, expected = token_mask.sum(), owned.sum()
     torch_compilable_check(

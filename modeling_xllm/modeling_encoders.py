@@ -62,6 +62,8 @@ class XLLMPreTrainedModel(StageCheckpointMixin, PreTrainedModel):
     _can_compile_fullgraph = True
     _skip_keys_device_placement = ["past_key_values"]
     _no_split_modules = ["ChatGLMBlock"]
+    # What is trained keeps its precision over towers and a language model of half of it.
+    _keep_in_fp32_modules_strict = ["interfaces"]
 
     @classmethod
     def is_custom_code(cls) -> bool:

@@ -131,8 +131,9 @@ class XLLMModel(XLLMEncoderModel):
         Raises:
             ValueError: placeholders and media disagree; the message names modality and both numbers.
         """
-        embeddings = self.get_input_embeddings().weight
-        media_embeds = embeddings.new_zeros(*input_ids.shape, embeddings.shape[1])
+        weight = self.get_input_embeddings().weight  # its device may be "meta": offloaded
+        shape = (*input_ids.shape, weight.shape[1])
+        media_embeds = torch.zeros(shape, dtype=weight.dtype, device=input_ids.device)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         for name, items in features.items():
