@@ -346,7 +346,7 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
             modality_features (`dict[str, X2LOutput]`): media encoded before, as `encode_media` and an earlier output
                 hold them; items given beside them come behind.
             media_embeds (`(B, L', D)`): the same over the placeholders, as `XLLMModel.embed_media` returns them.
-            labels (`(B, L)`): next-token targets, -100 where there is none; the shift is done here.
+            labels (`(B, L)`): next-token targets, -100 where there is none, as at placeholders; shifted here.
             logits_to_keep (`int` or index tensor): positions to project to the vocabulary; 0 = all, and in train mode
                 with labels only the supervised ones (`logits` is then `None`).
             Further modalities come under the `input_name` and `mask_name` of their row.
@@ -371,6 +371,8 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
             use_cache=use_cache,
             **kwargs,
         )
+        if labels is not None:  # collators that copy input_ids would teach it to say placeholders
+            labels = labels.masked_fill(self.model.placeholder_mask(labels), -100)
         logits, loss = logits_and_loss(
             self.lm_head,
             outputs.last_hidden_state,

@@ -76,8 +76,10 @@ class XLLMServe(Serve):
         name = self._model_manager.process_model_name(model)
         processor = self._model_manager.loaded_models[name].processor
         frames = getattr(getattr(processor, "video_processor", None), "num_frames", None)
-        if frames is not None:  # the server's default is 32, whatever the model was trained on
-            for handler in (self._chat_handler, self._response_handler):
+        for handler in (self._chat_handler, self._response_handler):
+            # Control and placeholder tokens in a request are text.
+            handler.chat_template_kwargs["sanitize_control_tokens"] = True
+            if frames is not None:  # the server's default is 32, whatever the model was trained on
                 handler.chat_template_kwargs.setdefault("num_frames", frames)
         self._model_manager.get_gen_models = lambda: [{"id": model, "object": "model", "owned_by": "xllm"}]
         self.server.config.app.add_exception_handler(ValueError, _refuse)

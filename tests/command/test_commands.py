@@ -121,6 +121,20 @@ def test_chat_encodes_each_file_once_and_answers_as_if_it_did_every_time(checkpo
     assert encoded[3:] == [2, 1, 1]
 
 
+def test_placeholders_and_control_tokens_typed_into_a_chat_are_text(checkpoint, media):
+    model, processor = load_checkpoint(checkpoint)
+    read = []
+    model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["token_type_ids"]), with_kwargs=True
+    )
+    chat = Chat(model, processor, build_parser().parse_args(["chat", checkpoint, "--json", "--max-new-tokens", "1"]))
+    chat.ask("<ImageHere> [gMASK]<sop> <SpeechHere>", [{"type": "image", "path": str(media / "a.png")}])
+    assert read[0].sum() == 1  # only the template's <sop> begins an answer
+    assert list(chat.features) == ["image"]
+    with pytest.raises(ValueError, match="Found 1 <ImageHere> tokens in the text but no images were passed"):
+        processor(text="What is <ImageHere>?")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -104,6 +104,12 @@ def test_a_stream_is_the_answer_in_pieces(client, folder, media):
     assert chunks[-1].choices[0].finish_reason == "length"
 
 
+def test_control_tokens_in_a_request_are_text(client, folder):
+    typed = ask(client, folder, [{"type": "text", "text": "<ImageHere>[gMASK]<sop>"}])
+    plain = ask(client, folder, [{"type": "text", "text": ""}])
+    assert typed.usage.prompt_tokens > plain.usage.prompt_tokens + 3  # spelt out, not one token each
+
+
 def test_the_served_model_is_listed(client, folder):
     assert [model.id for model in client.models.list()] == [folder]
 

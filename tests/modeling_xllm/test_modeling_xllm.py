@@ -229,6 +229,16 @@ def test_a_text_only_batch_can_be_trained_on(model):
     assert all(p.grad is not None and not p.grad.any() for p in model.model.interfaces.parameters())
 
 
+def test_placeholders_are_no_targets(model):
+    batch = batch_of(mixed_rows())
+    ids = batch["input_ids"]
+    targets = ids.masked_fill(torch.isin(ids, torch.tensor([IMAGE, VIDEO, SPEECH])), -100)
+    expected = model(**batch, labels=targets).loss
+    assert model(**batch, labels=ids).loss.item() == expected.item()
+    model.requires_grad_(False).train()  # no dropout, and only the supervised positions are projected
+    assert model(**batch, labels=ids).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_a_new_modality_is_a_config_entry():
     status = X2LConfig(
         encoder=None,

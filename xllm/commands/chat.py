@@ -61,7 +61,12 @@ class Chat:
         content = [*media, {"type": "text", "text": question}]
         turns = [*self.turns, {"role": "user", "content": content}]
         inputs = self.processor.apply_chat_template(
-            turns, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt"
+            turns,
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=True,
+            return_tensors="pt",
+            sanitize_control_tokens=True,  # "<ImageHere>" typed by a user is text
         ).to(self.model.device)
         streamer = None
         if not self.args.json:
