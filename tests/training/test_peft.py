@@ -81,6 +81,24 @@ def test_an_interface_is_saved_whole_beside_the_adapter_of_the_language_model(tm
     torch.testing.assert_close(merged(**inputs).logits, model(**inputs).logits, atol=1e-4, rtol=1e-4)
 
 
+def test_a_merged_language_model_is_stored_once_its_source_is_not_named_any_more(tmp_path):
+    base = tiny_model()
+    base.save_pretrained(tmp_path / "base")
+    base.config.towers = {
+        part: {"name_or_path": "../base", "revision": None} for part in ("vision_tower", "language_model")
+    }
+    base.save_pretrained(tmp_path / "stage")
+    stage = XLLMForConditionalGeneration.from_pretrained(tmp_path / "stage", dtype="auto")
+    merged = get_peft_model(stage, lora(LANGUAGE_MODEL, False)).merge_and_unload()
+    merged.config.towers.pop("language_model")
+    merged.save_pretrained(tmp_path / "merged")
+    again = XLLMForConditionalGeneration.from_pretrained(tmp_path / "merged").state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in merged.state_dict().items())
+    moved = [name for name, tensor in base.state_dict().items() if not torch.equal(tensor, again[name])]
+    assert moved
+    assert all(".language_model." in name for name in moved)
+
+
 def test_a_stage_trains_its_parts_and_the_adapters():
     model = get_peft_model(tiny_model(), lora(LANGUAGE_MODEL, False))
     names = freeze_for_stage(model.get_base_model(), "align", "speech")
