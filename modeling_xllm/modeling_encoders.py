@@ -48,6 +48,15 @@ def check_speech(modality: str, inputs: torch.Tensor, mask: torch.Tensor | None)
     )
 
 
+def frames_by_item(hidden: torch.Tensor, shape: tuple[int, int], mask: torch.Tensor | None) -> torch.Tensor:
+    """Encoder states of the real pictures `(R, T, E)` as one row per series, `(N, F * T, E)`, `shape` being (N, F)."""
+    if mask is None:
+        return hidden.unflatten(0, shape).flatten(1, 2)
+    series = hidden.new_zeros(*shape, *hidden.shape[1:])
+    series[mask.bool()] = hidden
+    return series.flatten(1, 2)
+
+
 class XLLMPreTrainedModel(StageCheckpointMixin, PreTrainedModel):
     """Weight initialisation, loading and saving shared by all X-LLM models."""
 
@@ -201,12 +210,18 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
             modality (`str`): a row of the table.
             inputs, mask: as the row's `input_name` and `mask_name` arguments of `forward`.
 
+        Returns:
+            `last_hidden_state` is the encoder's, one row per item: `(N, T, E)`, of a series `(N, F * T, E)` with zeros for
+            missing pictures; `hidden_states` and `attentions` of a series are those of its real pictures.
+
         Raises:
             ValueError: no such modality.
         """
         features = self._features(modality, inputs, mask, **kwargs)
         lengths = features.mask.sum(-1).tolist()
         features.pooler_output = list(features.embeddings[features.mask].split(lengths))
+        if self.config.modalities[modality].num_frames is not None:
+            features.last_hidden_state = frames_by_item(features.last_hidden_state, inputs.shape[:2], mask)
         return features
 
 

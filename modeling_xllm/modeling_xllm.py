@@ -18,13 +18,14 @@ from transformers import AutoModel
 from transformers.cache_utils import Cache
 from transformers.generation import LogitsProcessorList, SuppressTokensLogitsProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.utils import can_return_tuple, torch_compilable_check
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
 
 from .composition import compose_config, compose_tensors
 from .configuration_chatglm import ChatGLMConfig
 from .configuration_xllm import X2LConfig, XLLMConfig
 from .language_head import logits_and_loss
-from .media_placement import place_media
+from .media_placement import find_tokens, place_media
 from .modeling_chatglm import ChatGLMGenerationMixin, ChatGLMModel, chatglm_positions
 from .modeling_encoders import FeatureGetters, XLLMEncoderModel, XLLMPreTrainedModel, is_trainable
 from .x2l_interfaces import X2LOutput
@@ -80,10 +81,14 @@ class XLLMModel(XLLMEncoderModel):
                 media[name] = (inputs, mask)
         return media
 
+    def placeholder_ids(self) -> list[int]:
+        """Token ids that stand for media."""
+        return [row.token_id for row in self.config.modalities.values() if row.token_id is not None]
+
     def placeholder_mask(self, input_ids: torch.LongTensor) -> torch.BoolTensor:
         """True at the placeholder tokens of any modality, `(B, L)`."""
-        ids = [row.token_id for row in self.config.modalities.values() if row.token_id is not None]
-        return torch.isin(input_ids, torch.tensor(ids, dtype=input_ids.dtype, device=input_ids.device))
+        ids = torch.tensor(self.placeholder_ids(), dtype=input_ids.dtype, device=input_ids.device)
+        return torch.isin(input_ids, ids)
 
     def embed_media(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, media: dict[str, tuple]):
         """Encode all media of a batch once.
@@ -120,9 +125,13 @@ class XLLMModel(XLLMEncoderModel):
         trained = [p.sum() for p in self.interfaces.parameters() if p.requires_grad]
         return inputs_embeds + 0.0 * sum(trained).to(inputs_embeds.dtype) if trained else inputs_embeds
 
-    def _embed(self, input_ids, attention_mask, media_embeds, media: dict, is_prefill: bool):
+    def _embed(self, input_ids, inputs_embeds, attention_mask, media_embeds, media: dict, is_prefill: bool):
         """Text and media as one sequence of embeddings `(B, L, D)`, the attention mask, the features."""
         features = None
+        if input_ids is None:
+            if not media:
+                return inputs_embeds, attention_mask, None
+            input_ids = find_tokens(inputs_embeds, self.get_input_embeddings(), self.placeholder_ids())
         if media:
             media_embeds, attention_mask, features = self.embed_media(input_ids, attention_mask, media)
         placeholders = self.placeholder_mask(input_ids)
@@ -131,8 +140,8 @@ class XLLMModel(XLLMEncoderModel):
                 ~placeholders.any(),
                 lambda: f"input_ids hold {int(placeholders.sum())} placeholder tokens but no media is given",
             )
-        # Placeholder ids never reach the embedding as themselves.
-        inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(placeholders, 0))
+        if inputs_embeds is None:  # placeholder ids never reach the embedding as themselves
+            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(placeholders, 0))
         if media_embeds is not None:
             inputs_embeds = torch.where(placeholders[..., None], media_embeds.to(inputs_embeds), inputs_embeds)
         return inputs_embeds, attention_mask, features
@@ -142,8 +151,7 @@ class XLLMModel(XLLMEncoderModel):
         if isinstance(self.config.text_config, ChatGLMConfig):
             if past_length or input_ids is None:
                 return {}  # ChatGLM derives them, or says what is missing
-            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            position_ids, token_type_ids = chatglm_positions(input_ids, mask, self.config.text_config)
+            position_ids, token_type_ids = chatglm_positions(input_ids, attention_mask, self.config.text_config)
             return {"position_ids": position_ids, "token_type_ids": token_type_ids}
         if attention_mask is None or attention_mask.dim() != 2:
             return {}
@@ -165,7 +173,7 @@ class XLLMModel(XLLMEncoderModel):
         input_features: torch.FloatTensor | None = None,
         input_features_mask: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> XLLMModelOutputWithPast:
         """See `XLLMForConditionalGeneration.forward`; returns `last_hidden_state (B, L, D)`."""
         if (input_ids is None) == (inputs_embeds is None):
@@ -181,13 +189,9 @@ class XLLMModel(XLLMEncoderModel):
         if unused := [name for name, value in named.items() if value is not None]:
             raise ValueError(f"{', '.join(unused)} given, but no row of config.modalities reads it")
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-        features = None
-        if inputs_embeds is None:
-            inputs_embeds, attention_mask, features = self._embed(
-                input_ids, attention_mask, media_embeds, media, is_prefill=past_length == 0
-            )
-        elif media:
-            raise ValueError("media need input_ids: inputs_embeds do not say where the placeholders are")
+        inputs_embeds, attention_mask, features = self._embed(
+            input_ids, inputs_embeds, attention_mask, media_embeds, media, is_prefill=past_length == 0
+        )
         if self.training:
             inputs_embeds = self._touch_interfaces(inputs_embeds)
         positions = {"position_ids": position_ids, "token_type_ids": token_type_ids}
@@ -222,8 +226,7 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, ChatGLMG
         self.model = XLLMModel(config)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         if config.tie_word_embeddings:
-            embedding = self.model.get_input_embeddings()
-            name = next(name for name, module in self.named_modules() if module is embedding)
+            name = next(name for name, module in self.named_modules() if module is self.get_input_embeddings())
             self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
 
@@ -292,13 +295,13 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, ChatGLMG
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> XLLMCausalLMOutputWithPast:
         """One pass over text and media; media are flat over the batch, in order of appearance in the text.
 
         Args:
-            input_ids, attention_mask (`(B, L)`): text with placeholder tokens; 1 = attend. `inputs_embeds (B, L, D)`
-                instead of ids holds no media.
+            input_ids, attention_mask (`(B, L)`): text with placeholder tokens; 1 = attend. In `inputs_embeds (B, L, D)`
+                instead of ids, placeholders are known by their embeddings.
             position_ids: `(B, L)`, or `(2, B, L)` with ChatGLM; token_type_ids (`(B, L)`, ChatGLM): 0 in the
                 bidirectional prefix. Both are derived when not given.
             pixel_values (`(images, 3, H, W)`): images.
@@ -352,12 +355,9 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, ChatGLMG
     @torch.no_grad()
     def generate(self, inputs: torch.Tensor | None = None, *args, **kwargs):
         """`GenerationMixin.generate`; media are encoded once, whatever the decoding mode, and never put in an answer."""
-        placeholders = [row.token_id for row in self.config.modalities.values() if row.token_id is not None]
-        kwargs["logits_processor"] = LogitsProcessorList(
-            [SuppressTokensLogitsProcessor(placeholders, device=self.device), *(kwargs.get("logits_processor") or [])]
-        )
-        media = self.model.media_in(kwargs)
-        if media:
+        suppress = SuppressTokensLogitsProcessor(self.model.placeholder_ids(), device=self.device)
+        kwargs["logits_processor"] = LogitsProcessorList([suppress, *(kwargs.get("logits_processor") or [])])
+        if media := self.model.media_in(kwargs):
             inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
             if inputs is None:
                 raise ValueError("media need input_ids: nothing else says where the placeholders are")
