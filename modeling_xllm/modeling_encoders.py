@@ -121,10 +121,13 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
 
     @staticmethod
     def _build_tower(config) -> PreTrainedModel:
+        # CODEPATH: AutoModel does not know BLIP-2's ViT (Salesforce/blip2-*); it knows every other tower.
         if config.model_type != "blip_2_vision_model":
             tower = AutoModel.from_config(config)
             return tower.get_encoder() if config.is_encoder_decoder else tower  # of Whisper, the half that listens
         tower = Blip2VisionModel._from_config(config)  # AutoModel does not know this class
+            return AutoModel.from_config(config)
+        tower = Blip2VisionModel._from_config(config)
         tower.post_layernorm.eps = LN_VISION_EPS
         return tower
 
@@ -220,7 +223,8 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
         features = self._features(modality, inputs, mask, **kwargs)
         lengths = features.mask.sum(-1).tolist()
         features.pooler_output = list(features.embeddings[features.mask].split(lengths))
-        if self.config.modalities[modality].num_frames is not None:
+        row = self.config.modalities[modality]
+        if row.num_frames is not None:
             features.last_hidden_state = frames_by_item(features.last_hidden_state, inputs.shape[:2], mask)
         return features
 

@@ -148,7 +148,7 @@ class XLLMModel(XLLMEncoderModel):
 
     def positions(self, input_ids, attention_mask, past_length: int) -> dict:
         """Position arguments of the language model for a sequence that starts at `past_length`."""
-        if isinstance(self.config.text_config, ChatGLMConfig):
+        if isinstance(self.config.text_config, ChatGLMConfig):  # CODEPATH: chatglm-6b; the rest is any other LLM
             if past_length or input_ids is None:
                 return {}  # ChatGLM derives them, or says what is missing
             position_ids, token_type_ids = chatglm_positions(input_ids, attention_mask, self.config.text_config)
