@@ -3,6 +3,7 @@
 
 import re
 from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 from conformance.exceptions import ENVIRONMENT_SKIPS, KNOWN_FAILURES, KNOWN_SKIPS
@@ -20,10 +21,13 @@ def pytest_report_header() -> str:
     return f"transformers' own suites: {state}"
 
 
+def name_of(item: pytest.Item) -> str:
+    return "::".join(item.nodeid.split("::")[1:])
+
+
 def reason_in(table: dict[str, str], item: pytest.Item) -> str | None:
     """What `table` says of a test, by "Class::test" (shell patterns)."""
-    name = "::".join(item.nodeid.split("::")[1:])
-    return next((reason for pattern, reason in table.items() if fnmatch(name, pattern)), None)
+    return next((reason for pattern, reason in table.items() if fnmatch(name_of(item), pattern)), None)
 
 
 def is_suite(item: pytest.Item) -> bool:
@@ -31,9 +35,15 @@ def is_suite(item: pytest.Item) -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if is_suite(item) and (reason := reason_in(KNOWN_FAILURES, item)):
+    suite_items = [item for item in items if is_suite(item)]
+    for item in suite_items:
+        if reason := reason_in(KNOWN_FAILURES, item):
             item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+    if {item.path for item in suite_items} == set(Path(__file__).parent.glob("test_*_suite.py")):
+        names = [name_of(item) for item in suite_items]
+        listed = [*KNOWN_FAILURES, *KNOWN_SKIPS]
+        if stale := [pattern for pattern in listed if not any(fnmatch(name, pattern) for name in names)]:
+            raise pytest.UsageError(f"exceptions.py lists tests that do not exist: {', '.join(stale)}")
 
 
 @pytest.hookimpl(wrapper=True)
