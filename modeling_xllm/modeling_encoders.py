@@ -125,8 +125,6 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
         if config.model_type != "blip_2_vision_model":
             tower = AutoModel.from_config(config)
             return tower.get_encoder() if config.is_encoder_decoder else tower  # of Whisper, the half that listens
-        tower = Blip2VisionModel._from_config(config)  # AutoModel does not know this class
-            return AutoModel.from_config(config)
         tower = Blip2VisionModel._from_config(config)
         tower.post_layernorm.eps = LN_VISION_EPS
         return tower
