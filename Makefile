@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUTPUT ?= outputs/demo
 
-.PHONY: demo test check style bench
+.PHONY: demo test conformance check style bench
 
 $(BIN)/xllm: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -15,14 +15,19 @@ $(BIN)/xllm: pyproject.toml setup.py
 demo: $(BIN)/xllm  ## the main job: three stages over image, speech and video, then questions
 	$(BIN)/xllm demo --output $(OUTPUT)
 
-test: $(BIN)/xllm  ## lint and every test, slow ones too
+test: $(BIN)/xllm  ## lint and every test, slow ones and transformers' own suites too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tests/conformance/suites.py
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile --timeout 900
+
+conformance: $(BIN)/xllm  ## transformers' own common test suites on our classes (RUN_SLOW=1 for its slow tests)
+	$(BIN)/python tests/conformance/suites.py
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest tests/conformance -n 2 --dist loadfile --timeout 900
 
 check: $(BIN)/xllm  ## lint and the quick tests
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow" -n 2
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow" -n 2 --ignore tests/conformance
 
 style: $(BIN)/xllm
 	$(BIN)/ruff check --fix .

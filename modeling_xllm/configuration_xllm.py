@@ -294,6 +294,17 @@ class XLLMConfig(PreTrainedConfig):
         row = self.modalities[name]
         return row if row.shares_converter_with is None else self.modalities[row.shares_converter_with]
 
+    @PreTrainedConfig._attn_implementation.setter
+    def _attn_implementation(self, value: str | dict | None) -> None:
+        # transformers passes it on to `sub_configs` only; converters and further towers follow the model as a whole.
+        PreTrainedConfig._attn_implementation.fset(self, value)
+        for row in self.modalities.values():
+            for config in (row, row.qformer_config, row.cformer_config):
+                if config is not None:
+                    config._attn_implementation = self._attn_implementation
+        for encoder in self.extra_encoders.values():
+            encoder._attn_implementation = self._attn_implementation
+
     def to_dict(self) -> dict:
         output = super().to_dict()
         for field in ("modalities", "extra_encoders"):

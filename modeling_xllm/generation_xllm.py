@@ -42,7 +42,7 @@ class XLLMGenerationMixin(ChatGLMGenerationMixin):
     @torch.no_grad()
     def generate(self, inputs: torch.Tensor | None = None, *args, **kwargs):
         """`GenerationMixin.generate`; media are encoded once, and placeholders are never part of an answer."""
-        placeholders = [row.token_id for row in self.config.modalities.values() if row.token_id is not None]
+        placeholders = self.model.placeholder_ids()
         given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
         device = next((tensor.device for tensor in given if tensor is not None), self.device)
         kwargs["logits_processor"] = LogitsProcessorList(

@@ -8,6 +8,7 @@ Legend: B rows of text, L tokens, N items, K tokens per item (padded), D width.
 """
 
 import torch
+from torch import nn
 from torch.nn.functional import pad
 from transformers.utils import torch_compilable_check
 
@@ -68,4 +69,20 @@ def join_items(first: X2LOutput, second: X2LOutput) -> X2LOutput:
     )
 
 
-__all__ = ["join_items", "place_media"]
+def find_tokens(inputs_embeds: torch.Tensor, embedding: nn.Module, ids: list[int]) -> torch.LongTensor:
+    """Which of the tokens `ids` an embedded text holds, by their embeddings as in transformers' own models.
+
+    Args:
+        inputs_embeds (`torch.FloatTensor` of shape `(B, L, D)`): `embedding` of a text, unscaled.
+
+    Returns:
+        `torch.LongTensor` of shape `(B, L)`: the id at such a token, -1 everywhere else.
+    """
+    found = torch.full(inputs_embeds.shape[:2], -1, device=inputs_embeds.device)
+    for token_id in ids:
+        row = embedding(torch.full((), token_id, device=inputs_embeds.device)).to(inputs_embeds)
+        found = found.masked_fill((inputs_embeds == row).all(-1), token_id)
+    return found
+
+
+__all__ = ["find_tokens", "join_items", "place_media"]

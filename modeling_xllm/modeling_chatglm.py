@@ -62,6 +62,7 @@ class ChatGLMRotaryEmbedding(nn.Module):
             dtype (`torch.dtype`): of the result.
         """
         inv_freq = self.inv_freq_bits.view(torch.float16)
+        # CODEPATH: True repeats THUDM's half-precision run of chatglm-6b; no published config.json sets it.
         table_dtype = torch.float16 if self.config.rope_half_precision else torch.float32
         with torch.autocast(device_type=position_ids.device.type, enabled=False):
             angles = position_ids.to(table_dtype)[..., None] * inv_freq.to(table_dtype)

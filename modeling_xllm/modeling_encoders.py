@@ -48,6 +48,15 @@ def check_speech(modality: str, inputs: torch.Tensor, mask: torch.Tensor | None)
     )
 
 
+def frames_by_item(hidden: torch.Tensor, shape: tuple[int, int], mask: torch.Tensor | None) -> torch.Tensor:
+    """Encoder states of the real pictures `(R, T, E)` as one row per series, `(N, F * T, E)`, `shape` being (N, F)."""
+    if mask is None:
+        return hidden.unflatten(0, shape).flatten(1, 2)
+    series = hidden.new_zeros(*shape, *hidden.shape[1:])
+    series[mask.bool()] = hidden
+    return series.flatten(1, 2)
+
+
 class XLLMPreTrainedModel(StageCheckpointMixin, PreTrainedModel):
     """Weight initialisation, loading and saving shared by all X-LLM models."""
 
@@ -114,10 +123,11 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
 
     @staticmethod
     def _build_tower(config) -> PreTrainedModel:
+        # CODEPATH: AutoModel does not know BLIP-2's ViT (Salesforce/blip2-*); it knows every other tower.
         if config.model_type != "blip_2_vision_model":
             tower = AutoModel.from_config(config)
             return tower.get_encoder() if config.is_encoder_decoder else tower  # of Whisper, the half that listens
-        tower = Blip2VisionModel._from_config(config)  # AutoModel does not know this class
+        tower = Blip2VisionModel._from_config(config)
         tower.post_layernorm.eps = LN_VISION_EPS
         return tower
 
@@ -203,12 +213,19 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
             modality (`str`): a row of the table.
             inputs, mask: as the row's `input_name` and `mask_name` arguments of `forward`.
 
+        Returns:
+            `last_hidden_state` is the encoder's, one row per item: `(N, T, E)`, of a series `(N, F * T, E)` with zeros for
+            missing pictures; `hidden_states` and `attentions` of a series are those of its real pictures.
+
         Raises:
             ValueError: no such modality.
         """
         features = self._features(modality, inputs, mask, **kwargs)
         lengths = features.mask.sum(-1).tolist()
         features.pooler_output = list(features.embeddings[features.mask].split(lengths))
+        row = self.config.modalities[modality]
+        if row.num_frames is not None:
+            features.last_hidden_state = frames_by_item(features.last_hidden_state, inputs.shape[:2], mask)
         return features
 
 

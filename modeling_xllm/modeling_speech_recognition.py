@@ -84,6 +84,7 @@ class XLLMForSpeechRecognition(StageOneHeadsMixin, XLLMPreTrainedModel):
         self.model = XLLMEncoderModel(config)
         self.dropout = nn.Dropout(config.cformer_config.hidden_dropout_prob)
         self.token_head = nn.Linear(config.cformer_config.hidden_size, config.vocab_size)
+        # CODEPATH: 0 trains the C-Former by the CIF's losses alone, without this head.
         self.ctc_head = nn.Linear(config.row.encoder_hidden_size, config.ctc_classes) if config.ctc_weight else None
         self.post_init()
 

@@ -18,14 +18,15 @@ from torch import nn
 from transformers import AutoModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.utils import can_return_tuple, torch_compilable_check
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
 
 from .composition import compose_config, compose_tensors
 from .configuration_chatglm import ChatGLMConfig
 from .configuration_xllm import X2LConfig, XLLMConfig
 from .generation_xllm import XLLMGenerationMixin
 from .language_head import logits_and_loss
-from .media_placement import join_items, place_media
+from .media_placement import find_tokens, join_items, place_media
 from .modeling_chatglm import ChatGLMModel, chatglm_positions
 from .modeling_encoders import FeatureGetters, XLLMEncoderModel, XLLMPreTrainedModel, is_trainable
 from .x2l_interfaces import X2LOutput
@@ -81,11 +82,15 @@ class XLLMModel(XLLMEncoderModel):
                 media[name] = (inputs, mask)
         return media
 
+    def placeholder_ids(self, without: Iterable[str] = ()) -> list[int]:
+        """Token ids that stand for media, but those of the modalities `without`."""
+        rows = [row for name, row in self.config.modalities.items() if name not in without]
+        return [row.token_id for row in rows if row.token_id is not None]
+
     def placeholder_mask(self, input_ids: torch.LongTensor, without: Iterable[str] = ()) -> torch.BoolTensor:
         """True at the placeholder tokens of any modality but those of `without`, `(B, L)`."""
-        rows = [row for name, row in self.config.modalities.items() if name not in without]
-        ids = [row.token_id for row in rows if row.token_id is not None]
-        return torch.isin(input_ids, torch.tensor(ids, dtype=input_ids.dtype, device=input_ids.device))
+        ids = torch.tensor(self.placeholder_ids(without), dtype=input_ids.dtype, device=input_ids.device)
+        return torch.isin(input_ids, ids)
 
     def encode_media(
         self, media: dict[str, tuple], earlier: dict[str, X2LOutput] | None = None, rows: int = 1
@@ -157,8 +162,13 @@ class XLLMModel(XLLMEncoderModel):
         trained = [p.sum() for p in self.interfaces.parameters() if p.requires_grad]
         return inputs_embeds + 0.0 * sum(trained).to(inputs_embeds.dtype) if trained else inputs_embeds
 
-    def _embed(self, input_ids, attention_mask, media_embeds, features: dict | None, past_length: int | torch.Tensor):
-        """Text and media as one sequence of embeddings `(B, L, D)`, and the attention mask."""
+    def _embed(self, input_ids, inputs_embeds, attention_mask, media_embeds, media: dict, earlier, past_length):
+        """Text and media as one sequence of embeddings `(B, L, D)`, the attention mask, the features."""
+        if input_ids is None:
+            if not media and not earlier:
+                return inputs_embeds, attention_mask, None
+            input_ids = find_tokens(inputs_embeds, self.get_input_embeddings(), self.placeholder_ids())
+        features = self.encode_media(media, earlier, rows=input_ids.shape[0]) or None
         if features:
             media_embeds, attention_mask = self.embed_media(input_ids, attention_mask, features)
         placeholders = self.placeholder_mask(input_ids)
@@ -167,19 +177,18 @@ class XLLMModel(XLLMEncoderModel):
                 ~(placeholders.any() & (past_length == 0)),
                 lambda: f"input_ids hold {int(placeholders.sum())} placeholder tokens but no media is given",
             )
-        # Placeholder ids never reach the embedding as themselves.
-        inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(placeholders, 0))
+        if inputs_embeds is None:  # placeholder ids never reach the embedding as themselves
+            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(placeholders, 0))
         if media_embeds is not None:
             inputs_embeds = torch.where(placeholders[..., None], media_embeds.to(inputs_embeds), inputs_embeds)
-        return inputs_embeds, attention_mask
+        return inputs_embeds, attention_mask, features
 
     def positions(self, input_ids, attention_mask, past_length: int) -> dict:
         """Position arguments of the language model for a sequence that starts at `past_length`."""
-        if isinstance(self.config.text_config, ChatGLMConfig):
+        if isinstance(self.config.text_config, ChatGLMConfig):  # CODEPATH: chatglm-6b; the rest is any other LLM
             if past_length or input_ids is None:
                 return {}  # ChatGLM derives them, or says what is missing
-            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            position_ids, token_type_ids = chatglm_positions(input_ids, mask, self.config.text_config)
+            position_ids, token_type_ids = chatglm_positions(input_ids, attention_mask, self.config.text_config)
             return {"position_ids": position_ids, "token_type_ids": token_type_ids}
         if attention_mask is None or attention_mask.dim() != 2:
             return {}
@@ -202,7 +211,7 @@ class XLLMModel(XLLMEncoderModel):
         input_features: torch.FloatTensor | None = None,
         input_features_mask: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> XLLMModelOutputWithPast:
         """See `XLLMForConditionalGeneration.forward`; returns `last_hidden_state (B, L, D)`."""
         if (input_ids is None) == (inputs_embeds is None):
@@ -218,12 +227,9 @@ class XLLMModel(XLLMEncoderModel):
         if unused := [name for name, value in named.items() if value is not None]:
             raise ValueError(f"{', '.join(unused)} given, but no row of config.modalities reads it")
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-        features = None
-        if inputs_embeds is None:
-            features = self.encode_media(media, modality_features, rows=input_ids.shape[0]) or None
-            inputs_embeds, attention_mask = self._embed(input_ids, attention_mask, media_embeds, features, past_length)
-        elif media or modality_features:
-            raise ValueError("media need input_ids: inputs_embeds do not say where the placeholders are")
+        inputs_embeds, attention_mask, features = self._embed(
+            input_ids, inputs_embeds, attention_mask, media_embeds, media, modality_features, past_length
+        )
         if self.training:
             inputs_embeds = self._touch_interfaces(inputs_embeds)
         positions = {"position_ids": position_ids, "token_type_ids": token_type_ids}
@@ -258,8 +264,7 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
         self.model = XLLMModel(config)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         if config.tie_word_embeddings:
-            embedding = self.model.get_input_embeddings()
-            name = next(name for name, module in self.named_modules() if module is embedding)
+            name = next(name for name, module in self.named_modules() if module is self.get_input_embeddings())
             self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
 
@@ -329,13 +334,13 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> XLLMCausalLMOutputWithPast:
         """One pass over text and media; media are flat over the batch, in order of appearance in the text.
 
         Args:
-            input_ids, attention_mask (`(B, L)`): text with placeholder tokens; 1 = attend. `inputs_embeds (B, L, D)`
-                instead of ids holds no media.
+            input_ids, attention_mask (`(B, L)`): text with placeholder tokens; 1 = attend. In `inputs_embeds (B, L, D)`
+                instead of ids, placeholders are known by their embeddings.
             position_ids: `(B, L)`, or `(2, B, L)` with ChatGLM; token_type_ids (`(B, L)`, ChatGLM): 0 in the
                 bidirectional prefix. Both are derived when not given.
             pixel_values (`(images, 3, H, W)`): images.

@@ -179,7 +179,8 @@ class StageCheckpointMixin:
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = quantize_language_model_only(kwargs["quantization_config"])
         if config is None and pretrained_model_name_or_path is not None and not args:
-            dtype = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}  # not the config's
+            # The config would take the type to load in for its own, and "auto" is none.
+            dtype = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}
             config, kwargs = cls.config_class.from_pretrained(
                 pretrained_model_name_or_path, revision=revision, return_unused_kwargs=True, **kwargs
             )

@@ -146,7 +146,6 @@ class ChatGLMTokenizer(SentencePieceBackend):
         pad_token: str | AddedToken = "<pad>",
         unk_token: str | AddedToken = "<unk>",
         mask_token: str | AddedToken = "[MASK]",
-        gmask_token: str | AddedToken = "[gMASK]",
         num_image_tokens: int = 0,
         do_lower_case: bool = False,
         remove_space: bool = False,
@@ -155,7 +154,7 @@ class ChatGLMTokenizer(SentencePieceBackend):
     ):
         # Loading gathers all unusual *_token entries of tokenizer_config.json in one dict.
         extra = {
-            "gmask_token": gmask_token,
+            "gmask_token": "[gMASK]",
             **PLACEHOLDERS,
             **(kwargs.pop("model_specific_special_tokens", None) or {}),
         }

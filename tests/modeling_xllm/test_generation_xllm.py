@@ -1,0 +1,127 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Properties of `generate` with media, over both kinds of language model.
+
+The suite that holds transformers' own (`GenerationTesterMixin`) is not part of its source distribution.
+"""
+
+import pytest
+import torch
+from tiny import FRAMES, IMAGE, PIXELS, QUERIES, SPEECH, VIDEO, left_pad, prompt, speech, tiny_model
+from transformers import DynamicCache, StaticCache
+
+
+NEW = 7
+GREEDY = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": -1}
+
+
+@pytest.fixture(params=["chatglm", "llama"])
+def model(request):
+    return tiny_model(request.param)
+
+
+def media_batch() -> dict:
+    """A row with an image and a clip, and a longer one with a video; words that repeat, for look-ups to find."""
+    words = [11, 12, 13, 11, 12]
+    rows = [
+        prompt([IMAGE] * QUERIES, words, [SPEECH] * 3),
+        prompt(words, words, [VIDEO] * QUERIES * FRAMES, words),
+    ]
+    return {
+        **left_pad(rows),
+        "pixel_values": torch.randn(1, 3, PIXELS, PIXELS),
+        "pixel_values_videos": torch.randn(1, FRAMES, 3, PIXELS, PIXELS),
+        **speech(23),
+    }
+
+
+def one_row() -> dict:
+    """The first row of `media_batch`, unpadded."""
+    batch = media_batch()
+    names = ("pixel_values", "input_features", "input_features_mask")
+    keep = batch["attention_mask"][0].bool()
+    return {"input_ids": batch["input_ids"][:1, keep], **{name: batch[name] for name in names}}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_cache": False},
+        {"cache_implementation": "static"},
+        {"do_sample": True, "top_k": 1},
+        {"num_beams": 1, "num_return_sequences": 1, "output_scores": True, "return_dict_in_generate": True},
+        {"logits_to_keep": 1},
+    ],
+    ids=str,
+)
+def test_ways_to_the_same_greedy_answer(model, options):
+    batch = media_batch()
+    expected = model.generate(**batch, **GREEDY)
+    got = model.generate(**batch, **{**GREEDY, **options})
+    assert torch.equal(got if isinstance(got, torch.Tensor) else got.sequences, expected)
+
+
+@pytest.mark.parametrize("kind", ["lookup", "assistant"])
+def test_drafted_tokens_change_nothing(model, kind):
+    inputs = one_row()
+    expected = model.generate(**inputs, **GREEDY)
+    draft = {"prompt_lookup_num_tokens": 2}
+    if kind == "assistant":
+        draft = {
+            "assistant_model": tiny_model(
+                "llama" if model.config.text_config.model_type == "llama" else "chatglm", seed=1
+            )
+        }
+    assert torch.equal(model.generate(**inputs, **GREEDY, **draft), expected)
+
+
+def test_scores_hidden_states_and_attentions_of_each_step(model):
+    model.set_attn_implementation("eager")
+    inputs = one_row()
+    length = inputs["input_ids"].shape[1]
+    output = model.generate(
+        **inputs,
+        **GREEDY,
+        return_dict_in_generate=True,
+        output_logits=True,
+        output_hidden_states=True,
+        output_attentions=True,
+    )
+    assert output.sequences.shape == (1, length + NEW)
+    assert len(output.logits) == len(output.hidden_states) == len(output.attentions) == NEW
+    for step in range(NEW):
+        queries = length if step == 0 else 1
+        assert [tuple(states.shape) for states in output.hidden_states[step]] == [(1, queries, 32)] * 3
+        assert {tuple(weights.shape) for weights in output.attentions[step]} == {(1, 4, queries, length + step)}
+    # The first step's logits are the forward pass's.
+    torch.testing.assert_close(output.logits[0][0], model(**inputs).logits[0, -1], atol=1e-5, rtol=1e-4)
+
+
+def test_beams_hold_the_best_of_all_continuations(model):
+    """With as many beams as words, two steps are an exhaustive search."""
+    inputs = one_row()
+    vocab = model.config.text_config.vocab_size
+    found = model.generate(**inputs, max_new_tokens=2, num_beams=vocab, do_sample=False, eos_token_id=-1)[0, -2:]
+    ids = inputs.pop("input_ids")
+    words = torch.tensor([word for word in range(vocab) if word not in model.model.placeholder_ids()])
+    longer = torch.cat([ids.expand(len(words), -1), words[:, None]], dim=1)
+    repeated = {name: value.repeat(len(words), *[1] * (value.dim() - 1)) for name, value in inputs.items()}
+    with torch.no_grad():
+        first = model(input_ids=ids, **inputs).logits[0, -1].log_softmax(-1)[words]
+        second = model(input_ids=longer, **repeated).logits[:, -1].log_softmax(-1)[:, words]
+    best = divmod(int((first[:, None] + second).argmax()), len(words))
+    assert words[list(best)].tolist() == found.tolist()
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_an_answer_goes_on_from_its_cache(model, kind):
+    inputs = one_row()
+    whole = model.generate(**inputs, **GREEDY)
+    length = inputs["input_ids"].shape[1]
+    cache = (
+        DynamicCache()
+        if kind == "dynamic"
+        else StaticCache(config=model.config.text_config, max_cache_len=length + NEW)
+    )
+    some = model.generate(**inputs, **{**GREEDY, "max_new_tokens": 3}, past_key_values=cache)
+    more = {**inputs, "input_ids": some}
+    assert torch.equal(model.generate(**more, **{**GREEDY, "max_new_tokens": NEW - 3}, past_key_values=cache), whole)
