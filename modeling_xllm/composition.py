@@ -101,7 +101,8 @@ def compose_config(
     runs = {key: published_config(source) for key, source in interfaces.items() if not is_pth(source)}
     runs = {key: config for key, config in runs.items() if isinstance(config, XLLMConfig)}
     if language_model is None and modalities is None:
-        rows = {key: _row_of_run(runs[key], key, interfaces) if key in runs else rows[key] for key in interfaces}
+        trained = {key: _row_of_run(run, key, interfaces) for key, run in runs.items()}
+        rows = {key: row for key, row in {**rows, **trained}.items() if key in interfaces}
     encoders = by_tower(encoders, rows)
     # The tensors of a `.pth` file are stored: nobody could load them again by a name.
     given = {tower_of(key): source for key, source in encoders.items() if not is_pth(source)}
