@@ -22,9 +22,11 @@ MODEL_MAP = {"AutoConfig": "modeling_xllm.XLLMConfig"} | dict.fromkeys(
     ("AutoModel", "AutoModelForMultimodalLM", "AutoModelForImageTextToText"), _MODEL
 )
 PROCESSOR_MAP = {"AutoProcessor": "processing_xllm.XLLMProcessor"}
+# Our classes among a processor's parts; those of transformers need no code.
 PART_MAPS = {
-    "feature_extractor": {"AutoFeatureExtractor": "feature_extraction_xllm.XLLMFeatureExtractor"},
-    "video_processor": {"AutoVideoProcessor": "video_processing_xllm.XLLMVideoProcessor"},
+    "XLLMFeatureExtractor": {"AutoFeatureExtractor": "feature_extraction_xllm.XLLMFeatureExtractor"},
+    "XLLMCIFFeatureExtractor": {"AutoFeatureExtractor": "feature_extraction_cif.XLLMCIFFeatureExtractor"},
+    "XLLMVideoProcessor": {"AutoVideoProcessor": "video_processing_xllm.XLLMVideoProcessor"},
 }
 TOKENIZER_MAP = {"AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]}
 ENTRY_MODULES = {
@@ -61,8 +63,9 @@ def export_code(folder: str | Path) -> list[str]:
         raise ValueError(f"{folder}: config.json is of model_type {settings.get('model_type')!r}, expected 'xllm'")
     _write(folder / "config.json", {**settings, "auto_map": MODEL_MAP})
     if settings := _read(folder / "processor_config.json"):
-        for part in PART_MAPS.keys() & settings.keys():
-            settings[part]["auto_map"] = PART_MAPS[part]
+        for part in ("feature_extractor", "video_processor"):
+            if auto_map := PART_MAPS.get(settings.get(part, {}).get(f"{part}_type")):
+                settings[part]["auto_map"] = auto_map
         _write(folder / "processor_config.json", {**settings, "auto_map": PROCESSOR_MAP})
     settings = _read(folder / "tokenizer_config.json")
     if settings.get("tokenizer_class") == "ChatGLMTokenizer":

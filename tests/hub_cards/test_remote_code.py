@@ -71,6 +71,25 @@ def test_the_code_is_flat_and_complete(tiny_folder, tmp_path):
     assert "AutoModelForMultimodalLM" in maps[0]
 
 
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [
+        ("XLLMCIFFeatureExtractor", "feature_extraction_cif.XLLMCIFFeatureExtractor"),
+        ("WhisperFeatureExtractor", None),  # transformers has it
+    ],
+)
+def test_the_extractor_is_named_by_its_class(tiny_folder, tmp_path, kind, target):
+    folder = shutil.copytree(tiny_folder, tmp_path / "repo")
+    path = folder / "processor_config.json"
+    settings = json.loads(path.read_text())
+    settings["feature_extractor"]["feature_extractor_type"] = kind
+    path.write_text(json.dumps(settings))
+    names = export_code(folder)
+    auto_map = json.loads(path.read_text())["feature_extractor"].get("auto_map", {})
+    assert auto_map.get("AutoFeatureExtractor") == target
+    assert target is None or f"{target.split('.')[0]}.py" in names
+
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match="model_type 'llama', expected 'xllm'"):
