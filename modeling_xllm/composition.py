@@ -4,7 +4,7 @@
 One BLIP-2 repository (e.g. Salesforce/blip2-opt-6.7b) gives the image encoder with its norm, the Q-Former, the query
 tokens and, where the widths agree, the I-Adapter; a BERT gives the C-Former's transformer; a causal LM its weights and
 head. A `.pth` file of LAVIS or of the authors (`conversion`), or a folder that `xllm convert` or a stage has written, gives
-what it holds.
+what it holds. Without a language model, the interfaces' own is taken, with their encoders: parts of several runs in one model.
 """
 
 import torch
@@ -15,7 +15,15 @@ from .configuration_qformer_pretraining import QFormerPreTrainingConfig
 from .configuration_xllm import X2LConfig, XLLMConfig, default_modalities
 from .conversion import LN_VISION, check_shapes, is_pth, open_published, reference_shapes
 from .conversion_sizes import published_rows, vision_config
-from .stage_checkpoints import StageCheckpointError, load_whole, read_tensors, read_tower
+from .stage_checkpoints import (
+    StageCheckpointError,
+    load_whole,
+    pinned_revision,
+    read_tensors,
+    read_tower,
+    resolve_source,
+    split_source,
+)
 
 
 BERT_SIZES = (
@@ -38,12 +46,6 @@ BLIP2_NAMES = {
 }
 # Field of XLLMConfig for each tower that HF names; others go to `extra_encoders`.
 TOWER_FIELDS = {"vision": "vision_config", "audio": "audio_config"}
-
-
-def split_source(source: str) -> tuple[str, str | None]:
-    """ "repo@revision" as repository (or folder) and revision."""
-    name, _, revision = source.rpartition("@")
-    return (name, revision) if name else (source, None)
 
 
 def published_config(source: str) -> PreTrainedConfig:
@@ -88,7 +90,7 @@ def by_tower(encoders: dict[str, str], rows: dict[str, X2LConfig]) -> dict[str, 
 
 
 def compose_config(
-    language_model: str,
+    language_model: str | None,
     encoders: dict[str, str],
     interfaces: dict[str, str],
     modalities: dict[str, X2LConfig] | None = None,
@@ -96,26 +98,76 @@ def compose_config(
 ) -> XLLMConfig:
     """The config of a model composed of published towers; see `from_towers` for the arguments."""
     rows = default_modalities() if modalities is None else dict(modalities)
+    runs = {key: published_config(source) for key, source in interfaces.items() if not is_pth(source)}
+    runs = {key: config for key, config in runs.items() if isinstance(config, XLLMConfig)}
+    if language_model is None and modalities is None:
+        trained = {key: _row_of_run(run, key, interfaces) for key, run in runs.items()}
+        rows = {key: row for key, row in {**rows, **trained}.items() if key in interfaces}
     encoders = by_tower(encoders, rows)
-    configs = {
-        TOWER_FIELDS[key]: encoder_config(source, key) for key, source in encoders.items() if key in TOWER_FIELDS
-    }
-    extra = {key: encoder_config(source, key) for key, source in encoders.items() if key not in TOWER_FIELDS}
+    # The tensors of a `.pth` file are stored: nobody could load them again by a name.
+    given = {tower_of(key): source for key, source in encoders.items() if not is_pth(source)}
+    if language_model is not None:
+        given["language_model"] = language_model
+    towers = {part: dict(zip(("name_or_path", "revision"), split_source(at))) for part, at in given.items()}
+    if language_model is None:
+        towers = {**_inherited_towers(runs, rows, interfaces, given), **towers}
     if unknown := set(interfaces) - set(rows):
         raise ValueError(f"interfaces: no modality {', '.join(sorted(unknown))}; the rows are {', '.join(rows)}")
     for key, source in interfaces.items():
         rows[key] = row_like(rows[key], key, source)
-    towers = {"language_model": language_model}
-    # The tensors of a `.pth` file are stored: nobody could load them again by a name.
-    towers.update({tower_of(key): source for key, source in encoders.items() if not is_pth(source)})
+    configs = {tower_of(key): encoder_config(source, key) for key, source in encoders.items()}
+    configs = {**{part: _part_config(part, source) for part, source in towers.items()}, **configs}
+    for source in towers.values():
+        source["revision"] = pinned_revision(source["name_or_path"], source["revision"])
+    lineage = [entry for key, run in runs.items() for entry in run.lineage or () if key in entry["modalities"]]
     return XLLMConfig(
-        text_config=published_config(language_model),
+        text_config=configs["language_model"],
         modalities=rows,
-        extra_encoders=extra,
-        towers={part: dict(zip(("name_or_path", "revision"), split_source(at))) for part, at in towers.items()},
-        **configs,
+        extra_encoders={part.split(".")[1]: config for part, config in configs.items() if "." in part},
+        towers=towers,
+        lineage=lineage or None,
+        **{field: configs[tower_of(key)] for key, field in TOWER_FIELDS.items() if tower_of(key) in configs},
         **fields,
     )
+
+
+def _row_of_run(config: XLLMConfig, modality: str, interfaces: dict[str, str]) -> X2LConfig:
+    """The row of a trained interface, with all that it needs among `interfaces`."""
+    source = interfaces[modality]
+    if modality not in config.modalities:
+        raise ValueError(f"{source}: has no interface {modality}; it has {', '.join(config.modalities)}")
+    owner = config.modalities[modality].shares_converter_with
+    if owner is not None and interfaces.get(owner) != source:
+        raise ValueError(f"{source}: {modality} has the converter of {owner}; take {owner} from there too")
+    return config.modalities[modality]
+
+
+def _inherited_towers(
+    runs: dict[str, XLLMConfig], rows: dict[str, X2LConfig], interfaces: dict[str, str], given: dict[str, str]
+) -> dict[str, dict]:
+    """The language model, and the encoders that are not given, of the X-LLMs that the interfaces come from."""
+    towers = {}
+    for modality, config in runs.items():
+        name, revision = split_source(interfaces[modality])
+        parts = ["language_model"] if config.architectures != ["XLLMEncoderModel"] else []
+        parts += [tower_of(rows[modality].encoder)] if modality in rows and rows[modality].encoder else []
+        for part in parts:
+            source = dict((config.towers or {}).get(part, {"name_or_path": name, "revision": revision}))
+            source["name_or_path"] = resolve_source(source["name_or_path"], name)
+            if part not in given and towers.setdefault(part, source) != source:
+                raise ValueError(f"interfaces: {part} of {name} is another one than {towers[part]}; name one")
+    if "language_model" not in towers:
+        raise ValueError("language_model: got None, and no interface says which it was trained with")
+    return towers
+
+
+def _part_config(part: str, source: dict) -> PreTrainedConfig:
+    """Config of a tower, wherever it is: alone, in a BLIP-2 or CTC model, in an X-LLM."""
+    at = "@".join(filter(None, (source["name_or_path"], source["revision"])))
+    if part != "language_model":
+        return encoder_config(at, part.removesuffix("_tower").removeprefix("extra_towers."))
+    config = published_config(at)
+    return config.text_config if isinstance(config, XLLMConfig) else config
 
 
 def tower_of(encoder: str) -> str:
@@ -251,5 +303,4 @@ __all__ = [
     "interface_tensors",
     "published_config",
     "row_like",
-    "split_source",
 ]

@@ -8,6 +8,8 @@ Deviation: the video row shares the image row's Q-Former by default, as the auth
 Q-Former (`shares_converter_with=None` gives the video row its own).
 """
 
+from copy import deepcopy
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, Blip2QFormerConfig, ParakeetEncoderConfig, PreTrainedConfig
 from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
@@ -150,6 +152,7 @@ class XLLMConfig(PreTrainedConfig):
             `generate` and the pipelines read; the same numbers as in the rows.
         towers (`dict[str, dict]`, *optional*): in a stage checkpoint, where each frozen part comes from.
         stage (`dict`, *optional*): which stage and modalities this checkpoint was trained in.
+        lineage (`list[dict]`, *optional*): of each stage: fingerprints of interfaces before and after, data, frozen tensors.
 
     Raises:
         ValueError: an unknown encoder, converter or shared row, two rows with one token or input, a placeholder id
@@ -176,6 +179,7 @@ class XLLMConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     towers: dict | None = None
     stage: dict | None = None
+    lineage: list | None = None
 
     def __post_init__(self, **kwargs):
         # EVA's published initializer_range is 1e-10, a constant network until weights are loaded.
@@ -288,6 +292,19 @@ class XLLMConfig(PreTrainedConfig):
             if name in self.modalities:
                 self.modalities[name].token_id = token_id
         self._place_token_ids()
+
+    def with_modalities(self, names: list[str]) -> "XLLMConfig":
+        """A copy with these rows only, and those whose converter they share.
+
+        Raises:
+            ValueError: no such row; the message lists them.
+        """
+        if unknown := [name for name in names if name not in self.modalities]:
+            raise ValueError(f"modalities: no row {', '.join(unknown)}; the rows are {', '.join(self.modalities)}")
+        kept = {*names, *(self.modalities[name].shares_converter_with for name in names)}
+        config = deepcopy(self)
+        config.modalities = {name: row for name, row in config.modalities.items() if name in kept}
+        return config
 
     def row_of_converter(self, name: str) -> X2LConfig:
         """The row that owns the converter used by row `name` (itself, unless it shares another's)."""

@@ -271,7 +271,7 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
     @classmethod
     def from_towers(
         cls,
-        language_model: str,
+        language_model: str | None = None,
         encoders: dict[str, str] | None = None,
         interfaces: dict[str, str] | None = None,
         modalities: dict[str, X2LConfig] | None = None,
@@ -281,7 +281,7 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
         """Compose a new model from published towers; its checkpoints will name them instead of storing them.
 
         Args:
-            language_model (`str`): folder or Hub id ("repo" or "repo@revision") of a causal language model.
+            language_model (`str`): folder or Hub id ("repo" or "repo@revision") of a causal LM; default the interfaces' own.
             encoders (`dict[str, str]`): "vision", "audio", a name of yours, or a modality -> folder or Hub id.
             interfaces (`dict[str, str]`): modality -> where it starts: a BLIP-2, BERT, X-LLM or published `.pth` file.
             modalities (`dict[str, X2LConfig]`, *optional*): the table; default the paper's three rows.

@@ -21,7 +21,7 @@ from transformers import (
     BatchFeature,
     PreTrainedTokenizerBase,
 )
-from transformers.processing_utils import MultiModalData, ProcessorMixin
+from transformers.processing_utils import MultiModalData
 
 from .audio_decoding import load_audio
 from .chat_parts import clean_messages, media_of, with_media_parts
@@ -119,7 +119,7 @@ def _split_batch(images: Any) -> Any:
     return list(images) if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4 else images
 
 
-class XLLMProcessor(TimestampsMixin, ProcessorMixin):
+class XLLMProcessor(TimestampsMixin):
     """Image processor, video processor, feature extractor and tokenizer behind one call.
 
     ```python

@@ -8,28 +8,34 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import ProcessorMixin
+
+from .feature_extraction_cif import XLLMCIFFeatureExtractor
+from .speech_features import num_positions
 
 
 def _as_list(row: Any) -> list:
     return row.tolist() if isinstance(row, (np.ndarray, torch.Tensor)) else list(row)
 
 
-class TimestampsMixin:
+class TimestampsMixin(ProcessorMixin):
     """For a processor with `tokenizer`, `feature_extractor` and `subsampling_factor`."""
 
     @property
     def seconds_per_frame(self) -> float:
-        """Seconds from one frame of the speech encoder to the next: hop of the mel frames x `subsampling_factor`.
+        """Seconds from one frame of the speech encoder to the next: of an input position, times `subsampling_factor`.
 
         Raises:
-            ValueError: the feature extractor has no hop: its inputs carry no time.
+            ValueError: the inputs are tokens that were fired before, and carry no time.
         """
-        hop = getattr(self.feature_extractor, "hop_length", None)
-        if hop is None:
+        extractor = self.feature_extractor
+        if isinstance(extractor, XLLMCIFFeatureExtractor):
             raise ValueError(
-                f"time stamps need a feature extractor with a hop_length, {type(self.feature_extractor).__name__} has none"
+                "time stamps need sound, but this model reads pre-extracted CIF features, without any time"
             )
-        return hop * self.subsampling_factor / self.feature_extractor.sampling_rate
+        # Two lengths: what the first and the last window take of a clip cancels out.
+        short, long = (num_positions(extractor, seconds * extractor.sampling_rate) for seconds in (2, 4))
+        return 2 * self.subsampling_factor / (long - short)
 
     def decode(self, token_ids: Any, fire_frames: Any = None, **kwargs: Any) -> Any:
         """The tokenizer's `decode`; with `fire_frames`, `batch_decode` of one transcript."""

@@ -6,8 +6,8 @@
 
 A data source may be `{"dataset": [...]}` with samples or a `datasets.Dataset` instead of a path. Everything that can be
 wrong with recipe, model and data files is found before anything is written. A stage leaves, in `output_dir/stageN-...`:
-the checkpoint that `from_pretrained`, the next stage and `xllm chat` open, `log.jsonl`, `losses.png`, the heads of stage 1,
-and `results.json` of its evaluations.
+the checkpoint that `from_pretrained`, the next stage and `xllm chat` open, `frozen.json` (hashes of what did not move),
+`log.jsonl`, `losses.png`, the heads of stage 1, and `results.json` of its evaluations.
 
 Deviations from the authors' loop: the Trainer's semantics (gradients averaged over accumulated tokens, warm-up in optimiser
 steps, cosine per step, clipping at 1.0) instead of summed gradients and a per-epoch cosine.
@@ -30,13 +30,13 @@ from xllm.training.callbacks import JsonlCallback, ProgressCallback
 from xllm.training.collator import XLLMDataCollator
 from xllm.training.data import ChatDataset
 from xllm.training.evaluation import check_evaluation, run_evaluation
+from xllm.training.lineage import FreezeReceipt, data_fingerprint, interfaces_fingerprint, lineage_entry
 from xllm.training.recipe import Recipe, RecipeError, StageSpec, load_recipe
 from xllm.training.stage_one import build_stage_one, stage_one_task
 from xllm.training.stages import (
     Stage,
     StageError,
     freeze_for_stage,
-    frozen_fingerprint,
     resolve_modalities,
     resolve_stage,
 )
@@ -237,7 +237,7 @@ def _run(
     set_seed(seed)
     _start_from(model, spec.init_from)
     freeze_for_stage(model, stage, modalities, **_switches(spec))
-    before = frozen_fingerprint(model)
+    receipt, parent = FreezeReceipt(model), interfaces_fingerprint(model)
     learner, task = model, "chat"
     if stage is Stage.CONVERT:
         task = stage_one_task(model.config, modalities)
@@ -245,17 +245,19 @@ def _run(
     trained = freeze_for_stage(learner, stage, modalities, **_switches(spec))
     trainer = _make_trainer(learner, processor, prepared, task, folder, seed, progress)
     trainer.train()
-    if frozen_fingerprint(model) != before:
-        raise RuntimeError(f"stage {stage.value}: a frozen tensor has moved; nothing was saved")
+    frozen = receipt.check()
     learner.eval()
     model.eval()
     log = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), {})
     result = StageResult(folder, trained, log, skipped=prepared.train.skipped())
     model.config.stage = {"stage": stage.value, "modalities": modalities}
+    data, weights = data_fingerprint(prepared.train.samples), interfaces_fingerprint(model)
+    entry = lineage_entry(stage.value, modalities, parent, weights, data, frozen)
+    model.config.lineage = [*(model.config.lineage or []), entry]
     if not trainer.is_world_process_zero():
         return result
     if save:
-        _save(model, processor, folder, trained)
+        _save(model, processor, folder, trained, receipt)
     if learner is not model:
         learner.save_heads(folder)
     for evaluation in spec.evaluate:
@@ -308,7 +310,7 @@ def _make_trainer(
     return trainer
 
 
-def _save(model, processor, folder: Path, trained: list[str]) -> None:
+def _save(model, processor, folder: Path, trained: list[str], receipt: FreezeReceipt) -> None:
     """Write the checkpoint beside the logs, completely or not at all."""
     towers = model.config.towers or {}
     moved = [part for part in towers if any(name.startswith(f"model.{part}.") for name in trained)]
@@ -318,6 +320,7 @@ def _save(model, processor, folder: Path, trained: list[str]) -> None:
     shutil.rmtree(saving, ignore_errors=True)
     model.save_pretrained(saving)
     processor.save_pretrained(saving)
+    receipt.write(saving)
     for path in sorted(saving.iterdir(), key=lambda path: path.name == "config.json"):
         os.replace(path, folder / path.name)
     saving.rmdir()

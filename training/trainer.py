@@ -1,5 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""The HF Trainer with two small additions: losses per modality and per term in the log, and stage checkpoints of one kind.
+"""The HF Trainer with two small additions: losses per modality and per term in the log, and checkpoints with a freeze receipt.
 
 Everything works without it too: model + `XLLMDataCollator` + `transformers.Trainer` train any stage.
 """
@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from transformers import Trainer
 
 from xllm.training.collator import IGNORE
+from xllm.training.lineage import FreezeReceipt
 
 
 TERMS = ("itc_loss", "itm_loss", "itg_loss", "ce_loss", "quantity_loss", "ctc_loss")
@@ -23,8 +24,10 @@ class XLLMTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._sums: dict[str, list[float]] = {}
         self._logits: torch.Tensor | None = None
+        self.receipt: FreezeReceipt | None = None
 
     def train(self, *args, **kwargs):
+        self.receipt = FreezeReceipt(self.model)
         head = self.model.get_output_embeddings()
         if head is None:
             return super().train(*args, **kwargs)
@@ -34,6 +37,14 @@ class XLLMTrainer(Trainer):
             return super().train(*args, **kwargs)
         finally:
             hook.remove()
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        """A checkpoint with its `frozen.json`; none at all if a frozen tensor has moved."""
+        if self.receipt is not None:
+            self.receipt.check()
+        super()._save(output_dir, state_dict)
+        if self.receipt is not None:
+            self.receipt.write(self.args.output_dir if output_dir is None else output_dir)
 
     def _keep_logits(self, head, inputs, output: torch.Tensor) -> None:
         self._logits = output.detach()

@@ -26,6 +26,7 @@ _PUBLIC = {
     "XLLMCIFFeatureExtractor": "processing.feature_extraction_cif",
     "XLLMConfig": "modeling_xllm.configuration_xllm",
     "XLLMDataCollator": "training.collator",
+    "XLLMEncoderModel": "modeling_xllm.modeling_encoders",
     "XLLMFeatureExtractor": "processing.feature_extraction_xllm",
     "XLLMForConditionalGeneration": "modeling_xllm.modeling_xllm",
     "XLLMForQFormerPreTraining": "modeling_xllm.modeling_qformer_pretraining",
@@ -35,6 +36,7 @@ _PUBLIC = {
     "XLLMVideoProcessor": "processing.video_processing_xllm",
     "freeze_for_stage": "training.stages",
     "integrate_and_fire": "modeling_xllm.cif",
+    "publish": "hub_cards.publish",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -13,7 +13,7 @@ import traceback
 import xllm
 
 
-COMMANDS = ("init", "demo", "train", "chat", "serve", "evaluate", "inspect", "convert")
+COMMANDS = ("init", "demo", "train", "chat", "serve", "evaluate", "inspect", "convert", "push")
 
 
 class CommandParser(argparse.ArgumentParser):

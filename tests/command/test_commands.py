@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import wave
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def test_help_imports_no_torch():
     code = "import sys; sys.argv = ['xllm', '--help']\nfrom xllm.cli import main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    for command in ("init", "demo", "train", "chat", "evaluate", "inspect", "convert"):
+    for command in ("init", "demo", "train", "chat", "evaluate", "inspect", "convert", "push"):
         assert command in result.stdout
 
 
@@ -69,6 +70,18 @@ def test_inspect_counts_what_each_stage_trains(checkpoint, capsys):
     assert stages["3"] == 3 * (64 * 64 + 64)
     assert stages["2 video"] == 64 * 64 + 64 + 4 * 64  # the Q-Former is the image's
     assert stages["2 image"] == report["parameters"]["interfaces.image"]
+
+
+def test_a_stage_checkpoint_is_inspected_without_its_towers(checkpoint, tmp_path, capsys):
+    assert main(["inspect", checkpoint, "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    config = json.loads(Path(checkpoint, "config.json").read_text(encoding="utf-8"))
+    config["towers"] = {"language_model": {"name_or_path": "THUDM/chatglm-6b", "revision": "abc"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["inspect", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {**whole, "towers": config["towers"]}
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "language_model       THUDM/chatglm-6b@abc" in capsys.readouterr().out
 
 
 def test_chat_answers_about_several_files_wherever_the_question_stands(checkpoint, media, capsys):

@@ -114,6 +114,7 @@ def test_from_a_published_folder_to_an_answer(tmp_path, family):
     speech_id = model.config.audio_token_id
     assert int((both["input_ids"][0] == speech_id).sum()) == placeholders
     assert processor._get_num_multimodal_tokens(audio_lengths=[len(long)])["num_audio_tokens"] == [placeholders]
+    assert placeholders * processor.seconds_per_frame == pytest.approx(1.5, abs=0.03)  # but for the windows' edges
     with torch.no_grad():
         torch.testing.assert_close(model(**both).logits[1, -3:], model(**alone).logits[0, -3:], atol=1e-4, rtol=0)
         output = model.generate(**both, max_new_tokens=3, do_sample=False)

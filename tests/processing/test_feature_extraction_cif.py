@@ -100,7 +100,7 @@ def test_save_and_load(processor, tmp_path):
     loaded = AutoProcessor.from_pretrained(tmp_path)
     assert isinstance(loaded.feature_extractor, XLLMCIFFeatureExtractor)
     assert loaded.feature_extractor.feature_size == 4
-    with pytest.raises(ValueError, match="time stamps need a feature extractor with a hop_length"):
+    with pytest.raises(ValueError, match="time stamps need sound"):
         loaded.batch_decode([[WHAT]], fire_frames=[[1.0]])
 
 

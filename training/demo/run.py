@@ -23,6 +23,7 @@ import torch
 from transformers import set_seed
 from transformers.utils import logging
 
+from xllm.modeling_xllm.configuration_xllm import XLLMConfig
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
 from xllm.modeling_xllm.stage_checkpoints import read_tensors
 from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
@@ -166,6 +167,7 @@ def _integrate(output: Path, scale: DemoScale, seed: int, progress: Progress) ->
     tensors = read_tensors(str(speech), None, lambda key: key.startswith("model.interfaces.speech."))
     model.load_state_dict({**model.state_dict(), **tensors})
     model.config.stage = {"stage": 2, "modalities": list(model.config.modalities)}
+    model.config.lineage += XLLMConfig.from_pretrained(speech).lineage
     aligned = output / "stages" / "aligned"
     save(model, processor, aligned)
     tasks = {"cross_zero_shot": _ask(model, processor, output, "cross", aligned)}

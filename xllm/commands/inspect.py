@@ -1,5 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""`xllm inspect MODEL`: modalities, parameters, and what each stage trains."""
+"""`xllm inspect MODEL`: modalities, parameters, what each stage trains, and where the parts come from.
+
+Only `config.json` is read: a stage checkpoint can be inspected without its towers.
+"""
 
 import argparse
 import json
@@ -18,7 +21,8 @@ def describe(model) -> dict:
     """What an X-LLM is made of.
 
     Returns:
-        `{"parameters": {part: count}, "modalities": {name: {...}}, "stages": {"2 image": count, ...}, "stage": ...}`.
+        `{"parameters": {part: count}, "modalities": {name: {...}}, "trainable_in_stage": {"2 image": count, ...}, "stage",
+        "towers", "lineage"}`.
     """
     from xllm.modeling_xllm.stage_checkpoints import part_of
     from xllm.training.stages import freeze_for_stage
@@ -43,15 +47,21 @@ def describe(model) -> dict:
     for name in rows:
         stages[f"2 {name}"] = sum(sizes[key] for key in freeze_for_stage(model, 2, [name]))
     stages["3"] = sum(sizes[key] for key in freeze_for_stage(model, 3))
-    return {"stage": model.config.stage, "modalities": rows, "parameters": parameters, "trainable_in_stage": stages}
+    return {
+        "stage": model.config.stage,
+        "towers": model.config.towers,
+        "lineage": model.config.lineage,
+        "modalities": rows,
+        "parameters": parameters,
+        "trainable_in_stage": stages,
+    }
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the description of a model."""
-    from xllm.training.loading import load_checkpoint
+    from xllm.training.loading import load_skeleton
 
-    model, _ = load_checkpoint(args.model)
-    report = describe(model)
+    report = describe(load_skeleton(args.model))
     if args.json:
         sys.stdout.write(json.dumps(report, indent=2) + "\n")
         return 0
@@ -65,5 +75,14 @@ def run(args: argparse.Namespace) -> int:
     lines += ["trained in stage"] + [
         f"  {name:<20} {count:>15,}" for name, count in report["trainable_in_stage"].items()
     ]
+    if report["towers"]:
+        lines.append("not stored here")
+        for part, source in report["towers"].items():
+            lines.append(f"  {part:<20} {source['name_or_path']}@{source.get('revision') or 'unpinned'}")
+    for entry in report["lineage"] or ():
+        what, samples = ", ".join(entry["modalities"]), entry["data"]["samples"]
+        lines.append(
+            f"stage {entry['stage']} of {what}: {samples} samples, {entry['frozen']['tensors']} tensors frozen"
+        )
     sys.stdout.write("\n".join(lines) + "\n")
     return 0

@@ -1,0 +1,142 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Where a checkpoint comes from, and proof that what was frozen has not moved.
+
+`config.lineage` has an entry per stage: the interfaces' fingerprint before ("parent") and after ("weights"), the data's, and
+that of the frozen tensors. An entry's "parent" is the "weights" of the one before, so the chain can be checked; where
+interfaces of several runs were put together, their entries stand one run after the other.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from xllm.processing.chat_parts import part_source
+from xllm.training.sources import Sample
+from xllm.training.stages import frozen_tensors
+
+
+RECEIPT_NAME = "frozen.json"
+PACKAGE = "xllm-transformers"
+
+
+class FrozenTensorError(RuntimeError):
+    """A tensor that was declared frozen has changed."""
+
+
+def _sha256(tensor: torch.Tensor) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _over(hashes: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+
+class FreezeReceipt:
+    """Hashes of every frozen tensor of `model`, taken now; see `frozen_tensors` for what counts.
+
+    Example:
+
+    ```python
+    >>> receipt = FreezeReceipt(model)
+    >>> trainer.train()
+    >>> receipt.check()  # FrozenTensorError if anything moved
+    >>> receipt.write(folder)
+    ```
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.before = self._hashes()
+
+    def _hashes(self) -> dict[str, str]:
+        return {name: _sha256(tensor) for name, tensor in sorted(frozen_tensors(self.model).items())}
+
+    def check(self) -> dict:
+        """Compare with now: `{"tensors": count, "sha256": over names and hashes}`.
+
+        Raises:
+            FrozenTensorError: a tensor has moved, or is no longer frozen; the message names it.
+        """
+        after = self._hashes()
+        moved = sorted(name for name, value in self.before.items() if after.get(name) != value)
+        if moved:
+            some = ", ".join(moved[:3]) + (" ..." if len(moved) > 3 else "")
+            raise FrozenTensorError(
+                f"{len(moved)} frozen tensors have moved, nothing was saved: {some}; only what freeze_for_stage declares may be trained"
+            )
+        return {"tensors": len(after), "sha256": _over(after)}
+
+    def write(self, folder: str | Path) -> Path:
+        """Check, then store the hashes before and after as `frozen.json` in `folder`."""
+        summary = self.check()
+        receipt = {"before": _over(self.before), "after": summary["sha256"], "tensors": self.before}
+        path = Path(folder, RECEIPT_NAME)
+        path.write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
+        return path
+
+
+def interfaces_fingerprint(model: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of all interfaces of an X-LLM."""
+    tensors = model.model.interfaces.state_dict()
+    return _over({name: _sha256(tensor) for name, tensor in tensors.items()})
+
+
+def data_fingerprint(samples: Iterable[Sample]) -> dict:
+    """`{"names", "samples", "sha256"}` of a training set: over its texts and file names, not over the media's bytes.
+
+    Two folders with the same data file have the same fingerprint: of a path only the last part counts.
+    """
+    digest, names, count = hashlib.sha256(), {}, 0
+    for sample in samples:
+        names[sample.source] = None
+        count += 1
+        if sample.messages is None:
+            content = [[_portable(part) for part in sample.media], sample.prompts, sample.answers]
+        else:
+            content = [
+                [message["role"], [_portable(part) for part in message["content"]]] for message in sample.messages
+            ]
+        digest.update(json.dumps(content, ensure_ascii=False).encode() + b"\n")
+    return {"names": [name for name in names if name], "samples": count, "sha256": digest.hexdigest()}
+
+
+def _portable(part: dict) -> list[str]:
+    """A content part as its type and its text or file name."""
+    if part["type"] == "text":
+        return ["text", part["text"]]
+    source = part_source(part)
+    return [part["type"], Path(source).name if isinstance(source, str | Path) else type(source).__name__]
+
+
+def lineage_entry(stage: int, modalities: list[str], parent: str, weights: str, data: dict, frozen: dict) -> dict:
+    """One entry of `config.lineage`; see the module's first lines."""
+    try:
+        package = f"{PACKAGE} {version(PACKAGE)}"
+    except PackageNotFoundError:  # run from a checkout
+        package = PACKAGE
+    return {
+        "stage": stage,
+        "modalities": modalities,
+        "parent": parent,
+        "weights": weights,
+        "data": data,
+        "frozen": frozen,
+        "package": package,
+    }
+
+
+__all__ = [
+    "RECEIPT_NAME",
+    "FreezeReceipt",
+    "FrozenTensorError",
+    "data_fingerprint",
+    "interfaces_fingerprint",
+    "lineage_entry",
+]

@@ -1,0 +1,49 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""`xllm push MODEL REPO [--stage N]`: a stage as one commit with weights, code, processor and card, pinned by the tag stageN.
+
+Towers that came from the Hub are named by id and commit, not stored; those from local folders are. A push that was
+interrupted left the repository as it was: run the same command again.
+"""
+
+import argparse
+import json
+import sys
+
+
+def add_parser(subparsers) -> argparse.ArgumentParser:
+    """Declare the command."""
+    parser = subparsers.add_parser("push", help="publish a stage on the Hub", description=__doc__)
+    parser.add_argument("model", help="folder of a checkpoint, or of a run with several stages")
+    parser.add_argument("repo", help="user/name on the Hub; made if it does not exist")
+    parser.add_argument("--stage", type=int, choices=(0, 1, 2, 3), help="which one (default: the checkpoint's)")
+    parser.add_argument("--revision", default="main", metavar="BRANCH", help="branch to commit to (default: main)")
+    parser.add_argument("--tag", help="name of the tag on the commit (default: stageN)")
+    parser.add_argument("--replace", action="store_true", help="move the tag if it exists")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    parser.add_argument("--license", help="licence of what is stored, for the card, e.g. apache-2.0")
+    parser.add_argument("--results", metavar="FILE", help="measured results for the card (default: results.json)")
+    parser.add_argument("--json", action="store_true", help="print {repo, commit, url} as JSON")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Push, and say how to load it."""
+    from xllm.hub_cards.publish import publish
+
+    commit = publish(
+        args.model,
+        args.repo,
+        stage=args.stage,
+        revision=args.revision,
+        tag=args.tag,
+        replace=args.replace,
+        private=args.private,
+        license=args.license,
+        results=args.results,
+    )
+    if args.json:
+        report = {"repo": args.repo, "commit": commit.oid, "url": commit.commit_url}
+        sys.stdout.write(json.dumps(report) + "\n")
+    else:
+        sys.stdout.write(f"pushed {commit.commit_url}\nask it: xllm chat {args.repo}@{commit.oid[:12]}\n")
+    return 0
