@@ -37,6 +37,7 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token")
 
 # What quantisation spares unless its config has a list of its own; the interfaces are trained, and spared always.
 FLOAT_MODULES = ("model.vision_tower", "model.audio_tower", "model.extra_towers", "lm_head")
+SAMPLES_PER_TENSOR = 64
 
 
 class StageCheckpointError(ValueError):
@@ -160,6 +161,19 @@ def quantize_language_model_only(quantization_config: Any) -> Any:
     return quantization_config
 
 
+def sample_towers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """A few values of each floating-point tensor of the parts that `config.towers` names: enough to see that one has changed."""
+    samples = {}
+    towers = getattr(model.config, "towers", None) or {}
+    for key, value in model.state_dict().items() if towers else ():
+        # A quantised tensor is of a class of its own, one that lies on a disk is "meta".
+        plain = type(value) is torch.Tensor and value.is_floating_point() and value.device.type != "meta"
+        if part_of(key) in towers and plain:
+            flat = value.detach().reshape(-1)
+            samples[key] = flat[:: max(1, len(flat) // SAMPLES_PER_TENSOR)].to("cpu", copy=True)
+    return samples
+
+
 class StageCheckpointMixin:
     """Saves without the parts that `config.towers` names a source for, and puts them back on loading."""
 
@@ -176,9 +190,14 @@ class StageCheckpointMixin:
         """`PreTrainedModel.save_pretrained`, less the parts that `config.towers` names a source for.
 
         A quantised language model that is such a part leaves no trace: its source holds it in full precision.
+
+        Raises:
+            StageCheckpointError: such a part has changed since it was loaded (a merged LoRA, say): its source would bring back
+                what it was.
         """
         if not self.config.towers:
             return super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        self._fail_if_towers_moved()
         state_dict = self.state_dict() if state_dict is None else state_dict
         state_dict = {key: value for key, value in state_dict.items() if part_of(key) not in self.config.towers}
         quantizer, config = getattr(self, "hf_quantizer", None), self.config
@@ -189,6 +208,16 @@ class StageCheckpointMixin:
             super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
         finally:
             self.hf_quantizer, self.config = quantizer, config
+
+    def _fail_if_towers_moved(self) -> None:
+        now = sample_towers(self)
+        for key, before in getattr(self, "_tower_samples", {}).items():
+            if key in now and now[key].dtype == before.dtype and not torch.equal(now[key], before):
+                part = part_of(key)
+                raise StageCheckpointError(
+                    f"{key} has changed since it was loaded, but the checkpoint would name {self.config.towers[part]} as its "
+                    f"source; to store {part} in the checkpoint, call config.towers.pop({part!r}) before saving"
+                )
 
     def save_interfaces(self, save_directory: str | os.PathLike, base: str | None = None, **kwargs) -> None:
         """`save_pretrained` without any frozen part: what no source of `config.towers` holds is named as part of `base`.
@@ -265,10 +294,13 @@ class StageCheckpointMixin:
         kwargs = {**hub, **kwargs}
         if modalities is not None:
             config = config.with_modalities(modalities)
-        if not getattr(config, "towers", None) or path is None or "state_dict" in kwargs:
-            return load(path, *args, config=config, revision=revision or "main", **kwargs)
-        tensors = cls._gather(config, str(path), revision, hub)
-        return load(None, config=config, state_dict=tensors, **kwargs)
+        if getattr(config, "towers", None) and path is not None and "state_dict" not in kwargs:
+            kwargs["state_dict"] = cls._gather(config, str(path), revision, hub)
+            path = revision = None
+        loaded = load(path, *args, config=config, revision=revision or "main", **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # (model, info) with output_loading_info
+        model._tower_samples = sample_towers(model)
+        return loaded
 
     @classmethod
     def _gather(cls, config, path: str, revision: str | None, hub: dict) -> dict[str, torch.Tensor]:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
+from xllm.modeling_xllm.stage_checkpoints import part_of
 from xllm.training.augmentation import Augmentation
 from xllm.training.callbacks import JsonlCallback, ProgressCallback
 from xllm.training.collator import XLLMDataCollator
@@ -243,6 +244,8 @@ def _run(
         task = stage_one_task(model.config, modalities)
         learner = build_stage_one(model, processor, modalities[0], spec.objective)
     trained = freeze_for_stage(learner, stage, modalities, **_switches(spec))
+    for part in {part_of(name) for name in trained} & set(model.config.towers or ()):
+        del model.config.towers[part]  # trained here: it will no longer be what its source holds
     trainer = _make_trainer(learner, processor, prepared, task, folder, seed, progress)
     trainer.train()
     frozen = receipt.check()
@@ -257,7 +260,7 @@ def _run(
     if not trainer.is_world_process_zero():
         return result
     if save:
-        _save(model, processor, folder, trained, receipt)
+        _save(model, processor, folder, receipt)
     if learner is not model:
         learner.save_heads(folder)
     for evaluation in spec.evaluate:
@@ -310,12 +313,8 @@ def _make_trainer(
     return trainer
 
 
-def _save(model, processor, folder: Path, trained: list[str], receipt: FreezeReceipt) -> None:
+def _save(model, processor, folder: Path, receipt: FreezeReceipt) -> None:
     """Write the checkpoint beside the logs, completely or not at all."""
-    towers = model.config.towers or {}
-    moved = [part for part in towers if any(name.startswith(f"model.{part}.") for name in trained)]
-    for part in moved:  # trained here: it no longer is what its source holds
-        del towers[part]
     saving = folder / SAVING
     shutil.rmtree(saving, ignore_errors=True)
     model.save_pretrained(saving)

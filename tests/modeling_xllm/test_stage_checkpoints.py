@@ -69,6 +69,23 @@ def test_the_parts_of_a_whole_x_llm_can_be_the_towers_of_a_stage(tmp_path):
     assert_same_weights(model, XLLMForConditionalGeneration.from_pretrained(tmp_path / "later"))
 
 
+@pytest.mark.parametrize("reload", [False, True])
+def test_a_tower_that_has_changed_is_not_named_as_before(tmp_path, reload):
+    model = XLLMForConditionalGeneration.from_towers(**write_towers(tmp_path))
+    if reload:
+        model.save_pretrained(tmp_path / "stage")
+        model = XLLMForConditionalGeneration.from_pretrained(tmp_path / "stage")
+    merged = "model.language_model.layers.0.attention.query_key_value.weight"
+    with torch.no_grad():
+        model.get_parameter(merged).add_(1e-3)  # what merging a LoRA does
+    with pytest.raises(StageCheckpointError, match=rf"{merged} has changed .* config.towers.pop\('language_model'\)"):
+        model.save_pretrained(tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    model.config.towers.pop("language_model")
+    model.save_pretrained(tmp_path / "merged")
+    assert_same_weights(model, XLLMForConditionalGeneration.from_pretrained(tmp_path / "merged"))
+
+
 def test_a_missing_tower_is_named_and_nothing_is_left_random(tmp_path):
     model = XLLMForConditionalGeneration.from_towers(**write_towers(tmp_path))
     model.save_pretrained(tmp_path / "stage")
