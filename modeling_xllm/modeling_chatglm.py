@@ -31,6 +31,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_chatglm import ChatGLMConfig
 from .generation_chatglm import ChatGLMGenerationMixin, chatglm_positions, prefix_block_ids
 from .language_head import logits_and_loss
+from .padding import real_tokens
 
 
 class ChatGLMRotaryEmbedding(nn.Module):
@@ -255,11 +256,15 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         """
         if inputs_embeds is None:
             inputs_embeds = self._embed(input_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
         position_ids, token_type_ids = self._complete_positions(
             input_ids, inputs_embeds, attention_mask, position_ids, token_type_ids, past_key_values
         )
+        tokens = real_tokens(self, attention_mask, past_key_values, use_cache, kwargs)
+        if tokens is not None:
+            inputs_embeds, attention_mask = tokens.take_states(inputs_embeds), tokens.mask.to(attention_mask.dtype)
+            position_ids, token_type_ids = tokens.take(position_ids), tokens.take(token_type_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
         mask = self._create_mask(inputs_embeds, attention_mask, token_type_ids, past_key_values)
         position_embeddings = self.rotary_emb(position_ids, inputs_embeds.dtype)
         hidden_states = inputs_embeds
@@ -271,9 +276,10 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
                 past_key_values=past_key_values,
                 **kwargs,
             )
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.final_layernorm(hidden_states), past_key_values=past_key_values
-        )
+        hidden_states = self.final_layernorm(hidden_states)
+        if tokens is not None:
+            hidden_states = tokens.put_back(hidden_states)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
     def _embed(self, input_ids: torch.LongTensor | None) -> torch.Tensor:
         if input_ids is None:
@@ -389,6 +395,8 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, ChatGLMGenerationM
             `CausalLMOutputWithPast`: `loss` (mean cross-entropy over the labels, or sum / `num_items_in_batch`) and
             `logits` of shape `(batch_size, positions, vocab_size)`.
         """
+        if self.training and labels is not None and use_cache is None:
+            use_cache = False
         outputs: BaseModelOutputWithPast = self.transformer(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -11,13 +11,11 @@ Legend: B rows of text, L tokens, N items, D width.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import AutoModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
 
@@ -27,27 +25,11 @@ from .configuration_xllm import X2LConfig, XLLMConfig
 from .generation_xllm import XLLMGenerationMixin
 from .language_head import logits_and_loss
 from .media_placement import find_tokens, join_items, place_media
+from .model_outputs import XLLMCausalLMOutputWithPast, XLLMModelOutputWithPast
 from .modeling_chatglm import ChatGLMModel, chatglm_positions
 from .modeling_encoders import FeatureGetters, XLLMEncoderModel, XLLMPreTrainedModel, is_trainable
+from .padding import real_tokens
 from .x2l_interfaces import X2LOutput
-
-
-@dataclass
-class XLLMModelOutputWithPast(BaseModelOutputWithPast):
-    """Output of the language model without its head, and what each modality became.
-
-    Args:
-        modality_features (`dict[str, X2LOutput]`, *optional*): per modality given in this call.
-    """
-
-    modality_features: dict | None = None
-
-
-@dataclass
-class XLLMCausalLMOutputWithPast(CausalLMOutputWithPast):
-    """`logits (B, L or logits_to_keep, vocab)`, `loss` when labels are given, and `modality_features` as above."""
-
-    modality_features: dict | None = None
 
 
 class XLLMModel(XLLMEncoderModel):
@@ -236,6 +218,11 @@ class XLLMModel(XLLMEncoderModel):
         positions = {name: value for name, value in positions.items() if value is not None}
         if position_ids is None:
             positions = {**self.positions(input_ids, attention_mask, past_length), **positions}
+        use_cache = False if self.training and use_cache is None else use_cache
+        tokens = real_tokens(self, attention_mask, past_key_values, use_cache, kwargs) if positions else None
+        if tokens is not None:
+            inputs_embeds, attention_mask = tokens.take_states(inputs_embeds), tokens.mask.to(attention_mask.dtype)
+            positions = {name: tokens.take(value) for name, value in positions.items()}
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -244,6 +231,8 @@ class XLLMModel(XLLMEncoderModel):
             **positions,
             **kwargs,
         )
+        if tokens is not None:
+            outputs.last_hidden_state = tokens.put_back(outputs.last_hidden_state)
         return XLLMModelOutputWithPast(**outputs, modality_features=features)
 
 
