@@ -6,32 +6,33 @@ OUTPUT ?= outputs/demo
 
 .PHONY: demo test conformance check style bench
 
-$(BIN)/xllm: pyproject.toml setup.py
+# The demo needs less than the tests; what only these need says much on standard error when it is imported.
+$(VENV)/.installed-%: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -e ".[dev]"
+	$(BIN)/pip install --quiet -e ".[$*]"
 	touch $@
 
-demo: $(BIN)/xllm  ## the main job: three stages over image, speech and video, then questions
+demo: $(VENV)/.installed-demo  ## the main job: three stages over image, speech and video, then questions
 	$(BIN)/xllm demo --output $(OUTPUT)
 
-test: $(BIN)/xllm  ## lint and every test, slow ones and transformers' own suites too
+test: $(VENV)/.installed-dev  ## lint and every test, slow ones and transformers' own suites too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python tests/conformance/suites.py
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile --timeout 900
 
-conformance: $(BIN)/xllm  ## transformers' own common test suites on our classes (RUN_SLOW=1 for its slow tests)
+conformance: $(VENV)/.installed-dev  ## transformers' own common test suites on our classes (RUN_SLOW=1 for its slow tests)
 	$(BIN)/python tests/conformance/suites.py
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest tests/conformance -n 2 --dist loadfile --timeout 900
 
-check: $(BIN)/xllm  ## lint and the quick tests
+check: $(VENV)/.installed-dev  ## lint and the quick tests
 	$(BIN)/ruff check .
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow" -n 2 --ignore tests/conformance
 
-style: $(BIN)/xllm
+style: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(BIN)/xllm  ## ratios against peers in the same run
+bench: $(VENV)/.installed-dev  ## ratios against peers in the same run
 	for file in benchmarks/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$file || exit 1; done

@@ -88,17 +88,23 @@ def decode(batch: int, device: str, context: int = 256, steps: int = 16) -> Call
     return run
 
 
-def training_step(batch: int, length: int, device: str) -> Callable:
-    """Loss of the answers and its gradient to the embeddings; the model is frozen, in train mode."""
-    ids = prompts(batch, length, device, ANSWER)
+def training_step(batch: int, length: int, device: str, padding: int = 0) -> Callable:
+    """Loss of the answers and its gradient to the embeddings; the model is frozen, in train mode.
+
+    The last `padding` of the `length` tokens are padding, as in the authors' samples of fixed length.
+    """
+    ids = prompts(batch, length - padding, device, ANSWER)
     labels = ids.clone()
-    labels[:, : length - ANSWER] = -100
+    labels[:, : length - padding - ANSWER] = -100
+    mask = torch.nn.functional.pad(torch.ones_like(ids), (0, padding))
+    ids, labels = (torch.nn.functional.pad(tensor, (0, padding), value=-100) for tensor in (ids, labels))
+    ids = ids.clamp(min=0)
 
     def run(model: PreTrainedModel) -> None:
         embeds = model.get_input_embeddings()(ids).requires_grad_(True)
         inputs = {"input_ids": ids} if isinstance(model, ChatGLMForConditionalGeneration) else {}
         model.train()
-        model(inputs_embeds=embeds, labels=labels, use_cache=False, **inputs).loss.backward()
+        model(inputs_embeds=embeds, attention_mask=mask, labels=labels, use_cache=False, **inputs).loss.backward()
         model.eval()
 
     return run
@@ -202,6 +208,7 @@ def main() -> None:
         "decode B1": lambda: compare(decode(1, device), models, arguments.repetitions),
         "decode B8": lambda: compare(decode(8, device), models, arguments.repetitions),
         "training step B4 L232": lambda: compare(training_step(4, 232, device), models, arguments.repetitions),
+        "padded training step B4": lambda: compare(training_step(4, 232, device, 107), models, arguments.repetitions),
     }
     if device == "cpu":
         measurements["memory of a training step B8 L232"] = lambda: training_memory(arguments.threads)
