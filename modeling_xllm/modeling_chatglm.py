@@ -25,13 +25,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.import_utils import torch_compilable_check
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_chatglm import ChatGLMConfig
 from .generation_chatglm import ChatGLMGenerationMixin, chatglm_positions, prefix_block_ids
 from .language_head import logits_and_loss
 from .padding import real_tokens
+from .token_embedding import embed_tokens
 
 
 class ChatGLMRotaryEmbedding(nn.Module):
@@ -284,16 +284,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
     def _embed(self, input_ids: torch.LongTensor | None) -> torch.Tensor:
         if input_ids is None:
             raise ValueError("give input_ids or inputs_embeds, got neither")
-        rows = self.word_embeddings.num_embeddings
-        if input_ids.shape[1] > 1:  # single tokens come from our own logits; the check would stall each decoding step
-            torch_compilable_check(
-                ((input_ids >= 0) & (input_ids < rows)).all(),
-                lambda: (
-                    f"input_ids must lie in 0..{rows - 1}, got {int(input_ids.min())}..{int(input_ids.max())}: the "
-                    "tokenizer is not this model's (two vocabularies were published, 130528 and 150528)"
-                ),
-            )
-        return self.word_embeddings(input_ids)
+        return embed_tokens(self.word_embeddings, input_ids)
 
     def _complete_positions(
         self,

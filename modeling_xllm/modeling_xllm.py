@@ -29,6 +29,7 @@ from .model_outputs import XLLMCausalLMOutputWithPast, XLLMModelOutputWithPast
 from .modeling_chatglm import ChatGLMModel, chatglm_positions
 from .modeling_encoders import FeatureGetters, XLLMEncoderModel, XLLMPreTrainedModel, is_trainable
 from .padding import real_tokens
+from .token_embedding import embed_tokens
 from .x2l_interfaces import X2LOutput
 
 
@@ -160,7 +161,7 @@ class XLLMModel(XLLMEncoderModel):
                 lambda: f"input_ids hold {int(placeholders.sum())} placeholder tokens but no media is given",
             )
         if inputs_embeds is None:  # placeholder ids never reach the embedding as themselves
-            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(placeholders, 0))
+            inputs_embeds = embed_tokens(self.get_input_embeddings(), input_ids.masked_fill(placeholders, 0))
         if media_embeds is not None:
             inputs_embeds = torch.where(placeholders[..., None], media_embeds.to(inputs_embeds), inputs_embeds)
         return inputs_embeds, attention_mask, features

@@ -229,6 +229,12 @@ def test_a_text_only_batch_can_be_trained_on(model):
     assert all(p.grad is not None and not p.grad.any() for p in model.model.interfaces.parameters())
 
 
+@pytest.mark.parametrize("wrong", [-1, 5000])
+def test_ids_of_another_vocabulary_are_named(model, wrong):
+    with pytest.raises(ValueError, match=rf"input_ids must lie in 0..119, got .*{wrong}.*tokenizer"):
+        model(input_ids=torch.tensor([prompt([*TEXT, wrong])]))
+
+
 def test_placeholders_are_no_targets(model):
     batch = batch_of(mixed_rows())
     ids = batch["input_ids"]
