@@ -36,7 +36,8 @@ class ChatDataset(Dataset):
         weights (`list[float]`, *optional*): how often each source's samples come per epoch, on average; default 1.
         augmentation (`Augmentation`, *optional*): of waveforms and pictures; that of features is the collator's.
         on_error (`str`): "raise" a `MediaError`, or "skip" the sample: the next good one takes its place.
-        cache_media (`bool`): keep decoded media in memory (once per worker).
+        cache_media (`bool` or `dict`): keep decoded media in memory (once per worker); a dict is shared by the data sets that
+            get it, of one processor.
         seed (`int`): of prompts, captions, augmentation and of which samples a fractional weight takes.
     """
 
@@ -47,7 +48,7 @@ class ChatDataset(Dataset):
         weights: Sequence[float] | None = None,
         augmentation: Augmentation | None = None,
         on_error: str = "raise",
-        cache_media: bool = False,
+        cache_media: bool | dict = False,
         seed: int = 0,
     ):
         weights = [1.0] * len(sources) if weights is None else list(weights)
@@ -61,7 +62,9 @@ class ChatDataset(Dataset):
         self.augmentation = augmentation
         self.on_error = on_error
         self.seed = seed
-        self.cache: dict[str, Any] | None = {} if cache_media else None
+        self.cache: dict[str, Any] | None = {} if cache_media is True else None
+        if isinstance(cache_media, dict):
+            self.cache = cache_media
         self._bounds = np.cumsum([0, *(len(source) for source in sources)])
         self._weights = weights
         # Shared between workers, so that the log can count what any of them has left out.

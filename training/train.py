@@ -128,7 +128,8 @@ def _prepare_all(recipe, overrides) -> tuple[Recipe, Any, Any, list[_Prepared]]:
         _check_folder(Path(recipe.output_dir).expanduser() / stage.folder)
     set_seed(recipe.seed)
     model, processor = _open_model(recipe)
-    return recipe, model, processor, [_prepare(model, processor, stage, recipe.seed) for stage in recipe.stages]
+    media = {}  # what one stage has decoded the next need not
+    return recipe, model, processor, [_prepare(model, processor, stage, recipe.seed, media) for stage in recipe.stages]
 
 
 def run_stage(
@@ -176,7 +177,7 @@ def _open_model(recipe: Recipe):
     return model, processor
 
 
-def _prepare(model, processor, spec: StageSpec, seed: int) -> _Prepared:
+def _prepare(model, processor, spec: StageSpec, seed: int, media: dict | None = None) -> _Prepared:
     """Check a stage against model and data; nothing is trained or written."""
     stage = resolve_stage(spec.stage)
     modalities = resolve_modalities(model.config, spec.modalities)
@@ -188,7 +189,7 @@ def _prepare(model, processor, spec: StageSpec, seed: int) -> _Prepared:
     _check_init_from(model.config, spec)
     augmentation = Augmentation.from_spec(spec.data.augment)
     common = {"processor": processor, "modalities": modalities, "on_error": spec.data.on_error, "seed": seed}
-    common["cache_media"] = spec.data.cache_media
+    common["cache_media"] = spec.data.cache_media and (True if media is None else media)
     train_set = ChatDataset.from_specs(spec.data.train, augmentation=augmentation, **common)
     eval_set = ChatDataset.from_specs(spec.data.eval, **common) if spec.data.eval else None
     for evaluation in spec.evaluate:

@@ -57,6 +57,10 @@ def test_cached_media_are_read_once(tiny_processor, media, tmp_path):
     first = data[0]["messages"][0]["content"][0]["audio"]
     copy.unlink()
     assert np.array_equal(data[0]["messages"][0]["content"][0]["audio"], first)
+    other = ChatDataset([[audio(tmp_path, "low")]], tiny_processor, cache_media=data.cache)
+    assert np.array_equal(other[0]["messages"][0]["content"][0]["audio"], first)
+    with pytest.raises(MediaError):
+        ChatDataset([[audio(tmp_path, "low")]], tiny_processor, cache_media={})[0]
 
 
 def test_the_authors_features_reach_the_model(tiny_processor, media):
