@@ -10,7 +10,7 @@ OUTPUT ?= outputs/demo
 $(VENV)/.installed-%: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -e ".[$*]"
+	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet -e ".[$*]"
 	touch $@
 
 demo: $(VENV)/.installed-demo  ## the main job: three stages over image, speech and video, then questions
