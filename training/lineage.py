@@ -54,6 +54,7 @@ class FreezeReceipt:
     def __init__(self, model: nn.Module):
         self.model = model
         self.before = self._hashes()
+        self.checked: dict | None = None
 
     def _hashes(self) -> dict[str, str]:
         return {name: _sha256(tensor) for name, tensor in sorted(frozen_tensors(self.model).items())}
@@ -71,12 +72,13 @@ class FreezeReceipt:
             raise FrozenTensorError(
                 f"{len(moved)} frozen tensors have moved, nothing was saved: {some}; only what freeze_for_stage declares may be trained"
             )
-        return {"tensors": len(after), "sha256": _over(after)}
+        self.checked = {"tensors": len(after), "sha256": _over(after)}
+        return self.checked
 
     def write(self, folder: str | Path) -> Path:
-        """Check, then store the hashes before and after as `frozen.json` in `folder`."""
-        summary = self.check()
-        receipt = {"before": _over(self.before), "after": summary["sha256"], "tensors": self.before}
+        """Store the hashes before and after, as last checked (a large model is not hashed twice), as `frozen.json`."""
+        checked = self.checked or self.check()
+        receipt = {"before": _over(self.before), "after": checked["sha256"], "tensors": self.before}
         path = Path(folder, RECEIPT_NAME)
         path.write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
         return path

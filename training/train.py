@@ -248,6 +248,7 @@ def _run(
     for part in {part_of(name) for name in trained} & set(model.config.towers or ()):
         del model.config.towers[part]  # trained here: it will no longer be what its source holds
     trainer = _make_trainer(learner, processor, prepared, task, folder, seed, progress)
+    trainer.receipt = receipt
     trainer.train()
     frozen = receipt.check()
     learner.eval()

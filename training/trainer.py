@@ -24,10 +24,10 @@ class XLLMTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._sums: dict[str, list[float]] = {}
         self._logits: torch.Tensor | None = None
-        self.receipt: FreezeReceipt | None = None
+        self.receipt: FreezeReceipt | None = None  # made when training starts, unless one is given
 
     def train(self, *args, **kwargs):
-        self.receipt = FreezeReceipt(self.model)
+        self.receipt = self.receipt or FreezeReceipt(self.model)
         head = self.model.get_output_embeddings()
         if head is None:
             return super().train(*args, **kwargs)

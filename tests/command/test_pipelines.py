@@ -7,17 +7,9 @@ from PIL import Image
 from transformers import pipeline
 
 from xllm import XLLMForConditionalGeneration
-from xllm.cli import main
 
 
 GENERATE = {"max_new_tokens": 6, "do_sample": False}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pipeline") / "model"
-    assert main(["init", str(folder), "--preset", "tiny"]) == 0
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

@@ -22,13 +22,6 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("serve") / "model"
-    assert main(["init", str(folder), "--preset", "tiny"]) == 0
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
 def media(tmp_path_factory):
     folder = tmp_path_factory.mktemp("media")
     Image.new("RGB", (40, 30), (255, 0, 0)).save(folder / "red.png")
