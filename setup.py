@@ -5,11 +5,15 @@ from setuptools import setup
 
 PACKAGES = {
     "xllm": "xllm",
+    "xllm.assembly": "xllm/assembly",
     "xllm.commands": "xllm/commands",
+    "xllm.demo": "xllm/demo",
     "xllm.modeling_xllm": "modeling_xllm",
+    "xllm.modeling_xllm.composition": "modeling_xllm/composition",
+    "xllm.modeling_xllm.conversion": "modeling_xllm/conversion",
+    "xllm.modeling_xllm.stage1": "modeling_xllm/stage1",
     "xllm.processing": "processing",
     "xllm.training": "training",
-    "xllm.training.demo": "training/demo",
     "xllm.training.recipes": "training/recipes",
     "xllm.hub_cards": "hub_cards",
 }

@@ -21,10 +21,10 @@ import torch
 from transformers import Blip2QFormerConfig, LlamaConfig
 from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 
-from xllm.modeling_xllm.configuration_qformer_pretraining import QFormerPreTrainingConfig
 from xllm.modeling_xllm.configuration_xllm import X2LConfig
-from xllm.modeling_xllm.modeling_qformer_pretraining import XLLMForQFormerPreTraining
-from xllm.modeling_xllm.qformer_objectives import retrieval_recall
+from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
+from xllm.modeling_xllm.stage1.modeling_qformer_pretraining import XLLMForQFormerPreTraining
+from xllm.modeling_xllm.stage1.qformer_objectives import retrieval_recall
 
 
 SIZE, PATCH, FRAMES = 32, 8, 3

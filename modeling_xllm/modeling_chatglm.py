@@ -30,7 +30,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_chatglm import ChatGLMConfig
 from .generation_chatglm import ChatGLMGenerationMixin, chatglm_positions, prefix_block_ids
 from .language_head import logits_and_loss
-from .padding import real_tokens
+from .real_tokens import real_tokens
 from .token_embedding import embed_tokens
 
 

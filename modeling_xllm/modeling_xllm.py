@@ -10,6 +10,7 @@ any mixture are exact (there, one row at a time).
 Legend: B rows of text, L tokens, N items, D width.
 """
 
+import importlib
 from collections.abc import Iterable
 
 import torch
@@ -19,7 +20,6 @@ from transformers.cache_utils import Cache
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
 
-from .composition import compose_config, compose_tensors
 from .configuration_chatglm import ChatGLMConfig
 from .configuration_xllm import X2LConfig, XLLMConfig
 from .generation_xllm import XLLMGenerationMixin
@@ -28,7 +28,7 @@ from .media_placement import find_tokens, join_items, place_media
 from .model_outputs import XLLMCausalLMOutputWithPast, XLLMModelOutputWithPast
 from .modeling_chatglm import ChatGLMModel, chatglm_positions
 from .modeling_encoders import FeatureGetters, XLLMEncoderModel, XLLMPreTrainedModel, is_trainable
-from .padding import real_tokens
+from .real_tokens import real_tokens
 from .token_embedding import embed_tokens
 from .x2l_interfaces import X2LOutput
 
@@ -281,9 +281,11 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
             StageCheckpointError, ConversionError: a source cannot be had, or its tensors are not those that are needed.
             ValueError: an interface cannot start from what is named.
         """
-        interfaces = dict(interfaces or {})
-        config = compose_config(language_model, dict(encoders or {}), interfaces, modalities, **config_fields)
-        tensors = compose_tensors(config, dict(encoders or {}), interfaces)
+        try:  # composing does not travel with a checkpoint's code
+            towers = importlib.import_module("xllm.modeling_xllm.composition.towers")
+        except ImportError as error:
+            raise ImportError("from_towers needs the package: pip install xllm-transformers") from error
+        config, tensors = towers.compose(language_model, encoders, interfaces, modalities, **config_fields)
         cls.check_towers(config, tensors)
         return cls.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
 

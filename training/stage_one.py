@@ -7,10 +7,10 @@ heads are new.
 
 from copy import deepcopy
 
-from xllm.modeling_xllm.configuration_qformer_pretraining import QFormerPreTrainingConfig
-from xllm.modeling_xllm.configuration_speech_recognition import SpeechRecognitionConfig
-from xllm.modeling_xllm.modeling_qformer_pretraining import XLLMForQFormerPreTraining
-from xllm.modeling_xllm.modeling_speech_recognition import XLLMForSpeechRecognition
+from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
+from xllm.modeling_xllm.stage1.configuration_speech_recognition import SpeechRecognitionConfig
+from xllm.modeling_xllm.stage1.modeling_qformer_pretraining import XLLMForQFormerPreTraining
+from xllm.modeling_xllm.stage1.modeling_speech_recognition import XLLMForSpeechRecognition
 from xllm.training.collator import text_ids
 from xllm.training.stages import StageError
 from xllm.training.strict import nearest

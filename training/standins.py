@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
 
+from xllm.assembly.presets import build_processor
+from xllm.assembly.tiny_tokenizer import train_sentencepiece
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig, default_modalities
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
 from xllm.processing.feature_extraction_xllm import XLLMFeatureExtractor
 from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
-from xllm.training.presets import build_processor
 from xllm.training.strict import RecipeError, build, nearest
-from xllm.training.tiny_tokenizer import train_sentencepiece
 
 
 SPECIAL_IDS = ("mask_token_id", "gmask_token_id", "bos_token_id", "eos_token_id", "pad_token_id")

@@ -168,7 +168,7 @@ def _open_model(recipe: Recipe):
         from xllm.training.standins import build_standin
 
         return build_standin(recipe.init, recipe.source)
-    from xllm.training.loading import load_checkpoint
+    from xllm.assembly.opening import load_checkpoint
 
     model, processor = load_checkpoint(recipe.model)
     for tower in (model.config.towers or {}).values():

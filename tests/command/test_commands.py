@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 import xllm
+from xllm.assembly.opening import load_checkpoint
 from xllm.cli import build_parser, main
 from xllm.commands.chat import Chat
-from xllm.training.loading import load_checkpoint
 
 
 @pytest.fixture(scope="module")

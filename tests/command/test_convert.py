@@ -25,8 +25,8 @@ from xllm import (
     XLLMForQFormerPreTraining,
 )
 from xllm.cli import main
-from xllm.modeling_xllm.conversion import ConversionError, convert
-from xllm.modeling_xllm.conversion_sizes import Shapes, published_rows
+from xllm.modeling_xllm.conversion.convert import ConversionError, convert
+from xllm.modeling_xllm.conversion.sizes import Shapes, published_rows
 from xllm.modeling_xllm.modeling_encoders import XLLMEncoderModel
 from xllm.modeling_xllm.stage_checkpoints import StageCheckpointError
 

@@ -19,11 +19,11 @@ from xllm import (
     X2LConfig,
     XLLMForConditionalGeneration,
 )
+from xllm.assembly.tiny_tokenizer import train_sentencepiece
 from xllm.cli import main
 from xllm.modeling_xllm.configuration_xllm import default_modalities
-from xllm.modeling_xllm.conversion import convert
+from xllm.modeling_xllm.conversion.convert import convert
 from xllm.modeling_xllm.modeling_encoders import XLLMEncoderModel
-from xllm.training.tiny_tokenizer import train_sentencepiece
 
 
 def write_blip2(folder, change=None):

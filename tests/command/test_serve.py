@@ -10,9 +10,9 @@ import pytest
 from media_files import grey_frames, sine, write_video, write_wav
 from PIL import Image
 
+from xllm.assembly.opening import load_checkpoint
 from xllm.cli import build_parser, main
 from xllm.serving import PythonDecodeStream, XLLMServe
-from xllm.training.loading import load_checkpoint
 
 
 def free_port() -> int:

@@ -9,8 +9,8 @@ from conformance.xllm_testers import ChatGLMTester, XLLMTester
 
 from xllm import ChatGLMConfig, X2LConfig, XLLMConfig
 from xllm.modeling_xllm.configuration_cformer import CFormerConfig
-from xllm.modeling_xllm.configuration_qformer_pretraining import QFormerPreTrainingConfig
-from xllm.modeling_xllm.configuration_speech_recognition import SpeechRecognitionConfig
+from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
+from xllm.modeling_xllm.stage1.configuration_speech_recognition import SpeechRecognitionConfig
 
 
 suite = import_suite("test_configuration_common")

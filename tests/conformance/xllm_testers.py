@@ -7,8 +7,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from xllm import ChatGLMConfig, ChatGLMTokenizer, XLLMConfig
+from xllm.assembly.tiny_tokenizer import train_sentencepiece
 from xllm.processing.processing_xllm import add_placeholder_tokens
-from xllm.training.tiny_tokenizer import train_sentencepiece
 
 
 # The suites fill rows up with ids below 5, which must be words, and cut the last 15 ids off the vocabulary.

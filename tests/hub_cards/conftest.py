@@ -8,8 +8,8 @@ from hub_server import WRITER, HubServer
 from huggingface_hub import constants
 
 from xllm import XLLMForConditionalGeneration, XLLMProcessor
+from xllm.assembly.presets import build_tiny
 from xllm.hub_cards.publish import publish
-from xllm.training.presets import build_tiny
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from safetensors import safe_open
 from transformers import AutoModel
 
 from xllm import XLLMForConditionalGeneration
+from xllm.assembly.opening import CheckpointError, load_checkpoint
 from xllm.cli import main
 from xllm.hub_cards.publish import PublishError, check_files, find_stage, publish
 from xllm.modeling_xllm.stage_checkpoints import StageCheckpointError
-from xllm.training.loading import CheckpointError, load_checkpoint
 
 
 REPO = "user/tiny"

@@ -13,9 +13,9 @@ import venv
 import numpy as np
 import pytest
 
+from xllm.assembly.opening import load_checkpoint
 from xllm.hub_cards.publish import publish
 from xllm.hub_cards.remote_code import code_files, export_code
-from xllm.training.loading import load_checkpoint
 
 
 CHAT = """

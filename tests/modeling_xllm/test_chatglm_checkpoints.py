@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from xllm import ChatGLMConfig, ChatGLMForConditionalGeneration, ChatGLMTokenizer
+from xllm.assembly.tiny_tokenizer import train_sentencepiece
 from xllm.modeling_xllm.chatglm_checkpoints import save_thudm_checkpoint
 from xllm.modeling_xllm.modeling_chatglm import chatglm_positions
-from xllm.training.tiny_tokenizer import train_sentencepiece
 
 
 PARITY = Path(__file__).resolve().parents[3] / "shared" / "parity" / "chatglm_tiny"

@@ -26,9 +26,9 @@ from transformers import (
 )
 from transformers.models.fun_asr_nano.configuration_fun_asr_nano import FunAsrNanoEncoderConfig
 
+from xllm.assembly.opening import load_checkpoint
+from xllm.assembly.presets import Towers, compose
 from xllm.modeling_xllm.speech_encoders import encode_sequences, speech_input
-from xllm.training.loading import load_checkpoint
-from xllm.training.presets import Towers, compose
 
 
 LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

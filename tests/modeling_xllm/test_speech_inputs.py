@@ -11,7 +11,7 @@ from processor_parts import small_processor
 from xllm import XLLMForSpeechRecognition
 from xllm.modeling_xllm.cformer import CFormer
 from xllm.modeling_xllm.configuration_cformer import CFormerConfig
-from xllm.modeling_xllm.configuration_speech_recognition import SpeechRecognitionConfig
+from xllm.modeling_xllm.stage1.configuration_speech_recognition import SpeechRecognitionConfig
 
 
 def recogniser() -> XLLMForSpeechRecognition:

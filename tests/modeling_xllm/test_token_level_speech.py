@@ -7,7 +7,7 @@ import torch
 
 from xllm import X2LConfig, XLLMForConditionalGeneration
 from xllm.modeling_xllm.configuration_cformer import CFormerConfig
-from xllm.modeling_xllm.configuration_speech_recognition import SpeechRecognitionConfig
+from xllm.modeling_xllm.stage1.configuration_speech_recognition import SpeechRecognitionConfig
 
 
 WIDTH = 16

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoTokenizer
 
 from xllm import ChatGLMTokenizer
+from xllm.assembly.tiny_tokenizer import train_sentencepiece
 from xllm.processing.tokenization_chatglm import append_pieces
-from xllm.training.tiny_tokenizer import train_sentencepiece
 
 
 SENTENCES = [

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xllm.training.loading import load_checkpoint
-from xllm.training.presets import build_tiny
+from xllm.assembly.opening import load_checkpoint
+from xllm.assembly.presets import build_tiny
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from xllm import X2LConfig, XLLMConfig, XLLMForConditionalGeneration
+from xllm.assembly.presets import build_processor, tiny_config
 from xllm.processing.media import MediaError
 from xllm.training.augmentation import Augmentation, Shift
 from xllm.training.collator import XLLMDataCollator
 from xllm.training.data import ChatDataset
-from xllm.training.presets import build_processor, tiny_config
 from xllm.training.recipe import RecipeError, SourceSpec
 from xllm.training.sources import DataError, Sample
 

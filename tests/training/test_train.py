@@ -11,10 +11,10 @@ from PIL import Image
 from transformers import Trainer, TrainingArguments
 
 from xllm import XLLMForConditionalGeneration, XLLMProcessor
+from xllm.assembly.opening import CheckpointError, load_checkpoint
 from xllm.training import train as train_module
 from xllm.training.callbacks import ProgressCallback, format_seconds
 from xllm.training.collator import XLLMDataCollator
-from xllm.training.loading import CheckpointError, load_checkpoint
 from xllm.training.plots import loss_curves
 from xllm.training.recipe import RecipeError
 from xllm.training.sources import DataError

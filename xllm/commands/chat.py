@@ -104,7 +104,7 @@ class Chat:
 
 def run(args: argparse.Namespace) -> int:
     """One question, or a conversation over standard input."""
-    from xllm.training.loading import load_checkpoint
+    from xllm.assembly.opening import load_checkpoint
 
     chat = Chat(*load_checkpoint(args.model), args)
     if args.question is not None:

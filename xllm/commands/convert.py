@@ -31,10 +31,10 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Write the folder."""
     from xllm.modeling_xllm.configuration_xllm import XLLMConfig
-    from xllm.modeling_xllm.conversion import convert, is_pth
-    from xllm.modeling_xllm.conversion_folders import convert_folder
-    from xllm.modeling_xllm.conversion_names import LAYOUTS
-    from xllm.modeling_xllm.conversion_output import summarize, write_over, write_parts
+    from xllm.modeling_xllm.conversion.convert import convert, is_pth
+    from xllm.modeling_xllm.conversion.folders import convert_folder
+    from xllm.modeling_xllm.conversion.layouts import LAYOUTS
+    from xllm.modeling_xllm.conversion.output import summarize, write_over, write_parts
 
     if args.kind is not None and args.kind not in LAYOUTS:
         raise ValueError(f"--kind {args.kind}: expected one of {', '.join(LAYOUTS)}")
@@ -56,8 +56,8 @@ def _convert_language_model(source: str, output: str) -> dict | None:
     """Write a ChatGLM (THUDM's shards and tokenizer) as safetensors; None if `source` is something else."""
     from transformers import AutoTokenizer
 
-    from xllm.modeling_xllm.composition import published_config, split_source
-    from xllm.modeling_xllm.conversion_output import new_folder
+    from xllm.modeling_xllm.composition.towers import published_config, split_source
+    from xllm.modeling_xllm.conversion.output import new_folder
     from xllm.modeling_xllm.modeling_chatglm import ChatGLMForConditionalGeneration
     from xllm.modeling_xllm.stage_checkpoints import load_whole
 

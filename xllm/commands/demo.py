@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     import json
     import sys
 
-    from xllm.training.demo.run import format_table, run_demo
+    from xllm.demo.run import format_table, run_demo
 
     results = run_demo(args.output, seed=args.seed)
     sys.stdout.write(json.dumps(results, indent=2) + "\n" if args.json else format_table(results) + "\n")

@@ -45,8 +45,8 @@ def _columns(pairs: list[str], option: str) -> dict[str, list[str]]:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
+    from xllm.assembly.opening import load_checkpoint
     from xllm.training.evaluation import check_evaluation, run_evaluation
-    from xllm.training.loading import load_checkpoint
     from xllm.training.recipe import EvaluationSpec, SourceSpec
 
     modality = args.modality or ("speech" if args.task == "asr" else None)

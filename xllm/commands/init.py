@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the checkpoint folder."""
     from transformers import set_seed
 
-    from xllm.training import presets
+    from xllm.assembly import presets
 
     output = Path(args.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

@@ -59,7 +59,7 @@ def describe(model) -> dict:
 
 def run(args: argparse.Namespace) -> int:
     """Print the description of a model."""
-    from xllm.training.loading import load_skeleton
+    from xllm.assembly.opening import load_skeleton
 
     report = describe(load_skeleton(args.model))
     if args.json:

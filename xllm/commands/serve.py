@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from safetensors import SafetensorError
     from transformers.utils.import_utils import is_serve_available
 
-    from xllm.training.loading import CheckpointError, open_config
+    from xllm.assembly.opening import CheckpointError, open_config
 
     if not is_serve_available():
         raise ImportError("the server needs openai, fastapi and uvicorn: pip install 'xllm-transformers[serve]'")

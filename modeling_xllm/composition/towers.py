@@ -1,0 +1,326 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""A new X-LLM from published towers: `XLLMForConditionalGeneration.from_towers` is built of these functions.
+
+One BLIP-2 repository (e.g. Salesforce/blip2-opt-6.7b) gives the image encoder with its norm, the Q-Former, the query
+tokens and, where the widths agree, the I-Adapter; a BERT gives the C-Former's transformer; a causal LM its weights and
+head. A `.pth` file of LAVIS or of the authors (`conversion`), or a folder that `xllm convert` or a stage has written, gives
+what it holds. Without a language model, the interfaces' own is taken, with their encoders: parts of several runs in one model.
+"""
+
+import torch
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
+
+from xllm.modeling_xllm.configuration_chatglm import ChatGLMConfig
+from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig, default_modalities
+from xllm.modeling_xllm.conversion.convert import (
+    LN_VISION,
+    check_shapes,
+    is_pth,
+    open_published,
+    reference_shapes,
+)
+from xllm.modeling_xllm.conversion.sizes import published_rows, vision_config
+from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
+from xllm.modeling_xllm.stage_checkpoints import (
+    StageCheckpointError,
+    load_whole,
+    pinned_revision,
+    read_tensors,
+    read_tower,
+    resolve_source,
+    split_source,
+)
+
+
+BERT_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+)
+# What a BERT may hold beside its encoder.
+BERT_HEADS = r"(bert\.)?(cls\..+|pooler\..+|embeddings\.position_ids)"
+# BLIP-2's names in transformers, and what follows `model.interfaces.<modality>.` here.
+BLIP2_NAMES = {
+    "qformer.": "converter.qformer.",
+    "query_tokens": "converter.query_tokens",
+    "language_projection.": "adapter.",
+}
+# Field of XLLMConfig for each tower that HF names; others go to `extra_encoders`.
+TOWER_FIELDS = {"vision": "vision_config", "audio": "audio_config"}
+
+
+def published_config(source: str) -> PreTrainedConfig:
+    """Config of the model in folder or repository `source`."""
+    name, revision = split_source(source)
+    try:
+        values = PreTrainedConfig.get_config_dict(name, revision=revision)[0]
+        for own in (ChatGLMConfig, XLLMConfig, QFormerPreTrainingConfig):  # as remote code, not registered
+            if values.get("model_type") == own.model_type:
+                return own.from_dict(values)
+        return AutoConfig.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise StageCheckpointError(f"cannot read the config of {source}: {error}") from error
+
+
+def encoder_config(source: str, name: str = "vision") -> PreTrainedConfig:
+    """Config of the encoder inside `source`: the tower's own, a BLIP-2's vision part, the encoder of a speech model.
+
+    Of an X-LLM, the tower called `name`; of a `.pth` file, the sizes of the ViT in it.
+    """
+    if is_pth(source):
+        return vision_config(open_published(source).shapes)
+    config = published_config(source)
+    if isinstance(config, XLLMConfig):
+        return config.encoder_config(name)
+    for field in ("vision_config", "encoder_config", "audio_config"):
+        if field in config.sub_configs:
+            return getattr(config, field)
+    return config
+
+
+def by_tower(encoders: dict[str, str], rows: dict[str, X2LConfig]) -> dict[str, str]:
+    """Sources by tower, where some are given by the modality that reads the tower ("speech" for "audio").
+
+    Raises:
+        ValueError: no modality reads a tower that is named.
+    """
+    sources = {(rows[key].encoder or key) if key in rows else key: source for key, source in encoders.items()}
+    if unused := set(sources) - {row.encoder for row in rows.values()}:
+        raise ValueError(f"encoders: no modality reads {', '.join(sorted(unused))}; the rows are {', '.join(rows)}")
+    return sources
+
+
+def compose(
+    language_model: str | None,
+    encoders: dict[str, str] | None,
+    interfaces: dict[str, str] | None,
+    modalities: dict[str, X2LConfig] | None = None,
+    **fields,
+) -> tuple[XLLMConfig, dict[str, torch.Tensor]]:
+    """Config and published weights of a composed model; see `XLLMForConditionalGeneration.from_towers`."""
+    encoders, interfaces = dict(encoders or {}), dict(interfaces or {})
+    config = compose_config(language_model, encoders, interfaces, modalities, **fields)
+    return config, compose_tensors(config, encoders, interfaces)
+
+
+def compose_config(
+    language_model: str | None,
+    encoders: dict[str, str],
+    interfaces: dict[str, str],
+    modalities: dict[str, X2LConfig] | None = None,
+    **fields,
+) -> XLLMConfig:
+    """The config of a model composed of published towers; see `from_towers` for the arguments."""
+    rows = default_modalities() if modalities is None else dict(modalities)
+    runs = {key: published_config(source) for key, source in interfaces.items() if not is_pth(source)}
+    runs = {key: config for key, config in runs.items() if isinstance(config, XLLMConfig)}
+    if language_model is None and modalities is None:
+        trained = {key: _row_of_run(run, key, interfaces) for key, run in runs.items()}
+        rows = {key: row for key, row in {**rows, **trained}.items() if key in interfaces}
+    encoders = by_tower(encoders, rows)
+    # The tensors of a `.pth` file are stored: nobody could load them again by a name.
+    given = {tower_of(key): source for key, source in encoders.items() if not is_pth(source)}
+    if language_model is not None:
+        given["language_model"] = language_model
+    towers = {part: dict(zip(("name_or_path", "revision"), split_source(at))) for part, at in given.items()}
+    if language_model is None:
+        towers = {**_inherited_towers(runs, rows, interfaces, given), **towers}
+    if unknown := set(interfaces) - set(rows):
+        raise ValueError(f"interfaces: no modality {', '.join(sorted(unknown))}; the rows are {', '.join(rows)}")
+    for key, source in interfaces.items():
+        rows[key] = row_like(rows[key], key, source)
+    configs = {tower_of(key): encoder_config(source, key) for key, source in encoders.items()}
+    configs = {**{part: _part_config(part, source) for part, source in towers.items()}, **configs}
+    for source in towers.values():
+        source["revision"] = pinned_revision(source["name_or_path"], source["revision"])
+    lineage = [entry for key, run in runs.items() for entry in run.lineage or () if key in entry["modalities"]]
+    return XLLMConfig(
+        text_config=configs["language_model"],
+        modalities=rows,
+        extra_encoders={part.split(".")[1]: config for part, config in configs.items() if "." in part},
+        towers=towers,
+        lineage=lineage or None,
+        **{field: configs[tower_of(key)] for key, field in TOWER_FIELDS.items() if tower_of(key) in configs},
+        **fields,
+    )
+
+
+def _row_of_run(config: XLLMConfig, modality: str, interfaces: dict[str, str]) -> X2LConfig:
+    """The row of a trained interface, with all that it needs among `interfaces`."""
+    source = interfaces[modality]
+    if modality not in config.modalities:
+        raise ValueError(f"{source}: has no interface {modality}; it has {', '.join(config.modalities)}")
+    owner = config.modalities[modality].shares_converter_with
+    if owner is not None and interfaces.get(owner) != source:
+        raise ValueError(f"{source}: {modality} has the converter of {owner}; take {owner} from there too")
+    return config.modalities[modality]
+
+
+def _inherited_towers(
+    runs: dict[str, XLLMConfig], rows: dict[str, X2LConfig], interfaces: dict[str, str], given: dict[str, str]
+) -> dict[str, dict]:
+    """The language model, and the encoders that are not given, of the X-LLMs that the interfaces come from."""
+    towers = {}
+    for modality, config in runs.items():
+        name, revision = split_source(interfaces[modality])
+        parts = ["language_model"] if config.architectures != ["XLLMEncoderModel"] else []
+        parts += [tower_of(rows[modality].encoder)] if modality in rows and rows[modality].encoder else []
+        for part in parts:
+            source = dict((config.towers or {}).get(part, {"name_or_path": name, "revision": revision}))
+            source["name_or_path"] = resolve_source(source["name_or_path"], name)
+            if part not in given and towers.setdefault(part, source) != source:
+                raise ValueError(f"interfaces: {part} of {name} is another one than {towers[part]}; name one")
+    if "language_model" not in towers:
+        raise ValueError("language_model: got None, and no interface says which it was trained with")
+    return towers
+
+
+def _part_config(part: str, source: dict) -> PreTrainedConfig:
+    """Config of a tower, wherever it is: alone, in a BLIP-2 or CTC model, in an X-LLM."""
+    at = "@".join(filter(None, (source["name_or_path"], source["revision"])))
+    if part != "language_model":
+        return encoder_config(at, part.removesuffix("_tower").removeprefix("extra_towers."))
+    config = published_config(at)
+    return config.text_config if isinstance(config, XLLMConfig) else config
+
+
+def tower_of(encoder: str) -> str:
+    """Part of the model that holds the encoder called so."""
+    return f"{encoder}_tower" if encoder in TOWER_FIELDS else f"extra_towers.{encoder}"
+
+
+def row_like(row: X2LConfig, modality: str, source: str) -> X2LConfig:
+    """`row` with the sizes of the published converter that will be loaded into it."""
+    published = None if is_pth(source) else published_config(source)
+    if published is None or isinstance(published, XLLMConfig):
+        rows = published_rows(open_published(source).shapes) if published is None else published.modalities
+        if modality not in rows:
+            raise ValueError(f"{source} has no {modality} interface; it has {', '.join(rows) or 'none'}")
+        theirs = rows[modality]
+        theirs.token_id, theirs.placeholder_token = row.token_id, row.placeholder_token
+        return theirs
+    if row.converter == "qformer" and published.model_type == "blip-2":
+        if row.shares_converter_with is None:
+            row.qformer_config = published.qformer_config
+        row.num_query_tokens = published.num_query_tokens
+    elif row.converter == "cformer" and published.model_type == "bert":
+        for name in BERT_SIZES:
+            setattr(row.cformer_config, name, getattr(published, name))
+    else:
+        raise ValueError(f"{source} ({published.model_type}) cannot initialise a {row.converter} interface")
+    return row
+
+
+def interface_tensors(modality: str, row: X2LConfig, source: str) -> dict[str, torch.Tensor]:
+    """Weights of a published converter under the names of interface `modality` (see the module's first lines).
+
+    An adapter for another width than the language model's is left out. The ln_vision that an image interface was trained
+    behind comes with it, where `source` is a `.pth` file or an X-LLM that stores it.
+
+    Raises:
+        ConversionError: the source holds other weights than its layout says.
+        StageCheckpointError: it lacks some.
+    """
+    name, revision = split_source(source)
+    prefix = f"model.interfaces.{modality}."
+    wanted = (prefix, LN_VISION) if modality == "image" else prefix
+    if is_pth(source):
+        tensors = {key: value for key, value in open_published(source).our_tensors().items() if key.startswith(wanted)}
+    elif isinstance(published_config(source), XLLMConfig):
+        tensors = read_tensors(name, revision, lambda key: key.startswith(wanted))
+    elif row.converter == "cformer":
+        bert = load_whole(AutoModel, name, revision, BERT_HEADS, add_pooling_layer=False)
+        return {
+            f"{prefix}converter.bert.{key}": value
+            for key, value in bert.state_dict().items()
+            if not key.startswith("embeddings.word_embeddings")
+        }
+    else:
+        tensors = _blip2_tensors(modality, name, revision)
+        if row.shares_converter_with is not None:
+            tensors = {key: value for key, value in tensors.items() if ".converter.qformer." not in key}
+    adapter = tensors.get(f"{prefix}adapter.weight")
+    if adapter is not None and adapter.shape[0] != row.language_hidden_size:
+        del tensors[f"{prefix}adapter.weight"], tensors[f"{prefix}adapter.bias"]
+    return tensors
+
+
+def _blip2_tensors(modality: str, name: str, revision: str | None) -> dict[str, torch.Tensor]:
+    """Of a BLIP-2 in the layout of transformers: queries, Q-Former, adapter; its other parts are not read."""
+    other = ("vision_model.", "language_model.")
+    tensors = read_tensors(name, revision, lambda key: not key.startswith(other))
+    renamed = {}
+    for key, value in tensors.items():
+        start = next((start for start in BLIP2_NAMES if key.startswith(start)), None)
+        if start is None:
+            raise StageCheckpointError(f"{name}: {key} is not a tensor of a BLIP-2")
+        renamed[f"model.interfaces.{modality}.{BLIP2_NAMES[start]}{key.removeprefix(start)}"] = value
+    return renamed
+
+
+def compose_tensors(
+    config: XLLMConfig, encoders: dict[str, str], interfaces: dict[str, str]
+) -> dict[str, torch.Tensor]:
+    """All published weights of a composed model; what no source is named for is initialised.
+
+    Where an interface brings another ln_vision than the image encoder's source, that tower is taken out of
+    `config.towers`: it will be stored. An image encoder of another family has none.
+
+    Raises:
+        StageCheckpointError, ConversionError: a source lacks a tensor, has one too many or of another shape.
+    """
+    shapes = reference_shapes(config)
+    tensors, origin, required = {}, {}, {}
+
+    def add(found: dict[str, torch.Tensor], source: str, prefix: str) -> None:
+        tensors.update(found)
+        origin.update(dict.fromkeys(found, source))
+        required[prefix] = source
+
+    for part, source in config.towers.items():
+        add(read_tower(part, source["name_or_path"], source.get("revision")), source["name_or_path"], f"model.{part}.")
+    for key, source in by_tower(encoders, config.modalities).items():
+        if is_pth(source):
+            prefix = f"model.{tower_of(key)}."
+            found = open_published(source).our_tensors()
+            add({name: value for name, value in found.items() if name.startswith(prefix)}, source, prefix)
+    for modality, source in interfaces.items():
+        found = interface_tensors(modality, config.modalities[modality], source)
+        for key in [key for key in found if key.startswith(LN_VISION)]:
+            if key not in shapes:
+                del found[key]
+            elif key in tensors and not torch.equal(found[key], tensors[key].to(found[key])):
+                config.towers.pop("vision_tower", None)
+        is_bert = any(".converter.bert." in key for key in found) and not any(".pre_proj." in key for key in found)
+        add(found, source, f"model.interfaces.{modality}.converter.{'bert.' if is_bert else ''}")
+    _check_complete(shapes, tensors, origin, required)
+    return tensors
+
+
+def _check_complete(shapes: dict, tensors: dict, origin: dict[str, str], required: dict[str, str]) -> None:
+    """What a source was named for is there as a whole, and fits."""
+    ours = {
+        key: value for key, value in tensors.items() if key.startswith(("model.interfaces.", "model.vision_tower."))
+    }
+    check_shapes(ours, shapes, origin)
+    for prefix, source in required.items():
+        if missing := sorted(key for key in shapes if key.startswith(prefix) and key not in tensors):
+            raise StageCheckpointError(
+                f"{source}: {len(missing)} tensors of this model are not there: {', '.join(missing[:3])} ..."
+            )
+
+
+__all__ = [
+    "compose",
+    "compose_config",
+    "compose_tensors",
+    "encoder_config",
+    "interface_tensors",
+    "published_config",
+    "row_like",
+]

@@ -1,0 +1,241 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Published `.pth` files (LAVIS's BLIP-2, EVA-CLIP, the authors' own checkpoints) as weights of X-LLM.
+
+Names are declared in `layouts`, sizes read off the shapes in `sizes`. A name that is unexpected or
+missing, and a shape that does not fit, are errors. Several files are laid over each other in the order of `LAYOUTS`: the
+authors' stage-3 file over those of stage 2, the image's over the speech's.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from xllm.modeling_xllm.configuration_xllm import XLLMConfig
+from xllm.modeling_xllm.conversion.layouts import BUFFERS, LAYOUTS, Layout, published_name
+from xllm.modeling_xllm.conversion.pth_files import ConversionError, read_pth
+from xllm.modeling_xllm.conversion.sizes import Shapes, published_config
+from xllm.modeling_xllm.modeling_encoders import XLLMEncoderModel
+from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
+from xllm.modeling_xllm.stage1.modeling_qformer_pretraining import XLLMForQFormerPreTraining
+
+
+# Parts that files hold without the interface around them: fixed names, whatever the sizes.
+_OWN = ("converter.query_tokens", "adapter.weight", "adapter.bias")
+LOOSE_KEYS = {f"model.interfaces.{name}.{key}" for name in ("image", "video", "speech") for key in _OWN}
+LN_VISION = "model.vision_tower.post_layernorm."
+
+
+def is_pth(source: str) -> bool:
+    """Whether `source` names a file of this kind, rather than a folder or a Hub repository."""
+    return Path(source).suffix in (".pth", ".pt", ".bin") or Path(source).is_file()
+
+
+def reference_shapes(config: XLLMConfig, with_vision: bool = False) -> dict[str, torch.Size]:
+    """Names and shapes of towers and interfaces (and, of a stage-1 config, of its text side); nothing is allocated."""
+    with torch.device("meta"):
+        if isinstance(config, QFormerPreTrainingConfig):
+            return {key: value.shape for key, value in XLLMForQFormerPreTraining(config).state_dict().items()}
+        state = XLLMEncoderModel(config).state_dict()
+        if with_vision:
+            tower = XLLMEncoderModel._build_tower(config.vision_config)
+            state.update({f"vision_tower.{key}": value for key, value in tower.state_dict().items()})
+    return {f"model.{key}": value.shape for key, value in state.items()}
+
+
+@dataclass
+class PublishedFile:
+    """One file: its layout, its tensors under their published names, and the names of those that are of no use."""
+
+    source: str
+    kind: str
+    tensors: dict[str, torch.Tensor]
+    left_out: list[str]
+
+    @property
+    def layout(self) -> Layout:
+        """The declared names."""
+        return LAYOUTS[self.kind]
+
+    @property
+    def label(self) -> str:
+        """For messages."""
+        return f"{self.source} ({self.layout.title})"
+
+    @property
+    def shapes(self) -> Shapes:
+        """What its sizes are read from."""
+        return Shapes(self.tensors, self.label)
+
+    def our_names(self) -> dict[str, str]:
+        """Our parameter -> published name(s), for everything the file holds.
+
+        Raises:
+            ConversionError: names that are unexpected or missing; the first few are listed with their number.
+        """
+        shapes = reference_shapes(published_config(self.shapes), "visual_encoder.cls_token" in self.tensors)
+        keys = sorted({*shapes, *LOOSE_KEYS})
+        names = {}
+        for table in self.layout.tables + self.layout.optional:
+            found = {key: name for key in keys if (name := published_name(table, key)) and key not in names}
+            present = any(name in self.tensors for joined in found.values() for name in joined.split())
+            if present or table in self.layout.tables:
+                names.update(found)
+        declared = {name for joined in names.values() for name in joined.split()}
+        problems = [
+            f"{len(these)} names are {what}: {', '.join(sorted(these)[:3])}{' ...' if len(these) > 3 else ''}"
+            for what, these in (
+                ("missing", declared - self.tensors.keys()),
+                ("unexpected", self.tensors.keys() - declared),
+            )
+            if these
+        ]
+        if problems:
+            raise ConversionError(f"{self.label}: {'; '.join(problems)}")
+        return names
+
+    def our_tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors under our names; see `our_names`."""
+        return {key: self._tensor(name) for key, name in self.our_names().items()}
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        if " " in name:  # q_bias and v_bias; the keys have none
+            first, last = (self.tensors[one] for one in name.split())
+            return torch.cat([first, torch.zeros_like(first), last])
+        return self.tensors[name].reshape(1) if name == "temp" else self.tensors[name]
+
+
+def open_published(source: str, kind: str | None = None) -> PublishedFile:
+    """Open a `.pth` file.
+
+    Args:
+        source (`str`): its path.
+        kind (`str`, *optional*): a key of `LAYOUTS`; default by the names in it.
+
+    Raises:
+        ConversionError: it cannot be read, or is of no known kind.
+    """
+    tensors = read_pth(source)
+    heads = {name.split(".")[0] for name in tensors if not re.fullmatch("|".join(BUFFERS), name)}
+    kind = kind or next((name for name, layout in LAYOUTS.items() if layout.is_like(heads)), None)
+    if kind is None:
+        raise ConversionError(
+            f"{source}: a checkpoint of another architecture: its names start with {', '.join(sorted(heads)[:5])}; known "
+            f"are {', '.join(layout.title for layout in LAYOUTS.values())}"
+        )
+    if kind == "eva":
+        tensors = {f"visual_encoder.{name}": value for name, value in tensors.items()}
+    if kind == "blip2-stage1":
+        _check_tied(tensors, source)
+    dropped = re.compile("|".join(LAYOUTS[kind].dropped))
+    used = {name: value for name, value in tensors.items() if not dropped.fullmatch(name)}
+    return PublishedFile(source, kind, used, [name for name in tensors if name not in used])
+
+
+def _check_tied(tensors: dict[str, torch.Tensor], source: str) -> None:
+    """LAVIS's captioning head repeats the word embeddings; a head of its own has no place in `QFormerTextBranch`."""
+    for name, copy in (
+        ("Qformer.bert.embeddings.word_embeddings.weight", "Qformer.cls.predictions.decoder.weight"),
+        ("Qformer.cls.predictions.bias", "Qformer.cls.predictions.decoder.bias"),
+    ):
+        if name in tensors and copy in tensors and not torch.equal(tensors[name], tensors[copy]):
+            raise ConversionError(f"{source}: {copy} differs from {name}, to which it is tied in BLIP-2")
+
+
+@dataclass
+class Conversion:
+    """Several files as one set of weights.
+
+    Args:
+        config (`XLLMConfig`): of the model the weights are for.
+        tensors (`dict[str, torch.Tensor]`): towers and interfaces, under our names.
+        heads (`dict[str, torch.Tensor]`): what stage 1 has beside, under the names of `XLLMForQFormerPreTraining`.
+        origin (`dict[str, str]`): our name -> the file that the tensor is from.
+        left_out (`dict[str, list[str]]`): file -> names that were declared to be of no use.
+    """
+
+    config: XLLMConfig
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    heads: dict[str, torch.Tensor] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+
+def check_shapes(tensors: dict[str, torch.Tensor], shapes: dict[str, torch.Size], origin: dict[str, str]) -> None:
+    """Every tensor has a place of its shape.
+
+    Raises:
+        ConversionError: one has no place, or another shape; the message names file, parameter and both shapes.
+    """
+    if homeless := sorted(tensors.keys() - shapes.keys()):
+        raise ConversionError(
+            f"{origin[homeless[0]]}: {len(homeless)} tensors have no place in this model, the first being {homeless[0]}: "
+            "its modality is not in the model, or the rest of that interface is in none of the files"
+        )
+    for key, value in tensors.items():
+        if value.shape != shapes[key]:
+            raise ConversionError(
+                f"{origin[key]}: {key} has shape {list(value.shape)}, the model needs {list(shapes[key])}"
+            )
+
+
+def convert(sources: list[str], kind: str | None = None, base: XLLMConfig | None = None) -> Conversion:
+    """Lay published files over each other, for a model of their own sizes or for a given one.
+
+    Args:
+        sources (`list[str]`): `.pth` files in any order, one of a kind.
+        kind (`str`, *optional*): of a single file; default by the names in it.
+        base (`XLLMConfig`, *optional*): the model that the weights are to go into; what they leave out it has already.
+
+    Raises:
+        ConversionError: as `open_published`; two files of one kind; a shape that does not fit; without `base`, a part of
+            the model that is in none of the files.
+    """
+    if kind is not None and len(sources) > 1:
+        raise ConversionError(f"kind {kind} with {len(sources)} files: there is one file of a kind; convert it alone")
+    files = [open_published(source, kind) for source in sources]
+    files.sort(key=lambda file: list(LAYOUTS).index(file.kind))
+    for first, second in zip(files, files[1:]):
+        if first.kind == second.kind:
+            raise ConversionError(f"{first.source} and {second.source} are both {first.layout.title}: give one")
+    kinds = {file.kind for file in files}
+    if "blip2-stage1" in kinds and not kinds <= {"blip2-stage1", "eva"}:
+        raise ConversionError("a stage-1 file makes a stage-1 model: only eva_vit_g.pth goes with it")
+    together = {name: value for file in files for name, value in file.tensors.items()}
+    config = published_config(Shapes(together, ", ".join(sources)))
+    result = Conversion(config if base is None else base)
+    for file in files:
+        if file.left_out:
+            result.left_out[file.source] = file.left_out
+        for key, value in file.our_tensors().items():
+            (result.tensors if key.startswith("model.") else result.heads)[key] = value
+            result.origin[key] = file.source
+    heads = {key: shape for key, shape in reference_shapes(config).items() if not key.startswith("model.")}
+    check_shapes(result.heads, heads, result.origin)
+    shapes = reference_shapes(config if base is None else base, base is None and "eva" in kinds)
+    check_shapes(
+        result.tensors, {key: shape for key, shape in shapes.items() if key.startswith("model.")}, result.origin
+    )
+    if base is None:
+        _require(shapes.keys() - result.origin.keys(), sources, is_stage1=bool(result.heads))
+    return result
+
+
+def _require(missing: set[str], sources: list[str], is_stage1: bool) -> None:
+    hints = {
+        "model.vision_tower.post_layernorm": "ln_vision is in BLIP-2's files",
+        "model.vision_tower": "the image encoder is in LAVIS's eva_vit_g.pth",
+        "model.interfaces": "each interface comes whole, from its stage-2 file",
+    }
+    if is_stage1:  # it has no adapter: stage 2 starts a new one
+        missing = {key for key in missing if not key.startswith("model.interfaces.image.adapter.")}
+    for prefix, hint in hints.items():
+        if found := sorted(key for key in missing if key.startswith(prefix)):
+            raise ConversionError(
+                f"{', '.join(sources)}: {len(found)} tensors of the model are in none of the files, the first being "
+                f"{found[0]}; {hint}"
+            )
+
+
+__all__ = ["Conversion", "ConversionError", "PublishedFile", "check_shapes", "convert", "is_pth", "open_published"]

@@ -1,0 +1,79 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of the Q-Former's first stage (paper section 3.2, stage 1; BLIP-2 section 3.2)."""
+
+from huggingface_hub.dataclasses import strict
+
+from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig, default_modalities
+
+
+@strict
+class QFormerPreTrainingConfig(XLLMConfig):
+    """An `XLLMConfig` cut down to one interface, plus the throw-away text side of stage 1.
+
+    The table keeps the row of `modality` (and the row whose converter it shares), so no other tower is built; the
+    language model is never built, only its width is used, by the adapter.
+
+    Args:
+        modality (`str`): row of `modalities` to train; its converter must be a Q-Former over pictures.
+        text_vocab_size (`int`): rows of the text embedding; BERT's vocabulary and one more for `[DEC]`.
+        text_pad_token_id, text_bos_token_id, text_eos_token_id (`int`): `[PAD]`, `[DEC]` (starts a caption), `[SEP]`.
+        text_max_positions (`int`): longest text that can be read at all, in tokens.
+        max_text_length (`int`): tokens a caption is cut to by the collator, and the longest caption generated.
+        projection_size (`int`): width of the space in which media and texts are compared.
+        initial_temperature (`float`): similarities are divided by it; learned from there.
+        label_smoothing (`float`): of the contrastive and the captioning loss.
+        match_equal_texts (`bool`): treat equal captions of a batch as positives of each other, and never as hard
+            negatives. Deviation: BLIP-2 takes only the diagonal. Where all captions differ the two are the same; in
+            small or templated data the diagonal punishes right answers.
+
+    Raises:
+        ValueError: `modality` is not in the table, or its row has no Q-Former over images or videos.
+    """
+
+    model_type = "xllm_qformer_pretraining"
+
+    modality: str = "image"
+    text_vocab_size: int = 30523
+    text_pad_token_id: int = 0
+    text_bos_token_id: int = 30522
+    text_eos_token_id: int = 102
+    text_max_positions: int = 512
+    max_text_length: int = 32
+    projection_size: int = 256
+    initial_temperature: float = 0.07
+    label_smoothing: float = 0.1
+    match_equal_texts: bool = True
+
+    def __post_init__(self, **kwargs):
+        rows = default_modalities() if self.modalities is None else self.modalities
+        if self.modality not in rows:
+            raise ValueError(f"modality is {self.modality!r}; the table has {', '.join(rows)}")
+        row = self._row(self.modality, rows[self.modality])
+        if row.converter != "qformer" or row.input_name not in ("pixel_values", "pixel_values_videos"):
+            raise ValueError(
+                f"modality {self.modality!r} is a {row.converter!r} over {row.input_name}; stage 1 with ITC, ITM and "
+                "ITG needs a 'qformer' over pixel_values or pixel_values_videos"
+            )
+        kept = {self.modality, row.shares_converter_with or self.modality}
+        self.modalities = {name: other for name, other in rows.items() if name in kept}
+        self._check_text_fields()
+        super().__post_init__(**kwargs)
+
+    def _check_text_fields(self) -> None:
+        for field in ("text_pad_token_id", "text_bos_token_id", "text_eos_token_id"):
+            if not 0 <= getattr(self, field) < self.text_vocab_size:
+                raise ValueError(f"{field} is {getattr(self, field)}, outside text_vocab_size {self.text_vocab_size}")
+        if not 2 <= self.max_text_length <= self.text_max_positions:
+            raise ValueError(
+                f"max_text_length is {self.max_text_length}; expected 2 to text_max_positions ({self.text_max_positions})"
+            )
+        if self.initial_temperature <= 0:
+            raise ValueError(f"initial_temperature is {self.initial_temperature}, expected a positive number")
+
+    @property
+    def row(self) -> X2LConfig:
+        """The row of the modality table that is trained."""
+        return self.modalities[self.modality]
+
+
+__all__ = ["QFormerPreTrainingConfig"]

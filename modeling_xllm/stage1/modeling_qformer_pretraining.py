@@ -1,0 +1,361 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""First stage of an image or video interface: ITC + ITM + ITG on its Q-Former (paper section 3.2; BLIP-2 section 3.1).
+
+`model` is the composite's own encoder model with one interface; everything else in the state dict (`text_branch`,
+`media_proj`, `text_proj`, `itm_head`, `temperature`) is thrown away afterwards and kept in a file of its own.
+
+Deviations from BLIP-2: ln_vision belongs to the tower and is frozen with it; equal captions are not negatives of each
+other (`match_equal_texts`); gathered features carry gradients across ranks; in eval mode ITM takes the hardest negative
+instead of drawing one, so that an evaluation repeats; a video is compared through its best query of any real frame.
+
+Legend: B pairs, F frames (1 for an image), N query tokens of a frame, S encoder positions, L text tokens,
+E, H, P widths of encoder, Q-Former and projection.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2TextEmbeddings
+from transformers.utils import ModelOutput, can_return_tuple
+
+from xllm.modeling_xllm.modeling_encoders import XLLMEncoderModel, XLLMPreTrainedModel
+from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
+from xllm.modeling_xllm.stage1.heads import StageOneHeadsMixin
+from xllm.modeling_xllm.stage1.qformer_objectives import (
+    captioning_loss,
+    common_sizes,
+    contrastive_loss,
+    draw_hard_negatives,
+    gather_ranks,
+    matching_loss,
+    max_similarity,
+    pair_positives,
+    world_rank,
+)
+from xllm.modeling_xllm.stage1.qformer_text import QFormerTextBranch
+
+
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 0.5  # ALBEF's limits
+
+
+@dataclass
+class QFormerPreTrainingOutput(ModelOutput):
+    """Losses of stage 1 and the similarities behind them.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`): `itc_loss + itm_loss + itg_loss`; `None` with `return_loss=False`.
+        itc_loss, itm_loss, itg_loss (`torch.FloatTensor` of shape `()`): means over the batch. `itm_loss` is 0 where
+            no pair of the batch can serve as a negative.
+        similarities (`torch.FloatTensor` of shape `(B, texts of all ranks)`): cosines, not divided by the temperature.
+        media_embeds (`torch.FloatTensor` of shape `(B, F * N, P)`), text_embeds (`(B, P)`): unit vectors.
+        media_mask (`torch.BoolTensor` of shape `(B, F * N)`): True = query of a real frame.
+    """
+
+    loss: torch.FloatTensor | None = None
+    itc_loss: torch.FloatTensor | None = None
+    itm_loss: torch.FloatTensor | None = None
+    itg_loss: torch.FloatTensor | None = None
+    similarities: torch.FloatTensor | None = None
+    media_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    media_mask: torch.BoolTensor | None = None
+
+
+@dataclass
+class QueriedMedia:
+    """Media after the encoder and the queries' own pass through the Q-Former.
+
+    `encoder_states (B, F, S, E)`, zero in masked frames; `frame_mask (B, F)`; `query_states`: what entered each layer,
+    then the output, `(B, F * N, H)` each; `query_mask (B, F * N)`.
+    """
+
+    encoder_states: torch.Tensor
+    frame_mask: torch.BoolTensor
+    query_states: tuple[torch.Tensor, ...]
+    query_mask: torch.BoolTensor
+
+
+class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
+    """Stage 1 for the image or the video interface: contrast, match and caption.
+
+    The batch holds one caption per item. Freeze the tower before training (`model.model.vision_tower.requires_grad_(False)`
+    or `freeze_for_stage`): it then runs in eval mode and without gradient memory. The adapter takes no part in stage 1.
+
+        media --tower--> (B, F, S, E) --queries--> (B, F * N, H) --media_proj--> (B, F * N, P) --+
+        text  --Q-Former without pictures--> (B, L, H) --[CLS], text_proj--> (B, P) -------------+-- ITC
+        queries and text together, itm_head --> (B, 2)                                           ITM
+        text after the queries, word embedding --> (B, L, V)                                     ITG
+    """
+
+    config: QFormerPreTrainingConfig
+    main_input_name = "input_ids"
+    heads_name = "qformer_pretraining_heads.safetensors"
+    input_modalities = ("image", "video", "text")
+    # The losses are means over the batch, not sums over num_items_in_batch: with False the Trainer divides by the number
+    # of accumulation steps itself (transformers 5.23, trainer.py:517 and :2107).
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: QFormerPreTrainingConfig):
+        super().__init__(config)
+        self.model = XLLMEncoderModel(config)
+        qformer_config = config.row_of_converter(config.modality).qformer_config
+        H, P = qformer_config.hidden_size, config.projection_size
+        self.text_branch = QFormerTextBranch(
+            qformer_config, config.text_vocab_size, config.text_pad_token_id, config.text_max_positions
+        )
+        self.media_proj = nn.Linear(H, P)
+        self.text_proj = nn.Linear(H, P)
+        self.itm_head = nn.Linear(H, 2)
+        self.temperature = nn.Parameter(torch.full((1,), config.initial_temperature))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, XLLMForQFormerPreTraining):
+            init.constant_(module.temperature, self.config.initial_temperature)
+        elif isinstance(module, QFormerTextBranch):
+            init.zeros_(module.lm_bias)
+        elif isinstance(module, Blip2TextEmbeddings):
+            init.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1]).expand((1, -1)))
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_branch.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_branch.embeddings.word_embeddings = value
+
+    @property
+    def query_tokens(self) -> nn.Parameter:
+        """(1, N, H), of the interface that is trained."""
+        return self.model.interfaces[self.config.modality].converter.query_tokens
+
+    @property
+    def qformer(self) -> Blip2QFormerModel:
+        """The Q-Former that is trained: the interface's own, or the one it shares."""
+        owner = self.config.row.shares_converter_with or self.config.modality
+        return self.model.interfaces[owner].converter.qformer
+
+    def query_media(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        video_frame_mask: torch.Tensor | None = None,
+    ) -> QueriedMedia:
+        """Run the tower, then the queries, on images `(B, 3, H, W)` or videos `(B, F, 3, H, W)` with mask `(B, F)`.
+
+        Raises:
+            ValueError: the other kind of media than the interface takes, or a video without a real frame.
+        """
+        row = self.config.row
+        given = {"pixel_values": pixel_values, "pixel_values_videos": pixel_values_videos}
+        given = {name: value for name, value in given.items() if value is not None}
+        if list(given) != [row.input_name]:
+            got = " and ".join(given) or "no media"
+            raise ValueError(f"the {self.config.modality!r} interface reads {row.input_name}, got {got}")
+        media = given[row.input_name]
+        is_series = row.num_frames is not None
+        frame_mask = torch.ones(media.shape[: 2 if is_series else 1], dtype=torch.bool, device=media.device)
+        if not is_series:
+            frame_mask = frame_mask.unsqueeze(1)
+        elif video_frame_mask is not None:
+            frame_mask = video_frame_mask.bool()
+            if not frame_mask.any(dim=1).all():
+                raise ValueError("video_frame_mask has a row of zeros: each video needs at least one real frame")
+        encoded, _ = self.model.encode(self.config.modality, media, frame_mask if is_series else None)
+        states = encoded.last_hidden_state  # (R, S, E): R real frames
+        queried = self.qformer(
+            query_embeds=self.query_tokens.expand(states.shape[0], -1, -1),
+            encoder_hidden_states=states,
+            output_hidden_states=True,
+        )
+        query_states = tuple(_place_frames(hidden, frame_mask).flatten(1, 2) for hidden in queried.hidden_states)
+        query_mask = frame_mask.repeat_interleave(self.query_tokens.shape[1], dim=1)
+        return QueriedMedia(_place_frames(states, frame_mask), frame_mask, query_states, query_mask)
+
+    def embed_media(self, media: QueriedMedia) -> torch.Tensor:
+        """Unit vectors `(B, F * N, P)`, one per query."""
+        return nn.functional.normalize(
+            self.media_proj(media.query_states[-1].to(self.media_proj.weight.dtype)), dim=-1
+        )
+
+    def embed_text(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Unit vectors `(B, P)` from the first token, `[CLS]`, of texts `(B, L)` that are padded on the right."""
+        attention_mask = self._check_text(input_ids, attention_mask)
+        hidden = self.text_branch.encode(self.qformer, input_ids, attention_mask)[:, 0]
+        return nn.functional.normalize(self.text_proj(hidden), dim=-1)
+
+    def similarity(self, media: QueriedMedia, text_embeds: torch.Tensor) -> torch.Tensor:
+        """Cosines `(items, texts)` of every item with every text (no ranks are gathered)."""
+        return max_similarity(self.embed_media(media), text_embeds, media.query_mask)
+
+    def match(
+        self, media: QueriedMedia, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """ITM logits `(B, 2)`, [apart, together], of item i with text i: mean over the queries of the real frames."""
+        attention_mask = self._check_text(input_ids, attention_mask, items=media.frame_mask.shape[0])
+        return self._match(media.encoder_states, media.frame_mask, input_ids, attention_mask)
+
+    def _match(self, encoder_states, frame_mask, input_ids, attention_mask) -> torch.Tensor:
+        hidden = self.text_branch.match(
+            self.qformer, input_ids, attention_mask, self.query_tokens, encoder_states, frame_mask
+        )
+        weights = frame_mask.repeat_interleave(self.query_tokens.shape[1], dim=1).to(hidden.dtype).unsqueeze(-1)
+        return (self.itm_head(hidden) * weights).sum(dim=1) / weights.sum(dim=1)
+
+    def caption_states(
+        self, media: QueriedMedia, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Hidden states `(B, L, H)` of captions whose first token is replaced by `[DEC]`; `lm_logits` are made of them."""
+        attention_mask = self._check_text(input_ids, attention_mask, items=media.frame_mask.shape[0])
+        input_ids = input_ids.clone()
+        input_ids[:, 0] = self.config.text_bos_token_id
+        return self.text_branch.decode(self.qformer, input_ids, attention_mask, media.query_states, media.query_mask)
+
+    @torch.no_grad()
+    def generate_captions(self, media: QueriedMedia, max_length: int | None = None) -> torch.LongTensor:
+        """Greedy captions from the ITG head.
+
+        Args:
+            media (`QueriedMedia`): of `query_media`.
+            max_length (`int`, *optional*): tokens with `[DEC]`; default `config.max_text_length`.
+
+        Returns:
+            ids (B, at most max_length): `[DEC]`, the caption, `[SEP]`, padding.
+        """
+        max_length = self.config.max_text_length if max_length is None else max_length
+        ids = torch.full((media.frame_mask.shape[0], 1), self.config.text_bos_token_id, device=media.frame_mask.device)
+        ended = torch.zeros_like(ids, dtype=torch.bool)
+        while ids.shape[1] < max_length and not ended.all():
+            hidden = self.text_branch.decode(
+                self.qformer, ids, torch.ones_like(ids), media.query_states, media.query_mask
+            )
+            token = self.text_branch.lm_logits(hidden[:, -1]).argmax(dim=-1, keepdim=True)
+            token = token.masked_fill(ended, self.config.text_pad_token_id)
+            ended = ended | (token == self.config.text_eos_token_id)
+            ids = torch.cat([ids, token], dim=1)
+        return ids
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        video_frame_mask: torch.Tensor | None = None,
+        return_loss: bool = True,
+    ) -> QFormerPreTrainingOutput:
+        """Losses of a batch of pairs (BLIP-2 section 3.1; ITC + ITM + ITG, unweighted).
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, L)`): captions, `[CLS] ... [SEP]`, padded on the right.
+            attention_mask (`(B, L)`, *optional*): 1 = real token.
+            pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`): for an image interface.
+            pixel_values_videos (`torch.FloatTensor` of shape `(B, F, 3, H, W)`): for a video interface.
+            video_frame_mask (`(B, F)`, *optional*): 1 = real frame.
+            return_loss (`bool`): False for similarities alone.
+
+        Raises:
+            ValueError: media of the wrong kind, another number of items than of texts, text padded on the left, too
+                long or shorter than two tokens, ranks with batches of different size.
+        """
+        media = self.query_media(pixel_values, pixel_values_videos, video_frame_mask)
+        attention_mask = self._check_text(input_ids, attention_mask, items=media.frame_mask.shape[0])
+        input_ids = input_ids.masked_fill(attention_mask == 0, self.config.text_pad_token_id)
+        output = QFormerPreTrainingOutput(
+            media_embeds=self.embed_media(media),
+            text_embeds=self.embed_text(input_ids, attention_mask),
+            media_mask=media.query_mask,
+        )
+        if not return_loss:
+            output.similarities = max_similarity(output.media_embeds, output.text_embeds, media.query_mask)
+            return output
+        everyone, offset = self._gather(media, output, input_ids, attention_mask)
+        own_ids = everyone["input_ids"][offset : offset + input_ids.shape[0]]
+        positives = pair_positives(own_ids, everyone["input_ids"], offset, self.config.match_equal_texts)
+        output.similarities = max_similarity(output.media_embeds, everyone["text_embeds"], media.query_mask)
+        text_to_media = max_similarity(everyone["media_embeds"], output.text_embeds, everyone["query_mask"]).T
+        temperature = self.temperature.float().clamp(MIN_TEMPERATURE, MAX_TEMPERATURE)
+        scores = (output.similarities / temperature, text_to_media / temperature)
+        output.itc_loss = contrastive_loss(*scores, positives, self.config.label_smoothing)
+        output.itm_loss = self._matching(everyone, offset, scores, positives)
+        output.itg_loss = self._captioning(media, input_ids, attention_mask)
+        output.loss = output.itc_loss + output.itm_loss + output.itg_loss
+        return output
+
+    def _gather(self, media: QueriedMedia, output, input_ids, attention_mask) -> tuple[dict[str, torch.Tensor], int]:
+        """All ranks' pairs (W * B of them), padded alike, and the place of this rank's first one."""
+        B, F = media.frame_mask.shape
+        F, L = common_sizes(B, F, input_ids.shape[1], device=input_ids.device)
+        Q = F * self.query_tokens.shape[1]
+        everyone = {
+            "input_ids": gather_ranks(_pad_text(input_ids, L, self.config.text_pad_token_id)),
+            "attention_mask": gather_ranks(_pad_text(attention_mask, L, 0)),
+            "encoder_states": gather_ranks(media.encoder_states, (F,)),
+            "frame_mask": gather_ranks(media.frame_mask, (F,)),
+            "text_embeds": gather_ranks(output.text_embeds),
+            "media_embeds": gather_ranks(output.media_embeds, (Q,)),
+            "query_mask": gather_ranks(media.query_mask, (Q,)),
+        }
+        return everyone, world_rank() * B
+
+    def _matching(self, everyone: dict, offset: int, scores: tuple, positives: torch.BoolTensor) -> torch.Tensor:
+        """ITM over 3B pairs: (own, own), (hard item, own text), (own item, hard text)."""
+        B = positives.shape[0]
+        hard_text, text_found = draw_hard_negatives(scores[0], positives, hardest=not self.training)
+        hard_item, item_found = draw_hard_negatives(scores[1], positives, hardest=not self.training)
+        own = torch.arange(offset, offset + B, device=positives.device)
+        items, texts = torch.cat([own, hard_item, own]), torch.cat([own, own, hard_text])
+        logits = self._match(
+            everyone["encoder_states"][items],
+            everyone["frame_mask"][items],
+            everyone["input_ids"][texts],
+            everyone["attention_mask"][texts],
+        )
+        labels = torch.cat([torch.ones_like(own), torch.zeros_like(own), torch.zeros_like(own)])
+        # Positives alone teach nothing but "always together": without a negative the whole term is skipped. The graph
+        # stays, so that no parameter lacks a gradient on one rank only.
+        any_found = (text_found | item_found).any().expand(B)
+        return matching_loss(logits, labels, torch.cat([any_found, item_found, text_found]))
+
+    def _captioning(self, media: QueriedMedia, input_ids, attention_mask) -> torch.Tensor:
+        """ITG; only positions with a target are projected to the vocabulary."""
+        hidden = self.caption_states(media, input_ids, attention_mask)
+        supervised = attention_mask[:, 1:].bool()
+        logits = self.text_branch.lm_logits(hidden[:, :-1][supervised])
+        return captioning_loss(logits, input_ids[:, 1:][supervised], self.config.label_smoothing)
+
+    def _check_text(self, input_ids, attention_mask=None, items: int | None = None) -> torch.Tensor:
+        B, L = input_ids.shape
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if items is not None and items != B:
+            raise ValueError(f"input_ids holds {B} texts for {items} {self.config.modality} items; one text per item")
+        if not 2 <= L <= self.config.text_max_positions:
+            raise ValueError(
+                f"input_ids has {L} tokens, expected 2 to text_max_positions {self.config.text_max_positions}"
+            )
+        if attention_mask.shape != input_ids.shape:
+            raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}")
+        if not attention_mask[:, 0].all() or (attention_mask[:, 1:] > attention_mask[:, :-1]).any():
+            raise ValueError("attention_mask is not 1...10...0 in every row: pad the text on the right")
+        return attention_mask
+
+
+def _place_frames(real: torch.Tensor, frame_mask: torch.BoolTensor) -> torch.Tensor:
+    """(R, ...) of the real frames -> (B, F, ...), zero in masked frames."""
+    if frame_mask.shape[1] == 1:
+        return real.unsqueeze(1)
+    placed = real.new_zeros(*frame_mask.shape, *real.shape[1:])
+    placed[frame_mask] = real
+    return placed
+
+
+def _pad_text(tensor: torch.Tensor, length: int, value: int) -> torch.Tensor:
+    return nn.functional.pad(tensor, (0, length - tensor.shape[1]), value=value)
+
+
+__all__ = ["QFormerPreTrainingOutput", "QueriedMedia", "XLLMForQFormerPreTraining"]

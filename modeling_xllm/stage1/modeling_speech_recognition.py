@@ -1,0 +1,287 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""First stage of a speech interface: CIF-based recognition (paper sections 3.1 and 3.2; Dong & Xu 2020).
+
+    clips (N, frames, 80) --tower--> frames (N, T, E) --+-- ctc_head ----------------------> CTC        (encoder)
+                                                        +-- C-Former: alphas --------------> quantity   (CIF)
+                                                        +-- C-Former: tokens -- token_head -> CE        (C-Former)
+
+    loss = (sum CE + quantity_weight * sum_n |sum_t alpha_nt - U_n| + ctc_weight * sum CTC) / tokens
+
+`model` is the composite's own encoder model with one interface. `token_head` and `ctc_head` are thrown away
+afterwards: they are saved beside the interface (`save_heads`); `hand_over` copies the rest into the composite model.
+
+Deviations: the published CIF recognisers decode the fired tokens with an autoregressive transformer; here the
+C-Former's own 12 layers stand in its place and one Linear reads each token, since the decoder would be thrown away
+with what it has learned. The published loss cuts prediction and target to the shorter one; here exactly as many tokens
+fire as the target has.
+
+Legend: N clips, T encoder frames, U tokens, E and H widths of encoder and C-Former, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.utils import ModelOutput, can_return_tuple
+
+from xllm.modeling_xllm.cformer import CFormer
+from xllm.modeling_xllm.modeling_encoders import XLLMEncoderModel, XLLMPreTrainedModel
+from xllm.modeling_xllm.stage1.configuration_speech_recognition import SpeechRecognitionConfig
+from xllm.modeling_xllm.stage1.ctc_beam_search import ctc_prefix_beam_search
+from xllm.modeling_xllm.stage1.heads import StageOneHeadsMixin
+
+
+IGNORE = -100
+
+
+@dataclass
+class SpeechRecognitionOutput(ModelOutput):
+    """Losses and token logits of a batch of clips.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`): weighted sum of the three below, when `labels` are given.
+        ce_loss, quantity_loss, ctc_loss (`torch.FloatTensor` of shape `()`): unweighted, each a sum over the batch
+            divided by the number of tokens. `ctc_loss` is None without a CTC head.
+        logits (`torch.FloatTensor` of shape `(N, U, V)`): of the fired tokens; with `labels`, one per label, in their
+            order.
+        lengths (`torch.LongTensor` of shape `(N,)`): tokens fired per clip.
+        fire_frames (`torch.FloatTensor` of shape `(N, U)`): end of each token, in (fractional) encoder frames.
+    """
+
+    loss: torch.FloatTensor | None = None
+    ce_loss: torch.FloatTensor | None = None
+    quantity_loss: torch.FloatTensor | None = None
+    ctc_loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    lengths: torch.LongTensor | None = None
+    fire_frames: torch.FloatTensor | None = None
+
+
+class XLLMForSpeechRecognition(StageOneHeadsMixin, XLLMPreTrainedModel):
+    """Stage 1 for a speech interface: recognise, with heads that are thrown away.
+
+    Whether the tower is trained too is decided by `requires_grad` alone; a frozen one runs in eval mode without
+    gradient memory. The adapter takes no part in stage 1.
+
+    Example:
+
+    ```python
+    >>> model = XLLMForSpeechRecognition(SpeechRecognitionConfig(vocab_size=len(tokenizer)))
+    >>> model(input_features=features, input_features_mask=mask, labels=labels).loss.backward()
+    >>> model.eval().transcribe(features, mask)
+    >>> model.hand_over(composite)  # an XLLMForConditionalGeneration
+    ```
+    """
+
+    config: SpeechRecognitionConfig
+    main_input_name = "input_features"
+    input_modalities = ("audio",)
+    heads_name = "speech_recognition_heads.safetensors"
+
+    def __init__(self, config: SpeechRecognitionConfig):
+        super().__init__(config)
+        self.model = XLLMEncoderModel(config)
+        self.dropout = nn.Dropout(config.cformer_config.hidden_dropout_prob)
+        self.token_head = nn.Linear(config.cformer_config.hidden_size, config.vocab_size)
+        # CODEPATH: 0 trains the C-Former by the CIF's losses alone, without this head.
+        self.ctc_head = nn.Linear(config.row.encoder_hidden_size, config.ctc_classes) if config.ctc_weight else None
+        self.post_init()
+
+    def get_input_embeddings(self) -> None:
+        """There are none: the input is a sequence of frames."""
+
+    @property
+    def cformer(self) -> CFormer:
+        """The C-Former that is trained."""
+        return self.model.interfaces[self.config.modality].converter
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_features: torch.FloatTensor,
+        input_features_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> SpeechRecognitionOutput:
+        """Recognises a batch of clips.
+
+        Args:
+            input_features (`torch.FloatTensor` of shape `(N, frames, 80)`): log-mel frames.
+            input_features_mask (`(N, frames)`, *optional*): 1 = real frame.
+            labels (`torch.LongTensor` of shape `(N, U)`, *optional*): token ids of the transcripts, -100 = padding
+                (anywhere in a row). With an end-of-sentence token among them, as in the published recipe, CIF learns
+                to fire once more.
+            num_items_in_batch (`int` or `torch.Tensor`, *optional*): what the losses are divided by instead of this
+                batch's number of tokens; the Trainer gives the count over all accumulated batches and ranks.
+
+        Raises:
+            ValueError: more labels than encoder frames in a clip, a label outside the vocabulary, a batch of labels
+                with another number of clips, NaN in the features.
+        """
+        targets = None if labels is None else self._check_labels(labels, input_features)
+        target_lengths = None if labels is None else (labels != IGNORE).sum(1)
+        hidden, mask = self._encode(input_features, input_features_mask, **kwargs)
+        tokens = self.cformer(hidden, mask, target_lengths)
+        logits = self.token_head(self.dropout(tokens.embeddings))
+        output = SpeechRecognitionOutput(logits=logits, lengths=tokens.lengths, fire_frames=tokens.fire_frames)
+        if labels is None:
+            return output
+        count = target_lengths.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        ce_sum = F.cross_entropy(
+            logits[tokens.mask].float(), targets, label_smoothing=self.config.label_smoothing, reduction="sum"
+        )
+        output.ce_loss = ce_sum / count
+        output.quantity_loss = (tokens.quantity - target_lengths).abs().sum() / count
+        output.loss = output.ce_loss + self.config.quantity_weight * output.quantity_loss
+        if self.ctc_head is not None:
+            output.ctc_loss = self._ctc_sum(hidden, mask, targets, target_lengths) / count
+            output.loss = output.loss + self.config.ctc_weight * output.ctc_loss
+        return output
+
+    @torch.no_grad()
+    def transcribe(
+        self,
+        input_features: torch.FloatTensor,
+        input_features_mask: torch.Tensor | None = None,
+        decode: str = "cif",
+        num_beams: int = 8,
+        cif_weight: float = 1.0,
+        return_fire_frames: bool = False,
+    ) -> list[list[int]] | tuple[list[list[int]], list[list[float]]]:
+        """Transcripts, one list of ids per clip; a clip in which nothing fires gives an empty list.
+
+        | decode | what it is                                                                                      |
+        |--------|-------------------------------------------------------------------------------------------------|
+        | "cif"  | the best id of each fired token. The head reads its tokens one by one, so this is its most      |
+        |        | probable transcript already: a beam over it would find no other                                 |
+        | "ctc"  | the best path of the encoder's CTC head                                                         |
+        | "beam" | prefix beam search over the CTC head, which sums all paths of a transcript; its `num_beams`     |
+        |        | best are ranked by `log p_ctc(y) + cif_weight log p_cif(y)`, the latter with the CIF scaled to  |
+        |        | fire as many tokens as `y` has, as in training                                                  |
+
+        Args:
+            input_features, input_features_mask: as in `forward`. Call `eval()` first.
+            num_beams (`int`): transcripts that are followed from frame to frame.
+            cif_weight (`float`): share of the CIF in the choice among them; 0 leaves it to CTC alone.
+            return_fire_frames (`bool`): also the end of each token in encoder frames, for the time stamps of
+                [`XLLMProcessor.batch_decode`]. Those of "ctc" and "beam" are the CIF's, scaled to the transcript.
+
+        Raises:
+            ValueError: an unknown way to decode, a number out of range, or one that needs a CTC head where there is
+                none.
+        """
+        if decode not in ("cif", "ctc", "beam"):
+            raise ValueError(f"decode must be 'cif', 'ctc' or 'beam', got {decode!r}")
+        if num_beams < 1 or cif_weight < 0:
+            raise ValueError(f"num_beams must be positive and cif_weight not negative, got {num_beams}, {cif_weight}")
+        if decode != "cif" and self.ctc_head is None:
+            raise ValueError(f"decode={decode!r} needs a CTC head, but this model was made with ctc_weight=0")
+        hidden, mask = self._encode(input_features, input_features_mask)
+        if decode == "cif":
+            tokens = self.cformer(hidden, mask)
+            lengths = tokens.lengths.tolist()
+            best = self.token_head(tokens.embeddings).argmax(-1).tolist()
+            ids = [row[:length] for row, length in zip(best, lengths)]
+        else:
+            if decode == "ctc":
+                ids = self._best_paths(hidden, mask)
+            else:
+                ids = [self._best_beam(*clip, num_beams, cif_weight) for clip in zip(hidden, mask)]
+            lengths = [len(row) for row in ids]
+            if return_fire_frames:
+                tokens = self.cformer.cif(hidden, mask, torch.tensor(lengths, device=mask.device))
+        if not return_fire_frames:
+            return ids
+        return ids, [row[:length] for row, length in zip(tokens.fire_frames.tolist(), lengths)]
+
+    def _best_paths(self, hidden: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
+        best = self.ctc_head(hidden).argmax(-1)
+        repeats = F.pad(best[:, 1:] == best[:, :-1], (1, 0))
+        kept = mask & ~repeats & (best != self.config.ctc_blank)
+        return [row[keep].tolist() for row, keep in zip(best, kept)]
+
+    def _best_beam(self, hidden: torch.Tensor, mask: torch.Tensor, num_beams: int, cif_weight: float) -> list[int]:
+        """The best transcript of one clip, `hidden (T, E)`, `mask (T,)`."""
+        log_probs = self.ctc_head(hidden[mask]).float().log_softmax(-1)
+        beams = ctc_prefix_beam_search(log_probs, self.config.ctc_blank, num_beams)
+        scores = torch.tensor([score for _, score in beams])
+        if cif_weight:
+            scores = scores + cif_weight * self._cif_scores(hidden, mask, [ids for ids, _ in beams])
+        return beams[int(scores.argmax())][0]
+
+    def _cif_scores(self, hidden: torch.Tensor, mask: torch.Tensor, transcripts: list[list[int]]) -> torch.Tensor:
+        """log p(transcript) `(N,)` by the token head, of one clip whose CIF fires as many tokens as each has."""
+        lengths = sorted({len(ids) for ids in transcripts})
+        rows = [tensor.expand(len(lengths), *tensor.shape) for tensor in (hidden, mask)]
+        tokens = self.cformer(*rows, torch.tensor(lengths, device=mask.device))
+        log_probs = dict(zip(lengths, self.token_head(tokens.embeddings).float().log_softmax(-1).cpu()))
+        picked = [log_probs[len(ids)][range(len(ids)), ids].sum() for ids in transcripts]
+        return torch.stack(picked)
+
+    def _encode(self, input_features, input_features_mask, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encoder frames `(N, T, E)` in the heads' dtype and their mask `(N, T)`."""
+        outputs, mask = self.model.encode(self.config.modality, input_features, input_features_mask, **kwargs)
+        hidden = outputs.last_hidden_state.to(self.token_head.weight.dtype)
+        if mask is None:
+            mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        return hidden, mask
+
+    def _check_labels(self, labels, input_features) -> torch.LongTensor:
+        """All target ids of the batch, row by row, `(tokens,)`."""
+        if labels.dim() != 2 or labels.shape[0] != input_features.shape[0]:
+            raise ValueError(
+                f"labels must have shape (clips, tokens) with {input_features.shape[0]} clips, got "
+                f"{tuple(labels.shape)}"
+            )
+        targets = labels[labels != IGNORE]
+        outside = targets[(targets < 0) | (targets >= self.config.vocab_size)]
+        if outside.numel():
+            raise ValueError(
+                f"labels hold the id {int(outside[0])}, but config.vocab_size is {self.config.vocab_size} (padding is "
+                f"{IGNORE})"
+            )
+        return targets
+
+    def _ctc_sum(self, hidden, mask, targets, target_lengths) -> torch.Tensor:
+        log_probs = self.ctc_head(hidden).float().log_softmax(-1).transpose(0, 1)  # (T, N, classes)
+        # zero_infinity: repeated ids need a frame more between them than the clip may have.
+        return F.ctc_loss(
+            log_probs,
+            targets,
+            mask.sum(1),
+            target_lengths,
+            blank=self.config.ctc_blank,
+            reduction="sum",
+            zero_infinity=True,
+        )
+
+    @torch.no_grad()
+    def hand_over(self, composite: XLLMPreTrainedModel, with_tower: bool = True) -> list[str]:
+        """Copies the trained interface (and the speech tower) into a composite model of the same sizes.
+
+        Args:
+            composite (`XLLMForConditionalGeneration`): the model that stage 2 trains.
+            with_tower (`bool`): also the speech encoder; needed where stage 1 trained it.
+
+        Returns:
+            the names of the tensors that were copied.
+
+        Raises:
+            ValueError: the composite lacks one of them, or has it in another shape.
+        """
+        prefix = "model." if with_tower else "model.interfaces."
+        own = {key: value for key, value in self.state_dict().items() if key.startswith(prefix)}
+        target = composite.state_dict()
+        for key, value in own.items():
+            if key not in target:
+                raise ValueError(f"the composite model has no {key}: was it made with the same modality table?")
+            if target[key].shape != value.shape:
+                raise ValueError(f"{key} has shape {tuple(value.shape)} here, {tuple(target[key].shape)} there")
+        for key, value in own.items():
+            target[key].copy_(value)
+        return list(own)
+
+
+__all__ = ["SpeechRecognitionConfig", "SpeechRecognitionOutput", "XLLMForSpeechRecognition"]

@@ -1,0 +1,176 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""What `xllm init` composes: presets of published towers by Hub id, and a tiny model with random weights.
+
+The paper's speech encoder was never published; the presets take Parakeet's, a Conformer over the same 80-d log-mel.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import (
+    AutoFeatureExtractor,
+    AutoTokenizer,
+    Blip2QFormerConfig,
+    BlipImageProcessor,
+    ParakeetEncoderConfig,
+    PreTrainedConfig,
+)
+from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
+
+from xllm.assembly.tiny_tokenizer import train_sentencepiece
+from xllm.modeling_xllm.configuration_cformer import CFormerConfig
+from xllm.modeling_xllm.configuration_chatglm import ChatGLMConfig
+from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig, default_modalities
+from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
+from xllm.modeling_xllm.stage_checkpoints import split_source
+from xllm.processing.feature_extraction_cif import XLLMCIFFeatureExtractor
+from xllm.processing.feature_extraction_xllm import XLLMFeatureExtractor
+from xllm.processing.processing_xllm import XLLMProcessor, add_placeholder_tokens
+from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
+from xllm.processing.video_processing_xllm import XLLMVideoProcessor
+
+
+TINY_PIXELS = 32
+TINY_SENTENCES = ("What is this?", "What do you see and hear?", "这是什么？", "请识别该语音", "图片里有什么")
+
+
+@dataclass
+class Towers:
+    """Published parts of a model: Hub ids or folders, each with an optional "@revision"."""
+
+    language_model: str
+    encoders: dict[str, str] = field(default_factory=dict)
+    interfaces: dict[str, str] = field(default_factory=dict)
+
+
+PRESETS = {
+    # The paper's: BLIP-2's OPT-6.7B file holds ViT-g, Q-Former and an adapter of ChatGLM's width.
+    "chatglm-6b": Towers(
+        language_model="THUDM/chatglm-6b",
+        encoders={"vision": "Salesforce/blip2-opt-6.7b", "audio": "nvidia/parakeet-ctc-1.1b"},
+        interfaces={"image": "Salesforce/blip2-opt-6.7b", "speech": "bert-base-chinese"},
+    ),
+    "base": Towers(
+        language_model="Qwen/Qwen3-0.6B",
+        encoders={"vision": "Salesforce/blip2-opt-2.7b", "audio": "nvidia/parakeet-ctc-0.6b"},
+        interfaces={"image": "Salesforce/blip2-opt-2.7b", "speech": "bert-base-chinese"},
+    ),
+}
+
+
+def speech_extractor(source: str | None, encoder: PreTrainedConfig):
+    """What computes the inputs of a published speech encoder: its own feature extractor, from the same source.
+
+    Raises:
+        ValueError: the source has none, and the encoder is not of the kind for which ours stands in (Parakeet).
+    """
+    if source is not None:
+        name, revision = split_source(source)
+        try:
+            return AutoFeatureExtractor.from_pretrained(name, revision=revision)
+        except OSError as error:
+            if encoder.model_type != ParakeetEncoderConfig.model_type:
+                raise ValueError(
+                    f"{source}: no preprocessor_config.json, which says what a {encoder.model_type} reads: {error}"
+                ) from error
+    return XLLMFeatureExtractor(feature_size=getattr(encoder, "num_mel_bins", 80))
+
+
+def build_processor(
+    config: XLLMConfig, tokenizer, image_size: int, speech_source: str | None = None, **fields
+) -> XLLMProcessor:
+    """The processor whose counts agree with `config` (query tokens, frames, subsampling), for `image_size` pixels."""
+    rows = config.modalities
+    size = {"height": image_size, "width": image_size}
+    return XLLMProcessor(
+        image_processor=BlipImageProcessor(size=size) if "image" in rows else None,
+        video_processor=XLLMVideoProcessor(size=size, num_frames=rows["video"].num_frames)
+        if "video" in rows
+        else None,
+        feature_extractor=_feature_extractor(config, speech_source) if "speech" in rows else None,
+        tokenizer=tokenizer,
+        num_query_tokens=next((row.num_query_tokens for row in rows.values() if row.converter == "qformer"), 32),
+        subsampling_factor=rows["speech"].subsampling_factor if "speech" in rows else 8,
+        **fields,
+    )
+
+
+def _feature_extractor(config: XLLMConfig, source: str | None):
+    row = config.modalities["speech"]
+    if row.token_level:
+        return XLLMCIFFeatureExtractor(row.encoder_hidden_size)
+    return speech_extractor(source, config.audio_config)
+
+
+def compose(towers: Towers, output_dir: str | Path) -> Path:
+    """Compose published towers into a checkpoint folder (interfaces stored, towers named by id and revision).
+
+    It has the modalities whose encoder is named, or, where none is, the paper's three.
+    """
+    rows = default_modalities()
+    named = {rows[key].encoder if key in rows else key for key in towers.encoders}
+    read = {name: row for name, row in rows.items() if row.encoder in named}
+    model = XLLMForConditionalGeneration.from_towers(
+        language_model=towers.language_model,
+        encoders=towers.encoders,
+        interfaces=towers.interfaces,
+        modalities=read or rows,
+    )
+    name, revision = split_source(towers.language_model)
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    add_placeholder_tokens(tokenizer, vocab_size=model.config.text_config.vocab_size)
+    model.config.set_token_ids(
+        image=tokenizer.image_token_id, video=tokenizer.video_token_id, speech=tokenizer.audio_token_id
+    )
+    image_size = model.config.vision_config.image_size
+    speech_source = towers.encoders.get("audio", towers.encoders.get("speech"))
+    save(model, build_processor(model.config, tokenizer, image_size, speech_source), output_dir)
+    return Path(output_dir)
+
+
+def save(model: XLLMForConditionalGeneration, processor: XLLMProcessor, output_dir: str | Path) -> None:
+    """Model and processor in one folder."""
+    model.save_pretrained(output_dir)
+    processor.save_pretrained(output_dir)
+
+
+def build_tiny(output_dir: str | Path) -> Path:
+    """A tiny ChatGLM with tiny towers and interfaces, all weights random: every command runs on it in seconds.
+
+    Its vocabulary is that of a few sentences; it knows nothing until it is trained.
+    """
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    sentences = [*TINY_SENTENCES, " ".join("0123456789"), *map(chr, range(33, 127))]
+    tokenizer = ChatGLMTokenizer(str(train_sentencepiece(sentences, output_dir, vocab_size=256, byte_fallback=True)))
+    config = tiny_config(tokenizer)
+    save(XLLMForConditionalGeneration(config), build_processor(config, tokenizer, TINY_PIXELS), output_dir)
+    return output_dir
+
+
+def tiny_config(tokenizer: ChatGLMTokenizer) -> XLLMConfig:
+    """Sizes of the tiny preset, with the ids of `tokenizer`."""
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "hidden_size": 64}
+    rows = default_modalities()
+    rows["image"] = X2LConfig(num_query_tokens=4, qformer_config=Blip2QFormerConfig(**heads))
+    rows["video"].num_query_tokens = 4
+    rows["speech"].cformer_config = CFormerConfig(cif_hidden_size=64, **heads)
+    config = XLLMConfig(
+        text_config=ChatGLMConfig(
+            vocab_size=-(-len(tokenizer) // 64) * 64,
+            max_position_embeddings=1024,
+            mask_token_id=tokenizer.mask_token_id,
+            gmask_token_id=tokenizer.gmask_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **heads,
+        ),
+        vision_config=Blip2VisionConfig(image_size=TINY_PIXELS, patch_size=8, initializer_range=0.02, **heads),
+        audio_config=ParakeetEncoderConfig(subsampling_conv_channels=32, layerdrop=0.0, **heads),
+        modalities=rows,
+    )
+    config.set_token_ids(
+        image=tokenizer.image_token_id, video=tokenizer.video_token_id, speech=tokenizer.audio_token_id
+    )
+    return config

@@ -1,0 +1,238 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Text alone, on which the demo's language model is pretrained: descriptions in place of media, questions and answers.
+
+    <Image> thin 7 dark</Image><Speech> five</Speech>What is the sum?[gMASK]<sop> 12<eop>
+
+The language model learns to read a description, to count, add and compare, and never meets an image or a sound. Later an
+X2L interface has to write "7" in its language (paper, section 1: media as foreign languages), and then the same skill
+answers about what is seen and heard. Descriptions are as loose as an interface will be: words repeat, come in any
+order and stand among words that mean nothing.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import torch
+
+from xllm.demo.questions import TASKS, Facts, answer, random_question
+from xllm.demo.voices import ENGLISH_WORDS, MANDARIN_WORDS
+from xllm.processing.tokenization_chatglm import ChatGLMTokenizer, append_pieces
+
+
+WRAPPERS = {"image": "Image", "video": "Video", "speech": "Speech"}
+# Words of a description that say nothing about the answer.
+FILLERS = (
+    "a",
+    "the",
+    "thin",
+    "thick",
+    "dark",
+    "light",
+    "ink",
+    "paper",
+    "soft",
+    "sharp",
+    "small",
+    "big",
+    "on",
+    "digit",
+)
+# Where a moving digit is, from the first frame to the last.
+_PLACES = {
+    "right": ("left", "middle", "right"),
+    "left": ("right", "middle", "left"),
+    "down": ("top", "middle", "bottom"),
+    "up": ("bottom", "middle", "top"),
+}
+PLACES = ("left", "right", "top", "bottom", "middle")
+_NUMBERS = tuple(str(number) for number in range(28))
+_ANSWER_WORDS = ("even", "odd", "moves", "up", "down")
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class TextSample:
+    """One question about described media.
+
+    Args:
+        media (`tuple[tuple[str, str], ...]`): modality and description of each medium, in order.
+        question, answer (`str`): what is asked and the right answer.
+    """
+
+    media: tuple[tuple[str, str], ...]
+    question: str
+    answer: str
+
+
+def describe_image(digit: int, rng: np.random.Generator, place: str | None = None) -> str:
+    """A digit, perhaps its place, among words that mean nothing: "thin 7 dark", "7 left 7", "7"."""
+    forms = (str(digit), ENGLISH_WORDS[digit], MANDARIN_WORDS[digit])
+    name = forms[int(rng.choice(3, p=(0.8, 0.1, 0.1)))]
+    words = (name,) if place is None else (name, place)
+    return " ".join(_loosely(words, int(rng.integers(len(words), 7)), rng))
+
+
+def describe_video(digit: int, motion: str, rng: np.random.Generator) -> str:
+    """Digit and place of each frame: "3 left 3 middle 3 right"."""
+    num_frames = int(rng.integers(3, 7))
+    steps = np.sort(np.clip(np.linspace(0.0, 1.0, num_frames) + rng.uniform(-0.12, 0.12, size=num_frames), 0.0, 0.999))
+    steps[0], steps[-1] = 0.0, 0.999
+    length = int(rng.integers(2, 6))
+    words = []
+    for step in steps:
+        place = _PLACES[motion][int(step * 3)]
+        words.extend(_loosely((str(digit), place), max(2, length + int(rng.integers(-1, 2))), rng))
+    return " ".join(words)
+
+
+def describe_speech(digits: tuple[int, ...], language: str) -> str:
+    """The words that are said."""
+    return " ".join((ENGLISH_WORDS if language == "en" else MANDARIN_WORDS)[digit] for digit in digits)
+
+
+def _loosely(words: tuple[str, ...], length: int, rng: np.random.Generator) -> list[str]:
+    """`length` words in any order: each of `words` at least once, the rest repeats or fillers."""
+    chosen = list(words)
+    while len(chosen) < length:
+        source = words if rng.random() < 0.5 else FILLERS
+        chosen.append(source[int(rng.integers(len(source)))])
+    return [chosen[index] for index in rng.permutation(len(chosen))]
+
+
+def random_facts(task: str, rng: np.random.Generator) -> Facts:
+    """Facts that a task can be asked about, all digits equally likely."""
+    media = TASKS[task][0]
+    length = 1 if "image" in media else int(rng.integers(1, 4))
+    has_place = task == "image_place" or ("image" in media and rng.random() < 0.3)
+    return Facts(
+        image=int(rng.integers(10)) if "image" in media else None,
+        place=str(rng.choice(PLACES)) if has_place else None,
+        video=int(rng.integers(10)) if "video" in media else None,
+        motion=str(rng.choice(tuple(_PLACES))) if "video" in media else None,
+        speech=tuple(int(digit) for digit in rng.integers(10, size=length)) if "speech" in media else (),
+        language=str(rng.choice(("en", "zh"))),
+    )
+
+
+def random_text_sample(rng: np.random.Generator, disturbance: float = 0.15) -> TextSample:
+    """A sample of the corpus; one in twenty asks about plain numbers without any medium."""
+    if rng.random() < 0.05:
+        first, second = (int(digit) for digit in rng.integers(10, size=2))
+        form = ("{} plus {}", "{} + {}", "What is {} plus {}?", "What is the sum of {} and {}?")[int(rng.integers(4))]
+        return TextSample((), form.format(first, second), str(first + second))
+    task = tuple(TASKS)[int(rng.choice(len(TASKS), p=_TASK_SHARES))]
+    facts = random_facts(task, rng)
+    question = random_question(task, rng, disturbance)
+    media = []
+    if facts.image is not None:
+        media.append(("image", describe_image(facts.image, rng, facts.place)))
+    if facts.video is not None:
+        media.append(("video", describe_video(facts.video, facts.motion, rng)))
+    if facts.speech:
+        media.append(("speech", describe_speech(facts.speech, facts.language)))
+    return TextSample(tuple(media), question, answer(task, facts, question))
+
+
+_WEIGHTS = {
+    "cross_sum": 3.0,
+    "cross_larger": 5.0,
+    "speech_text": 3.0,
+    "speech_digits": 2.0,
+    "video_text": 2.0,
+}
+_TASK_SHARES = np.array([_WEIGHTS.get(task, 1.0) for task in TASKS])
+_TASK_SHARES = _TASK_SHARES / _TASK_SHARES.sum()
+
+
+def build_tokenizer(folder: str | Path, seed: int = 0, vocab_size: int = 400) -> ChatGLMTokenizer:
+    """Train the small sentencepiece vocabulary of the corpus and save it as `folder/ice_text.model`.
+
+    Digits, number words and places are one token each, whatever stands around them; other words are pieces, and characters
+    never met are bytes.
+
+    Returns:
+        the tokenizer, with ChatGLM's special tokens and the three placeholders.
+    """
+    rng = np.random.default_rng([seed, 3])
+    model_prefix = Path(folder) / "corpus"
+    wordings = [wording for _, wordings in TASKS.values() for wording in wordings]
+    text = wordings + [random_question(task, rng, 0.3) for task in TASKS for _ in range(20)]
+    text += list(FILLERS) + [sample.answer for sample in (random_text_sample(rng) for _ in range(500))]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text),
+        model_prefix=str(model_prefix),
+        vocab_size=vocab_size,
+        model_type="unigram",
+        character_coverage=1.0,
+        hard_vocab_limit=False,
+        unk_id=0,
+        bos_id=-1,
+        eos_id=-1,
+        pad_id=1,
+        pad_piece="<pad>",
+        num_threads=1,
+        minloglevel=2,
+    )
+    places = sorted({place for names in _PLACES.values() for place in names})
+    words = [*_NUMBERS, *ENGLISH_WORDS, *places, *FILLERS, *_ANSWER_WORDS]
+    asked = (word for wording in wordings for word in re.findall(r"[A-Za-z]+", wording))
+    words.extend(form for word in asked for form in (word, word.lower()))
+    wrappers = tuple(f"<{slash}{name}>" for name in WRAPPERS.values() for slash in ("", "/"))
+    trained = Path(f"{model_prefix}.model").read_bytes()
+    known = sentencepiece.SentencePieceProcessor(model_proto=trained)
+    whole = [*dict.fromkeys(f"▁{word}" for word in (*words, *MANDARIN_WORDS)), *MANDARIN_WORDS]
+    proto = append_pieces(
+        trained,
+        user_defined=(*wrappers, "<n>"),
+        normal=tuple(piece for piece in whole if known.id_to_piece(known.piece_to_id(piece)) != piece),
+        byte_fallback=True,
+        max_blank_length=0,
+    )
+    vocab_file = Path(folder) / "ice_text.model"
+    vocab_file.write_bytes(proto)
+    for suffix in (".model", ".vocab"):
+        Path(f"{model_prefix}{suffix}").unlink()
+    return ChatGLMTokenizer(vocab_file=str(vocab_file))
+
+
+def encode_sample(tokenizer: ChatGLMTokenizer, sample: TextSample) -> tuple[list[int], list[int], list[bool]]:
+    """Ids of the whole sample, written as the processor writes it with real media.
+
+    Returns:
+        ids, labels (-100 outside `<sop>` answer `<eop>`) and whether each id belongs to a description.
+    """
+    encode = tokenizer.sp_model.encode
+    ids, described = [], []
+    for modality, description in sample.media:
+        name = WRAPPERS[modality]
+        for part, inside in ((f"<{name}>", False), (description, True), (f"</{name}>", False)):
+            pieces = encode(part)
+            ids += pieces
+            described += [inside] * len(pieces)
+    ids += [*encode(sample.question), tokenizer.gmask_token_id]
+    reply = [tokenizer.bos_token_id, *encode(sample.answer), tokenizer.eos_token_id]
+    labels = [IGNORE] * len(ids) + reply
+    ids += reply
+    return ids, labels, described + [False] * (len(ids) - len(described))
+
+
+def collate_text(tokenizer: ChatGLMTokenizer, samples: list[TextSample]) -> dict[str, torch.Tensor]:
+    """A batch padded on the left: `input_ids`, `attention_mask`, `labels` and `described` (1 in a description), `(B, L)`."""
+    rows = [encode_sample(tokenizer, sample) for sample in samples]
+    length = max(len(ids) for ids, _, _ in rows)
+    batch = {
+        "input_ids": torch.full((len(rows), length), tokenizer.pad_token_id),
+        "attention_mask": torch.zeros(len(rows), length, dtype=torch.long),
+        "labels": torch.full((len(rows), length), IGNORE),
+        "described": torch.zeros(len(rows), length, dtype=torch.bool),
+    }
+    for row, (ids, labels, described) in enumerate(rows):
+        start = length - len(ids)
+        batch["input_ids"][row, start:] = torch.tensor(ids)
+        batch["attention_mask"][row, start:] = 1
+        batch["labels"][row, start:] = torch.tensor(labels)
+        batch["described"][row, start:] = torch.tensor(described)
+    return batch

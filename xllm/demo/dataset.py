@@ -1,0 +1,241 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""The demo's data as anybody's data would be: PNG, mp4 and wav files, and JSONL files of chat messages that name them.
+
+| file                 | one line is                                        | read by |
+|----------------------|----------------------------------------------------|---------|
+| convert_image.jsonl  | an image and its caption                           | stage 1 |
+| convert_speech.jsonl | a recording and its transcript                     | stage 1 |
+| align_<m>.jsonl      | a question about one medium of one kind            | stage 2 |
+| integrate.jsonl      | all those, and questions about an image + a speech | stage 3 |
+| test_<task>.jsonl    | questions about unseen scans and voices            | the end |
+
+Image + speech: of the 100 ordered pairs (digit seen, digit heard) `held_out_pairs` chooses 20 for the test, which no
+training file holds. Everything follows from the seed.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from xllm.demo.corpus import PLACES
+from xllm.demo.digits import (
+    MOTIONS,
+    DigitScans,
+    draw_at,
+    draw_image,
+    draw_plainly,
+    draw_video,
+    load_scans,
+    split_scans,
+    write_video,
+)
+from xllm.demo.questions import TASKS, Facts, answer, random_question, transcript
+from xllm.demo.settings import DemoScale
+from xllm.demo.voices import random_utterance, split_voices, synthesise
+from xllm.demo.waveforms import SAMPLING_RATE, augment_waveform, resample, write_wave
+
+
+FRAMES_PER_SECOND = 2
+PART_TYPES = {"image": "image", "video": "video", "speech": "audio"}
+PAIRS_PER_DIGIT = 2
+TESTS = ("image", "speech", "video", "cross")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file and what it shows or says."""
+
+    path: str
+    facts: Facts
+
+
+@dataclass(frozen=True)
+class Media:
+    """Items of training and of test, by modality ("image", "video", "speech"; "single": recordings of one digit)."""
+
+    train: dict[str, list[Item]]
+    test: dict[str, list[Item]]
+
+
+def held_out_pairs(seed: int) -> frozenset[tuple[int, int]]:
+    """20 ordered pairs (digit seen, digit heard) of two different digits: each digit twice on either side."""
+    rng = np.random.default_rng([seed, 4])
+    order = rng.permutation(10)
+    offsets = rng.choice(np.arange(1, 10), size=2, replace=False)
+    heard = [[order[(place + offset) % 10] for place in range(10)] for offset in offsets]
+    return frozenset((int(order[place]), int(row[place])) for row in heard for place in range(10))
+
+
+def write_media(folder: Path, scale: DemoScale, seed: int) -> Media:
+    """Draw, animate and speak everything below `folder`.
+
+    Raises:
+        MissingExtraError: scikit-learn or espeakng-loader is not installed.
+    """
+    scans = load_scans()
+    train_scans, test_scans = split_scans(scans.labels, scale.test_fraction, seed)
+    train_voices, test_voices = split_voices(scale.num_test_voices, seed)
+    for name in ("images", "videos", "speech"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    sizes = {"train": (scale.num_images, scale.num_videos), "test": (scale.num_tests, scale.num_tests)}
+    sides = {}
+    for salt, (side, chosen) in enumerate((("train", train_scans), ("test", test_scans))):
+        rng = np.random.default_rng([seed, 5, salt])
+        num_images, num_videos = sizes[side]
+        sides[side] = {
+            "image": _write_images(folder, side, scans, chosen, num_images, rng),
+            "video": _write_videos(folder, side, scans, chosen, num_videos, 2 * scale.num_frames, rng),
+        }
+    plans = {"train": (scale.num_recordings, train_voices, 1.0), "test": (2 * scale.num_tests, test_voices, 0.3)}
+    for salt, (side, plan) in enumerate(plans.items()):
+        items = _write_speech(folder, side, *plan, np.random.default_rng([seed, 6, salt]))
+        sides[side]["speech"] = items
+        sides[side]["single"] = [item for item in items if len(item.facts.speech) == 1]
+    return Media(**sides)
+
+
+def _write_images(
+    folder: Path, side: str, scans: DigitScans, chosen: np.ndarray, number: int, rng: np.random.Generator
+) -> list[Item]:
+    items = []
+    for count in range(number):
+        scan = _choose_scan(scans, chosen, count, rng)
+        path = f"images/{side}-{count:05d}.png"
+        place = str(rng.choice(PLACES)) if side == "train" and count % 3 == 2 else None
+        if side == "test":  # the scan as it is
+            picture = draw_plainly(scans.images[scan], rng)
+        else:
+            picture = draw_image(scans.images[scan], rng) if place is None else draw_at(scans.images[scan], place, rng)
+        picture.save(folder / path, compress_level=1)
+        items.append(Item(path, Facts(image=int(scans.labels[scan]), place=place)))
+    return items
+
+
+def _choose_scan(scans: DigitScans, chosen: np.ndarray, count: int, rng: np.random.Generator) -> int:
+    """A scan of the digit `count` modulo 10: all digits equally often."""
+    return int(rng.choice(chosen[scans.labels[chosen] == count % 10]))
+
+
+def _write_videos(
+    folder: Path, side: str, scans: DigitScans, chosen: np.ndarray, number: int, frames: int, rng: np.random.Generator
+) -> list[Item]:
+    items = []
+    for count in range(number):
+        scan = _choose_scan(scans, chosen, count, rng)
+        motion = MOTIONS[int(rng.integers(len(MOTIONS)))]
+        path = f"videos/{side}-{count:05d}.mp4"
+        write_video(draw_video(scans.images[scan], motion, frames, rng), folder / path, FRAMES_PER_SECOND)
+        items.append(Item(path, Facts(video=int(scans.labels[scan]), motion=motion)))
+    return items
+
+
+def _write_speech(
+    folder: Path, side: str, number: int, voices: tuple[str, ...], strength: float, rng: np.random.Generator
+) -> list[Item]:
+    """Recordings of one to three digits, half of them single digits, which the cross questions need: all ten of them."""
+    facts, utterances = [], []
+    for count in range(number):
+        length = int(rng.choice((1, 2, 3), p=(0.5, 0.25, 0.25)))
+        digits = (count,) if count < 10 else tuple(int(digit) for digit in rng.integers(10, size=length))
+        language = "zh" if rng.random() < 0.5 else "en"
+        facts.append(Facts(speech=digits, language=language))
+        utterances.append(random_utterance(digits, language, voices, rng))
+    waves, rate = synthesise(utterances)
+    items = []
+    for count, (fact, wave) in enumerate(zip(facts, waves)):
+        samples = resample(wave.astype(np.float32) / 32768.0, SAMPLING_RATE / rate)
+        # A third of the training clips is left nearly clean: a quiet room must not be a surprise either.
+        share = strength if strength < 1.0 or rng.random() < 0.67 else 0.3
+        path = f"speech/{side}-{count:05d}.wav"
+        write_wave(augment_waveform(samples, rng, share), folder / path)
+        items.append(Item(path, fact))
+    return items
+
+
+def write_data(folder: str | Path, scale: DemoScale, seed: int) -> Path:
+    """Write all media and all JSONL files of the demo.
+
+    Returns:
+        the folder.
+    """
+    folder = Path(folder)
+    media = write_media(folder, scale, seed)
+    held_out = held_out_pairs(seed)
+    rng = np.random.default_rng([seed, 7])
+    captions = {
+        "image": lambda facts: f"the digit {facts.image}" if facts.place is None else f"{facts.image} {facts.place}",
+        "speech": lambda facts: transcript(facts.speech, facts.language),
+    }
+    for modality, caption in captions.items():
+        lines = [_message(((modality, item.path),), "", caption(item.facts)) for item in media.train[modality]]
+        _write_lines(folder / f"convert_{modality}.jsonl", lines)
+    mixture = []
+    for modality in ("image", "video", "speech"):
+        tasks = [task for task in TASKS if TASKS[task][0] == (modality,)]
+        lines = [_ask(_choose_task(tasks, item, rng), ((modality, item),), rng) for item in media.train[modality]]
+        _write_lines(folder / f"align_{modality}.jsonl", lines)
+        mixture += [lines[index] for index in rng.permutation(len(lines))[: scale.num_pairs // 2]]
+    allowed = [(seen, heard) for seen in range(10) for heard in range(10) if (seen, heard) not in held_out]
+    mixture += _cross_lines(media.train, allowed, scale.num_pairs, rng, 0.15)
+    _write_lines(folder / "integrate.jsonl", [mixture[index] for index in rng.permutation(len(mixture))])
+    _write_tests(folder, media.test, sorted(held_out), scale.num_tests, rng)
+    return folder
+
+
+def _choose_task(tasks: list[str], item: Item, rng: np.random.Generator) -> str:
+    """A task that can be asked about an item; half of the digits that stand somewhere are asked where."""
+    if item.facts.place is not None and rng.random() < 0.5:
+        return "image_place"
+    return str(rng.choice([task for task in tasks if task != "image_place"]))
+
+
+def _write_tests(folder: Path, media: dict, pairs: list, number: int, rng: np.random.Generator) -> None:
+    for name, task in (("image", "image_digit"), ("speech", "speech_text"), ("video", "video_text")):
+        lines = [_ask(task, ((name, item),), rng, 0.0) for item in media[name][:number]]
+        _write_lines(folder / f"test_{name}.jsonl", lines)
+    _write_lines(folder / "test_cross.jsonl", _cross_lines(media, pairs, number, rng, 0.0))
+
+
+def _cross_lines(media: dict, pairs: list, number: int, rng: np.random.Generator, disturbance: float) -> list[dict]:
+    """Questions about an image and a recording of one digit, all pairs and tasks equally often."""
+    seen = {digit: [item for item in media["image"] if item.facts.image == digit] for digit in range(10)}
+    heard = {digit: [item for item in media["single"] if item.facts.speech == (digit,)] for digit in range(10)}
+    tasks = ("cross_sum", "cross_larger")
+    lines = []
+    for count in range(number):
+        image_digit, spoken_digit = pairs[count // len(tasks) % len(pairs)]
+        image = seen[image_digit][int(rng.integers(len(seen[image_digit])))]
+        speech = heard[spoken_digit][int(rng.integers(len(heard[spoken_digit])))]
+        lines.append(_ask(tasks[count % len(tasks)], (("image", image), ("speech", speech)), rng, disturbance))
+    return lines
+
+
+def _ask(task: str, media: tuple[tuple[str, Item], ...], rng: np.random.Generator, disturbance: float = 0.15) -> dict:
+    known = {}
+    for modality, item in media:
+        known.update({"speech": item.facts.speech, "language": item.facts.language} if modality == "speech" else {})
+        known.update({"image": item.facts.image, "place": item.facts.place} if modality == "image" else {})
+        known.update({"video": item.facts.video, "motion": item.facts.motion} if modality == "video" else {})
+    question = random_question(task, rng, disturbance)
+    paths = tuple((modality, item.path) for modality, item in media)
+    return _message(paths, question, answer(task, Facts(**known), question))
+
+
+def _message(media: tuple[tuple[str, str], ...], question: str, reply: str) -> dict:
+    """One sample in Hugging Face's chat form."""
+    parts = [{"type": PART_TYPES[modality], "path": path} for modality, path in media]
+    if question:
+        parts.append({"type": "text", "text": question})
+    return {
+        "messages": [
+            {"role": "user", "content": parts},
+            {"role": "assistant", "content": [{"type": "text", "text": reply}]},
+        ]
+    }
+
+
+def _write_lines(path: Path, lines: list[dict]) -> None:
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    path.write_text(text, encoding="utf-8")

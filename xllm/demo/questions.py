@@ -1,0 +1,192 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Questions of the demo, in many wordings, and their right answers; the same for text, image, video and speech.
+
+A task belongs to the media it is asked about. Its answer follows from the facts: the digit on the image (`image`), the
+digits that are spoken (`speech`, with their language) and the digit and the motion of the video (`video`, `motion`).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from xllm.demo.voices import ENGLISH_WORDS, MANDARIN_WORDS
+
+
+_MOTIONS_ZH = {"left": "左", "right": "右", "up": "上", "down": "下"}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the media of a sample show and say.
+
+    Args:
+        image (`int`, *optional*): digit on the image; place (`str`, *optional*): where it stands, if that is worth a word.
+        video (`int`, *optional*), motion (`str`, *optional*): digit of the video and where it moves.
+        speech (`tuple[int, ...]`): spoken digits.
+        language (`str`): of the speech, `"en"` or `"zh"`.
+    """
+
+    image: int | None = None
+    place: str | None = None
+    video: int | None = None
+    motion: str | None = None
+    speech: tuple[int, ...] = ()
+    language: str = "en"
+
+
+# task -> (media it is asked about, wordings). A wording with Chinese characters gets a Chinese answer where they differ.
+TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "image_digit": (("image",), (
+        "Which digit is this?", "What number is in the image?", "Which digit do you see?", "Read the number.",
+        "What is written here?", "What digit does the picture show?", "Name the digit in the picture.",
+        "What do you see in this image?", "Describe the image.", "这是几？", "图中的数字是几？", "请详细描述这张图片。",
+    )),
+    "image_word": (("image",), (
+        "Write the digit as an English word.", "Spell the number in the image.", "How do you write this digit in letters?",
+        "Which word names the digit you see?", "Give the English name of the digit.", "用英文写出图中的数字。",
+    )),
+    "image_hanzi": (("image",), (
+        "Write the digit in Chinese.", "What is this number in Chinese?", "Translate the digit into Chinese.",
+        "Which Chinese character names the digit?", "用汉字写出图中的数字。", "图中的数字用中文怎么写？",
+    )),
+    "image_parity": (("image",), (
+        "Is the digit in the image even or odd?", "Even or odd?", "Is this number odd or even?", "Tell the parity of the digit.",
+        "Is the number you see even?", "图中的数字是奇数还是偶数？",
+    )),
+    "image_next": (("image",), (
+        "Which number comes after the digit in the image?", "What is the next number?", "Add one to this digit.",
+        "What is one more than the number in the image?", "Count one further.", "图中的数字加一是多少？",
+    )),
+    "image_place": (("image",), (
+        "Where is the digit?", "Where does the digit stand?", "At which place is the digit?", "On which side is it?",
+        "Which part of the image holds the digit?", "数字在哪边？",
+    )),
+    "speech_text": (("speech",), (
+        "Transcribe the speech.", "What is said?", "Write down what you hear.", "What do you hear?", "Repeat the words.",
+        "What does the speaker say?", "Please transcribe the recording.", "请忠实地识别该语音", "请将这段语音转化为文字",
+        "请将语音转换成书面文字。", "请识别该音频的文本内容",
+    )),
+    "speech_digits": (("speech",), (
+        "Write what you hear in digits.", "Which digits are spoken?", "Which numbers are said?", "Give the spoken numbers as figures.",
+        "Note the spoken number in figures.", "用数字写出语音的内容。",
+    )),
+    "speech_count": (("speech",), (
+        "How many digits are spoken?", "Count the spoken words.", "How many numbers do you hear?", "How many words are said?",
+        "语音里有几个数字？",
+    )),
+    "video_motion": (("video",), (
+        "Which way does the digit move?", "Where does it go?", "In which direction does it move?", "What is the direction of the motion?",
+        "Does it move left, right, up or down?", "数字往哪边移动？",
+    )),
+    "video_digit": (("video",), (
+        "Which digit moves?", "Which digit is in the video?", "What number do you see in the video?", "Name the moving digit.",
+        "视频里的数字是几？",
+    )),
+    "video_text": (("video",), (
+        "What happens in the video?", "Describe the video.", "Which digit moves, and where?", "Say what moves and in which direction.",
+        "What do you see in this video?", "请描述这个视频。", "你能为我描述这个视频的内容吗？",
+    )),
+    "cross_sum": (("image", "speech"), (
+        "What is the sum?", "Add the digit in the image and the spoken digit.", "How much is the image plus the speech?",
+        "What do you get when you add both numbers?", "Add them.", "Add the number you see to the number you hear.",
+        "What is the total of the two digits?", "两个数的和是多少？", "请把图片和语音里的数字相加。",
+    )),
+    "cross_larger": (("image", "speech"), (
+        "Which digit is larger?", "What is the larger of the two digits?", "Compare them: which number is larger?",
+        "Which of the two digits is greater?", "Give the larger number.", "Compare the image with the speech: which number is larger?",
+        "Which number is larger, the one you see or the one you hear?", "图片和语音，哪个数更大？", "哪个数字更大？",
+    )),
+}  # fmt: skip
+
+_OPENINGS = ("Please tell me:", "Tell me,", "Hello!", "Look and listen:", "I have a question.", "Now", "Hi,", "Well,")
+_CLOSINGS = ("Please.", "please", "Thank you!", "Answer briefly.", "Just the answer.", "now")
+
+
+def is_chinese(text: str) -> bool:
+    """Whether a wording holds Chinese characters."""
+    return any("\u4e00" <= character <= "\u9fff" for character in text)
+
+
+def random_question(task: str, rng: np.random.Generator, disturbance: float = 0.0) -> str:
+    """One wording of a task.
+
+    Args:
+        disturbance (`float`): chance of each of: words before it, words after it, lower case, no mark at its end, an
+            unknown word somewhere. A stranger's question is like none of the wordings, and is to be understood still.
+
+    Raises:
+        ValueError: an unknown task.
+    """
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
+    wordings = TASKS[task][1]
+    question = wordings[int(rng.integers(len(wordings)))]
+    chances = rng.random(5) < disturbance
+    if chances[4] and not is_chinese(question):
+        words = question.split(" ")
+        letters = rng.integers(97, 123, size=int(rng.integers(2, 9)))
+        words.insert(int(rng.integers(len(words) + 1)), "".join(chr(letter) for letter in letters))
+        question = " ".join(words)
+    if chances[3]:
+        question = question.rstrip("?.。？!")
+    if chances[0]:
+        question = f"{_OPENINGS[int(rng.integers(len(_OPENINGS)))]} {question}"
+    if chances[1]:
+        question = f"{question} {_CLOSINGS[int(rng.integers(len(_CLOSINGS)))]}"
+    return question.lower() if chances[2] else question
+
+
+def answer(task: str, facts: Facts, question: str = "") -> str:
+    """The right answer.
+
+    Raises:
+        ValueError: an unknown task, or facts that lack what it asks about.
+    """
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
+    given = {"image": facts.image is not None, "video": facts.video is not None, "speech": bool(facts.speech)}
+    if missing := [medium for medium in TASKS[task][0] if not given[medium]]:
+        raise ValueError(
+            f"the task {task} asks about {' and '.join(missing)}, of which the facts say nothing: {facts}"
+        )
+    medium = task.split("_", 1)[0]
+    if medium == "image":
+        return _image_answer(task, facts.image, facts.place)
+    if medium == "speech":
+        return _speech_answer(task, facts)
+    if medium == "video":
+        return _video_answer(task, facts, is_chinese(question))
+    return str(facts.image + facts.speech[0] if task == "cross_sum" else max(facts.image, facts.speech[0]))
+
+
+def _image_answer(task: str, digit: int, place: str | None) -> str:
+    if task == "image_place":
+        return str(place)
+    return {
+        "image_digit": str(digit),
+        "image_word": ENGLISH_WORDS[digit],
+        "image_hanzi": MANDARIN_WORDS[digit],
+        "image_parity": "odd" if digit % 2 else "even",
+        "image_next": str(digit + 1),
+    }[task]
+
+
+def transcript(digits: tuple[int, ...], language: str) -> str:
+    """What is said, in the writing of its language: "three five" or "三五"."""
+    words, separator = (MANDARIN_WORDS, "") if language == "zh" else (ENGLISH_WORDS, " ")
+    return separator.join(words[digit] for digit in digits)
+
+
+def _speech_answer(task: str, facts: Facts) -> str:
+    if task == "speech_text":
+        return transcript(facts.speech, facts.language)
+    return str(len(facts.speech)) if task == "speech_count" else " ".join(str(digit) for digit in facts.speech)
+
+
+def _video_answer(task: str, facts: Facts, chinese: bool) -> str:
+    motion = _MOTIONS_ZH[facts.motion] if chinese else facts.motion
+    if task == "video_digit":
+        return str(facts.video)
+    if task == "video_motion":
+        return motion
+    return f"{facts.video} 向 {motion}" if chinese else f"{facts.video} moves {motion}"

@@ -1,0 +1,86 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""The demo's stages as recipes: the same that `xllm train` takes, written beside the results."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from xllm.demo.settings import DemoScale, Optimisation
+
+
+# Interfaces that are trained one after the other; branches do not need each other.
+BRANCHES = {"image": ("image", "video"), "speech": ("speech",)}
+
+
+def _trainer(plan: Optimisation) -> dict[str, Any]:
+    return {
+        "max_steps": plan.steps,
+        "per_device_train_batch_size": plan.batch_size,
+        "learning_rate": plan.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05,
+        "weight_decay": 0.01,
+        "adam_beta2": 0.98,
+        "logging_steps": max(1, plan.steps // 20),
+        "use_cpu": True,
+    }
+
+
+def _stage(number: int, modality: str, data: Path, plan: Optimisation, **more: Any) -> dict[str, Any]:
+    name = {1: "convert", 2: "align"}[number]
+    return {
+        "stage": number,
+        "modalities": [modality],
+        "data": {"train": [{"path": str(data / f"{name}_{modality}.jsonl")}], "cache_media": True},
+        "trainer": _trainer(plan),
+        **more,
+    }
+
+
+def branch(name: str, output: Path, scale: DemoScale, seed: int) -> dict[str, Any]:
+    """Stages 1 and 2 of the modalities of a branch."""
+    data = output / "data"
+    if name == "speech":
+        stages = [
+            # The encoder is frozen: CTC would only train a head that is thrown away.
+            _stage(1, "speech", data, scale.speech_convert, objective={"ctc_weight": 0.0}),
+            _stage(2, "speech", data, scale.speech_align),
+        ]
+    else:
+        objective = {"projection_size": 64, "max_text_length": 8}
+        stages = [
+            _stage(1, "image", data, scale.image_convert, objective=objective),
+            _stage(2, "image", data, scale.image_align),
+            # As in the paper, the video interface starts from the image's and needs no first stage of its own.
+            _stage(2, "video", data, scale.video_align, init_from={"video": "image"}),
+        ]
+    return {
+        "model": str(output / "base"),
+        "output_dir": str(output / "stages" / name),
+        "seed": seed,
+        "stages": stages,
+    }
+
+
+def integration(aligned: Path, output: Path, scale: DemoScale, seed: int) -> dict[str, Any]:
+    """Stage 3 over all modalities: questions about image and speech together, and those of stage 2 again."""
+    path = str(output / "data" / "integrate.jsonl")
+    stage = {
+        "stage": 3,
+        "data": {"train": [{"path": path}], "cache_media": True},
+        "trainer": _trainer(scale.integrate),
+    }
+    return {"model": str(aligned), "output_dir": str(output / "stages"), "seed": seed, "stages": [stage]}
+
+
+def last_checkpoint(name: str, output: Path) -> Path:
+    """The checkpoint that a finished branch leaves."""
+    return output / "stages" / name / f"stage2-{BRANCHES[name][-1]}"
+
+
+def write(recipe: dict[str, Any], path: Path) -> None:
+    """Write a recipe for `xllm train` (to another `output_dir`)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+    path.write_text(f"# xllm train {path.name} output_dir=...\n{text}", encoding="utf-8")

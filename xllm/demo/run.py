@@ -1,0 +1,245 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""The demo from nothing to its table: world, stand-in towers, stages 1, 2 and 3, questions about what was never seen.
+
+    text ─────────────────────────────┐                          image: stage 1 ─ stage 2 ─ video: stage 2 ┐
+    world ─ image encoder             ├─ compose (towers frozen) ┤                                         ├─ stage 3 ─ test
+          └ speech encoder ───────────┘                          speech: stage 1 ─ stage 2 ────────────────┘
+
+Towers, and the interfaces of stages 1 and 2, know nothing of each other; they are trained in two processes at a time.
+"""
+
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+from transformers.utils import logging
+
+from xllm.assembly.opening import load_checkpoint
+from xllm.assembly.presets import save
+from xllm.demo import recipes
+from xllm.demo.composite import build_config, build_model_processor
+from xllm.demo.dataset import write_data
+from xllm.demo.report import write_report
+from xllm.demo.settings import DemoScale
+from xllm.demo.standins import make_image_encoder, make_language_model, make_speech_encoder
+from xllm.modeling_xllm.configuration_xllm import XLLMConfig
+from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
+from xllm.modeling_xllm.stage_checkpoints import read_tensors
+from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
+from xllm.training.evaluation import run_evaluation
+from xllm.training.metrics import cer
+from xllm.training.recipe import EvaluationSpec, SourceSpec
+from xllm.training.train import train
+
+
+NUM_PROCESSES = 2
+DEFAULT_SCALE = DemoScale()
+# task of the table -> (test file, task of `xllm.training.evaluation`).
+QUESTIONS = {
+    "image": ("test_image", "qa"),
+    "speech": ("test_speech", "asr"),
+    "video": ("test_video", "qa"),
+    "cross": ("test_cross", "qa"),
+}
+
+
+class Progress:
+    """Lines on standard error: what is done, how long it took, how long the rest will take."""
+
+    def __init__(self, total: int, stream=None):
+        self.start, self.done, self.total = time.monotonic(), 0, total
+        self.stream = sys.stderr if stream is None else stream
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self.start
+
+    def say(self, what: str, weight: int = 1) -> None:
+        """A part of the given weight is done."""
+        self.done += weight
+        left = self.seconds * (self.total - self.done) / self.done
+        self.stream.write(f"[{self.seconds:4.0f} s, about {left:.0f} s left] {what}\n")
+        self.stream.flush()
+
+
+def run_demo(output: str | Path, seed: int = 0, scale: DemoScale = DEFAULT_SCALE) -> dict[str, Any]:
+    """Run the whole demo.
+
+    Args:
+        output: folder to make: `data/`, `towers/`, `base/`, `stages/`, `checkpoint/`, `results.json`, `losses.png`,
+            `samples/`.
+        seed (`int`): of everything; the same seed gives the same table.
+        scale (`DemoScale`): how much of everything.
+
+    Returns:
+        what `results.json` holds: `{"tasks": {task: {"metric", "value", "n", "chance"}}, "language_model_unchanged",
+        "seconds", "seed"}`.
+
+    Raises:
+        ValueError: the folder is in use, or an optional package is missing.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output}: exists and is not an empty folder; choose another --output")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    progress = Progress(total=100)
+    threads = torch.get_num_threads()
+    # A process per task: what one has allocated is given back before the next begins.
+    with get_context("spawn").Pool(NUM_PROCESSES, initializer=_quiet_worker, maxtasksperchild=1) as pool:
+        _make_towers(pool, output, scale, seed, progress)
+        _compose(output, scale, seed)
+        jobs = [(name, _run_branch, (output, name, scale, seed)) for name in recipes.BRANCHES]
+        for name, _ in pool.imap_unordered(_call, jobs):
+            progress.say(f"stages 1 and 2: {name}", 18)
+    torch.set_num_threads(NUM_PROCESSES)
+    try:
+        results = _integrate(output, scale, seed, progress)
+    finally:
+        torch.set_num_threads(threads)
+    results["seconds"] = round(progress.seconds, 1)
+    results["seed"] = seed
+    write_report(output, results)
+    return results
+
+
+def _quiet_worker() -> None:
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _call(job: tuple[str, Callable, tuple]) -> tuple[str, Any]:
+    """A job's name and result."""
+    name, function, arguments = job
+    return name, function(*arguments)
+
+
+def _make_towers(pool, output: Path, scale: DemoScale, seed: int, progress: Progress) -> None:
+    towers, data = output / "towers", output / "data"
+    text = pool.apply_async(make_language_model, (towers / "text", scale, seed))
+    pool.apply(write_data, (data, scale, seed))
+    progress.say(f"data: {sum(1 for _ in data.rglob('*.*'))} files", 8)
+    jobs = [
+        ("speech encoder", make_speech_encoder, (towers / "audio", scale, seed, data)),
+        ("image encoder", make_image_encoder, (towers / "vision", scale, seed)),
+    ]
+    for name, found in pool.imap_unordered(_call, jobs):
+        progress.say(f"{name}: {found}", 15)
+    progress.say(f"language model, on text alone: {text.get()}", 6)
+
+
+def _compose(output: Path, scale: DemoScale, seed: int) -> None:
+    set_seed(seed)
+    towers = output / "towers"
+    tokenizer = ChatGLMTokenizer.from_pretrained(towers / "text")
+    config = build_config(tokenizer, scale)
+    model = XLLMForConditionalGeneration.from_towers(
+        language_model=str((towers / "text").resolve()),
+        encoders={name: str((towers / name).resolve()) for name in ("vision", "audio")},
+        modalities=config.modalities,
+        initializer_range=config.initializer_range,
+    )
+    save(model, build_model_processor(config, tokenizer), output / "base")
+
+
+def _run_branch(output: Path, name: str, scale: DemoScale, seed: int) -> None:
+    """Stages 1 and 2 of some modalities, in a process of their own."""
+    recipe = recipes.branch(name, output, scale, seed)
+    recipes.write(recipe, output / "recipes" / f"{name}.yaml")
+    train(recipe, progress=False)
+
+
+def _integrate(output: Path, scale: DemoScale, seed: int, progress: Progress) -> dict[str, Any]:
+    """Bring the branches together, ask (zero-shot), integrate, ask again, save."""
+    model, processor = load_checkpoint(str(recipes.last_checkpoint("image", output)))
+    speech = recipes.last_checkpoint("speech", output)
+    tensors = read_tensors(str(speech), None, lambda key: key.startswith("model.interfaces.speech."))
+    model.load_state_dict({**model.state_dict(), **tensors})
+    model.config.stage = {"stage": 2, "modalities": list(model.config.modalities)}
+    model.config.lineage += XLLMConfig.from_pretrained(speech).lineage
+    aligned = output / "stages" / "aligned"
+    save(model, processor, aligned)
+    tasks = {"cross_zero_shot": _ask(model, processor, output, "cross", aligned)}
+    progress.say("zero-shot questions", 1)
+
+    recipe = recipes.integration(aligned, output, scale, seed)
+    recipes.write(recipe, output / "recipes" / "integrate.yaml")
+    final = train(recipe, progress=True).checkpoint
+    progress.say("stage 3", 16)
+    model, processor = load_checkpoint(str(final))
+    checkpoint = output / "checkpoint"
+    tasks |= {task: _ask(model, processor, output, task, output / "samples") for task in QUESTIONS}
+    model.config.towers = None  # a checkpoint that needs nothing beside it
+    save(model, processor, checkpoint)
+    shutil.copy(final / "losses.png", checkpoint / "losses.png")
+    progress.say("questions about the test", 3)
+    order = (*QUESTIONS, "cross_zero_shot")
+    unchanged = _digest(output / "towers" / "text", "") == _digest(checkpoint, "model.language_model.")
+    return {"tasks": {task: tasks[task] for task in order}, "language_model_unchanged": unchanged}
+
+
+def _ask(model, processor, output: Path, task: str, folder: Path) -> dict[str, Any]:
+    """Answers to a test file: one cell of the table."""
+    name, kind = QUESTIONS[task]
+    path = output / "data" / f"{name}.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = EvaluationSpec(name=task, task=kind, data=[SourceSpec(path=str(path))], max_new_tokens=24, batch_size=25)
+    found = run_evaluation(model, processor, spec, folder=folder)
+    return {
+        "metric": found["metric"],
+        "value": found["value"],
+        "n": found["n"],
+        "chance": _chance(path, kind),
+    }
+
+
+def _chance(path: Path, kind: str) -> float:
+    """What one gets who knows the test's answers but neither sees nor hears: always the most frequent one."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    answers = [row["messages"][-1]["content"][0]["text"] for row in rows]
+    if kind == "asr":
+        return min(cer(answers, [guess] * len(answers)).value for guess in set(answers))
+    # A number, a place, a yes: what kind of answer is wanted can be told from the question alone.
+    by_kind = {}
+    for answer in answers:
+        by_kind.setdefault(answer.isdigit(), Counter())[answer] += 1
+    return sum(counts.most_common(1)[0][1] for counts in by_kind.values()) / len(answers)
+
+
+def _digest(checkpoint: Path, prefix: str) -> str:
+    """SHA-256 over the language model's tensors (and its head) in a checkpoint, whatever they are called there."""
+    tensors = read_tensors(
+        str(checkpoint), None, lambda key: key.startswith(prefix or "transformer.") or key == "lm_head.weight"
+    )
+    named = {key.removeprefix(prefix or "transformer."): value for key, value in tensors.items()}
+    digest = hashlib.sha256()
+    for name in sorted(named):
+        digest.update(f"{name} {tuple(named[name].shape)} {named[name].dtype}".encode())
+        digest.update(named[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def format_table(results: dict[str, Any]) -> str:
+    """The results as a table of text."""
+    lines = [f"{'task':<17} {'metric':<9} {'value':>7} {'n':>5} {'chance':>7}"]
+    for task, cell in results["tasks"].items():
+        lines.append(f"{task:<17} {cell['metric']:<9} {cell['value']:>7.1%} {cell['n']:>5} {cell['chance']:>7.1%}")
+    unchanged = "bit-identical" if results["language_model_unchanged"] else "CHANGED"
+    lines.append(f"language model after training: {unchanged}; seed {results['seed']}, {results['seconds']:.0f} s")
+    return "\n".join(lines)
+
+
+def read_results(output: str | Path) -> dict[str, Any]:
+    """`results.json` of a finished demo."""
+    return json.loads(Path(output, "results.json").read_text(encoding="utf-8"))
