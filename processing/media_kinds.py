@@ -32,6 +32,8 @@ class MediaKind:
         prompts (`tuple[str, ...]`): what a table of files and texts asks where it names no prompt.
         option (`str`): option of the command line, `--option FILE`.
         example (`str`): file name in examples of model cards.
+        augmented_as (`tuple[str, ...]`): what training may augment of it: "picture" or "waveform" of the decoded medium,
+            "features" of the reader's output.
     """
 
     type: str
@@ -48,6 +50,7 @@ class MediaKind:
     prompts: tuple[str, ...] = ("",)
     option: str = ""
     example: str = ""
+    augmented_as: tuple[str, ...] = ()
     other_names: frozenset[str] = field(init=False)
 
     def __post_init__(self):
@@ -91,6 +94,12 @@ def media_kind(name: str) -> MediaKind:
     return found
 
 
+def part_of_row(name: str, input_name: str | None = None, part: str | None = None) -> str:
+    """The type of content part that row `name` of a model reads: its `part`; else the kind of its input; else its own name."""
+    of_input = (kind.type for kind in MEDIA_KINDS.values() if kind.input_name == input_name)
+    return part or next(of_input, name)
+
+
 register_media_kind(
     MediaKind(
         type="image",
@@ -104,6 +113,7 @@ register_media_kind(
         openai_types=("image_url",),
         extensions=(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
         example="image.jpg",
+        augmented_as=("picture",),
     )
 )
 register_media_kind(
@@ -121,6 +131,7 @@ register_media_kind(
         openai_types=("video_url",),
         extensions=(".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v"),
         example="clip.mp4",
+        augmented_as=("picture",),
     )
 )
 register_media_kind(
@@ -139,8 +150,9 @@ register_media_kind(
         prompts=("请忠实地识别该语音",),
         option="speech",
         example="speech.wav",
+        augmented_as=("waveform", "features"),
     )
 )
 
 
-__all__ = ["MEDIA_KINDS", "MediaKind", "media_kind", "register_media_kind"]
+__all__ = ["MEDIA_KINDS", "MediaKind", "media_kind", "part_of_row", "register_media_kind"]

@@ -14,11 +14,19 @@ import xllm
 
 
 COMMANDS = ("init", "demo", "train", "chat", "serve", "evaluate", "inspect", "convert", "push")
+# Commands that make a model take modules of the user's; those that open one may also run the code beside it.
+MAKING = ("init",)
+OPENING = ("train", "chat", "serve", "evaluate", "inspect", "convert", "push")
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser that takes options between positional arguments: `xllm chat MODEL --image F QUESTION`."""
+    """A parser that takes options between positional arguments: `xllm chat MODEL --image F QUESTION`.
 
+    With `takes_media` it collects pairs of an option that it does not know and a value, in order, as `namespace.media`:
+    only the model knows which there are.
+    """
+
+    takes_media = False
     _is_splitting = False
 
     def parse_known_args(self, args=None, namespace=None):
@@ -26,9 +34,29 @@ class CommandParser(argparse.ArgumentParser):
             return super().parse_known_args(args, namespace)
         self._is_splitting = True
         try:
-            return self.parse_known_intermixed_args(args, namespace)
+            if not self.takes_media:
+                return self.parse_known_intermixed_args(args, namespace)
+            args, media = self._split_media(list(args))
+            namespace, rest = self.parse_known_intermixed_args(args, namespace)
+            namespace.media = media
+            return namespace, rest
         finally:
             self._is_splitting = False
+
+    def _split_media(self, args: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+        own, media = [], []
+        while args:
+            argument = args.pop(0)
+            if argument == "--":
+                return [*own, argument, *args], media
+            option, equals, value = argument.partition("=")
+            if not option.startswith("--") or any(name.startswith(option) for name in self._option_string_actions):
+                own.append(argument)
+                continue
+            if not equals and not args:
+                self.error(f"argument {option}: expected a file or URL")
+            media.append((option, value if equals else args.pop(0)))
+        return own, media
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,7 +70,23 @@ def build_parser() -> argparse.ArgumentParser:
         command = module.add_parser(subparsers)
         command.set_defaults(run=module.run)
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        _add_code_options(command, name)
     return parser
+
+
+def _add_code_options(command: argparse.ArgumentParser, name: str) -> None:
+    command.set_defaults(module=[])
+    if name in (*MAKING, *OPENING):
+        command.add_argument(
+            "--module",
+            action="append",
+            metavar="FILE_OR_NAME",
+            help="Python file or module that adds a kind of media or a converter; it is imported first (repeatable)",
+        )
+    if name in OPENING:
+        command.add_argument(
+            "--trust-remote-code", action="store_true", help="run the modules that lie beside the checkpoint"
+        )
 
 
 def one_line(error: BaseException) -> str:
@@ -57,6 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         importlib.import_module("xllm.auto")
         importlib.import_module("transformers").utils.logging.disable_progress_bar()
+        importlib.import_module("xllm.assembly.modules").import_modules(args.module)
         return args.run(args) or 0
     except KeyboardInterrupt:
         print("xllm: interrupted", file=sys.stderr)  # noqa: T201
