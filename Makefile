@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all their own set-up: they need Python 3.10+ with venv, and a package index.
+# `make demo` and `make test` do all their own set-up: they need Python 3.11+ with venv, and a package index.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

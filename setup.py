@@ -23,7 +23,6 @@ setup(
     package_dir=PACKAGES,
     package_data={
         "xllm": ["py.typed"],
-        "xllm.processing": ["*.jinja"],
         "xllm.training.recipes": ["*.yaml"],
         "xllm.hub_cards": ["*.md"],
     },

@@ -10,6 +10,8 @@ from typing import TextIO
 
 from transformers import TrainerCallback
 
+from xllm.training.plots import plot_losses
+
 
 LOG_NAME = "log.jsonl"
 PLOT_NAME = "losses.png"
@@ -111,8 +113,6 @@ class JsonlCallback(TrainerCallback):
 
     def _plot(self, state) -> None:
         if state.is_world_process_zero:
-            from xllm.training.plots import plot_losses
-
             plot_losses(self.folder / LOG_NAME, self.folder / PLOT_NAME)
 
 

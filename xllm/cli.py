@@ -13,6 +13,20 @@ import traceback
 import xllm
 
 
+# Packages of the extras (pyproject.toml) by the name that is imported.
+EXTRAS = {
+    "jiwer": "train",
+    "matplotlib": "train",
+    "peft": "train",
+    "datasets": "train",
+    "sklearn": "demo",
+    "espeakng_loader": "demo",
+    "bitsandbytes": "quantization",
+    "torchao": "quantization",
+    "fastapi": "serve",
+    "openai": "serve",
+    "uvicorn": "serve",
+}
 COMMANDS = ("init", "demo", "train", "chat", "serve", "evaluate", "inspect", "convert", "push")
 # Commands that make a model take modules of the user's; those that open one may also run the code beside it.
 MAKING = ("init",)
@@ -92,6 +106,9 @@ def _add_code_options(command: argparse.ArgumentParser, name: str) -> None:
 def one_line(error: BaseException) -> str:
     """An error as one line, without what follows its first paragraph."""
     text = " ".join(str(error).strip().split("\n\n")[0].split())
+    package = (getattr(error, "name", None) or "").split(".")[0]
+    if isinstance(error, ImportError) and package in EXTRAS:
+        return f'{text}: pip install "xllm-transformers[{EXTRAS[package]}]"'
     return text or type(error).__name__
 
 

@@ -72,7 +72,7 @@ def write_media(folder: Path, scale: DemoScale, seed: int) -> Media:
     """Draw, animate and speak everything below `folder`.
 
     Raises:
-        MissingExtraError: scikit-learn or espeakng-loader is not installed.
+        ImportError: scikit-learn or espeakng-loader is not installed.
     """
     scans = load_scans()
     train_scans, test_scans = split_scans(scans.labels, scale.test_fraction, seed)

@@ -16,8 +16,6 @@ import av
 import numpy as np
 from PIL import Image, ImageFilter
 
-from xllm.demo.extras import require_extra
-
 
 SCAN_SIZE = 8
 MOTIONS = ("left", "right", "up", "down")
@@ -68,9 +66,10 @@ def load_scans() -> DigitScans:
     """The 1,797 scans that scikit-learn ships (the test set of UCI Optdigits, 13 writers).
 
     Raises:
-        MissingExtraError: scikit-learn is not installed.
+        ImportError: scikit-learn is not installed.
     """
-    datasets = require_extra("sklearn.datasets", "scikit-learn", "the scanned digits")
+    from sklearn import datasets
+
     bunch = datasets.load_digits()
     return DigitScans(images=(bunch.images / 16.0).astype(np.float32), labels=bunch.target.astype(np.int64))
 

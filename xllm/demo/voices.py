@@ -7,6 +7,7 @@ call can give other samples later in a process; `synthesise` therefore speaks a 
 the given order and with the generator seeded: the same list gives the same samples.
 """
 
+import importlib
 import json
 import subprocess
 import sys
@@ -15,8 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-
-from xllm.demo.extras import require_extra
 
 
 ENGLISH_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -111,10 +110,10 @@ def synthesise(utterances: list[Utterance]) -> tuple[list[np.ndarray], int]:
         The waveforms, each `int16` of shape `(A,)` (mono), and their sampling rate in Hz.
 
     Raises:
-        MissingExtraError: espeakng-loader is not installed.
+        ImportError: espeakng-loader is not installed.
         ValueError: the synthesiser refused a voice or failed.
     """
-    require_extra("espeakng_loader", "espeakng-loader", "its speech synthesiser")
+    importlib.import_module("espeakng_loader")  # used by the worker processes only
     if not utterances:
         raise ValueError("synthesise needs at least one utterance, got 0")
     with tempfile.TemporaryDirectory() as folder:
