@@ -60,13 +60,13 @@ class ProgressCallback(TrainerCallback):
             self.stream.write("\n")
 
     def line(self, state) -> str:
-        """E.g. "stage 2 (speech): step 50/400, loss 1.2345, 0:12 gone, ETA 1:24"."""
-        gone = self.clock() - self.started
+        """E.g. "stage 2 (speech): step 50/400, loss 1.2345, 0:12 elapsed, ETA 1:24"."""
+        elapsed = self.clock() - self.started
         done = state.global_step - self.first_step
-        eta = format_seconds(gone / done * (state.max_steps - state.global_step)) if done else "?"
+        eta = format_seconds(elapsed / done * (state.max_steps - state.global_step)) if done else "?"
         loss = "" if self.loss is None else f", loss {self.loss:.4f}"
         steps = f"step {state.global_step}/{state.max_steps}"
-        return f"{self.title}: {steps}{loss}, {format_seconds(gone)} gone, ETA {eta}"
+        return f"{self.title}: {steps}{loss}, {format_seconds(elapsed)} elapsed, ETA {eta}"
 
 
 class JsonlCallback(TrainerCallback):

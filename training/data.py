@@ -18,8 +18,9 @@ from xllm.processing.chat_parts import part_source
 from xllm.processing.feature_extraction_cif import XLLMCIFFeatureExtractor
 from xllm.processing.media import MediaError, load_image, load_video
 from xllm.training.augmentation import Augmentation
+from xllm.training.media_rows import DataError, media_rows
 from xllm.training.recipe import SourceSpec
-from xllm.training.sources import DataError, Sample, load_source
+from xllm.training.sources import Sample, load_source
 
 
 logger = logging.get_logger(__name__)
@@ -73,9 +74,10 @@ class ChatDataset(Dataset):
 
     @classmethod
     def from_specs(cls, specs: Iterable[SourceSpec], processor, modalities: Iterable[str] = (), **kwargs):
-        """Read the sources of a recipe; see `load_source` and the class."""
+        """Read the sources of a recipe for training the rows `modalities`; see `load_source` and the class."""
         specs = list(specs)
-        sources = [load_source(spec, modalities) for spec in specs]
+        media = media_rows(processor, modalities)
+        sources = [load_source(spec, media) for spec in specs]
         return cls(sources, processor, weights=[spec.weight for spec in specs], **kwargs)
 
     def set_epoch(self, epoch: int) -> None:

@@ -20,6 +20,7 @@ import torch
 
 from xllm.training.collator import XLLMDataCollator
 from xllm.training.data import ChatDataset
+from xllm.training.media_rows import MediaRows, media_rows
 from xllm.training.metrics import accuracy, cer
 from xllm.training.recipe import EvaluationSpec, RecipeError
 from xllm.training.sources import load_source
@@ -28,8 +29,11 @@ from xllm.training.sources import load_source
 TASKS = {"asr": "cer", "caption": "cer", "qa": "accuracy"}
 
 
-def check_evaluation(spec: EvaluationSpec, modalities=()) -> None:
+def check_evaluation(spec: EvaluationSpec, media: MediaRows | None = None) -> None:
     """Find out what is wrong with an evaluation before anything is trained.
+
+    Args:
+        media (`MediaRows`, *optional*): what the model reads.
 
     Raises:
         RecipeError: an unknown task. DataError: its data cannot be read.
@@ -39,7 +43,7 @@ def check_evaluation(spec: EvaluationSpec, modalities=()) -> None:
     if not spec.data:
         raise RecipeError(f"evaluate: {spec.name} has no data")
     for source in spec.data:
-        load_source(source, modalities)
+        load_source(source, media)
 
 
 @torch.no_grad()
@@ -65,7 +69,7 @@ def run_evaluation(
         `{"task", "metric", "value", "n"}`, for cer also `substitutions`, `deletions`, `insertions`, `reference`,
         `accuracy` (answers without any error).
     """
-    check_evaluation(spec, modalities)
+    check_evaluation(spec, media_rows(processor, modalities))
     if stage_one is not None and spec.task != "asr":
         raise RecipeError(
             f"evaluate: after stage 1 only asr can be evaluated, not {spec.task}: there is no text without the LLM"

@@ -1,59 +1,43 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Reading data files into samples: chat messages, plain tables, LLaVA / ShareGPT, and the authors' own JSON (design: section 8).
+"""Reading data files into samples: chat messages, plain tables, LLaVA / ShareGPT, and the authors' own JSON.
 
 | format   | rows                                                                                         |
 |----------|----------------------------------------------------------------------------------------------|
 | messages | `{"messages": [{"role", "content": str or parts}]}`                                          |
-| llava    | `{"conversations": [{"from", "value"}], "image" / "video" / "audio": path or list}`          |
+| llava    | `{"conversations": [{"from", "value"}], KIND: path or list}`, `<KIND>` in the text           |
 | table    | a column with the medium's file and one with the text (captions, transcripts)                |
-| captions | the authors' `{"image", "caption": [...]}` and `{"image_id", "caption_zh"}`                  |
-| features | the authors' `{"speech_feats_path", "target_text"}`, also with "image", and                  |
-|          | `{"speech_feats_path", "image_path", "question_text", "answer_text"}`                        |
+| captions | see `authors_layouts`                                                                        |
+| features | see `authors_layouts`                                                                        |
 
 Files: .json (a list), .jsonl, .csv, .tsv, .parquet. Nothing is decoded here; that a named file exists is checked.
-The authors' speech files name pre-extracted features of an encoder that was never published: `.npy` files, for a model
-whose speech row is `token_level`. Deviation: nothing is cut to 20 characters and 20 vectors.
+A medium is of a kind (`processing.media_kinds`) that a row of the model reads; KIND is a name of either.
 """
 
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from xllm.processing.chat_parts import clean_messages
+from xllm.processing.media_kinds import MEDIA_KINDS
+from xllm.training.authors_layouts import CAPTIONED, SPEECH, read_captions, read_features, tell_layout
+from xllm.training.media_rows import DataError, MediaRows
 from xllm.training.recipe import SourceSpec
 
 
 FORMATS = ("auto", "messages", "llava", "table", "captions", "features")
-PART_OF_MODALITY = {"image": "image", "video": "video", "speech": "audio"}
-EXTENSIONS = {
-    "image": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-    "video": (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v"),
-    "speech": (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".opus", ".aac", ".npy"),
-}
-# What the authors ask in stage 2: nothing of pictures (the caption follows them), and this of speech.
-DEFAULT_PROMPTS = {"image": [""], "video": [""], "speech": ["请忠实地识别该语音"], "text": ["{text}"]}
-# With a picture beside the speech: to transcribe, and to answer the spoken question.
-_PICTURED_PROMPTS = {
-    "target_text": ["根据图片请忠实地识别该语音"],
-    "answer_text": [f"请{verb}回答语音中的问题" for verb in ("根据图像", "利用图像", "根据图像直接", "利用图片")],
-}
+TEXT_PROMPTS = ["{text}"]
 _LLAVA_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-_LLAVA_TAG = re.compile(r"<(image|video|audio|speech)>")
 _NOT_A_PATH = re.compile(r"^(data:|[a-zA-Z][a-zA-Z0-9+.-]+://)")
 _MAX_PATH = 1000  # longer strings are base64
 
 
-class DataError(ValueError):
-    """A data file or row that cannot be used; the message names file and line."""
-
-
 @dataclass
 class Sample:
-    """One conversation, or the makings of one.
+    """One conversation, or what it is drawn from.
 
     Args:
         where (`str`): "file:line", for messages.
@@ -127,20 +111,24 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict]]:
                 raise DataError(f"{path}:{number}: not JSON: {error}") from error
 
 
-def load_source(spec: SourceSpec, modalities: Iterable[str] = ()) -> list[Sample]:
+def load_source(spec: SourceSpec, media: MediaRows | None = None) -> list[Sample]:
     """All samples of a source.
 
     Args:
         spec (`SourceSpec`): where and how to read.
-        modalities (`Iterable[str]`): rows that the stage trains: a plain table is of that modality if there is just one.
+        media (`MediaRows`, *optional*): what the model reads; by default every kind that there is.
 
     Raises:
-        DataError: an unknown format or column, a row without its text or medium, a file that does not exist, no rows left.
+        DataError: an unknown format or column, a row without its text or medium, or with a medium that the model does not
+            read, a file that does not exist, no rows left.
     """
+    media = MediaRows() if media is None else media
     if spec.format not in FORMATS:
         raise DataError(f"format is {spec.format!r}; choose one of {', '.join(FORMATS)}")
     if (spec.path is None) == (spec.dataset is None):
         raise DataError("a data source has either a `path` or, from Python, a `dataset`")
+    if spec.limit is not None and spec.limit < 1:
+        raise DataError(f"limit is {spec.limit}, expected a number of rows, at least 1")
     if spec.dataset is not None:
         name, root = spec.name or "dataset", Path(spec.media_root or ".")
         rows = ((f"{name}[{index}]", row) for index, row in enumerate(spec.dataset))
@@ -154,8 +142,9 @@ def load_source(spec: SourceSpec, modalities: Iterable[str] = ()) -> list[Sample
             raise DataError(f"{where}: expected a mapping of columns, got {type(row).__name__}")
         if not _is_selected(spec, where, row):
             continue
-        sample = _read_sample(spec, where, row, list(modalities))
+        sample = _read_sample(spec, where, row, media)
         sample.source = name
+        _check_media(sample, media)
         _resolve_media(sample, root)
         samples.append(sample)
         if spec.limit is not None and len(samples) >= spec.limit:
@@ -181,18 +170,18 @@ def _is_selected(spec: SourceSpec, where: str, row: Mapping) -> bool:
     return True
 
 
-def _read_sample(spec: SourceSpec, where: str, row: Mapping, modalities: list[str]) -> Sample:
+def _read_sample(spec: SourceSpec, where: str, row: Mapping, media: MediaRows) -> Sample:
     kind = spec.format if spec.format != "auto" else _tell_format(spec, where, row)
     try:
         if kind == "messages":
             return _from_messages(where, row)
         if kind == "llava":
-            return _from_llava(where, row)
+            return _from_llava(where, row, media)
         if kind == "captions":
-            return _from_captions(spec, where, row)
+            return _from_captions(spec, where, row, media)
         if kind == "features":
             return _from_features(spec, where, row)
-        return _from_table(spec, where, row, modalities)
+        return _from_table(spec, where, row, media)
     except KeyError as error:
         raise DataError(f"{where}: no column {error.args[0]!r}; the columns are {', '.join(map(str, row))}") from error
 
@@ -202,10 +191,8 @@ def _tell_format(spec: SourceSpec, where: str, row: Mapping) -> str:
         return "messages"
     if "conversations" in row:
         return "llava"
-    if "speech_feats_path" in row:
-        return "features"
-    if ("image" in row and "caption" in row) or ("image_id" in row and "caption_zh" in row):
-        return "captions"
+    if (layout := tell_layout(row)) is not None:
+        return layout
     if spec.text_column in row:
         return "table"
     raise DataError(
@@ -238,26 +225,28 @@ def _check_turns(sample: Sample) -> Sample:
     return sample
 
 
-def _from_llava(where: str, row: Mapping) -> Sample:
-    waiting = {kind: _as_list(row.get(kind)) for kind in ("image", "video", "audio")}
-    waiting["audio"] += _as_list(row.get("speech"))
+def _from_llava(where: str, row: Mapping, media: MediaRows) -> Sample:
+    waiting: dict[str, list] = {}
+    for name, part in media.names.items():
+        waiting.setdefault(part, []).extend(_as_list(row.get(name)))
+    tag = re.compile(f"<({'|'.join(map(re.escape, media.names))})>")
     messages = []
     for turn in row["conversations"]:
         role = _LLAVA_ROLES.get(turn.get("from", turn.get("role")))
         if role is None:
             raise DataError(f"{where}: a turn is from {turn.get('from')!r}; expected one of {', '.join(_LLAVA_ROLES)}")
         content = []
-        for index, piece in enumerate(_LLAVA_TAG.split(turn.get("value", turn.get("content", "")))):
+        for index, piece in enumerate(tag.split(turn.get("value", turn.get("content", "")))):
             if index % 2 == 0:
                 if piece.strip():
                     content.append({"type": "text", "text": piece.strip()})
                 continue
-            kind = "audio" if piece == "speech" else piece
-            if not waiting[kind]:
+            part = media.names[piece]
+            if not waiting[part]:
                 raise DataError(f"{where}: the text names more <{piece}> than the row holds")
-            content.append({"type": kind, kind: waiting[kind].pop(0)})
+            content.append({"type": part, part: waiting[part].pop(0)})
         messages.append({"role": role, "content": content})
-    unnamed = [{"type": kind, kind: medium} for kind, media in waiting.items() for medium in media]
+    unnamed = [{"type": part, part: medium} for part, items in waiting.items() for medium in items]
     first = next((message for message in messages if message["role"] == "user"), None)
     if unnamed and first is None:
         raise DataError(f"{where}: no user turn for its media")
@@ -272,65 +261,45 @@ def _as_list(value: Any) -> list:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _from_captions(spec: SourceSpec, where: str, row: Mapping) -> Sample:
-    modality = spec.modality or "image"
-    if modality not in ("image", "video"):
-        raise DataError(f"{where}: captions are of images or videos, not of {modality!r}")
-    if "image_id" in row and "caption_zh" in row:
-        medium, answers = str(row["image_id"]) + (".mp4" if modality == "video" else ".jpg"), row["caption_zh"]
-    else:
-        medium, answers = row["image"], row["caption"]
-    answers = [answers] if isinstance(answers, str) else list(answers)
+def _from_captions(spec: SourceSpec, where: str, row: Mapping, media: MediaRows) -> Sample:
+    part = next(iter(CAPTIONED)) if spec.modality is None else media.part(where, spec.modality)
+    if part not in CAPTIONED:
+        raise DataError(f"{where}: captions are of type {' or '.join(CAPTIONED)}, not {spec.modality!r}")
+    medium, answers = read_captions(row, part)
     if not answers:
         raise DataError(f"{where}: caption is empty")
-    part = {"type": modality, modality: medium}
-    return Sample(where, media=[part], prompts=_prompts(spec, modality, where, row), answers=answers)
+    return Sample(where, media=[medium], prompts=_prompts(spec, part, where, row), answers=answers)
 
 
 def _from_features(spec: SourceSpec, where: str, row: Mapping) -> Sample:
-    if row.get("history_text"):
-        raise DataError(f"{where}: history_text is not read; write the conversation as messages")
-    column = "target_text" if "target_text" in row else "answer_text"
+    try:
+        parts, column, prompts = read_features(row)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from error
     answer = row[column] if spec.answer is None else _fill(spec.answer, where, row)
     if not isinstance(answer, str) or not answer:
         raise DataError(f"{where}: column {column!r} is empty")
-    picture = row.get("image") or row.get("image_path")
-    media = [{"type": "image", "image": picture}] if picture else []
-    media.append({"type": "audio", "audio": row["speech_feats_path"]})
-    prompts = _PICTURED_PROMPTS[column] if picture and spec.prompts is None else _prompts(spec, "speech", where, row)
-    return Sample(where, media=media, prompts=prompts, answers=[answer])
+    if prompts is None or spec.prompts is not None:
+        prompts = _prompts(spec, SPEECH, where, row)
+    return Sample(where, media=parts, prompts=prompts, answers=[answer])
 
 
-def _from_table(spec: SourceSpec, where: str, row: Mapping, modalities: list[str]) -> Sample:
+def _from_table(spec: SourceSpec, where: str, row: Mapping, media: MediaRows) -> Sample:
     text = row[spec.text_column]
     if not isinstance(text, str) or not text:
         raise DataError(f"{where}: column {spec.text_column!r} is empty")
-    modality = spec.modality
-    medium = None
-    if modality != "text":
-        medium = row[spec.file_column]
-        modality = modality or (modalities[0] if len(modalities) == 1 else _by_extension(where, medium))
-    if modality not in (*PART_OF_MODALITY, "text"):
-        raise DataError(f"{where}: modality {modality!r} has no content part; choose image, video, speech or text")
     answer = text if spec.answer is None else _fill(spec.answer, where, row)
-    media = []
-    if medium is not None:
-        part = PART_OF_MODALITY[modality]
-        media = [{"type": part, part: medium}]
-    return Sample(where, media=media, prompts=_prompts(spec, modality, where, row), answers=[answer])
+    if spec.modality == "text":
+        return Sample(where, prompts=_prompts(spec, None, where, row), answers=[answer])
+    medium = row[spec.file_column]
+    part = media.part_of_file(where, medium) if spec.modality is None else media.part(where, spec.modality)
+    parts = [{"type": part, part: medium}]
+    return Sample(where, media=parts, prompts=_prompts(spec, part, where, row), answers=[answer])
 
 
-def _by_extension(where: str, medium: Any) -> str:
-    suffix = Path(medium).suffix.lower() if isinstance(medium, str) else ""
-    for modality, suffixes in EXTENSIONS.items():
-        if suffix in suffixes:
-            return modality
-    raise DataError(f"{where}: cannot tell the modality of {medium!r:.80}; set `modality` of the source")
-
-
-def _prompts(spec: SourceSpec, modality: str, where: str, row: Mapping) -> list[str]:
-    prompts = DEFAULT_PROMPTS[modality] if spec.prompts is None else spec.prompts
-    return [_fill(prompt, where, row) for prompt in prompts]
+def _prompts(spec: SourceSpec, part: str | None, where: str, row: Mapping) -> list[str]:
+    default = TEXT_PROMPTS if part is None else MEDIA_KINDS[part].prompts
+    return [_fill(prompt, where, row) for prompt in (default if spec.prompts is None else spec.prompts)]
 
 
 def _fill(template: str, where: str, row: Mapping) -> str:
@@ -340,21 +309,32 @@ def _fill(template: str, where: str, row: Mapping) -> str:
         raise DataError(f"{where}: cannot fill in {template!r}: {error}") from error
 
 
+def _media_parts(sample: Sample) -> Iterator[dict]:
+    for message in sample.messages or [{"content": sample.media}]:
+        yield from (part for part in message["content"] if part["type"] != "text")
+
+
+def _check_media(sample: Sample, media: MediaRows) -> None:
+    """Every medium of a sample must be of a kind that a row of the model reads."""
+    for part in _media_parts(sample):
+        if part["type"] not in media.rows.values():
+            raise DataError(
+                f"{sample.where}: holds a content part of type {part['type']!r}, which no row of the model reads; its "
+                f"rows are {media.listed}"
+            )
+
+
 def _resolve_media(sample: Sample, root: Path) -> None:
     """Relative paths become paths below `root`; a local file that is named must exist."""
-    messages = sample.messages or [{"content": sample.media}]
-    for message in messages:
-        for part in message["content"]:
-            if part["type"] == "text":
+    for part in _media_parts(sample):
+        for key in ("path", "url", part["type"]):
+            value = part.get(key)
+            if not isinstance(value, str) or _NOT_A_PATH.match(value) or len(value) > _MAX_PATH:
                 continue
-            for key in ("path", "url", part["type"]):
-                value = part.get(key)
-                if not isinstance(value, str) or _NOT_A_PATH.match(value) or len(value) > _MAX_PATH:
-                    continue
-                path = root / Path(value).expanduser()
-                if not path.exists():
-                    raise DataError(f"{sample.where}: no such file: {path}")
-                part[key] = str(path)
+            path = root / Path(value).expanduser()
+            if not path.exists():
+                raise DataError(f"{sample.where}: no such file: {path}")
+            part[key] = str(path)
 
 
 __all__ = ["FORMATS", "DataError", "Sample", "load_source", "read_rows"]

@@ -32,6 +32,7 @@ from xllm.training.collator import XLLMDataCollator
 from xllm.training.data import ChatDataset
 from xllm.training.evaluation import check_evaluation, run_evaluation
 from xllm.training.lineage import FreezeReceipt, data_fingerprint, interfaces_fingerprint, lineage_entry
+from xllm.training.media_rows import media_rows
 from xllm.training.recipe import Recipe, RecipeError, StageSpec, load_recipe
 from xllm.training.stage_one import build_stage_one, stage_one_task
 from xllm.training.stages import (
@@ -193,7 +194,7 @@ def _prepare(model, processor, spec: StageSpec, seed: int, media: dict | None = 
     train_set = ChatDataset.from_specs(spec.data.train, augmentation=augmentation, **common)
     eval_set = ChatDataset.from_specs(spec.data.eval, **common) if spec.data.eval else None
     for evaluation in spec.evaluate:
-        check_evaluation(evaluation, modalities)
+        check_evaluation(evaluation, media_rows(processor, modalities))
     arguments = {"eval_strategy": "epoch" if eval_set else "no", **spec.trainer}
     if eval_set is None and arguments["eval_strategy"] != "no":
         raise RecipeError(f"trainer.eval_strategy is {arguments['eval_strategy']!r}, but data.eval is empty")

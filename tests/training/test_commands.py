@@ -6,6 +6,7 @@ import json
 import pytest
 
 from xllm.cli import main
+from xllm.commands.evaluate import _columns
 
 
 @pytest.fixture
@@ -46,6 +47,32 @@ def test_train_then_evaluate(recipe, media, tmp_path, capsys):
     line = capsys.readouterr().out
     assert line.startswith("asr: cer ")
     assert "n = 1 " in line
+
+
+def test_columns_are_chosen_by_one_option_or_several():
+    wanted = {"group": ["a", "b"], "speaker": ["c"]}
+    assert _columns(["group=a,b,speaker=c"], "--where") == wanted
+    assert _columns(["group=a", "speaker=c", "group=b"], "--where") == wanted
+
+
+def test_only_the_rows_that_both_columns_choose(media, tiny_checkpoint, capsys):
+    data = media / "groups.csv"
+    data.write_text("file,text,group,speaker\nlow.wav,low,a,ann\nhigh.wav,high,a,bob\nlow.wav,low,b,bob\n")
+    command = [
+        "evaluate",
+        str(tiny_checkpoint),
+        "--task",
+        "asr",
+        "--data",
+        str(data),
+        "--max-new-tokens",
+        "1",
+        "--json",
+    ]
+    assert main([*command, "--where", "group=a,speaker=bob"]) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 1
+    assert main([*command, "--limit", "0"]) == 1
+    assert "limit is 0, expected a number of rows, at least 1" in capsys.readouterr().err
 
 
 def test_check_writes_nothing(recipe, tmp_path, capsys):

@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from xllm.training.media_rows import MediaRows
 from xllm.training.recipe import SourceSpec
 from xllm.training.sources import DataError, load_source
+
+
+ANSWER = {"role": "assistant", "content": "grey"}
 
 
 def write(path, rows, kind="jsonl"):
@@ -48,7 +52,7 @@ def test_csv_table_relative_to_its_folder(media):
     path = write(
         media / "table.csv", [{"file": "low.wav", "text": "low"}, {"file": "high.wav", "text": "high"}], "csv"
     )
-    samples = load_source(SourceSpec(path=path, prompts=["Say it."]), ["speech"])
+    samples = load_source(SourceSpec(path=path, prompts=["Say it."]), MediaRows(trained=("speech",)))
     assert [turns(sample) for sample in samples] == [
         [("user", ["audio:/low.wav", "Say it."]), ("assistant", ["low"])],
         [("user", ["audio:high.wav", "Say it."]), ("assistant", ["high"])],
@@ -65,8 +69,42 @@ def test_modality_of_a_table(media):
         ["video:clip.mp4"],
     ]  # empty caption prompt
     path = write(media / "odd.jsonl", [{"file": "red.bin", "text": "a"}])
-    with pytest.raises(DataError, match="cannot tell the modality of 'red.bin'; set `modality`"):
+    with pytest.raises(DataError, match="cannot tell the modality of 'red.bin' by its name; set `modality`"):
         load_source(SourceSpec(path=path))
+
+
+def test_rows_are_called_what_the_model_calls_them(media):
+    """A row `voice` is named by a table and by a tag; its part is audio, under whatever name data had for it before."""
+    voices = MediaRows({"voice": "audio", "picture": "image"})
+    path = write(media / "voices.jsonl", [{"file": "low.wav", "text": "low"}])
+    for name in ("voice", "speech", "audio", None):
+        (sample,) = load_source(SourceSpec(path=path, modality=name), voices)
+        assert turns(sample)[0][1] == ["audio:/low.wav", "请忠实地识别该语音"]  # the kind's own prompt
+    row = {
+        "voice": "low.wav",
+        "conversations": [{"from": "human", "value": "<voice> ?"}, {"from": "gpt", "value": "low"}],
+    }
+    (sample,) = load_source(SourceSpec(path=write(media / "l.json", [row], "json")), voices)
+    assert turns(sample)[0][1] == ["audio:/low.wav", "?"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"file": "clip.mp4", "text": "grey", "modality": "video"},
+        {"messages": [{"role": "user", "content": [{"type": "video", "path": "clip.mp4"}]}, ANSWER]},
+        {"video": "clip.mp4", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "grey"}]},
+        {"image_id": "clip", "caption_zh": "grey", "modality": "video"},
+    ],
+)
+def test_a_medium_that_the_model_does_not_read_is_an_error_that_names_its_rows(media, row):
+    path = write(media / "unread.jsonl", [row])
+    spec = SourceSpec(path=path, modality=row.get("modality"))
+    with pytest.raises(
+        DataError, match=r"unread\.jsonl:1: .*no row of the model reads.*; its rows are voice, picture"
+    ):
+        load_source(spec, MediaRows({"voice": "audio", "picture": "image"}))
+    assert len(load_source(spec)) == 1
 
 
 def test_columns_prompts_and_answers_are_templates(media):
@@ -108,6 +146,8 @@ def test_where_exclude_and_limit(media):
         texts(where={"speker": "a"})
     with pytest.raises(DataError, match="no row is left"):
         texts(where={"speaker": "c"})
+    with pytest.raises(DataError, match="limit is 0, expected a number of rows, at least 1"):
+        texts(limit=0)
 
 
 def test_messages_in_json_parquet_and_datasets(media):
@@ -201,7 +241,7 @@ def test_the_authors_speech_features(media):
 )
 def test_bad_rows_are_named(media, rows, message):
     with pytest.raises(DataError, match=message):
-        load_source(SourceSpec(path=write(media / "bad.jsonl", rows)), ["speech"])
+        load_source(SourceSpec(path=write(media / "bad.jsonl", rows)), MediaRows(trained=("speech",)))
 
 
 def test_bad_files_are_named(tmp_path):

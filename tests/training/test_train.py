@@ -291,7 +291,7 @@ def test_progress_lines():
     state.global_step = 10
     progress.on_step_end(None, state, None)  # not a terminal: only logged steps are shown
     progress.on_log(None, state, None, logs={"loss": 1.25})
-    assert stream.getvalue() == "stage 2 (image): step 10/40, loss 1.2500, 0:30 gone, ETA 1:30\n"
+    assert stream.getvalue() == "stage 2 (image): step 10/40, loss 1.2500, 0:30 elapsed, ETA 1:30\n"
     assert [format_seconds(seconds) for seconds in (0, 61, 3600)] == ["0:00", "1:01", "1:00:00"]
 
 

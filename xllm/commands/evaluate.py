@@ -13,10 +13,8 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     parser.add_argument("model", help="folder or Hub id of an X-LLM")
     parser.add_argument("--task", required=True, help="asr or caption (character error rate), qa (accuracy)")
     parser.add_argument("--data", required=True, metavar="FILE", help=".json, .jsonl, .csv, .tsv or .parquet")
-    parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE[,VALUE]", help="only these rows")
-    parser.add_argument(
-        "--exclude", action="append", default=[], metavar="COLUMN=VALUE[,VALUE]", help="not these rows"
-    )
+    for option, meaning in (("--where", "only these rows"), ("--exclude", "not these rows")):
+        parser.add_argument(option, action="append", default=[], metavar="COLUMN=VALUE[,VALUE]", help=meaning)
     parser.add_argument("--modality", help="of a plain table: image, video, speech or text")
     parser.add_argument("--file-column", default="file", help="of a plain table")
     parser.add_argument("--text-column", default="text", help="of a plain table")
@@ -33,13 +31,16 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
 
 
 def _columns(pairs: list[str], option: str) -> dict[str, list[str]]:
-    """`["speaker=a,b"]` as `{"speaker": ["a", "b"]}`."""
-    columns = {}
+    """`["speaker=a,b", "group=x,take=1"]` as `{"speaker": ["a", "b"], "group": ["x"], "take": ["1"]}`."""
+    columns: dict[str, list[str]] = {}
     for pair in pairs:
-        name, equals, values = pair.partition("=")
-        if not equals:
-            raise ValueError(f"{option} takes COLUMN=VALUE, got {pair!r}")
-        columns[name] = values.split(",")
+        name = None
+        for piece in pair.split(","):
+            head, equals, value = piece.partition("=")
+            name, value = (head, value) if equals else (name, piece)
+            if not name:
+                raise ValueError(f"{option} takes COLUMN=VALUE, got {pair!r}")
+            columns.setdefault(name, []).append(value)
     return columns
 
 

@@ -1,0 +1,86 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Which media data may hold: the rows of the model, the kinds that they read, and the names for both in data files."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from xllm.processing.media_kinds import MEDIA_KINDS, part_of_row
+
+
+class DataError(ValueError):
+    """A data file or row that cannot be used; the message names file and line."""
+
+
+@dataclass(frozen=True)
+class MediaRows:
+    """The media that data may hold.
+
+    Args:
+        rows (`dict[str, str]`): rows of the model -> type of the content part that each reads; without a model, those of
+            the table of kinds.
+        trained (`tuple[str, ...]`): rows that the stage trains; a plain table is of that row if there is just one.
+    """
+
+    rows: Mapping[str, str] = field(default_factory=lambda: {kind.row: kind.type for kind in MEDIA_KINDS.values()})
+    trained: tuple[str, ...] = ()
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Every name for a medium -> type of its content part: types and their other names, and the rows."""
+        kinds = MEDIA_KINDS.values()
+        names = {name: kind.type for kind in kinds for name in (kind.row, *kind.aliases, kind.type)}
+        return {**names, **self.rows}
+
+    def part(self, where: str, name: str) -> str:
+        """The type of content part called `name`.
+
+        Raises:
+            DataError: no row of the model reads it.
+        """
+        part = self.names.get(name)
+        if part not in self.rows.values():
+            raise DataError(f"{where}: no row of the model reads {name!r}; its rows are {self.listed}")
+        return part
+
+    @property
+    def listed(self) -> str:
+        """The rows, for messages."""
+        return ", ".join(self.rows) or "none"
+
+    def part_of_file(self, where: str, medium: Any) -> str:
+        """The type of content part of a file: that of the one row which is trained, or else by the file's extension.
+
+        Raises:
+            DataError: no kind has this extension, or several have.
+        """
+        if len(self.trained) == 1:
+            return self.part(where, self.trained[0])
+        suffix = Path(medium).suffix.lower() if isinstance(medium, str) else ""
+        parts = [part for part in dict.fromkeys(self.rows.values()) if part in MEDIA_KINDS]
+        found = [part for part in parts if suffix in MEDIA_KINDS[part].extensions]
+        if len(found) != 1:
+            raise DataError(
+                f"{where}: cannot tell the modality of {medium!r:.80} by its name; set `modality` of the source: "
+                f"{self.listed} or text"
+            )
+        return found[0]
+
+
+def parts_of_rows(modalities: Mapping[str, Any]) -> dict[str, str]:
+    """Row -> type of content part that it reads, of the `modalities` of an `XLLMConfig`."""
+    return {name: part_of_row(name, row.input_name, getattr(row, "part", None)) for name, row in modalities.items()}
+
+
+def media_rows(processor, trained: Iterable[str] = ()) -> MediaRows:
+    """What the model of an `XLLMProcessor` reads."""
+    rows = getattr(processor, "modalities", None)
+    if rows is None:
+        kinds = [kind for kind in MEDIA_KINDS.values() if getattr(processor, kind.reader, None) is not None]
+        return MediaRows({kind.row: kind.type for kind in kinds}, tuple(trained))
+    return MediaRows({name: row["part"] for name, row in rows.items()}, tuple(trained))
+
+
+__all__ = ["DataError", "MediaRows", "media_rows", "parts_of_rows"]
