@@ -9,13 +9,36 @@ Hinton 2013), here as a warp of the mel axis after feature extraction. The paper
 authors' images are randomly cropped and flipped.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
+from torchaudio.functional import mask_along_axis
+from torchvision.transforms import v2
 
+from xllm.processing.audio_decoding import resample
 from xllm.training.strict import RecipeError, nearest
+
+
+@contextmanager
+def _draws_of(rng: np.random.Generator) -> Iterator[None]:
+    """What torch draws inside follows from `rng`; its own generator is left as it was.
+
+    `torch.manual_seed` would seed the accelerators as well, where the model draws its dropout.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(rng.integers(2**63)))
+        yield
+
+
+def _transform_picture(transform: v2.Transform, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A transform of torchvision on `(..., H, W, 3)`; all frames of a video alike."""
+    with _draws_of(rng):
+        changed = transform(torch.from_numpy(picture.copy()).movedim(-1, -3))  # (..., 3, H, W)
+    return np.ascontiguousarray(changed.movedim(-3, -1).numpy())
 
 
 @dataclass
@@ -26,9 +49,10 @@ class Speed:
     factor: tuple[float, float] = (0.9, 1.1)
 
     def __call__(self, wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        factor = np.exp(rng.uniform(*np.log(self.factor)))
-        length = max(1, round(len(wave) / factor))
-        return np.interp(np.linspace(0, len(wave) - 1, length), np.arange(len(wave)), wave).astype(np.float32)
+        factor = round(
+            np.exp(rng.uniform(*np.log(self.factor))), 2
+        )  # a ratio of small numbers is quick to resample by
+        return resample(wave, factor, 1.0)
 
 
 @dataclass
@@ -136,17 +160,14 @@ class SpecAugment:
     time_width: float = 0.2
 
     def __call__(self, features: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        features = features.copy()
         frames, bins = features.shape
-        for _ in range(self.mel_masks):
-            width = rng.integers(0, min(self.mel_width, bins) + 1)
-            start = rng.integers(0, bins - width + 1)
-            features[:, start : start + width] = 0
-        for _ in range(self.time_masks):
-            width = rng.integers(0, int(self.time_width * frames) + 1)
-            start = rng.integers(0, frames - width + 1)
-            features[start : start + width] = 0
-        return features
+        masked = torch.from_numpy(features).T[None]  # (1, mel bins, frames)
+        with _draws_of(rng):
+            for _ in range(self.mel_masks):  # torchaudio's widths are below what it is given
+                masked = mask_along_axis(masked, min(self.mel_width, bins) + 1, 0.0, axis=1)
+            for _ in range(self.time_masks):
+                masked = mask_along_axis(masked, int(self.time_width * frames) + 1, 0.0, axis=2)
+        return masked[0].T.numpy()
 
 
 @dataclass
@@ -157,22 +178,26 @@ class Flip:
     probability: float = 0.5
 
     def __call__(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return np.ascontiguousarray(picture[..., ::-1, :]) if rng.random() < self.probability else picture
+        return _transform_picture(v2.RandomHorizontalFlip(self.probability), picture, rng)
+
+
+class _RandomCrop(v2.RandomResizedCrop):
+    """The part that `RandomResizedCrop` would take, at its own size: the processor resizes it once."""
+
+    def transform(self, inpt: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
+        return v2.functional.crop(inpt, **params)
 
 
 @dataclass
 class Crop:
-    """A random part of the picture; `scale`: range of its area (the authors' 0.5 to 1)."""
+    """A random part of the picture; `scale`: range of its area, `ratio`: of width to height (the authors', LAVIS's)."""
 
     kind: ClassVar[str] = "picture"
     scale: tuple[float, float] = (0.5, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
     def __call__(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        side = np.sqrt(rng.uniform(*self.scale))
-        full = picture.shape[-3:-1]
-        height, width = (max(1, round(size * side)) for size in full)
-        top, left = rng.integers(0, full[0] - height + 1), rng.integers(0, full[1] - width + 1)
-        return picture[..., top : top + height, left : left + width, :]
+        return _transform_picture(_RandomCrop(1, self.scale, self.ratio), picture, rng)
 
 
 @dataclass
@@ -183,7 +208,7 @@ class Brightness:
     factor: tuple[float, float] = (0.8, 1.2)
 
     def __call__(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return np.clip(picture * rng.uniform(*self.factor), 0, 255).astype(np.uint8)
+        return _transform_picture(v2.ColorJitter(brightness=tuple(self.factor)), picture, rng)
 
 
 AUGMENTATIONS = {

@@ -119,7 +119,9 @@ def test_choices_follow_from_seed_epoch_and_place(tiny_processor):
 def test_augmentation_of_waveforms_and_pictures(tiny_processor, media):
     picture = {"type": "image", "path": str(media / "red.png")}
     samples = [audio(media, "low"), Sample("p", media=[picture], answers=["p"])]
-    steps = Augmentation.from_spec([{"shift": {"seconds": [0.1, 0.1]}}, {"crop": {"scale": [0.25, 0.25]}}])
+    steps = Augmentation.from_spec(
+        [{"shift": {"seconds": [0.1, 0.1]}}, {"crop": {"scale": [0.25, 0.25], "ratio": [4 / 3, 4 / 3]}}]
+    )
     data = ChatDataset([samples], tiny_processor, augmentation=steps)
     wave = data[0]["messages"][0]["content"][0]["audio"]
     assert len(wave) == 6400 + 2 * 1600

@@ -34,7 +34,8 @@ from xllm.demo.digits import (
 from xllm.demo.questions import TASKS, Facts, answer, random_question, transcript
 from xllm.demo.settings import DemoScale
 from xllm.demo.voices import random_utterance, split_voices, synthesise
-from xllm.demo.waveforms import SAMPLING_RATE, augment_waveform, resample, write_wave
+from xllm.demo.waveforms import SAMPLING_RATE, augment_waveform, write_wave
+from xllm.processing.audio_decoding import resample
 
 
 FRAMES_PER_SECOND = 2
@@ -145,7 +146,7 @@ def _write_speech(
     waves, rate = synthesise(utterances)
     items = []
     for count, (fact, wave) in enumerate(zip(facts, waves)):
-        samples = resample(wave.astype(np.float32) / 32768.0, SAMPLING_RATE / rate)
+        samples = resample(wave.astype(np.float32) / 32768.0, rate, SAMPLING_RATE)
         # A third of the training clips is left nearly clean: a quiet room must not be a surprise either.
         share = strength if strength < 1.0 or rng.random() < 0.67 else 0.3
         path = f"speech/{side}-{count:05d}.wav"

@@ -10,30 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from xllm.processing.audio_decoding import resample
+
 
 SAMPLING_RATE = 16_000  # Hz
-
-
-def resample(samples: np.ndarray, factor: float) -> np.ndarray:
-    """Change the number of samples by `factor` (1.1 = 10 % more), keeping all frequencies that still fit.
-
-    Played at an unchanged rate, the clip gets slower and all its frequencies, formants too, get lower by `factor`.
-
-    Raises:
-        ValueError: `factor` is not positive.
-    """
-    if factor <= 0:
-        raise ValueError(f"factor must be positive, got {factor}")
-    new_length = max(1, round(len(samples) * factor))
-    if new_length == len(samples):
-        return samples.astype(np.float32)
-    size = _transform_length(len(samples))
-    spectrum = np.fft.rfft(samples, size)
-    spectrum[int(len(spectrum) * factor) :] = 0.0  # what the new rate could not hold
-    # Twice as dense, so that straight lines between the points are good enough.
-    dense = np.fft.irfft(spectrum, 2 * size) * 2.0
-    places = np.arange(new_length) * (2.0 * len(samples) / new_length)
-    return np.interp(places, np.arange(2 * size), dense).astype(np.float32)
 
 
 def _transform_length(length: int) -> int:
@@ -62,9 +42,9 @@ def filter_band(
 
 def telephone(samples: np.ndarray, low_hz: float) -> np.ndarray:
     """What is left of a recording that was once stored with 8 kHz and 16 bits: nothing above 4 kHz, not even noise."""
-    narrow = filter_band(resample(samples, 0.5), 2.0 * low_hz)  # half as many samples: every frequency counts double
+    narrow = filter_band(resample(samples, 2, 1), 2.0 * low_hz)  # half as many samples: every frequency counts double
     narrow = np.round(np.clip(narrow, -1.0, 1.0) * 32767.0).astype(np.float32) / 32767.0
-    return resample(narrow, len(samples) / len(narrow))
+    return resample(narrow, len(narrow), len(samples))
 
 
 def reverberate(samples: np.ndarray, seconds: float, wet: float, rng: np.random.Generator) -> np.ndarray:
@@ -116,7 +96,8 @@ def augment_waveform(samples: np.ndarray, rng: np.random.Generator, strength: fl
         raise ValueError(f"strength must not be negative, got {strength}")
     samples = set_peak(samples.astype(np.float32), 0.5)
     if strength > 0:
-        samples = resample(samples, float(np.exp(rng.uniform(-0.22, 0.22) * min(strength, 1.0))))
+        factor = round(float(np.exp(rng.uniform(-0.22, 0.22) * min(strength, 1.0))), 2)
+        samples = resample(samples, 1.0, factor)  # a longer clip is a slower and deeper, larger speaker
         samples = pad_silence(samples, *(rng.uniform(0.0, 0.35, size=2) * rng.integers(0, 2, size=2) + 0.02))
         if rng.random() < 0.5 * strength:
             samples = reverberate(samples, float(rng.uniform(0.05, 0.4)), float(rng.uniform(0.1, 0.7)), rng)
