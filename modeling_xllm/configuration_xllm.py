@@ -8,22 +8,22 @@ Deviation: the video row shares the image row's Q-Former by default, as the auth
 Q-Former (`shares_converter_with=None` gives the video row its own).
 """
 
+from collections.abc import Mapping
 from copy import deepcopy
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, Blip2QFormerConfig, ParakeetEncoderConfig, PreTrainedConfig
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, ParakeetEncoderConfig, PreTrainedConfig
 from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 
-from .configuration_cformer import CFormerConfig
 from .configuration_chatglm import ChatGLMConfig
+from .converters import CONVERTERS, converter_class
 from .speech_encoders import output_width, speech_input
 
 
-CONVERTERS = ("qformer", "cformer", "linear")
-
-
 def _as_config(value: dict | PreTrainedConfig | None, default: PreTrainedConfig, row: str) -> PreTrainedConfig:
-    """`value` as a config object; a dict is read by its own `model_type` (ours first, then transformers')."""
+    """`value` as a config object; a dict is read by its own `model_type` (the default's first, then transformers')."""
     if value is None:
         return default
     if isinstance(value, PreTrainedConfig):
@@ -32,8 +32,6 @@ def _as_config(value: dict | PreTrainedConfig | None, default: PreTrainedConfig,
     model_type = values.pop("model_type", default.model_type)
     if model_type == default.model_type:
         return type(default)(**values)
-    if model_type == ChatGLMConfig.model_type:
-        return ChatGLMConfig(**values)
     try:
         return AutoConfig.for_model(model_type, **values)
     except ValueError as error:
@@ -47,22 +45,29 @@ class X2LConfig(PreTrainedConfig):
     Args:
         encoder (`str`, *optional*): the tower whose features are converted: "vision", "audio", a name of
             `XLLMConfig.extra_encoders`, or `None` when the inputs are feature vectors already.
-        input_name (`str`): argument of `forward` that carries this modality, e.g. "pixel_values".
+        input_name (`str`): argument of `forward` that carries this modality, e.g. "pixel_values". Several rows may read
+            the same one.
         mask_name (`str`, *optional*): argument that carries its mask (1 = real frame), e.g. "input_features_mask".
+        part (`str`, *optional*): type of the content parts that feed this row; by default the type that gives
+            `input_name`.
         converter (`str`): "qformer" (a fixed number of query tokens per image or frame), "cformer" (as many tokens as
-            the CIF fires) or "linear" (one token per feature vector).
-        shares_converter_with (`str`, *optional*): row whose converter is used (with query tokens of one's own).
+            the CIF fires), "linear" (one token per feature vector) or a name given to `register_converter`.
+        shares_converter_with (`str`, *optional*): row whose converter is used (a Q-Former with its own query tokens).
         placeholder_token (`str`), token_id (`int`): what stands for one quasi-linguistic embedding in the text.
         num_query_tokens (`int`): tokens per image or frame (Q-Former only; 32 in the paper).
         num_frames (`int`, *optional*): given for items that are series of pictures: frames the processor samples.
         subsampling_factor (`int`, *optional*): input frames (or samples) per encoder frame; a clip of n owns
-            ceil(n / factor) placeholders (C-Former and linear only). `XLLMConfig` fills it in for the encoders that
-            `speech_encoders` knows; 1 for others.
-        token_level (`bool`): C-Former without an encoder only: the inputs `(clips, U, cif_hidden_size)` are tokens that a
-            CIF has fired before, such as the authors' `.npy` features; neither encoder nor CIF is run.
+            ceil(n / factor) placeholders, where the converter gives no fixed number. `XLLMConfig` fills it in for the
+            encoders that `speech_encoders` knows; 1 for others.
+        token_level (`bool`): C-Former without an encoder only: the inputs `(clips, U, cif_hidden_size)` are tokens that
+            a CIF has fired before, such as the authors' `.npy` features; neither encoder nor CIF is run.
         adapter_activation (`str`, *optional*): activation after the adapter's Linear; "relu" for the S-Adapter.
-        qformer_config, cformer_config: sizes of the converter; the one not chosen is `None`.
+        converter_config (config or `dict`, *optional*): sizes of the converter; `None` where it has none, or shares
+            another row's. `qformer_config` and `cformer_config` are older names of the same field.
         encoder_hidden_size, language_hidden_size (`int`): widths in and out, filled in by `XLLMConfig`.
+
+    Raises:
+        ValueError: an unknown converter or field, or fields that do not suit the converter.
     """
 
     model_type = "xllm_interface"
@@ -70,6 +75,7 @@ class X2LConfig(PreTrainedConfig):
     encoder: str | None = "vision"
     input_name: str = "pixel_values"
     mask_name: str | None = None
+    part: str | None = None
     converter: str = "qformer"
     shares_converter_with: str | None = None
     placeholder_token: str = "<ImageHere>"
@@ -79,41 +85,75 @@ class X2LConfig(PreTrainedConfig):
     subsampling_factor: int | None = None
     token_level: bool = False
     adapter_activation: str | None = None
-    qformer_config: dict | PreTrainedConfig | None = None
-    cformer_config: dict | PreTrainedConfig | None = None
+    converter_config: dict | PreTrainedConfig | None = None
     encoder_hidden_size: int | None = None
     language_hidden_size: int | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
-        if self.converter not in CONVERTERS:
-            raise ValueError(f"converter must be one of {', '.join(CONVERTERS)}, got {self.converter!r}")
+        chosen = converter_class(self.converter).config_key
+        for key in {kind.config_key for kind in CONVERTERS.values()} - {None}:
+            value = kwargs.pop(key, None)
+            if value is not None and key == chosen:
+                self.converter_config = value
         if unknown := set(kwargs) - set(PreTrainedConfig().to_dict()) - {"transformers_version"}:
             raise ValueError(f"a modality row has no field {', '.join(map(repr, sorted(unknown)))}")
-        self.qformer_config = self._sub_config("qformer", self.qformer_config, Blip2QFormerConfig)
-        self.cformer_config = self._sub_config("cformer", self.cformer_config, CFormerConfig)
-        if self.token_level and (
-            self.converter != "cformer" or self.encoder or self.subsampling_factor not in (None, 1)
-        ):
-            raise ValueError(
-                "token_level=True needs converter='cformer', encoder=None and subsampling_factor=1, got "
-                f"{self.converter!r}, {self.encoder!r} and {self.subsampling_factor}"
-            )
-        if self.token_level and self.cformer_config is not None:
-            self.cformer_config.cif_predictor = "none"
-            self.encoder_hidden_size = self.encoder_hidden_size or self.cformer_config.cif_hidden_size
+        self.complete()
         super().__post_init__(**kwargs)
 
-    def _sub_config(self, kind: str, value, config_class: type[PreTrainedConfig]) -> PreTrainedConfig | None:
-        if self.converter != kind or self.shares_converter_with is not None:
-            return None
-        return _as_config(value, config_class(), f"{kind}_config")
+    def complete(self) -> None:
+        """Make the converter's config what its class takes, and let the class check the row."""
+        kind = converter_class(self.converter)
+        if self.shares_converter_with is not None or kind.config_class is None:
+            self._refuse_sizes(kind)
+        elif not isinstance(self.converter_config, kind.config_class):
+            values = dict(self._fitting_sizes(kind))
+            values.pop("model_type", None)
+            self.converter_config = kind.config_class(**values)
+        kind.check_row(self)
+
+    def _refuse_sizes(self, kind: type) -> None:
+        if self.converter_config is not None:
+            shared = self.shares_converter_with
+            why = "the row has no converter of its own" if shared else f"{kind.__name__} has no sizes"
+            raise ValueError(f"converter_config must be None: {why}")
+
+    def _fitting_sizes(self, kind: type) -> dict:
+        """`converter_config` as a dict; a `ValueError` if it is of another converter."""
+        config = self.converter_config or {}
+        model_type = getattr(config, "model_type", None) or dict(config).get("model_type")
+        if model_type not in (None, kind.config_class.model_type):
+            raise ValueError(
+                f"converter_config is of model_type {model_type!r}, but a {self.converter!r} converter takes "
+                f"{kind.config_class.model_type!r}"
+            )
+        return config.to_dict() if isinstance(config, PreTrainedConfig) else config
+
+    def _sizes_under(self, key: str) -> PreTrainedConfig | None:
+        return self.converter_config if converter_class(self.converter).config_key == key else None
 
     @property
-    def converter_hidden_size(self) -> int:
-        """Width of the converter's output, the adapter's input."""
-        config = {"qformer": self.qformer_config, "cformer": self.cformer_config}.get(self.converter)
-        return self.encoder_hidden_size if config is None else config.hidden_size
+    def qformer_config(self) -> PreTrainedConfig | None:
+        """`converter_config` of a Q-Former, else `None`."""
+        return self._sizes_under("qformer_config")
+
+    @qformer_config.setter
+    def qformer_config(self, value: dict | PreTrainedConfig | None) -> None:
+        self.converter_config = value
+
+    @property
+    def cformer_config(self) -> PreTrainedConfig | None:
+        """`converter_config` of a C-Former, else `None`."""
+        return self._sizes_under("cformer_config")
+
+    @cformer_config.setter
+    def cformer_config(self, value: dict | PreTrainedConfig | None) -> None:
+        self.converter_config = value
+
+    @property
+    def tokens_per_item(self) -> int | None:
+        """Placeholders of one picture or item; `None`: one per `subsampling_factor` input positions."""
+        return converter_class(self.converter).tokens_per_item(self)
 
 
 def default_modalities() -> dict[str, X2LConfig]:
@@ -155,8 +195,8 @@ class XLLMConfig(PreTrainedConfig):
         lineage (`list[dict]`, *optional*): of each stage: fingerprints of interfaces before and after, data, frozen tensors.
 
     Raises:
-        ValueError: an unknown encoder, converter or shared row, two rows with one token or input, a placeholder id
-            outside the LLM's vocabulary. The message names the row.
+        ValueError: an unknown encoder, converter or shared row, an encoder_hidden_size that is not its encoder's, two
+            rows with one token, a placeholder id outside the LLM's vocabulary. The message names the row.
     """
 
     model_type = "xllm"
@@ -165,13 +205,13 @@ class XLLMConfig(PreTrainedConfig):
         "vision_config": Blip2VisionConfig,
         "audio_config": ParakeetEncoderConfig,
     }
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "modality_features"]
 
     text_config: dict | PreTrainedConfig | None = None
     vision_config: dict | PreTrainedConfig | None = None
     audio_config: dict | PreTrainedConfig | None = None
     extra_encoders: dict | None = None
-    modalities: dict | None = None
+    modalities: Any = None  # a mapping, checked below in words of its own
     image_token_id: int | None = None
     video_token_id: int | None = None
     audio_token_id: int | None = None
@@ -190,21 +230,29 @@ class XLLMConfig(PreTrainedConfig):
         self.audio_config = _as_config(self.audio_config, audio_default, "audio_config")
         self.extra_encoders = {
             name: _as_config(value, audio_default, f"extra_encoders[{name}]")
-            for name, value in (self.extra_encoders or {}).items()
+            for name, value in sorted((self.extra_encoders or {}).items())
         }
         rows = default_modalities() if self.modalities is None else self.modalities
-        self.modalities = {name: self._row(name, row) for name, row in rows.items()}
+        if not isinstance(rows, Mapping):
+            raise ValueError(f"modalities must be a mapping from names to rows, got {rows!r}")
+        # By name, as config.json lists them: parameters come in this order, and optimizers know them by their number.
+        self.modalities = {name: self._row(name, rows[name]) for name in sorted(rows)}
         self._complete_rows()
         self._place_token_ids()
         super().__post_init__(**kwargs)
 
-    def _row(self, name: str, row: X2LConfig | dict) -> X2LConfig:
-        if isinstance(row, X2LConfig):
-            return row
+    def _row(self, name: str, row: X2LConfig | Mapping) -> X2LConfig:
+        """A row of this config's own: what the caller passed stays as it is."""
+        if not isinstance(row, (X2LConfig, Mapping)):
+            raise ValueError(f"modalities[{name!r}] must be an X2LConfig or a mapping of its fields, got {row!r}")
         try:
-            return X2LConfig(**{key: value for key, value in row.items() if key != "model_type"})
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"modalities[{name!r}]: {error}") from error
+            if isinstance(row, X2LConfig):
+                row = deepcopy(row)
+                row.complete()  # its fields may have been set since it was made
+                return row
+            return X2LConfig(**{key: deepcopy(value) for key, value in row.items() if key != "model_type"})
+        except (TypeError, ValueError, StrictDataclassError) as error:
+            raise ValueError(f"modalities[{name!r}]: {' '.join(str(error).split())}") from error
 
     def encoder_config(self, name: str) -> PreTrainedConfig | None:
         """Config of the tower called `name` ("vision", "audio" or an extra one); `None` for an unknown name."""
@@ -215,31 +263,35 @@ class XLLMConfig(PreTrainedConfig):
         for name, row in self.modalities.items():
             where = f"modalities[{name!r}]"
             if row.encoder is not None:
-                encoder = self.encoder_config(row.encoder)
-                if encoder is None:
-                    known = ", ".join(["vision", "audio", *self.extra_encoders])
-                    raise ValueError(f"{where}.encoder is {row.encoder!r}; the towers are {known}")
-                row.encoder_hidden_size = output_width(encoder)
-                self._check_stride(where, row, encoder)
+                self._complete_width(where, row)
             elif row.encoder_hidden_size is None:
                 raise ValueError(f"{where} has no encoder, so encoder_hidden_size (width of its inputs) must be given")
             row.subsampling_factor = row.subsampling_factor or 1
             row.language_hidden_size = self.text_config.hidden_size
+        for name, row in self.modalities.items():
             if row.shares_converter_with is not None:
-                self._check_shared_row(where, row)
-            if row.qformer_config is not None:
-                row.qformer_config.encoder_hidden_size = row.encoder_hidden_size
-            if row.cformer_config is not None:
-                row.cformer_config.encoder_hidden_size = row.encoder_hidden_size
-            if (
-                row.token_level
-                and row.encoder_hidden_size != self.row_of_converter(name).cformer_config.cif_hidden_size
-            ):
-                raise ValueError(f"{where}.encoder_hidden_size is {row.encoder_hidden_size}, not its cif_hidden_size")
-        for field in ("input_name", "placeholder_token"):
-            values = [getattr(row, field) for row in self.modalities.values()]
-            if len(set(values)) < len(values):
-                raise ValueError(f"two rows of modalities have the same {field}: {', '.join(values)}")
+                self._check_shared_row(f"modalities[{name!r}]", row)
+            try:
+                converter_class(row.converter).check_table(row, self.row_of_converter(name))
+            except ValueError as error:
+                raise ValueError(f"modalities[{name!r}]: {error}") from error
+        tokens = [row.placeholder_token for row in self.modalities.values()]
+        if len(set(tokens)) < len(tokens):
+            raise ValueError(f"two rows of modalities have the same placeholder_token: {', '.join(tokens)}")
+
+    def _complete_width(self, where: str, row: X2LConfig) -> None:
+        encoder = self.encoder_config(row.encoder)
+        if encoder is None:
+            known = ", ".join(["vision", "audio", *self.extra_encoders])
+            raise ValueError(f"{where}.encoder is {row.encoder!r}; the towers are {known}")
+        width = output_width(encoder)
+        if row.encoder_hidden_size not in (None, width):
+            raise ValueError(
+                f"{where}.encoder_hidden_size is {row.encoder_hidden_size}, but the features of its encoder "
+                f"({encoder.model_type}) are {width} wide; leave it out"
+            )
+        row.encoder_hidden_size = width
+        self._check_stride(where, row, encoder)
 
     @staticmethod
     def _check_stride(where: str, row: X2LConfig, encoder: PreTrainedConfig) -> None:
@@ -259,9 +311,11 @@ class XLLMConfig(PreTrainedConfig):
             raise ValueError(
                 f"{where}.shares_converter_with: no row {row.shares_converter_with!r} has its own converter"
             )
-        same_width = row.token_level or other.encoder_hidden_size == row.encoder_hidden_size
-        if other.converter != row.converter or not same_width:
-            raise ValueError(f"{where} and {row.shares_converter_with!r} differ in converter or encoder width")
+        if other.converter != row.converter:
+            raise ValueError(
+                f"{where} is a {row.converter!r}, so it cannot share the converter of {row.shares_converter_with!r}, a "
+                f"{other.converter!r}"
+            )
 
     def _place_token_ids(self) -> None:
         """Rows and the top-level `*_token_id` fields hold the same ids; whichever is given fills the other."""
@@ -270,9 +324,10 @@ class XLLMConfig(PreTrainedConfig):
             ("video_token_id", "pixel_values_videos"),
             ("audio_token_id", "input_features"),
         ):
-            row = next((row for row in self.modalities.values() if row.input_name == input_name), None)
-            if row is None:
+            name = self.row_that_reads(input_name)
+            if name is None:
                 continue
+            row = self.modalities[name]
             if row.token_id is None:
                 row.token_id = getattr(self, field)
             setattr(self, field, row.token_id)
@@ -306,6 +361,10 @@ class XLLMConfig(PreTrainedConfig):
         config.modalities = {name: row for name, row in config.modalities.items() if name in kept}
         return config
 
+    def row_that_reads(self, input_name: str) -> str | None:
+        """Name of the row, the first if there are several, that the argument `input_name` of `forward` feeds."""
+        return next((name for name, row in self.modalities.items() if row.input_name == input_name), None)
+
     def row_of_converter(self, name: str) -> X2LConfig:
         """The row that owns the converter used by row `name` (itself, unless it shares another's)."""
         row = self.modalities[name]
@@ -316,7 +375,7 @@ class XLLMConfig(PreTrainedConfig):
         # transformers passes it on to `sub_configs` only; converters and further towers follow the model as a whole.
         PreTrainedConfig._attn_implementation.fset(self, value)
         for row in self.modalities.values():
-            for config in (row, row.qformer_config, row.cformer_config):
+            for config in (row, row.converter_config):
                 if config is not None:
                     config._attn_implementation = self._attn_implementation
         for encoder in self.extra_encoders.values():
@@ -331,4 +390,4 @@ class XLLMConfig(PreTrainedConfig):
         return output
 
 
-__all__ = ["CONVERTERS", "X2LConfig", "XLLMConfig", "default_modalities"]
+__all__ = ["X2LConfig", "XLLMConfig", "default_modalities"]

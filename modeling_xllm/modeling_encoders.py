@@ -10,15 +10,15 @@ Legend: N items, F frames of a video, R real frames of all videos, T encoder fra
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
-from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
-from transformers.utils import can_return_tuple, torch_compilable_check
+from transformers.utils import can_return_tuple
 
 from .configuration_xllm import XLLMConfig
+from .converters import X2LConverter, converter_class
 from .speech_encoders import encode_sequences
 from .stage_checkpoints import StageCheckpointMixin
-from .x2l_interfaces import QFormerConverter, X2LInterface, X2LOutput
+from .x2l_interfaces import X2LInterface, X2LOutput
 
 
 # LAVIS's ln_vision has PyTorch's default eps, unlike the norms inside ViT-g (1e-6).
@@ -28,24 +28,6 @@ LN_VISION_EPS = 1e-5
 def is_trainable(module: nn.Module) -> bool:
     """Whether any parameter of `module` is being trained."""
     return any(parameter.requires_grad for parameter in module.parameters())
-
-
-def check_speech(modality: str, inputs: torch.Tensor, mask: torch.Tensor | None) -> None:
-    """Raises a ValueError that names the first clip without frames, or with NaN or Inf in them.
-
-    `inputs` are `(N, frames, features)`, or waveforms `(N, samples)`; padding, where `mask` is 0, may hold anything.
-    """
-    if inputs.dim() not in (2, 3):
-        raise ValueError(f"{modality}: inputs must have shape (clips, frames, features), got {tuple(inputs.shape)}")
-    finite = inputs.isfinite() if inputs.dim() == 2 else inputs.isfinite().all(-1)
-    real = torch.ones_like(finite) if mask is None else mask.bool()
-    empty, broken = ~real.any(1), (real & ~finite).any(1)
-    torch_compilable_check(
-        ~empty.any(), lambda: f"{modality}: clip {int(empty.int().argmax())} has no frames, or all are masked: drop it"
-    )
-    torch_compilable_check(
-        ~broken.any(), lambda: f"{modality}: clip {int(broken.int().argmax())} holds NaN or Inf: check its features"
-    )
 
 
 def frames_by_item(hidden: torch.Tensor, shape: tuple[int, int], mask: torch.Tensor | None) -> torch.Tensor:
@@ -82,24 +64,30 @@ class XLLMPreTrainedModel(StageCheckpointMixin, PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, QFormerConverter):
-            init.normal_(module.query_tokens, std=self.config.initializer_range)
+        if isinstance(module, X2LConverter):
+            module.init_weights_of_its_own(self.config.initializer_range)
 
 
 class FeatureGetters:
-    """`get_features` under the names that transformers uses for the paper's modalities."""
+    """`get_features` under the names that transformers uses for pictures, videos and sound, whatever their rows are called."""
+
+    def _features_of(self, input_name: str, *inputs, **kwargs) -> X2LOutput:
+        row = self.config.row_that_reads(input_name)
+        if row is None:
+            raise ValueError(f"no row of config.modalities reads {input_name}")
+        return self.get_features(row, *inputs, **kwargs)
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> X2LOutput:
         """`get_features` of images `(images, 3, H, W)`."""
-        return self.get_features("image", pixel_values, **kwargs)
+        return self._features_of("pixel_values", pixel_values, **kwargs)
 
     def get_video_features(self, pixel_values_videos: torch.Tensor, video_frame_mask=None, **kwargs) -> X2LOutput:
         """`get_features` of videos `(videos, F, 3, H, W)` with their frame mask `(videos, F)`."""
-        return self.get_features("video", pixel_values_videos, video_frame_mask, **kwargs)
+        return self._features_of("pixel_values_videos", pixel_values_videos, video_frame_mask, **kwargs)
 
     def get_audio_features(self, input_features: torch.Tensor, input_features_mask=None, **kwargs) -> X2LOutput:
         """`get_features` of speech `(clips, frames, features)` or `(clips, samples)` with its mask."""
-        return self.get_features("speech", input_features, input_features_mask, **kwargs)
+        return self._features_of("input_features", input_features, input_features_mask, **kwargs)
 
 
 class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
@@ -118,6 +106,9 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
         self.interfaces = nn.ModuleDict(
             {name: X2LInterface(row, config.row_of_converter(name)) for name, row in config.modalities.items()}
         )
+        for name, row in config.modalities.items():
+            if row.shares_converter_with is not None:
+                self.interfaces[name].share(self.interfaces[row.shares_converter_with])
         if type(self) is XLLMEncoderModel:
             self.post_init()
 
@@ -167,8 +158,7 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
             ValueError: a speech clip without frames, or with NaN or Inf in them.
         """
         row = self.config.modalities[modality]
-        if row.converter == "cformer":
-            check_speech(modality, inputs, mask)
+        converter_class(row.converter).check_inputs(modality, inputs, mask)
         if row.encoder is None:
             return BaseModelOutput(last_hidden_state=inputs), None if mask is None else mask.bool()
         tower = self.tower(row.encoder)
@@ -186,16 +176,15 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
             raise ValueError(f"modality must be one of {', '.join(self.config.modalities)}, got {modality!r}")
         row = self.config.modalities[modality]
         outputs, encoder_mask = self.encode(modality, inputs, mask, **kwargs)
-        if mask is None and row.converter != "qformer" or row.num_frames is not None and mask is None:
+        is_series = row.num_frames is not None
+        is_fixed = row.tokens_per_item is not None
+        if mask is None and (is_series or not is_fixed and inputs.dim() < 4):
             mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
         features = self.interfaces[modality](
             outputs.last_hidden_state,
             mask=encoder_mask,
-            frame_mask=mask if row.num_frames is not None else None,
-            num_placeholders=None
-            if row.converter == "qformer"
-            else -(-mask.sum(-1) // row.subsampling_factor),  # ceil
-            owner=self.interfaces[row.shares_converter_with or modality],
+            frame_mask=mask if is_series else None,
+            num_placeholders=None if is_fixed or mask is None else -(-mask.sum(-1) // row.subsampling_factor),  # ceil
             target_lengths=target_lengths,
         )
         features.last_hidden_state = outputs.last_hidden_state

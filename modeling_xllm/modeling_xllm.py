@@ -56,14 +56,15 @@ class XLLMModel(XLLMEncoderModel):
         return [*super().frozen_candidates(), self.language_model]
 
     def media_in(self, arguments: dict) -> dict[str, tuple]:
-        """The media among `forward`'s arguments, popped: modality -> (inputs, mask)."""
-        media = {}
-        for name, row in self.config.modalities.items():
-            inputs = arguments.pop(row.input_name, None)
-            mask = arguments.pop(row.mask_name, None) if row.mask_name else None
-            if inputs is not None:
-                media[name] = (inputs, mask)
-        return media
+        """The media among `forward`'s arguments, popped: modality -> (inputs, mask). Rows may read the same argument."""
+        rows = self.config.modalities
+        names = {name for row in rows.values() for name in (row.input_name, row.mask_name)}
+        given = {name: arguments.pop(name, None) for name in names}
+        return {
+            name: (given[row.input_name], given[row.mask_name])
+            for name, row in rows.items()
+            if given[row.input_name] is not None
+        }
 
     def placeholder_ids(self, without: Iterable[str] = ()) -> list[int]:
         """Token ids that stand for media, but those of the modalities `without`."""
@@ -206,8 +207,9 @@ class XLLMModel(XLLMEncoderModel):
             "input_features": input_features,
             "input_features_mask": input_features_mask,
         }
-        media = {**self.media_in(named), **self.media_in(kwargs)}
-        if unused := [name for name, value in named.items() if value is not None]:
+        kwargs = {**kwargs, **named}
+        media = self.media_in(kwargs)
+        if unused := [name for name in named if kwargs.pop(name, None) is not None]:
             raise ValueError(f"{', '.join(unused)} given, but no row of config.modalities reads it")
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         inputs_embeds, attention_mask, features = self._embed(

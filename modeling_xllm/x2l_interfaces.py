@@ -3,22 +3,21 @@
 
     encoder features (N, T, E) --converter--> (N, K, C) --adapter--> quasi-linguistic embeddings (N, K, D)
 
-Converters: `QFormerConverter` (images and videos), `CFormer` (speech, see `cformer`), `LinearConverter` (one token per
-feature vector). The adapter is the paper's I-, V- or S-Adapter.
+The kinds of converter are in `converters`. The adapter is the paper's I-, V- or S-Adapter.
 
-Legend: N items, F frames of a video, T encoder frames, Q query tokens, K tokens per item (padded), E, C, D widths.
+Legend: N items, F frames of a series, R real pictures of all series, T encoder frames, Q tokens per picture or item,
+K tokens per item (padded), E, C, D widths.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import Blip2QFormerModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .cformer import CFormer
 from .configuration_xllm import X2LConfig
+from .converters import converter_class
 
 
 @dataclass
@@ -44,55 +43,31 @@ class X2LOutput(BaseModelOutputWithPooling):
     fire_frames: torch.FloatTensor | None = None
 
 
-class QFormerConverter(nn.Module):
-    """Query tokens that read an encoder's features through a Q-Former (BLIP-2; paper section 3.1).
-
-    `qformer` is absent where the row shares another row's; `forward` is then given that one.
-    """
-
-    def __init__(self, row: X2LConfig, owner: X2LConfig):
-        super().__init__()
-        self.query_tokens = nn.Parameter(torch.zeros(1, row.num_query_tokens, owner.qformer_config.hidden_size))
-        if row.shares_converter_with is None:
-            self.qformer = Blip2QFormerModel._from_config(row.qformer_config)
-
-    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None, qformer: Blip2QFormerModel) -> torch.Tensor:
-        """(N, T, E), mask (N, T) or None -> (N, Q, C)."""
-        queries = self.query_tokens.expand(hidden.shape[0], -1, -1)
-        encoder_mask = None if mask is None else mask.to(hidden.dtype)
-        output = qformer(query_embeds=queries, encoder_hidden_states=hidden, encoder_attention_mask=encoder_mask)
-        return output.last_hidden_state
-
-
-class LinearConverter(nn.Module):
-    """One token per feature vector: LayerNorm and a Linear of the same width (device status, pooled features)."""
-
-    def __init__(self, row: X2LConfig):
-        super().__init__()
-        self.layernorm = nn.LayerNorm(row.encoder_hidden_size)
-        self.dense = nn.Linear(row.encoder_hidden_size, row.encoder_hidden_size)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.dense(self.layernorm(hidden))  # (N, T, E) -> (N, T, E)
-
-
 class X2LInterface(nn.Module):
     """One row of the modality table as a module: `converter`, then `adapter` (the I-, V- or S-Adapter).
 
+    A row that shares another's converter has only what is its own in it; `share` must follow.
+
     Args:
         row (`X2LConfig`): this modality.
-        owner (`X2LConfig`): the row whose converter is used; `row` itself unless it shares another's.
+        owner_row (`X2LConfig`): the row whose converter is used; `row` itself unless it shares another's.
     """
 
-    def __init__(self, row: X2LConfig, owner: X2LConfig):
+    def __init__(self, row: X2LConfig, owner_row: X2LConfig):
         super().__init__()
         self.config = row
-        if row.converter == "qformer":
-            self.converter = QFormerConverter(row, owner)
-        elif row.shares_converter_with is None:
-            self.converter = CFormer(row.cformer_config) if row.converter == "cformer" else LinearConverter(row)
-        self.adapter = nn.Linear(owner.converter_hidden_size, row.language_hidden_size)
+        kind = converter_class(row.converter)
+        self._shared_interface = ()
+        if row is owner_row or kind.shares_in_part:
+            self.converter = kind(row, owner_row)
+        self.adapter = nn.Linear(kind.output_size(owner_row), row.language_hidden_size)
         self.activation = ACT2FN[row.adapter_activation] if row.adapter_activation else nn.Identity()
+
+    def share(self, interface: "X2LInterface") -> None:
+        """Use the converter of another row's interface, which stays that row's: parameters, hooks and device."""
+        self._shared_interface = (interface,)  # in a tuple it is no sub-module
+        if hasattr(self, "converter"):
+            self.converter.share(interface)
 
     def adapt(self, converted: torch.Tensor) -> torch.Tensor:
         """(N, K, C) -> quasi-linguistic embeddings (N, K, D)."""
@@ -104,7 +79,6 @@ class X2LInterface(nn.Module):
         mask: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
         num_placeholders: torch.Tensor | None = None,
-        owner: "X2LInterface | None" = None,
         target_lengths: torch.Tensor | None = None,
     ) -> X2LOutput:
         """Turn encoder features into quasi-linguistic embeddings.
@@ -114,43 +88,41 @@ class X2LInterface(nn.Module):
                 of each of its real pictures, `(R, T, E)`.
             mask (`torch.BoolTensor` of shape `(N, T)`, *optional*): True at real encoder frames.
             frame_mask (`torch.BoolTensor` of shape `(N, F)`, *optional*): True at real pictures, which come first.
-            num_placeholders (`torch.LongTensor` of shape `(N,)`, *optional*): of a C-Former or linear interface:
-                placeholders each item owns; default the number of real encoder frames.
-            owner (`X2LInterface`, *optional*): the interface whose converter this one shares.
+            num_placeholders (`torch.LongTensor` of shape `(N,)`, *optional*): placeholders each item owns where their
+                number follows from its length; default the number of real encoder frames.
             target_lengths (`torch.LongTensor` of shape `(N,)`, *optional*): C-Former training: tokens to fire.
         """
-        owner = self if owner is None else owner
-        hidden = hidden.to(owner.adapter.weight.dtype)
-        if self.config.converter == "qformer":
-            return self._query(hidden, mask, frame_mask, owner)
-        if mask is None:
-            mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-        if num_placeholders is None:
-            num_placeholders = mask.sum(-1)
-        if self.config.converter == "linear":
-            embeddings = self.adapt(owner.converter(hidden))
-            return X2LOutput(embeddings=embeddings, mask=mask, num_placeholders=num_placeholders)
-        fired = owner.converter(hidden, mask, target_lengths, token_level=self.config.token_level)
+        kind = converter_class(self.config.converter)
+        is_fixed = kind.tokens_per_item(self.config) is not None
+        if mask is None and not is_fixed:
+            mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)  # (N, T)
+        options = kind.forward_options(self.config)
+        if target_lengths is not None:
+            options["target_lengths"] = target_lengths
+        owner = self._shared_interface[0] if self._shared_interface else self
+        converter = self.converter if hasattr(self, "converter") else owner.converter
+        output = converter(hidden.to(owner.adapter.weight.dtype), mask, **options)  # (N, K, C)
+        embeddings = self.adapt(output.embeddings)  # (N, K, D)
+        if is_fixed:
+            return self._arrange(embeddings, frame_mask)
         return X2LOutput(
-            embeddings=self.adapt(fired.embeddings),
-            mask=fired.mask,
-            num_placeholders=num_placeholders,
-            alphas=fired.alphas,
-            quantity=fired.quantity,
-            fire_frames=fired.fire_frames,
+            embeddings=embeddings,
+            mask=mask if output.mask is None else output.mask,
+            num_placeholders=mask.sum(-1) if num_placeholders is None else num_placeholders,
+            **{name: output.get(name) for name in ("alphas", "quantity", "fire_frames")},
         )
 
-    def _query(self, hidden, mask, frame_mask, owner: "X2LInterface") -> X2LOutput:
-        embeddings = self.adapt(self.converter(hidden, mask, owner.converter.qformer))
-        N, Q, D = embeddings.shape
+    @staticmethod
+    def _arrange(embeddings: torch.Tensor, frame_mask: torch.Tensor | None) -> X2LOutput:
+        """Q tokens of each item `(N, Q, D)`, or of each of the R real pictures of N series, `(R, Q, D)`."""
+        Q, D = embeddings.shape[1:]
         if frame_mask is None:
-            kept = torch.ones(N, Q, dtype=torch.bool, device=hidden.device)
+            kept = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)  # (N, Q)
             return X2LOutput(embeddings=embeddings, mask=kept, num_placeholders=kept.sum(-1))
-        # N counts the real pictures of all series; put each series' pictures side by side, in time order.
-        real = frame_mask.bool()
+        real = frame_mask.bool()  # (N, F)
         series = embeddings.new_zeros(*real.shape, Q, D).masked_scatter(real[..., None, None], embeddings)
-        kept = real.repeat_interleave(Q, dim=1)
+        kept = real.repeat_interleave(Q, dim=1)  # (N, F * Q): in time order
         return X2LOutput(embeddings=series.flatten(1, 2), mask=kept, num_placeholders=kept.sum(-1))
 
 
-__all__ = ["LinearConverter", "QFormerConverter", "X2LInterface", "X2LOutput"]
+__all__ = ["X2LInterface", "X2LOutput"]

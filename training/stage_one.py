@@ -7,6 +7,7 @@ heads are new.
 
 from copy import deepcopy
 
+from xllm.modeling_xllm.converters import converter_class
 from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
 from xllm.modeling_xllm.stage1.configuration_speech_recognition import SpeechRecognitionConfig
 from xllm.modeling_xllm.stage1.modeling_qformer_pretraining import XLLMForQFormerPreTraining
@@ -16,15 +17,15 @@ from xllm.training.stages import StageError
 from xllm.training.strict import nearest
 
 
-# Converter -> (collator's task, model, config).
+# Objective of the converter's class -> (collator's task, model, config).
 STAGE_ONE = {
-    "qformer": ("contrast", XLLMForQFormerPreTraining, QFormerPreTrainingConfig),
-    "cformer": ("transcribe", XLLMForSpeechRecognition, SpeechRecognitionConfig),
+    "contrast": ("contrast", XLLMForQFormerPreTraining, QFormerPreTrainingConfig),
+    "recognition": ("transcribe", XLLMForSpeechRecognition, SpeechRecognitionConfig),
 }
 # Fields of the stage-1 configs that a recipe's `objective` may set.
 OBJECTIVE = {
-    "qformer": ("max_text_length", "projection_size", "initial_temperature", "label_smoothing", "match_equal_texts"),
-    "cformer": ("label_smoothing", "quantity_weight", "ctc_weight"),
+    "contrast": ("max_text_length", "projection_size", "initial_temperature", "label_smoothing", "match_equal_texts"),
+    "recognition": ("label_smoothing", "quantity_weight", "ctc_weight"),
 }
 
 
@@ -40,12 +41,13 @@ def stage_one_task(config, modalities: list[str], objective: dict | None = None)
             f"stage 1 trains one interface alone, got {', '.join(modalities) or 'none'}; set `modalities`"
         )
     converter = config.modalities[modalities[0]].converter
-    if converter not in STAGE_ONE:
+    aim = converter_class(converter).stage_one
+    if aim not in STAGE_ONE:
         raise StageError(f"stage 1 has no objective for {modalities[0]}, a {converter} interface; start with stage 2")
     for key in objective or {}:
-        if key not in OBJECTIVE[converter]:
-            raise StageError(f"objective: unknown key {key!r}{nearest(key, OBJECTIVE[converter])}")
-    return STAGE_ONE[converter][0]
+        if key not in OBJECTIVE[aim]:
+            raise StageError(f"objective: unknown key {key!r}{nearest(key, OBJECTIVE[aim])}")
+    return STAGE_ONE[aim][0]
 
 
 def build_stage_one(model, processor, modality: str, objective: dict | None = None):
@@ -61,8 +63,8 @@ def build_stage_one(model, processor, modality: str, objective: dict | None = No
     stage_one_task(model.config, [modality], objective)
     row = model.config.modalities[modality]
     objective = dict(objective or {})
-    _, model_class, config_class = STAGE_ONE[row.converter]
-    if row.converter == "qformer":
+    task, model_class, config_class = STAGE_ONE[converter_class(row.converter).stage_one]
+    if task == "contrast":
         special = text_ids(processor.tokenizer)
         objective.update(
             text_vocab_size=special.vocab_size,

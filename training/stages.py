@@ -1,11 +1,14 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """What each stage trains (paper section 3.2, figure 2): one table, applied to any X-LLM model.
 
-| stage         | Q-Former row            | C-Former row            | linear row           |
-|---------------|-------------------------|-------------------------|----------------------|
-| 1 convert     | converter, heads        | converter, heads        | nothing to convert   |
-| 2 align       | converter, adapter      | converter, adapter      | converter, adapter   |
-| 3 integrate   | adapter                 | adapter                 | adapter              |
+| stage         | trained of each row     | switches                            |
+|---------------|-------------------------|-------------------------------------|
+| 1 convert     | converter, heads        | `train_encoder`, `train_shared`     |
+| 2 align       | converter, adapter      | `train_shared`                      |
+| 3 integrate   | adapter                 | `train_query_tokens`                |
+
+A converter's class may say otherwise (`X2LConverter.trained_parts`): one without an objective of stage 1, such as
+"linear", has nothing to convert.
 
 Heads are what a stage-1 model adds to towers and interfaces; they are thrown away afterwards. Switches: `train_encoder`
 (stage 1: the speech encoder is trained with its C-Former, there being no published one), `train_query_tokens` (stage 3:
@@ -21,6 +24,8 @@ from enum import IntEnum
 import torch
 from torch import nn
 
+from xllm.modeling_xllm.converters import converter_class
+
 
 class Stage(IntEnum):
     """The paper's stages, and the making of a stand-in language model before them."""
@@ -31,19 +36,12 @@ class Stage(IntEnum):
     INTEGRATE = 3
 
 
-# (stage, converter) -> module paths under `model.interfaces.<modality>`.
-TRAINED_PARTS: dict[tuple[Stage, str], tuple[str, ...]] = {
-    (Stage.CONVERT, "qformer"): ("converter",),
-    (Stage.CONVERT, "cformer"): ("converter",),
-    (Stage.CONVERT, "linear"): (),
-    (Stage.ALIGN, "qformer"): ("converter", "adapter"),
-    (Stage.ALIGN, "cformer"): ("converter", "adapter"),
-    (Stage.ALIGN, "linear"): ("converter", "adapter"),
-    (Stage.INTEGRATE, "qformer"): ("adapter",),
-    (Stage.INTEGRATE, "cformer"): ("adapter",),
-    (Stage.INTEGRATE, "linear"): ("adapter",),
+# Stage -> module paths under `model.interfaces.<modality>`.
+TRAINED_PARTS: dict[Stage, tuple[str, ...]] = {
+    Stage.CONVERT: ("converter",),
+    Stage.ALIGN: ("converter", "adapter"),
+    Stage.INTEGRATE: ("adapter",),
 }
-QUERY_TOKENS = "converter.query_tokens"
 LANGUAGE_MODEL = ("model.language_model.", "lm_head.")
 # Top-level parts of any X-LLM model; what else a stage-1 model holds are its heads.
 COMPOSITE_PARTS = ("model.", "lm_head.")
@@ -101,9 +99,10 @@ def declared_prefixes(
     prefixes = []
     for name in modalities:
         row = config.modalities[name]
-        parts = list(TRAINED_PARTS[stage, row.converter])
-        if stage is Stage.INTEGRATE and train_query_tokens and row.converter == "qformer":
-            parts.append(QUERY_TOKENS)
+        converter = converter_class(row.converter)
+        parts = list(converter.trained_parts(int(stage), TRAINED_PARTS[stage]))
+        if stage is Stage.INTEGRATE and train_query_tokens and converter.query_parameter:
+            parts.append(f"converter.{converter.query_parameter}")
         prefixes += [f"model.interfaces.{name}.{part}" for part in parts]
         if train_shared and row.shares_converter_with and "converter" in parts:
             prefixes.append(f"model.interfaces.{row.shares_converter_with}.converter")

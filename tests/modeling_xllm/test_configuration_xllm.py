@@ -1,6 +1,9 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """The modality table: round trip, derived widths and ids, and what a wrong row says."""
 
+import copy
+import json
+
 import pytest
 from tiny import IMAGE, SPEECH, VIDEO, tiny_config, tiny_rows
 from transformers import AutoConfig, LlamaConfig, WhisperConfig
@@ -13,7 +16,7 @@ def test_defaults_are_the_papers_sizes():
     assert (config.text_config.hidden_size, config.text_config.num_hidden_layers) == (4096, 28)
     assert (config.vision_config.hidden_size, config.vision_config.num_hidden_layers) == (1408, 39)
     rows = config.modalities
-    assert [rows[name].placeholder_token for name in rows] == ["<ImageHere>", "<VideoHere>", "<SpeechHere>"]
+    assert [rows[name].placeholder_token for name in rows] == ["<ImageHere>", "<SpeechHere>", "<VideoHere>"]
     assert (rows["image"].num_query_tokens, rows["image"].qformer_config.num_hidden_layers) == (32, 12)
     assert (rows["video"].num_frames, rows["video"].shares_converter_with) == (5, "image")
     assert (rows["speech"].cformer_config.num_hidden_layers, rows["speech"].adapter_activation) == (12, "relu")
@@ -51,8 +54,38 @@ def test_widths_and_ids_follow_from_the_table():
         ({"image": {"num_querys": 4}}, r"modalities\['image'\]: a modality row has no field 'num_querys'"),
         ({"video": {"shares_converter_with": "image"}}, "no row 'image' has its own converter"),
         ({"status": {"encoder": None, "converter": "linear"}}, "encoder_hidden_size"),
+        (
+            {"image": "Salesforce/blip2"},
+            r"modalities\['image'\] must be an X2LConfig or a mapping .*, got 'Salesforce",
+        ),
+        ({"image": None}, r"modalities\['image'\] must be an X2LConfig or a mapping of its fields, got None"),
+        ("image", "modalities must be a mapping from names to rows, got 'image'"),
+        ([{}], r"modalities must be a mapping from names to rows, got \[{}\]"),
+        (
+            {"image": {"num_query_tokens": "many"}},
+            r"modalities\['image'\]: .*'num_query_tokens'.* expected int, got str",
+        ),
+        ({"image": {"num_query_tokens": 0}}, r"modalities\['image'\]: num_query_tokens must be positive, got 0"),
+        ({"image": {"encoder_hidden_size": 65}}, r"\['image'\].encoder_hidden_size is 65, but .* are 1408 wide"),
+        ({"image": {"encoder_hidden_size": 10**7}}, "encoder_hidden_size is 10000000, but .* are 1408 wide"),
+        (
+            {"image": {}, "video": {"shares_converter_with": "image", "encoder": "audio", "input_name": "v"}},
+            r"modalities\['video'\]: encoder_hidden_size is 512, but the converter that it shares reads 1408",
+        ),
+        (
+            {"image": {}, "video": {"shares_converter_with": "image", "converter": "linear"}},
+            r"modalities\['video'\] is a 'linear', so it cannot share the converter of 'image', a 'qformer'",
+        ),
+        (
+            {"image": {"converter_config": {"model_type": "xllm_cformer"}}},
+            "is of model_type 'xllm_cformer', but a 'qformer' converter takes 'blip_2_qformer'",
+        ),
+        ({"image": {"converter": "linear", "converter_config": {}}}, "must be None: LinearConverter has no sizes"),
+        (
+            {"image": {}, "b": {"shares_converter_with": "image", "converter_config": {}}},
+            r"modalities\['b'\]: converter_config must be None: the row has no converter of its own",
+        ),
         ({"image": {"token_id": 10**6}}, "outside the LLM's vocabulary"),
-        ({"a": {}, "b": {"placeholder_token": "<B>"}}, "the same input_name: pixel_values, pixel_values"),
         ({"a": {}, "b": {"input_name": "b_values"}}, "the same placeholder_token"),
         (
             {"a": {"token_id": 5}, "b": {"token_id": 5, "input_name": "b_values", "placeholder_token": "<B>"}},
@@ -68,3 +101,91 @@ def test_a_wrong_row_is_named(rows, message):
 def test_an_unknown_language_model_is_named():
     with pytest.raises(ValueError, match="text_config: transformers knows no model_type 'gpt9'"):
         XLLMConfig(text_config={"model_type": "gpt9"})
+
+
+OLD_JSON = """{
+  "model_type": "xllm", "audio_token_id": 112, "image_token_id": 110, "video_token_id": 111, "extra_encoders": {},
+  "text_config": {"model_type": "llama", "vocab_size": 120, "hidden_size": 32, "num_attention_heads": 4},
+  "vision_config": {"model_type": "blip_2_vision_model", "hidden_size": 16, "num_attention_heads": 2},
+  "audio_config": {"model_type": "parakeet_encoder", "hidden_size": 16, "num_attention_heads": 2},
+  "modalities": {
+    "image": {
+      "adapter_activation": null, "cformer_config": null, "converter": "qformer", "encoder": "vision",
+      "encoder_hidden_size": 16, "initializer_range": 0.02, "input_name": "pixel_values", "language_hidden_size": 32,
+      "mask_name": null, "model_type": "xllm_interface", "num_frames": null, "num_query_tokens": 2,
+      "placeholder_token": "<ImageHere>", "shares_converter_with": null, "subsampling_factor": 1, "token_id": 110,
+      "token_level": false,
+      "qformer_config": {
+        "_name_or_path": "", "architectures": null, "encoder_hidden_size": 16, "hidden_size": 16, "dtype": null,
+        "id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "model_type": "blip_2_qformer", "num_attention_heads": 2,
+        "num_hidden_layers": 3, "return_dict": true
+      }
+    },
+    "speech": {
+      "adapter_activation": "relu", "converter": "cformer", "encoder": "audio", "encoder_hidden_size": 16,
+      "input_name": "input_features", "language_hidden_size": 32, "mask_name": "input_features_mask",
+      "model_type": "xllm_interface", "placeholder_token": "<SpeechHere>", "qformer_config": null,
+      "shares_converter_with": null, "subsampling_factor": 8, "token_id": 112, "token_level": false,
+      "cformer_config": {
+        "cif_hidden_size": 24, "encoder_hidden_size": 16, "hidden_size": 16, "model_type": "xllm_cformer",
+        "num_attention_heads": 2, "num_hidden_layers": 2, "transformer": "bert"
+      }
+    },
+    "video": {
+      "cformer_config": null, "converter": "qformer", "encoder": "vision", "encoder_hidden_size": 16,
+      "input_name": "pixel_values_videos", "language_hidden_size": 32, "mask_name": "video_frame_mask",
+      "model_type": "xllm_interface", "num_frames": 3, "num_query_tokens": 2, "placeholder_token": "<VideoHere>",
+      "qformer_config": null, "shares_converter_with": "image", "subsampling_factor": 1, "token_id": 111
+    }
+  }
+}"""
+
+
+def test_a_config_json_with_one_field_per_converter_is_read(tmp_path):
+    (tmp_path / "config.json").write_text(OLD_JSON, encoding="utf-8")
+    config = AutoConfig.from_pretrained(tmp_path)
+    rows = config.modalities
+    assert (rows["image"].converter_config.num_hidden_layers, rows["speech"].converter_config.cif_hidden_size) == (
+        3,
+        24,
+    )
+    assert rows["image"].qformer_config is rows["image"].converter_config
+    assert rows["speech"].cformer_config is rows["speech"].converter_config
+    assert (rows["image"].cformer_config, rows["speech"].qformer_config) == (None, None)
+    assert (rows["video"].converter_config, rows["video"].shares_converter_with, rows["video"].part) == (
+        None,
+        "image",
+        None,
+    )
+    config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["modalities"]
+    assert not {"qformer_config", "cformer_config"} & set(written["image"]) & set(written["speech"])
+    assert AutoConfig.from_pretrained(tmp_path).to_diff_dict() == config.to_diff_dict()
+
+
+def test_a_config_leaves_the_rows_it_is_given_alone():
+    rows = tiny_rows()
+    rows["bird"] = {"encoder": "vision", "input_name": "bird", "placeholder_token": "<Bird>", "qformer_config": {}}
+    before = {name: row if isinstance(row, dict) else row.to_dict() for name, row in copy.deepcopy(rows).items()}
+    first, second = tiny_config(rows=rows, image_token_id=IMAGE), tiny_config("llama", rows=rows)
+    first.set_token_ids(image=5, speech=6)
+    first.modalities["image"].qformer_config.hidden_size = 99
+    assert {name: row if isinstance(row, dict) else row.to_dict() for name, row in rows.items()} == before
+    assert second.modalities["image"].token_id == IMAGE
+
+
+def test_rows_come_in_one_order_however_they_are_written():
+    rows = tiny_rows()
+    towers = {"b": WhisperConfig(d_model=24), "a": WhisperConfig(d_model=24)}
+    for order in (list(rows), list(reversed(rows)), sorted(rows)):
+        config = tiny_config(rows={name: rows[name] for name in order}, extra_encoders=towers)
+        assert (list(config.modalities), list(config.extra_encoders)) == (["image", "speech", "video"], ["a", "b"])
+
+
+def test_a_row_set_to_another_converter_is_checked_again():
+    rows = tiny_rows()
+    rows["speech"].converter = "qformer"
+    with pytest.raises(ValueError, match=r"modalities\['speech'\]: converter_config is of model_type 'xllm_cformer'"):
+        tiny_config(rows=rows)
+    rows["speech"].converter_config = None
+    assert tiny_config(rows=rows).modalities["speech"].qformer_config.hidden_size == 768

@@ -82,7 +82,7 @@ def test_autocast_computes_what_bf16_does(saved):
     assert 0 < error < 0.05
 
 
-@pytest.mark.parametrize("on_disk", ["model.language_model", "model.vision_tower"])
+@pytest.mark.parametrize("on_disk", ["model.language_model", "model.vision_tower", "model.interfaces"])
 def test_a_part_kept_on_disk_is_read_when_needed(saved, tmp_path, on_disk):
     folder, logits = saved
     parts = ["model.vision_tower", "model.audio_tower", "model.interfaces", "model.language_model", "lm_head"]

@@ -19,10 +19,10 @@ class Alone(nn.Module):
         super().__init__()
         row = model.config.modalities[modality]
         self.interface = model.model.interfaces[modality]
-        self.owner = model.model.interfaces[row.shares_converter_with or modality]
+        self.owner = model.model.interfaces[row.shares_converter_with or modality]  # its parameters are wanted too
 
     def forward(self, hidden, mask=None, frame_mask=None):
-        output = self.interface(hidden, mask=mask, frame_mask=frame_mask, owner=self.owner)
+        output = self.interface(hidden, mask=mask, frame_mask=frame_mask)
         return output.embeddings, output.mask, output.num_placeholders
 
 

@@ -272,5 +272,5 @@ def test_features_are_what_the_language_model_reads(model):
     assert [tuple(item.shape) for item in videos.pooler_output] == [(QUERIES * FRAMES, 32)]
     clips = model.get_audio_features(media["input_features"], media["input_features_mask"])
     assert clips.pooler_output[0].shape[0] == int(clips.mask.sum()) <= int(clips.num_placeholders) == 7
-    with pytest.raises(ValueError, match="modality must be one of image, video, speech, got 'smell'"):
+    with pytest.raises(ValueError, match="modality must be one of image, speech, video, got 'smell'"):
         model.get_features("smell", torch.zeros(1))

@@ -139,7 +139,9 @@ def test_inconsistent_rows_are_named(fields, message):
 
 def test_widths_must_agree():
     row = token_row(cformer_config=cformer_config(), encoder_hidden_size=20)
-    with pytest.raises(ValueError, match=r"modalities\['speech'\].encoder_hidden_size is 20, not its cif_hidden_size"):
+    with pytest.raises(
+        ValueError, match=r"modalities\['speech'\]: encoder_hidden_size is 20, not its cif_hidden_size"
+    ):
         tiny.tiny_config(rows=rows_with(row))
 
 

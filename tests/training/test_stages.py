@@ -67,7 +67,7 @@ def test_stages_follow_each_other_without_leftovers():
     [
         ((4,), {}, r"stage is 4; choose one of 0 \(text\), 1 \(convert\), 2 \(align\), 3 \(integrate\)"),
         (("aline",), {}, "stage is 'aline'"),
-        ((2, ["sound"]), {}, "no row 'sound'; this model has image, video, speech"),
+        ((2, ["sound"]), {}, "no row 'sound'; this model has image, speech, video"),
         ((2, []), {}, "trains nothing"),
         ((2,), {"train_encoder": True}, "train_encoder belongs to stage 1"),
         ((1, ["image"]), {"train_query_tokens": True}, "train_query_tokens belongs to stage 3"),

@@ -1,0 +1,353 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""The kinds of converter (paper section 3.1), found by name: what turns an encoder's features into tokens.
+
+    | name    | class              | tokens                                   | stage 1     |
+    |---------|--------------------|------------------------------------------|-------------|
+    | qformer | `QFormerConverter` | `num_query_tokens` per picture or item   | contrast    |
+    | cformer | `CFormerConverter` | as many as its CIF fires                 | recognition |
+    | linear  | `LinearConverter`  | one per feature vector                   | none        |
+
+A converter of your own is a subclass of [`X2LConverter`] and one call of [`register_converter`]; configuration, model,
+stages and checkpoints ask the class and compare no names.
+
+Legend: N items, T encoder frames, Q query tokens, K tokens per item (padded), E, C widths.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+from transformers import Blip2QFormerConfig, Blip2QFormerModel, PreTrainedConfig
+from transformers import initialization as init
+from transformers.utils import ModelOutput, torch_compilable_check
+
+from .cformer import CFormer, CFormerOutput
+from .configuration_cformer import CFormerConfig
+
+
+@dataclass
+class ConverterOutput(ModelOutput):
+    """What a converter makes of a batch of items; any output with these two fields will do.
+
+    Args:
+        embeddings (`torch.FloatTensor` of shape `(N, K, C)`): the tokens, the real ones of each item first.
+        mask (`torch.BoolTensor` of shape `(N, K)`, *optional*): True at real tokens; default all of them.
+    """
+
+    embeddings: torch.FloatTensor | None = None
+    mask: torch.BoolTensor | None = None
+
+
+@dataclass(frozen=True)
+class PublishedSource:
+    """How a converter starts from a published model of another kind.
+
+    Args:
+        take_sizes (`Callable`): sets a row's sizes to those of the published config, `take_sizes(row, config)`.
+        names (`dict[str, str]`): first part of a published tensor's name -> of its name under `interfaces.<row>`.
+        ignored (`tuple[str, ...]`): first parts of the names of tensors that have no place here.
+    """
+
+    take_sizes: Callable[[PreTrainedConfig, PreTrainedConfig], None]
+    names: dict[str, str]
+    ignored: tuple[str, ...] = ()
+
+
+class X2LConverter(nn.Module):
+    """Base class and protocol of converters.
+
+    Class attributes:
+        config_class (*optional*): class of the row's `converter_config`; `None` if the converter has no sizes.
+        config_key (`str`, *optional*): a further name under which rows may give their `converter_config`.
+        stage_one (`str`, *optional*): objective of stage 1, "contrast" or "recognition"; `None`: there is none.
+        sources (`dict[str, PublishedSource]`): `model_type` of published models that it can start from.
+        query_parameter (`str`, *optional*): name of the query tokens, which `train_query_tokens` trains in stage 3.
+        shares_in_part (`bool`): whether a row that shares another's converter still has parameters of its own in it.
+
+    Args:
+        row (`X2LConfig`): the row of the table that this module belongs to.
+        owner_row (`X2LConfig`): the row with the sizes: `row` itself unless it shares another's converter.
+    """
+
+    config_class: type[PreTrainedConfig] | None = None
+    config_key: str | None = None
+    stage_one: str | None = None
+    sources: ClassVar[dict[str, PublishedSource]] = {}
+    query_parameter: str | None = None
+    shares_in_part = False
+
+    def __init__(self, row: PreTrainedConfig, owner_row: PreTrainedConfig):
+        super().__init__()
+
+    @classmethod
+    def tokens_per_item(cls, row: PreTrainedConfig) -> int | None:
+        """Placeholders of one picture or item; `None`: one per `subsampling_factor` input positions."""
+        return None
+
+    @classmethod
+    def output_size(cls, owner_row: PreTrainedConfig) -> int:
+        """Width C of the tokens."""
+        return owner_row.encoder_hidden_size
+
+    @classmethod
+    def check_row(cls, row: PreTrainedConfig) -> None:
+        """Completes a row that is being made; raises a `ValueError` if it does not suit this converter."""
+        if row.token_level:
+            cls._refuse_token_level(row)
+
+    @classmethod
+    def check_table(cls, row: PreTrainedConfig, owner_row: PreTrainedConfig) -> None:
+        """The same once the table is complete: `encoder_hidden_size` is known, the converter's owner too."""
+        if owner_row.encoder_hidden_size != row.encoder_hidden_size:
+            raise ValueError(
+                f"encoder_hidden_size is {row.encoder_hidden_size}, but the converter that it shares reads "
+                f"{owner_row.encoder_hidden_size}"
+            )
+        if row is owner_row and hasattr(row.converter_config, "encoder_hidden_size"):
+            row.converter_config.encoder_hidden_size = row.encoder_hidden_size
+
+    @staticmethod
+    def _refuse_token_level(row: PreTrainedConfig) -> None:
+        raise ValueError(
+            "token_level=True needs converter='cformer', encoder=None and subsampling_factor=1, got "
+            f"{row.converter!r}, {row.encoder!r} and {row.subsampling_factor}"
+        )
+
+    @classmethod
+    def trained_parts(cls, stage: int, paper: tuple[str, ...]) -> tuple[str, ...]:
+        """Modules under `interfaces.<row>` that stage 1, 2 or 3 trains; `paper` is what the paper's table says."""
+        return () if stage == 1 and cls.stage_one is None else paper
+
+    @classmethod
+    def check_inputs(cls, name: str, inputs: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Raises a `ValueError` for inputs of row `name` that must not reach the encoder."""
+
+    @classmethod
+    def forward_options(cls, row: PreTrainedConfig) -> dict:
+        """Arguments of `forward` that depend on the row rather than on its converter, which it may share."""
+        return {}
+
+    def share(self, interface: nn.Module) -> None:
+        """Use the converter of another row's interface (only with `shares_in_part`)."""
+        # In a tuple it is no sub-module, and its parameters stay the other row's.
+        self._shared_interface = (interface,)
+
+    def init_weights_of_its_own(self, std: float) -> None:
+        """Initialise the parameters that are not in a sub-module."""
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None, **options) -> ConverterOutput:
+        """`hidden (N, T, E)`, `mask (N, T)` or `None` -> tokens `(N, K, C)` and their mask."""
+        raise NotImplementedError
+
+
+def _take_blip2_sizes(row: PreTrainedConfig, published: PreTrainedConfig) -> None:
+    if row.shares_converter_with is None:
+        row.converter_config = published.qformer_config
+    row.num_query_tokens = published.num_query_tokens
+
+
+class QFormerConverter(X2LConverter):
+    """Query tokens that read an encoder's features through a Q-Former (BLIP-2; paper section 3.1).
+
+    A row that shares another's converter has query tokens of its own and no `qformer`.
+    """
+
+    config_class = Blip2QFormerConfig
+    config_key = "qformer_config"
+    stage_one = "contrast"
+    sources: ClassVar = {
+        "blip-2": PublishedSource(
+            _take_blip2_sizes,
+            {
+                "qformer.": "converter.qformer.",
+                "query_tokens": "converter.query_tokens",
+                "language_projection.": "adapter.",
+            },
+            ignored=("vision_model.", "language_model."),
+        )
+    }
+    query_parameter = "query_tokens"
+    shares_in_part = True
+
+    def __init__(self, row: PreTrainedConfig, owner_row: PreTrainedConfig):
+        super().__init__(row, owner_row)
+        width = owner_row.converter_config.hidden_size
+        self.query_tokens = nn.Parameter(torch.zeros(1, row.num_query_tokens, width))  # (1, Q, C)
+        if row is owner_row:
+            self.qformer = Blip2QFormerModel._from_config(row.converter_config)
+
+    @classmethod
+    def tokens_per_item(cls, row: PreTrainedConfig) -> int:
+        return row.num_query_tokens
+
+    @classmethod
+    def output_size(cls, owner_row: PreTrainedConfig) -> int:
+        return owner_row.converter_config.hidden_size
+
+    @classmethod
+    def check_row(cls, row: PreTrainedConfig) -> None:
+        super().check_row(row)
+        if row.num_query_tokens < 1:
+            raise ValueError(f"num_query_tokens must be positive, got {row.num_query_tokens}")
+
+    def init_weights_of_its_own(self, std: float) -> None:
+        init.normal_(self.query_tokens, std=std)
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None) -> ConverterOutput:
+        """(N, T, E), mask (N, T) or None -> (N, Q, C)."""
+        qformer = self.qformer if hasattr(self, "qformer") else self._shared_interface[0].converter.qformer
+        output = qformer(
+            query_embeds=self.query_tokens.expand(hidden.shape[0], -1, -1),  # (N, Q, C)
+            encoder_hidden_states=hidden,
+            encoder_attention_mask=None if mask is None else mask.to(hidden.dtype),
+        )
+        return ConverterOutput(embeddings=output.last_hidden_state)
+
+
+BERT_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+)
+
+
+def _take_bert_sizes(row: PreTrainedConfig, published: PreTrainedConfig) -> None:
+    for name in BERT_SIZES:
+        setattr(row.converter_config, name, getattr(published, name))
+
+
+def check_speech(modality: str, inputs: torch.Tensor, mask: torch.Tensor | None) -> None:
+    """Raises a ValueError that names the first clip without frames, or with NaN or Inf in them.
+
+    `inputs` are `(N, frames, features)`, or waveforms `(N, samples)`; padding, where `mask` is 0, may hold anything.
+    """
+    if inputs.dim() not in (2, 3):
+        raise ValueError(f"{modality}: inputs must have shape (clips, frames, features), got {tuple(inputs.shape)}")
+    finite = inputs.isfinite() if inputs.dim() == 2 else inputs.isfinite().all(-1)
+    real = torch.ones_like(finite) if mask is None else mask.bool()
+    empty, broken = ~real.any(1), (real & ~finite).any(1)
+    torch_compilable_check(
+        ~empty.any(), lambda: f"{modality}: clip {int(empty.int().argmax())} has no frames, or all are masked: drop it"
+    )
+    torch_compilable_check(
+        ~broken.any(), lambda: f"{modality}: clip {int(broken.int().argmax())} holds NaN or Inf: check its features"
+    )
+
+
+class CFormerConverter(X2LConverter, CFormer):
+    """The C-Former of a row: CIF and a transformer over the tokens that it fires."""
+
+    config_class = CFormerConfig
+    config_key = "cformer_config"
+    stage_one = "recognition"
+    sources: ClassVar = {
+        "bert": PublishedSource(
+            _take_bert_sizes, {"": "converter.bert."}, ignored=("embeddings.word_embeddings", "pooler.")
+        )
+    }
+
+    def __init__(self, row: PreTrainedConfig, owner_row: PreTrainedConfig):
+        CFormer.__init__(self, row.converter_config)
+
+    @classmethod
+    def output_size(cls, owner_row: PreTrainedConfig) -> int:
+        return owner_row.converter_config.hidden_size
+
+    @classmethod
+    def check_row(cls, row: PreTrainedConfig) -> None:
+        if not row.token_level:
+            return
+        if row.encoder or row.subsampling_factor not in (None, 1):
+            cls._refuse_token_level(row)
+        if row.converter_config is not None:
+            row.converter_config.cif_predictor = "none"
+            row.encoder_hidden_size = row.encoder_hidden_size or row.converter_config.cif_hidden_size
+
+    @classmethod
+    def check_table(cls, row: PreTrainedConfig, owner_row: PreTrainedConfig) -> None:
+        if not row.token_level:
+            super().check_table(row, owner_row)
+        elif row.encoder_hidden_size != owner_row.converter_config.cif_hidden_size:
+            raise ValueError(
+                f"encoder_hidden_size is {row.encoder_hidden_size}, not its cif_hidden_size "
+                f"({owner_row.converter_config.cif_hidden_size})"
+            )
+        elif row is owner_row:
+            row.converter_config.encoder_hidden_size = row.encoder_hidden_size
+
+    @classmethod
+    def check_inputs(cls, name: str, inputs: torch.Tensor, mask: torch.Tensor | None) -> None:
+        check_speech(name, inputs, mask)
+
+    @classmethod
+    def forward_options(cls, row: PreTrainedConfig) -> dict:
+        return {"token_level": row.token_level}
+
+    def forward(self, hidden, mask=None, target_lengths=None, token_level: bool = False) -> CFormerOutput:
+        """See [`CFormer.forward`]."""
+        return CFormer.forward(self, hidden, mask, target_lengths, token_level)
+
+
+class LinearConverter(X2LConverter):
+    """One token per feature vector: LayerNorm and a Linear of the same width (device status, pooled features)."""
+
+    def __init__(self, row: PreTrainedConfig, owner_row: PreTrainedConfig):
+        super().__init__(row, owner_row)
+        self.layernorm = nn.LayerNorm(row.encoder_hidden_size)
+        self.dense = nn.Linear(row.encoder_hidden_size, row.encoder_hidden_size)
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None) -> ConverterOutput:
+        """(N, T, E), mask (N, T) -> (N, T, E) and the same mask."""
+        return ConverterOutput(embeddings=self.dense(self.layernorm(hidden)), mask=mask)
+
+
+CONVERTERS: dict[str, type[X2LConverter]] = {
+    "qformer": QFormerConverter,
+    "cformer": CFormerConverter,
+    "linear": LinearConverter,
+}
+
+
+def register_converter(name: str, converter: type[X2LConverter], exist_ok: bool = False) -> None:
+    """Make a kind of converter known under `name`, the `converter` of rows.
+
+    Raises:
+        ValueError: no subclass of `X2LConverter`, or the name is another class's (`exist_ok=True` replaces it).
+    """
+    if not (isinstance(converter, type) and issubclass(converter, X2LConverter)):
+        raise ValueError(f"register_converter({name!r}): expected a subclass of X2LConverter, got {converter!r}")
+    if not exist_ok and CONVERTERS.get(name, converter) is not converter:
+        raise ValueError(f"register_converter: {name!r} is {CONVERTERS[name].__name__} already; take another name")
+    CONVERTERS[name] = converter
+
+
+def converter_class(name: str) -> type[X2LConverter]:
+    """The class registered as `name`.
+
+    Raises:
+        ValueError: no such converter; the message lists the names.
+    """
+    if name not in CONVERTERS:
+        raise ValueError(f"converter must be one of {', '.join(CONVERTERS)}, got {name!r}")
+    return CONVERTERS[name]
+
+
+__all__ = [
+    "CONVERTERS",
+    "CFormerConverter",
+    "ConverterOutput",
+    "LinearConverter",
+    "PublishedSource",
+    "QFormerConverter",
+    "X2LConverter",
+    "check_speech",
+    "converter_class",
+    "register_converter",
+]

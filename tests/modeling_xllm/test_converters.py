@@ -1,0 +1,218 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Converters found by name: one of the user's own through config, model, stages, checkpoints and `generate`; rows and inputs."""
+
+import copy
+
+import pytest
+import torch
+from tiny import FRAMES, IMAGE, PIXELS, QUERIES, SPEECH, STATUS, TEXT, VIDEO, prompt, speech, tiny_model, tiny_rows
+from torch import nn
+from transformers import PreTrainedConfig
+
+from xllm import X2LConfig, XLLMConfig, XLLMForConditionalGeneration
+from xllm.modeling_xllm.converters import CONVERTERS, ConverterOutput, X2LConverter, register_converter
+from xllm.training.stage_one import stage_one_task
+from xllm.training.stages import StageError, freeze_for_stage
+
+
+class PoolConfig(PreTrainedConfig):
+    """Sizes of a `PoolConverter`."""
+
+    model_type = "test_pool"
+    width: int = 12
+
+
+class PoolConverter(X2LConverter):
+    """One token per item: the mean over its features, projected and shifted."""
+
+    config_class = PoolConfig
+
+    def __init__(self, row, owner_row):
+        super().__init__(row, owner_row)
+        self.dense = nn.Linear(row.encoder_hidden_size, row.converter_config.width)
+        self.shift = nn.Parameter(torch.empty(row.converter_config.width))
+
+    @classmethod
+    def tokens_per_item(cls, row):
+        return 1
+
+    @classmethod
+    def output_size(cls, owner_row):
+        return owner_row.converter_config.width
+
+    def init_weights_of_its_own(self, std):
+        nn.init.constant_(self.shift, 0.5)
+
+    def forward(self, hidden, mask=None):
+        mask = torch.ones(hidden.shape[:2]) if mask is None else mask
+        mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return ConverterOutput(embeddings=self.dense(mean)[:, None] + self.shift)
+
+
+@pytest.fixture
+def pool():
+    register_converter("pool", PoolConverter)
+    yield X2LConfig(
+        encoder=None,
+        encoder_hidden_size=6,
+        input_name="status_values",
+        mask_name="status_mask",
+        converter="pool",
+        converter_config={"width": 20},
+        placeholder_token="<StatusHere>",
+        token_id=STATUS,
+    )
+    del CONVERTERS["pool"]
+
+
+STATUS_INPUTS = {"status_values": torch.randn(1, 4, 6), "status_mask": torch.tensor([[1, 1, 1, 0]])}
+
+
+@pytest.mark.parametrize("text", ["chatglm", "llama"])
+def test_a_converter_of_the_users_own_in_config_model_stages_and_checkpoints(pool, tmp_path, text):
+    model = tiny_model(text, rows=tiny_rows(status=pool))
+    interface = model.model.interfaces["status"]
+    assert (interface.converter.shift.shape, interface.adapter.weight.shape) == ((20,), (32, 20))
+
+    ids = torch.tensor([prompt([STATUS], TEXT)])
+    logits = model(input_ids=ids, **STATUS_INPUTS).logits
+    token = model.get_features("status", *STATUS_INPUTS.values()).pooler_output[0]
+    mean = interface.converter.dense(STATUS_INPUTS["status_values"][:, :3].mean(1)) + interface.converter.shift
+    torch.testing.assert_close(token, interface.adapter(mean))
+    assert not torch.equal(
+        logits, model(input_ids=ids, status_values=torch.ones(1, 4, 6), status_mask=torch.ones(1, 4)).logits
+    )
+    answer = model.generate(input_ids=ids, **STATUS_INPUTS, max_new_tokens=2, eos_token_id=-1)
+    assert answer[0, ids.shape[1]] == logits[0, -1].argmax()
+
+    assert set(freeze_for_stage(model, 2, ["status"])) == {
+        f"model.interfaces.status.{name}"
+        for name in (
+            "converter.shift",
+            "converter.dense.weight",
+            "converter.dense.bias",
+            "adapter.weight",
+            "adapter.bias",
+        )
+    }
+    assert freeze_for_stage(model, 3, "status") == [f"model.interfaces.status.adapter.{n}" for n in ("weight", "bias")]
+    with pytest.raises(StageError, match=r"trains nothing of status \(pool\)"):
+        freeze_for_stage(model, 1, ["status"])
+    with pytest.raises(StageError, match="no objective for status, a pool interface"):
+        stage_one_task(model.config, ["status"])
+
+    model.save_pretrained(tmp_path)
+    again = XLLMForConditionalGeneration.from_pretrained(tmp_path)
+    row = again.config.modalities["status"]
+    assert (type(row.converter_config), row.converter_config.width) == (PoolConfig, 20)
+    assert (row.converter, row.tokens_per_item) == ("pool", 1)
+    assert torch.equal(again(input_ids=ids, **STATUS_INPUTS).logits, logits)
+
+
+def test_new_parameters_are_initialised_by_their_converter(pool):
+    model = XLLMForConditionalGeneration(tiny_model(rows=tiny_rows(status=pool)).config)
+    assert model.model.interfaces["status"].converter.shift.tolist() == [0.5] * 20
+    queries = model.model.interfaces["image"].converter.query_tokens
+    assert 0.005 < queries.std() < 0.05
+
+
+def test_an_unknown_converter_lists_the_names(pool):
+    with pytest.raises(
+        ValueError, match=r"modalities\['a'\]: converter must be one of qformer, cformer, linear, pool, got"
+    ):
+        XLLMConfig(modalities={"a": {"converter": "mlp"}})
+
+
+@pytest.mark.parametrize(
+    ("name", "converter", "message"),
+    [
+        ("linear", PoolConverter, "'linear' is LinearConverter already; take another name"),
+        ("mean", nn.Linear, "expected a subclass of X2LConverter, got .*Linear"),
+        ("mean", "PoolConverter", "expected a subclass of X2LConverter, got 'PoolConverter'"),
+    ],
+)
+def test_what_cannot_be_registered(name, converter, message):
+    with pytest.raises(ValueError, match=message):
+        register_converter(name, converter)
+
+
+def test_a_copied_interface_uses_the_copied_converter():
+    model = tiny_model()
+    again = copy.deepcopy(model)
+    videos = torch.randn(1, 2, 3, PIXELS, PIXELS)
+    before = again.get_video_features(videos).embeddings
+    with torch.no_grad():
+        for parameter in model.model.interfaces["image"].parameters():
+            parameter.zero_()
+    assert torch.equal(again.get_video_features(videos).embeddings, before)
+    with torch.no_grad():
+        for parameter in again.model.interfaces["image"].converter.parameters():
+            parameter.zero_()
+    assert not torch.equal(again.get_video_features(videos).embeddings, before)
+
+
+def test_image_and_video_rows_may_differ_in_query_tokens():
+    model = tiny_model(rows={**tiny_rows(), "video": replaced(tiny_rows()["video"], num_query_tokens=5)})
+    image, video = torch.randn(1, 3, PIXELS, PIXELS), torch.randn(1, FRAMES, 3, PIXELS, PIXELS)
+    ids = torch.tensor([prompt([IMAGE] * QUERIES, [VIDEO] * 5 * FRAMES, TEXT)])
+    logits = model(input_ids=ids, pixel_values=image, pixel_values_videos=video).logits
+    answer = model.generate(
+        input_ids=ids, pixel_values=image, pixel_values_videos=video, max_new_tokens=1, eos_token_id=-1
+    )
+    assert answer[0, -1] == logits[0, -1].argmax()
+    assert len(model.get_video_features(video).pooler_output[0]) == 5 * FRAMES
+
+
+def replaced(row: X2LConfig, **fields) -> X2LConfig:
+    return X2LConfig(**{**row.to_dict(), **fields})
+
+
+def test_names_of_rows_carry_no_meaning():
+    model = tiny_model()
+    rows = tiny_rows()
+    names = {"image": "photo", "video": "clip", "speech": "voice"}
+    renamed = {
+        names[name]: replaced(row, shares_converter_with=names.get(row.shares_converter_with))
+        for name, row in rows.items()
+    }
+    other = tiny_model(rows=renamed, seed=1)
+    assert (other.config.image_token_id, other.config.video_token_id, other.config.audio_token_id) == (
+        IMAGE,
+        VIDEO,
+        SPEECH,
+    )
+    weights = model.state_dict()
+    for old, new in names.items():
+        weights = {key.replace(f".interfaces.{old}.", f".interfaces.{new}."): value for key, value in weights.items()}
+    other.load_state_dict(weights)
+    media = {
+        "pixel_values": torch.randn(1, 3, PIXELS, PIXELS),
+        "pixel_values_videos": torch.randn(1, FRAMES, 3, PIXELS, PIXELS),
+        **speech(40),
+    }
+    ids = torch.tensor([prompt([IMAGE] * QUERIES, [VIDEO] * QUERIES * FRAMES, [SPEECH] * 5, TEXT)])
+    assert torch.equal(model(input_ids=ids, **media).logits, other(input_ids=ids, **media).logits)
+    answers = [m.generate(input_ids=ids, **media, max_new_tokens=3, eos_token_id=-1) for m in (model, other)]
+    assert torch.equal(*answers)
+    for getter, given in (
+        ("get_image_features", {"pixel_values": media["pixel_values"]}),
+        ("get_video_features", {"pixel_values_videos": media["pixel_values_videos"]}),
+        ("get_audio_features", speech(40)),
+    ):
+        assert torch.equal(getattr(model, getter)(**given).embeddings, getattr(other, getter)(**given).embeddings)
+    only_voice = tiny_model(rows={"voice": renamed["voice"]})
+    with pytest.raises(ValueError, match="no row of config.modalities reads pixel_values"):
+        only_voice.get_image_features(media["pixel_values"])
+
+
+def test_rows_may_read_the_same_tensors():
+    second = replaced(tiny_rows()["speech"], placeholder_token="<Again>", token_id=STATUS)
+    model = tiny_model(rows=tiny_rows(again=second))
+    clip = speech(40)
+    ids = torch.tensor([prompt([SPEECH] * 5, [STATUS] * 5, TEXT)])
+    output = model(input_ids=ids, **clip)
+    assert sorted(output.modality_features) == ["again", "speech"]
+    answer = model.generate(input_ids=ids, **clip, max_new_tokens=1, eos_token_id=-1)
+    assert answer[0, -1] == output.logits[0, -1].argmax()
+    with pytest.raises(ValueError, match="again: the text holds 0 placeholder tokens, but the 1 item"):
+        model(input_ids=torch.tensor([prompt([SPEECH] * 5, TEXT)]), **clip)
