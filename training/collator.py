@@ -82,6 +82,8 @@ class XLLMDataCollator:
         loss_on (`str`): "last" turn of the assistant, or "all": a conversation of n answers then becomes n rows, each
             ending with one of them (exact also for a prefix LM, which may not see an answer it has to give).
         augmentation (`Augmentation`, *optional*): of the log-mel features of samples that have a "seed".
+        modality (`str`, *optional*): row of the model that "transcribe" or "contrast" trains; by default any row with as many
+            tokens as an item is long, or with a number of its own.
 
     Raises:
         ValueError: unknown task or switch.
@@ -94,6 +96,7 @@ class XLLMDataCollator:
         max_length: int | None = None,
         loss_on: str = "last",
         augmentation: Augmentation | None = None,
+        modality: str | None = None,
     ):
         if task not in TASKS:
             raise ValueError(f"task is {task!r}; choose one of {', '.join(TASKS)}")
@@ -104,6 +107,7 @@ class XLLMDataCollator:
         self.max_length = max_length
         self.loss_on = loss_on
         self.augmentation = augmentation
+        self.modality = modality
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """A batch of tensors; see the table above.

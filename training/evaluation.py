@@ -24,9 +24,8 @@ from xllm.training.media_rows import MediaRows, media_rows
 from xllm.training.metrics import accuracy, cer
 from xllm.training.recipe import EvaluationSpec, RecipeError
 from xllm.training.sources import load_source
-
-
-TASKS = {"asr": "cer", "caption": "cer", "qa": "accuracy"}
+from xllm.training.stage_one import STAGE_ONE
+from xllm.training.tasks import TASKS
 
 
 def check_evaluation(spec: EvaluationSpec, media: MediaRows | None = None) -> None:
@@ -44,6 +43,14 @@ def check_evaluation(spec: EvaluationSpec, media: MediaRows | None = None) -> No
         raise RecipeError(f"evaluate: {spec.name} has no data")
     for source in spec.data:
         load_source(source, media)
+
+
+def row_of_task(task: str, modalities: dict) -> str | None:
+    """The one row of a model's `modalities` whose stage 1 learns `task`; None if no row, or more than one, does."""
+    wanted = TASKS[task].stage_one
+    rows = [name for name, row in modalities.items() if row.converter in STAGE_ONE]
+    found = [name for name in rows if wanted is not None and STAGE_ONE[modalities[name].converter][0] == wanted]
+    return found[0] if len(found) == 1 else None
 
 
 @torch.no_grad()
@@ -70,9 +77,10 @@ def run_evaluation(
         `accuracy` (answers without any error).
     """
     check_evaluation(spec, media_rows(processor, modalities))
-    if stage_one is not None and spec.task != "asr":
+    if stage_one is not None and TASKS[spec.task].stage_one is None:
+        able = ", ".join(name for name, task in TASKS.items() if task.stage_one is not None)
         raise RecipeError(
-            f"evaluate: after stage 1 only asr can be evaluated, not {spec.task}: there is no text without the LLM"
+            f"evaluate: after stage 1 only {able} can be evaluated, not {spec.task}: there is no text without the LLM"
         )
     data = ChatDataset.from_specs(spec.data, processor, modalities)
     references, answers = [], []
@@ -95,7 +103,7 @@ def run_evaluation(
 def score(task: str, references: list[str], answers: list[str]) -> dict:
     """The figure of a task: `{"metric", "value", "n", ...}`."""
     same = accuracy([text.strip() for text in references], [text.strip() for text in answers])
-    if TASKS[task] == "accuracy":
+    if TASKS[task].metric == "accuracy":
         return {"metric": "accuracy", "value": same, "n": len(references)}
     return {"metric": "cer", **asdict(cer(references, answers)), "accuracy": same, "n": len(references)}
 
@@ -112,12 +120,11 @@ def generate_answers(model, processor, rows: list[list[dict]], max_new_tokens: i
 
 
 def _transcribe(stage_one, processor, rows: list[list[dict]]) -> list[str]:
-    batch = XLLMDataCollator(processor, task="transcribe")([{"messages": row} for row in rows])
-    inputs = {name: batch[name].to(stage_one.device) for name in ("input_features", "input_features_mask")}
-    return [
-        text.strip()
-        for text in processor.tokenizer.batch_decode(stage_one.transcribe(**inputs), skip_special_tokens=True)
-    ]
+    modality = stage_one.config.modality
+    row = stage_one.config.modalities[modality]
+    batch = XLLMDataCollator(processor, task="transcribe", modality=modality)([{"messages": row} for row in rows])
+    ids = stage_one.transcribe(*(batch[name].to(stage_one.device) for name in (row.input_name, row.mask_name)))
+    return [text.strip() for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
 def _write_samples(path: Path, data: ChatDataset, references: list[str], answers: list[str]) -> None:
@@ -128,4 +135,4 @@ def _write_samples(path: Path, data: ChatDataset, references: list[str], answers
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
-__all__ = ["TASKS", "check_evaluation", "generate_answers", "run_evaluation", "score"]
+__all__ = ["TASKS", "check_evaluation", "generate_answers", "row_of_task", "run_evaluation", "score"]

@@ -10,6 +10,10 @@ from typing import Any
 from xllm.processing.media_kinds import MEDIA_KINDS, part_of_row
 
 
+def _row_of(kind) -> str:
+    return getattr(kind, "row_name", None) or kind.row
+
+
 class DataError(ValueError):
     """A data file or row that cannot be used; the message names file and line."""
 
@@ -24,14 +28,16 @@ class MediaRows:
         trained (`tuple[str, ...]`): rows that the stage trains; a plain table is of that row if there is just one.
     """
 
-    rows: Mapping[str, str] = field(default_factory=lambda: {kind.row: kind.type for kind in MEDIA_KINDS.values()})
+    rows: Mapping[str, str] = field(
+        default_factory=lambda: {_row_of(kind): kind.type for kind in MEDIA_KINDS.values()}
+    )
     trained: tuple[str, ...] = ()
 
     @cached_property
     def names(self) -> dict[str, str]:
         """Every name for a medium -> type of its content part: types and their other names, and the rows."""
         kinds = MEDIA_KINDS.values()
-        names = {name: kind.type for kind in kinds for name in (kind.row, *kind.aliases, kind.type)}
+        names = {name: kind.type for kind in kinds for name in (_row_of(kind), *kind.aliases, kind.type)}
         return {**names, **self.rows}
 
     def part(self, where: str, name: str) -> str:
@@ -79,7 +85,7 @@ def media_rows(processor, trained: Iterable[str] = ()) -> MediaRows:
     rows = getattr(processor, "modalities", None)
     if rows is None:
         kinds = [kind for kind in MEDIA_KINDS.values() if getattr(processor, kind.reader, None) is not None]
-        return MediaRows({kind.row: kind.type for kind in kinds}, tuple(trained))
+        return MediaRows({_row_of(kind): kind.type for kind in kinds}, tuple(trained))
     return MediaRows({name: row["part"] for name, row in rows.items()}, tuple(trained))
 
 

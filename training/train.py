@@ -300,6 +300,8 @@ def _make_trainer(
 ) -> XLLMTrainer:
     data = prepared.spec.data
     collate = {"processor": processor, "task": task, "max_length": data.max_length, "loss_on": data.loss_on}
+    if task != "chat":
+        collate["modality"] = prepared.modalities[0]
     callbacks = [JsonlCallback(folder, prepared.train.skipped)]
     if progress:
         callbacks.append(ProgressCallback(prepared.title))

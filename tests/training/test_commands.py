@@ -88,9 +88,10 @@ def test_check_writes_nothing(recipe, tmp_path, capsys):
         (["train", "RECIPE", "trainer.max_step=1"], "trainer: unknown key 'max_step'; did you mean 'max_steps'?"),
         (["train", "RECIPE", "model=/nowhere"], "xllm train: /nowhere: not a checkpoint"),
         (["train", "RECIPE", "data.train=/gone.csv"], "xllm train: /gone.csv: no such data file"),
+        (["evaluate", "MODEL", "--task", "asr", "--data", "/gone.csv"], "xllm evaluate: /gone.csv: no such data file"),
         (
-            ["evaluate", "/nowhere", "--task", "asr", "--data", "/gone.csv"],
-            "xllm evaluate: /gone.csv: no such data file",
+            ["evaluate", "MODEL", "--task", "asr", "--data", "DATA", "--modality", "smell"],
+            "speech.csv:2: no row of the model reads 'smell'; its rows are image, video, speech",
         ),
         (["evaluate", "/nowhere", "--task", "ocr", "--data", "x"], "task is 'ocr'; choose one of asr, caption, qa"),
         (
@@ -99,8 +100,9 @@ def test_check_writes_nothing(recipe, tmp_path, capsys):
         ),
     ],
 )
-def test_one_line_and_exit_status_1(recipe, tmp_path, capsys, arguments, message):
-    arguments = [str(recipe) if argument == "RECIPE" else argument for argument in arguments]
+def test_one_line_and_exit_status_1(recipe, media, tiny_checkpoint, tmp_path, capsys, arguments, message):
+    names = {"RECIPE": str(recipe), "MODEL": str(tiny_checkpoint), "DATA": str(media / "speech.csv")}
+    arguments = [names.get(argument, argument) for argument in arguments]
     assert main(arguments) == 1
     err = capsys.readouterr().err
     assert message in err

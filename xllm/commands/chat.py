@@ -1,8 +1,9 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""`xllm chat MODEL [--image F] [--video F] [--speech F] [QUESTION]`: ask about files from disk; answers are streamed.
+"""`xllm chat MODEL [--KIND FILE ...] [QUESTION]`: ask about files from disk; answers are streamed.
 
-Without QUESTION it reads questions from standard input, one a line; `/image F`, `/video F`, `/speech F` add a file to the
-next question, `/new` starts over, `/quit` ends.
+KIND is what a row of the model reads: --image, --video and --speech of the paper's, others of modules of the user's;
+`xllm inspect MODEL` lists them. Without QUESTION it reads questions from standard input, one a line; `/KIND FILE` adds a
+file to the next question, `/new` starts over, `/quit` ends.
 """
 
 import argparse
@@ -10,36 +11,27 @@ import json
 import sys
 
 
-# Option (and /command) -> type of the content part.
-MEDIA_OPTIONS = {"image": "image", "video": "video", "speech": "audio"}
-
-
 def add_parser(subparsers) -> argparse.ArgumentParser:
     """Declare the command."""
-    parser = subparsers.add_parser("chat", help="ask about images, videos and speech", description=__doc__)
+    parser = subparsers.add_parser("chat", help="ask about files; answers are streamed", description=__doc__)
+    parser.takes_media = True
     parser.add_argument("model", help="folder or Hub id of an X-LLM")
     parser.add_argument("question", nargs="?", help="one question; without it, an interactive chat")
-    for option, part in MEDIA_OPTIONS.items():
-        parser.add_argument(
-            f"--{option}", action=_AddMedia, dest="media", part=part, metavar="FILE", help=f"{option} file or URL"
-        )
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--sample", action="store_true", help="sample (top_p 0.7, temperature 0.95, as published)")
     parser.add_argument("--seed", type=int, default=0, help="seed of --sample")
     parser.add_argument("--json", action="store_true", help="print {question, answer} as JSON instead of streaming")
-    parser.set_defaults(media=[])
+    parser.set_defaults(wrong_usage=parser.error)
     return parser
 
 
-class _AddMedia(argparse.Action):
-    """Collects media of all kinds in the order in which they are given."""
+def media_options(modalities: dict) -> dict[str, str]:
+    """Names of options (and /commands) -> type of content part: of the kinds that a model's rows read, and of the rows."""
+    from xllm.processing.media_kinds import MEDIA_KINDS
+    from xllm.training.media_rows import parts_of_rows
 
-    def __init__(self, *args, part: str, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.part = part
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        namespace.media = [*namespace.media, {"type": self.part, "path": values}]
+    parts = {name: part for name, part in parts_of_rows(modalities).items() if part in MEDIA_KINDS}
+    return {**{MEDIA_KINDS[part].option or part: part for part in parts.values()}, **parts}
 
 
 class Chat:
@@ -104,13 +96,19 @@ class Chat:
 
 def run(args: argparse.Namespace) -> int:
     """One question, or a conversation over standard input."""
-    from xllm.assembly.opening import load_checkpoint
+    from xllm.assembly.opening import load_checkpoint, open_config
 
+    options = media_options(open_config(args.model)[2].modalities)
+    pending = []
+    for option, file in args.media:
+        if option.removeprefix("--") not in options:
+            known = ", ".join(f"--{name}" for name in options) or "no media"
+            args.wrong_usage(f"argument {option}: this model takes {known}")
+        pending.append({"type": options[option.removeprefix("--")], "path": file})
     chat = Chat(*load_checkpoint(args.model), args)
     if args.question is not None:
-        _answer(chat, args.question, args.media)
+        _answer(chat, args.question, pending)
         return 0
-    pending = list(args.media)
     while (line := _read_line()) is not None:
         command, _, rest = line.partition(" ")
         if command == "/quit":
@@ -118,8 +116,11 @@ def run(args: argparse.Namespace) -> int:
         if command == "/new":
             chat.reset()
             pending = []
-        elif command.startswith("/") and command[1:] in MEDIA_OPTIONS:
-            pending.append({"type": MEDIA_OPTIONS[command[1:]], "path": rest.strip()})
+        elif command.startswith("/") and command[1:] in options:
+            pending.append({"type": options[command[1:]], "path": rest.strip()})
+        elif command.startswith("/") and command[1:].isidentifier():
+            known = [*(f"/{name} FILE" for name in options), "/new", "/quit"]
+            sys.stderr.write(f"there is no {command} here, only {', '.join(known)}\n")
         elif line:
             try:
                 _answer(chat, line, pending)

@@ -15,7 +15,7 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, metavar="FILE", help=".json, .jsonl, .csv, .tsv or .parquet")
     for option, meaning in (("--where", "only these rows"), ("--exclude", "not these rows")):
         parser.add_argument(option, action="append", default=[], metavar="COLUMN=VALUE[,VALUE]", help=meaning)
-    parser.add_argument("--modality", help="of a plain table: image, video, speech or text")
+    parser.add_argument("--modality", help="of a plain table: a row of the model, or text")
     parser.add_argument("--file-column", default="file", help="of a plain table")
     parser.add_argument("--text-column", default="text", help="of a plain table")
     parser.add_argument(
@@ -46,26 +46,31 @@ def _columns(pairs: list[str], option: str) -> dict[str, list[str]]:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
-    from xllm.assembly.opening import load_checkpoint
-    from xllm.training.evaluation import check_evaluation, run_evaluation
+    from xllm.assembly.opening import load_checkpoint, open_config
+    from xllm.training.evaluation import check_evaluation, row_of_task, run_evaluation
+    from xllm.training.media_rows import MediaRows, parts_of_rows
     from xllm.training.recipe import EvaluationSpec, SourceSpec
+    from xllm.training.tasks import TASKS
 
-    modality = args.modality or ("speech" if args.task == "asr" else None)
+    if args.task not in TASKS:
+        raise ValueError(f"task is {args.task!r}; choose one of {', '.join(TASKS)}")
+    where, exclude = _columns(args.where, "--where"), _columns(args.exclude, "--exclude")
+    rows = open_config(args.model)[2].modalities
     source = SourceSpec(
         path=args.data,
-        modality=modality,
+        modality=args.modality or row_of_task(args.task, rows),
         file_column=args.file_column,
         text_column=args.text_column,
         media_root=args.media_root,
         prompts=None if args.prompt is None else [args.prompt],
-        where=_columns(args.where, "--where"),
-        exclude=_columns(args.exclude, "--exclude"),
+        where=where,
+        exclude=exclude,
         limit=args.limit,
     )
     spec = EvaluationSpec(
         name=args.task, task=args.task, data=[source], max_new_tokens=args.max_new_tokens, batch_size=args.batch_size
     )
-    check_evaluation(spec)
+    check_evaluation(spec, MediaRows(parts_of_rows(rows)))
     model, processor = load_checkpoint(args.model)
     folder = None if args.output is None else Path(args.output)
     found = run_evaluation(model, processor, spec, folder=folder, progress=True)

@@ -25,16 +25,19 @@ def describe(model) -> dict:
         "towers", "lineage"}`.
     """
     from xllm.modeling_xllm.stage_checkpoints import part_of
+    from xllm.training.media_rows import parts_of_rows
     from xllm.training.stages import freeze_for_stage
 
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     parameters = {}
     for name, size in sizes.items():
-        parts = name.removeprefix("model.").split(".")
-        key = ".".join(parts[:2]) if parts[0] == "interfaces" else part_of(name)
+        path = name.removeprefix("model.").split(".")
+        key = ".".join(path[:2]) if path[0] == "interfaces" else part_of(name)
         parameters[key] = parameters.get(key, 0) + size
+    parts = parts_of_rows(model.config.modalities)
     rows = {
         name: {
+            "part": parts[name],
             "encoder": row.encoder,
             "converter": row.converter,
             "shares_converter_with": row.shares_converter_with,
@@ -67,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     lines = [f"{args.model}: {'stage ' + str(report['stage']) if report['stage'] else 'no stage trained yet'}"]
     lines += [
-        f"  {name:<10} {row['input']:<20} -> {row['encoder'] or 'features'} -> {row['converter']}"
+        f"  {name:<10} {row['part']:<8} {row['input']:<20} -> {row['encoder'] or 'features'} -> {row['converter']}"
         + (f" (of {row['shares_converter_with']})" if row["shares_converter_with"] else "")
         for name, row in report["modalities"].items()
     ]
