@@ -222,6 +222,9 @@ class XLLMConfig(PreTrainedConfig):
     lineage: list | None = None
 
     def __post_init__(self, **kwargs):
+        kwargs.pop(
+            "weight_files", None
+        )  # digests of the files beside a config.json: of those alone, see weight_files.py
         # EVA's published initializer_range is 1e-10, a constant network until weights are loaded.
         vision_default = Blip2VisionConfig(initializer_range=self.initializer_range)
         audio_default = ParakeetEncoderConfig(hidden_size=512, num_hidden_layers=12, intermediate_size=2048)

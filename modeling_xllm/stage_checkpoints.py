@@ -7,22 +7,33 @@ Parts without a source are stored. `from_pretrained` puts the whole model togeth
 """
 
 import copy
-import json
+import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 from transformers.quantizers.auto import AutoQuantizationConfig
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
-from transformers.utils.hub import extract_commit_hash
 
 from .modeling_chatglm import ChatGLMForConditionalGeneration
+from .weight_files import (
+    HUB_ARGUMENTS,
+    StageCheckpointError,
+    check_finite,
+    check_fit,
+    pinned_revision,
+    read_tensors,
+    record_weights,
+    resolve_source,
+    split_source,
+    verify_weights,
+    weight_files,
+)
 
 
 # Published models that hold a tower beside other things, and under which names.
@@ -32,16 +43,9 @@ TOWER_PREFIXES = {
     "parakeet_tdt": "encoder.",
     "fun_asr_nano": "model.audio_tower.",
 }
-# Arguments of `from_pretrained` that say how the Hub is asked; they hold for towers too.
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token")
-
 # What quantisation spares unless its config has a list of its own; the interfaces are trained, and spared always.
 FLOAT_MODULES = ("model.vision_tower", "model.audio_tower", "model.extra_towers", "lm_head")
 SAMPLES_PER_TENSOR = 64
-
-
-class StageCheckpointError(ValueError):
-    """A stage checkpoint, or a tower it names, cannot be read or does not fit."""
 
 
 def part_of(key: str) -> str:
@@ -50,45 +54,6 @@ def part_of(key: str) -> str:
     if names[0] == "extra_towers":
         return ".".join(names[:2])
     return "language_model" if names[0] == "lm_head" else names[0]
-
-
-def split_source(source: str) -> tuple[str, str | None]:
-    """ "repo@revision" as repository (or folder) and revision."""
-    name, _, revision = source.rpartition("@")
-    return (name, revision) if name else (source, None)
-
-
-def pinned_revision(source: str, revision: str | None = None, **hub) -> str | None:
-    """The commit that `revision` of a Hub repository is now, so that it stays the same; `None` for a folder."""
-    if Path(source).is_dir():
-        return revision
-    return extract_commit_hash(cached_file(source, CONFIG_NAME, revision=revision, **hub), None) or revision
-
-
-def _shards(source: str, revision: str | None, **hub) -> list[str]:
-    """Local paths of the safetensors files of a folder or Hub repository."""
-    hub["revision"] = revision
-    index = cached_file(source, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False, **hub)
-    if index is None:
-        return [cached_file(source, SAFE_WEIGHTS_NAME, **hub)]
-    files = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
-    return [cached_file(source, name, **hub) for name in sorted(set(files))]
-
-
-def read_tensors(source: str, revision: str | None, wanted: Callable[[str], bool], **hub) -> dict[str, torch.Tensor]:
-    """Tensors of a safetensors checkpoint whose names satisfy `wanted`; nothing else is read.
-
-    Raises:
-        StageCheckpointError: a file is damaged. OSError: a file is not there, or the Hub cannot be asked.
-    """
-    tensors = {}
-    for shard in _shards(source, revision, **hub):
-        try:
-            with safe_open(shard, framework="pt") as file:
-                tensors.update({name: file.get_tensor(name) for name in file.keys() if wanted(name)})  # noqa: SIM118
-        except SafetensorError as error:
-            raise StageCheckpointError(f"{shard}: damaged: {error}; fetch or save it again") from error
-    return tensors
 
 
 def load_whole(
@@ -103,15 +68,27 @@ def load_whole(
     Raises:
         StageCheckpointError: the checkpoint lacks tensors, or holds others; the message lists them.
     """
-    model, info = auto.from_pretrained(name_or_path, revision=revision, output_loading_info=True, **kwargs)
+    with quiet_report():
+        model, info = auto.from_pretrained(name_or_path, revision=revision, output_loading_info=True, **kwargs)
     unexpected = [name for name in info["unexpected_keys"] if not re.fullmatch(may_hold, name)]
     missing = [name for name in info["missing_keys"] if not name.startswith("pooler.")]
-    for what, names in (("missing", missing), ("unexpected", unexpected)):
-        if names:
-            raise StageCheckpointError(
-                f"{name_or_path}: {len(names)} tensors are {what}: {', '.join(sorted(names)[:3])}"
-            )
+    check_fit(dict.fromkeys(unexpected, ()), dict.fromkeys(missing, ()), name_or_path, type(model).__name__)
     return model
+
+
+@contextmanager
+def quiet_report() -> Iterator[None]:
+    """transformers' table of tensors that did not fit is not shown: an error that names them follows."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def read_tower(part: str, name_or_path: str, revision: str | None = None, **hub) -> dict[str, torch.Tensor]:
@@ -196,7 +173,8 @@ class StageCheckpointMixin:
                 what it was.
         """
         if not self.config.towers:
-            return super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+            super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+            return self._finish(save_directory, kwargs)
         self._fail_if_towers_moved()
         state_dict = self.state_dict() if state_dict is None else state_dict
         state_dict = {key: value for key, value in state_dict.items() if part_of(key) not in self.config.towers}
@@ -208,6 +186,12 @@ class StageCheckpointMixin:
             super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
         finally:
             self.hf_quantizer, self.config = quantizer, config
+        return self._finish(save_directory, kwargs)
+
+    @staticmethod
+    def _finish(folder: str | os.PathLike, arguments: dict) -> None:
+        if arguments.get("is_main_process", True) and not arguments.get("distributed_checkpoint"):
+            record_weights(folder)
 
     def _fail_if_towers_moved(self) -> None:
         now = sample_towers(self)
@@ -294,79 +278,97 @@ class StageCheckpointMixin:
         kwargs = {**hub, **kwargs}
         if modalities is not None:
             config = config.with_modalities(modalities)
+        source, is_own = path, not {"state_dict", "gguf_file", "subfolder", "variant"} & kwargs.keys()
+        if path is not None and is_own:
+            verify_weights(str(path), revision, **hub)
+            with suppress(OSError):  # no safetensors: transformers says so, or has another format
+                weight_files(str(path), revision, **hub)
         if getattr(config, "towers", None) and path is not None and "state_dict" not in kwargs:
-            kwargs["state_dict"] = cls._gather(config, str(path), revision, hub)
+            kwargs["state_dict"] = cls._gather(config, str(path), revision, hub, modalities is not None)
             path = revision = None
-        loaded = load(path, *args, config=config, revision=revision or "main", **kwargs)
+        loaded = cls._load_strictly(load, path, args, source, modalities is not None, config, revision, kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # (model, info) with output_loading_info
         model._tower_samples = sample_towers(model)
         return loaded
 
     @classmethod
-    def _gather(cls, config, path: str, revision: str | None, hub: dict) -> dict[str, torch.Tensor]:
-        """State dict of a stage checkpoint and its towers, complete and of the right shapes."""
-        shapes = cls._expected_shapes(config)
+    def _load_strictly(cls, load, path, args, source, is_subset: bool, config, revision, kwargs):
+        """Load, and fail where a tensor of the checkpoint `source` is missing, too many, misshapen, NaN or Inf.
+
+        Whoever asks for `output_loading_info` gets the names instead of an error, as in transformers; NaN stays one.
+        """
+        if kwargs.get("output_loading_info"):
+            loaded = load(path, *args, config=config, revision=revision or "main", **kwargs)
+            check_finite(dict(loaded[0].named_parameters()), str(source or "the sources"))
+            return loaded
+        tolerant = kwargs.get("ignore_mismatched_sizes", False)  # the caller's own choice: those start anew
+        kwargs = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        with nullcontext() if tolerant else quiet_report():
+            model, info = load(path, *args, config=config, revision=revision or "main", **kwargs)
+        # A new model has no checkpoint; the names of an adapter's tensors are its own.
+        if source is not None and not getattr(model, "_hf_peft_config_loaded", False):
+            misshapen = {name: shapes for name, *shapes in info["mismatched_keys"]}
+            found = {name: shapes[0] for name, shapes in misshapen.items() if not tolerant}
+            wanted = {name: misshapen[name][1] for name in found}
+            wanted.update(dict.fromkeys(info["missing_keys"] - misshapen.keys(), ()))
+            surplus = [name for name in info["unexpected_keys"] if not model._is_elsewhere(name, is_subset)]
+            check_fit({**found, **dict.fromkeys(surplus, ())}, wanted, str(source), "this model")
+        check_finite(dict(model.named_parameters()), str(source or "the sources"))
+        return model
+
+    def _is_elsewhere(self, key: str, is_subset: bool) -> bool:
+        """Whether a tensor of a checkpoint belongs to a part that this model does without: head, LLM, other rows."""
+        names = key.removeprefix("model.").split(".")
+        if names[0] in ("language_model", "lm_head"):
+            return not hasattr(self if names[0] == "lm_head" else self.base_model, names[0])
+        group = getattr(self.base_model, names[0], None)
+        return is_subset and (group is None or (isinstance(group, torch.nn.ModuleDict) and names[1] not in group))
+
+    @classmethod
+    def _gather(
+        cls, config, path: str, revision: str | None, hub: dict, is_subset: bool, heads: dict | None = None
+    ) -> dict[str, torch.Tensor]:
+        """State dict of a stage checkpoint, its towers and the `heads` of stage 1, complete and of the right shapes."""
+        model = cls._skeleton(config)
+        shapes = model._expected_shapes()
         # Checkpoints are written by models with a head; the models without one have the same names less "model.".
         prefix = "" if any(key.startswith("model.") for key in shapes) else "model."
-        found = read_tensors(path, revision, lambda key: key.removeprefix(prefix) in shapes, **hub)
-        for part, source in config.towers.items():
+        surplus = {}
+
+        def is_ours(key: str) -> bool:
+            if key.removeprefix(prefix) not in shapes and not model._is_elsewhere(key, is_subset):
+                surplus[key] = ()
+            return key.removeprefix(prefix) in shapes
+
+        tensors = read_tensors(path, revision, is_ours, **hub)
+        for part, source in (config.towers or {}).items():
             if any(part_of(key) == part for key in shapes):  # a model without language model needs none
                 name_or_path = resolve_source(source["name_or_path"], path)
-                found.update(read_tower(part, name_or_path, source.get("revision"), **hub))
-        tensors = {key.removeprefix(prefix): value for key, value in found.items()}
-        tensors = {key: value for key, value in tensors.items() if key in shapes}
+                tensors.update(read_tower(part, name_or_path, source.get("revision"), **hub))
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+        tensors = {key: value for key, value in tensors.items() if key in shapes} | (heads or {})
         cls.check_towers(config, tensors)
-        stored = {key for key in shapes if part_of(key) not in config.towers}
-        # The heads of a stage-1 model are elsewhere, or new.
-        stored = {key for key in stored if prefix or key.startswith(("model.", "lm_head."))}
-        cls._fail_if_missing(stored - set(tensors), path)
-        for key, value in tensors.items():
-            if value.shape != shapes[key]:
-                raise StageCheckpointError(
-                    f"{path}: {key} is {tuple(value.shape)}, config.json says {tuple(shapes[key])}: they do not belong together"
-                )
+        check_fit({**tensors, **surplus}, shapes, path, "this model")
         return tensors
 
     @classmethod
-    def _expected_shapes(cls, config) -> dict[str, torch.Size]:
-        """Shapes of the tensors that a checkpoint must hold, tied ones once."""
+    def _skeleton(cls, config):
         with torch.device("meta"):
-            model = cls(config)
-        tied = set(model.all_tied_weights_keys)
-        return {key: value.shape for key, value in model.state_dict().items() if key not in tied}
+            return cls(config)
+
+    def _expected_shapes(self) -> dict[str, torch.Size]:
+        """Shapes of the tensors that a checkpoint must hold, tied ones once."""
+        tied = set(self.all_tied_weights_keys)
+        return {key: value.shape for key, value in self.state_dict().items() if key not in tied}
 
     @classmethod
     def check_towers(cls, config, tensors: dict[str, torch.Tensor]) -> None:
         """Fail if `tensors` lacks part of a tower that `config.towers` names: it would be left random."""
-        expected = {key for key in cls._expected_shapes(config) if part_of(key) in config.towers}
-        for part, source in config.towers.items():
-            cls._fail_if_missing(
-                {key for key in expected if part_of(key) == part} - set(tensors), source["name_or_path"]
-            )
-
-    @staticmethod
-    def _fail_if_missing(missing: set[str], source: str) -> None:
-        if missing:
-            some = ", ".join(sorted(missing)[:3])
-            raise StageCheckpointError(f"{source}: {len(missing)} tensors of this model are not there: {some} ...")
+        expected = cls._skeleton(config)._expected_shapes()
+        for part, source in (config.towers or {}).items():
+            wanted = {key: shape for key, shape in expected.items() if part_of(key) == part}
+            found = {key: tensors[key] for key in wanted.keys() & tensors.keys()}
+            check_fit(found, wanted, f"{part}: {source['name_or_path']}", "this model")
 
 
-def resolve_source(name_or_path: str, checkpoint: str | os.PathLike) -> str:
-    """A source may be given relative to the stage checkpoint's own folder ("../base"), so that both can be moved."""
-    if name_or_path.startswith("."):
-        return str(Path(checkpoint, name_or_path).resolve())
-    return name_or_path
-
-
-__all__ = [
-    "StageCheckpointError",
-    "StageCheckpointMixin",
-    "load_whole",
-    "part_of",
-    "pinned_revision",
-    "quantize_language_model_only",
-    "read_tensors",
-    "read_tower",
-    "resolve_source",
-    "split_source",
-]
+__all__ = ["StageCheckpointMixin", "load_whole", "part_of", "quantize_language_model_only", "read_tower"]

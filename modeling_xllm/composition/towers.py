@@ -21,14 +21,15 @@ from xllm.modeling_xllm.conversion.convert import (
 )
 from xllm.modeling_xllm.conversion.sizes import published_rows, vision_config
 from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
-from xllm.modeling_xllm.stage_checkpoints import (
+from xllm.modeling_xllm.stage_checkpoints import load_whole, read_tower
+from xllm.modeling_xllm.weight_files import (
     StageCheckpointError,
-    load_whole,
+    check_fit,
     pinned_revision,
     read_tensors,
-    read_tower,
     resolve_source,
     split_source,
+    verify_weights,
 )
 
 
@@ -232,6 +233,7 @@ def interface_tensors(modality: str, row: X2LConfig, source: str) -> dict[str, t
     if is_pth(source):
         tensors = {key: value for key, value in open_published(source).our_tensors().items() if key.startswith(wanted)}
     elif isinstance(published_config(source), XLLMConfig):
+        verify_weights(name, revision)
         tensors = read_tensors(name, revision, lambda key: key.startswith(wanted))
     elif row.converter == "cformer":
         bert = load_whole(AutoModel, name, revision, BERT_HEADS, add_pooling_layer=False)
@@ -309,10 +311,8 @@ def _check_complete(shapes: dict, tensors: dict, origin: dict[str, str], require
     }
     check_shapes(ours, shapes, origin)
     for prefix, source in required.items():
-        if missing := sorted(key for key in shapes if key.startswith(prefix) and key not in tensors):
-            raise StageCheckpointError(
-                f"{source}: {len(missing)} tensors of this model are not there: {', '.join(missing[:3])} ..."
-            )
+        wanted = {key: shape for key, shape in shapes.items() if key.startswith(prefix)}
+        check_fit({key: tensors[key] for key in wanted.keys() & tensors.keys()}, wanted, source, "this model")
 
 
 __all__ = [

@@ -19,6 +19,7 @@ from xllm.modeling_xllm.conversion.sizes import Shapes, published_config
 from xllm.modeling_xllm.modeling_encoders import XLLMEncoderModel
 from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
 from xllm.modeling_xllm.stage1.modeling_qformer_pretraining import XLLMForQFormerPreTraining
+from xllm.modeling_xllm.weight_files import check_fit
 
 
 # Parts that files hold without the interface around them: fixed names, whatever the sizes.
@@ -166,18 +167,14 @@ def check_shapes(tensors: dict[str, torch.Tensor], shapes: dict[str, torch.Size]
     """Every tensor has a place of its shape.
 
     Raises:
-        ConversionError: one has no place, or another shape; the message names file, parameter and both shapes.
+        StageCheckpointError: one has no place, or another shape; the message names file, parameter and both shapes.
     """
-    if homeless := sorted(tensors.keys() - shapes.keys()):
-        raise ConversionError(
-            f"{origin[homeless[0]]}: {len(homeless)} tensors have no place in this model, the first being {homeless[0]}: "
-            "its modality is not in the model, or the rest of that interface is in none of the files"
-        )
-    for key, value in tensors.items():
-        if value.shape != shapes[key]:
-            raise ConversionError(
-                f"{origin[key]}: {key} has shape {list(value.shape)}, the model needs {list(shapes[key])}"
-            )
+    target = "this model"
+    if tensors.keys() - shapes.keys():
+        target += ", which has no such modality, or the rest of that interface is in none of the files"
+    for source in sorted({origin[key] for key in tensors}):
+        found = {key: value for key, value in tensors.items() if origin[key] == source}
+        check_fit(found, {key: shapes[key] for key in found.keys() & shapes.keys()}, source, target)
 
 
 def convert(sources: list[str], kind: str | None = None, base: XLLMConfig | None = None) -> Conversion:

@@ -20,7 +20,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from xllm.modeling_xllm.configuration_xllm import XLLMConfig
 from xllm.modeling_xllm.conversion.convert import Conversion, ConversionError
 from xllm.modeling_xllm.stage1.modeling_qformer_pretraining import XLLMForQFormerPreTraining
-from xllm.modeling_xllm.stage_checkpoints import part_of, read_tensors, read_tower
+from xllm.modeling_xllm.stage_checkpoints import part_of, read_tower
+from xllm.modeling_xllm.weight_files import read_tensors, record_weights, resolve_source
 
 
 @contextmanager
@@ -54,6 +55,7 @@ def write_parts(conversion: Conversion, output: str | os.PathLike) -> None:
     with new_folder(output) as folder:
         config.save_pretrained(folder)
         save_torch_state_dict({**conversion.tensors, **conversion.heads}, folder)
+        record_weights(folder)
 
 
 def write_over(conversion: Conversion, model: str | os.PathLike, output: str | os.PathLike) -> None:
@@ -68,7 +70,7 @@ def write_over(conversion: Conversion, model: str | os.PathLike, output: str | o
     towers = config.towers or {}
     for part in {part_of(key) for key in conversion.tensors} & towers.keys():
         name_or_path, revision = towers[part]["name_or_path"], towers[part].get("revision")
-        tower = read_tower(part, str(model / name_or_path) if name_or_path.startswith(".") else name_or_path, revision)
+        tower = read_tower(part, resolve_source(name_or_path, model), revision)
         changed = (key for key in tower.keys() & conversion.tensors.keys())
         if any(not torch.equal(tower[key], conversion.tensors[key].to(tower[key])) for key in changed):
             tensors.update(tower)
@@ -84,6 +86,7 @@ def write_over(conversion: Conversion, model: str | os.PathLike, output: str | o
                 shutil.copy(file, folder)
         config.save_pretrained(folder)
         save_torch_state_dict(tensors, folder)
+        record_weights(folder)
         if conversion.heads:
             heads = {key: value.contiguous() for key, value in conversion.heads.items()}
             save_file(heads, folder / XLLMForQFormerPreTraining.heads_name)

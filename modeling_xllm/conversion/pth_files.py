@@ -15,8 +15,10 @@ from pathlib import Path
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from xllm.modeling_xllm.weight_files import StageCheckpointError
 
-class ConversionError(ValueError):
+
+class ConversionError(StageCheckpointError):
     """A published file cannot be read, or is not what it is taken for."""
 
 

@@ -93,6 +93,9 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
     main_input_name = "input_ids"
     heads_name = "qformer_pretraining_heads.safetensors"
     input_modalities = ("image", "video", "text")
+    _keys_to_ignore_on_load_missing = [
+        r"model\.interfaces\..+\.adapter\."
+    ]  # not in LAVIS's files, of no use in stage 1
     # The losses are means over the batch, not sums over num_items_in_batch: with False the Trainer divides by the number
     # of accumulation steps itself (transformers 5.23, trainer.py:517 and :2107).
     accepts_loss_kwargs = False

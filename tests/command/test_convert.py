@@ -25,10 +25,10 @@ from xllm import (
     XLLMForQFormerPreTraining,
 )
 from xllm.cli import main
-from xllm.modeling_xllm.conversion.convert import ConversionError, convert
+from xllm.modeling_xllm.conversion.convert import convert
 from xllm.modeling_xllm.conversion.sizes import Shapes, published_rows
 from xllm.modeling_xllm.modeling_encoders import XLLMEncoderModel
-from xllm.modeling_xllm.stage_checkpoints import StageCheckpointError
+from xllm.modeling_xllm.weight_files import StageCheckpointError
 
 
 IMAGE_ALONE = {"image": X2LConfig()}
@@ -226,7 +226,7 @@ def test_speech_into_a_row_with_a_cif_of_its_own(files, tmp_path, capsys):
     assert torch.equal(converter.cif.conv.weight, model.model.interfaces["speech"].converter.cif.conv.weight)
     assert torch.equal(converter.pre_proj.weight.data, published.speech_stage2()["pre_bert_proj.weight"])
     assert main(["convert", files["image"], str(tmp_path / "no"), "--model", str(tmp_path / "base")]) == 1
-    assert "have no place in this model" in capsys.readouterr().err
+    assert "without a place" in capsys.readouterr().err
 
 
 def test_stage_1_over_a_model_keeps_its_text_side_in_a_file_of_its_own(files, tmp_path):
@@ -258,7 +258,7 @@ def test_weights_of_other_sizes_name_both_shapes(files, tmp_path):
     state["opt_proj.weight"] = torch.ones(48, published.WIDTH)
     composed(files, tmp_path / "base")
     path = published.save(tmp_path / "wide.pth", state)
-    with pytest.raises(ConversionError, match=r"adapter.weight has shape \[48, 128\], the model needs \[32, 128\]"):
+    with pytest.raises(StageCheckpointError, match=r"adapter.weight \(\[48, 128\], expected \[32, 128\]\)"):
         convert([path], base=XLLMConfig.from_pretrained(tmp_path / "base"))
 
 
@@ -286,8 +286,8 @@ def test_a_bert_over_a_model_and_its_declared_names(files, tmp_path, capsys):
     assert [key for key, value in converter.bert.state_dict().items() if not torch.equal(value, theirs[key])] == []
     state = bert.state_dict()
     for change, message in (
-        (lambda s: s.pop("bert.encoder.layer.0.output.dense.bias"), "1 tensors are missing: encoder.layer.0.output"),
-        (lambda s: s.update({"bert.odd": torch.ones(1)}), "1 tensors are unexpected: .*odd"),
+        (lambda s: s.pop("bert.encoder.layer.0.output.dense.bias"), "1 missing: encoder.layer.0.output"),
+        (lambda s: s.update({"bert.odd": torch.ones(1)}), "1 without a place: .*odd"),
     ):
         changed = dict(state)
         change(changed)

@@ -14,6 +14,8 @@ RANDOM_IDS = "the suite's random ids hold placeholder tokens; without media that
 SLOW_TOKENIZER = "needs a tokenizer of the tokenizers library; ChatGLM's is sentencepiece only"
 
 KNOWN_FAILURES = {
+    "XLLMOver*ModelTest::test_model_weights_reload_no_missing_tied_weights": "overwrites the weight file of a checkpoint, which "
+    "is refused: its SHA-256 is in config.json",
     "*ChatGLMModelTest::test_inputs_embeds": EMBEDS_ALONE,
     "*ChatGLMModelTest::test_inputs_embeds_matches_input_ids": EMBEDS_ALONE,
     "*ChatGLMModelTest::test_model_forward_default_config_values": PROMPT_LAYOUT,

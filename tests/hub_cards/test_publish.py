@@ -16,7 +16,7 @@ from xllm import XLLMForConditionalGeneration
 from xllm.assembly.opening import CheckpointError, load_checkpoint
 from xllm.cli import main
 from xllm.hub_cards.publish import PublishError, check_files, find_stage, publish
-from xllm.modeling_xllm.stage_checkpoints import StageCheckpointError
+from xllm.modeling_xllm.weight_files import StageCheckpointError
 
 
 REPO = "user/tiny"

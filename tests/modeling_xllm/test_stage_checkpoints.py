@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForMultimodalLM, LlamaForCausalLM, 
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 
 from xllm import ChatGLMForConditionalGeneration, XLLMForConditionalGeneration
-from xllm.modeling_xllm.stage_checkpoints import StageCheckpointError
+from xllm.modeling_xllm.weight_files import StageCheckpointError
 
 
 def assert_same_weights(first, second):
@@ -101,7 +101,7 @@ def test_a_tower_without_all_its_tensors_is_refused(tmp_path):
     config = json.loads((tmp_path / "vision" / "config.json").read_text())
     config["num_hidden_layers"] = 1
     Blip2VisionModel(type(model.config.vision_config)(**config)).save_pretrained(tmp_path / "vision")
-    with pytest.raises(StageCheckpointError, match="vision: 12 tensors of this model are not there"):
+    with pytest.raises(StageCheckpointError, match="vision does not fit this model: 12 missing"):
         XLLMForConditionalGeneration.from_pretrained(tmp_path / "stage")
 
 
@@ -109,5 +109,5 @@ def test_interface_weights_missing_from_the_stage_are_refused(tmp_path):
     model = XLLMForConditionalGeneration.from_towers(**write_towers(tmp_path))
     state = {key: value for key, value in model.state_dict().items() if "interfaces.image.adapter" not in key}
     model.save_pretrained(tmp_path / "stage", state_dict=state)
-    with pytest.raises(StageCheckpointError, match="2 tensors of this model are not there"):
+    with pytest.raises(StageCheckpointError, match="2 missing: model.interfaces.image.adapter"):
         XLLMForConditionalGeneration.from_pretrained(tmp_path / "stage")

@@ -56,7 +56,7 @@ def open_config(name_or_path: str):
     """Folder or Hub id, revision, and the config of an X-LLM."""
     from transformers import AutoConfig
 
-    from xllm.modeling_xllm.stage_checkpoints import split_source
+    from xllm.modeling_xllm.weight_files import split_source
 
     name, revision = name_or_path, None
     if not os.path.exists(name_or_path):

@@ -22,7 +22,7 @@ from xllm.modeling_xllm.configuration_cformer import CFormerConfig
 from xllm.modeling_xllm.configuration_chatglm import ChatGLMConfig
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig, default_modalities
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
-from xllm.modeling_xllm.stage_checkpoints import split_source
+from xllm.modeling_xllm.weight_files import split_source
 from xllm.processing.feature_extraction_cif import XLLMCIFFeatureExtractor
 from xllm.processing.feature_extraction_xllm import XLLMFeatureExtractor
 from xllm.processing.processing_xllm import XLLMProcessor, add_placeholder_tokens

@@ -33,7 +33,7 @@ from xllm.demo.settings import DemoScale
 from xllm.demo.standins import make_image_encoder, make_language_model, make_speech_encoder
 from xllm.modeling_xllm.configuration_xllm import XLLMConfig
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
-from xllm.modeling_xllm.stage_checkpoints import read_tensors
+from xllm.modeling_xllm.weight_files import read_tensors
 from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
 from xllm.training.evaluation import run_evaluation
 from xllm.training.metrics import cer

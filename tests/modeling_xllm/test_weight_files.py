@@ -1,0 +1,174 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""No model is opened from weights that are missing, too many, misshapen, not finite or altered."""
+
+import json
+import os
+import shutil
+import stat
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import tiny_model
+
+from xllm import XLLMConfig, XLLMEncoderModel, XLLMForConditionalGeneration, XLLMModel
+from xllm.cli import main
+from xllm.modeling_xllm.weight_files import (
+    RECORD,
+    StageCheckpointError,
+    copy_tensors,
+    record_weights,
+    split_source,
+)
+
+
+QUERIES = "model.interfaces.image.converter.query_tokens"
+
+
+@pytest.fixture(scope="module", params=["whole", "stage"])
+def saved(request, tmp_path_factory):
+    """A whole checkpoint, and one that names its towers."""
+    base = tmp_path_factory.mktemp("saved") / "base"
+    model = tiny_model()
+    model.save_pretrained(base)
+    if request.param == "whole":
+        return base
+    XLLMForConditionalGeneration.from_pretrained(base).save_interfaces(base.parent / "stage")
+    return base.parent / "stage"
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def rewrite(folder, change, record=True):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    if record:
+        record_weights(folder)
+
+
+def drop_image(tensors):
+    for key in [key for key in tensors if ".interfaces.image." in key]:
+        del tensors[key]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop_image, r"copy.* does not fit this model: \d+ missing: model.interfaces.image.adapter.bias, .* \.\.\."),
+        (lambda t: t.update(odd=torch.ones(1)), "1 without a place: odd"),
+        (lambda t: t.update({QUERIES: torch.ones(1, 5, 16)}), r"1 misshapen: .*query_tokens \(\[1, 5, 16\], expected \[1, 2"),
+        (lambda t: t[QUERIES].fill_(float("nan")), "NaN or Inf in 1 of its tensors: model.interfaces.image.converter.query"),
+        (lambda t: t["model.interfaces.image.adapter.bias"].fill_(float("-inf")), "NaN or Inf in 1 .*adapter.bias"),
+    ],
+)  # fmt: skip
+def test_tensors_that_are_not_those_of_the_model(folder, change, message):
+    rewrite(folder, change)
+    with pytest.raises(StageCheckpointError, match=message):
+        XLLMForConditionalGeneration.from_pretrained(folder)
+
+
+def test_a_removed_row_or_another_width_in_the_config(folder):
+    settings = json.loads((folder / "config.json").read_text())
+    rows = settings["modalities"]
+    speech = rows.pop("speech")
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(StageCheckpointError, match=r"copy does not fit this model: \d+ without a place"):
+        XLLMForConditionalGeneration.from_pretrained(folder)
+    rows["speech"] = {**speech, "cformer_config": {**speech["cformer_config"], "hidden_size": 32}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(StageCheckpointError, match="misshapen: model.interfaces.speech"):
+        XLLMForConditionalGeneration.from_pretrained(folder)
+
+
+def test_one_flipped_bit_is_found_and_whoever_means_it_says_so(folder):
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+    for model_class in (XLLMForConditionalGeneration, XLLMModel, XLLMEncoderModel):
+        with pytest.raises(StageCheckpointError, match=r"copy/model.safetensors: altered or damaged"):
+            model_class.from_pretrained(folder)
+    settings = json.loads((folder / "config.json").read_text())
+    del settings[RECORD]
+    (folder / "config.json").write_text(json.dumps(settings))
+    XLLMForConditionalGeneration.from_pretrained(folder)
+
+
+def test_saving_keeps_the_record_true(folder, tmp_path):
+    model = XLLMForConditionalGeneration.from_pretrained(folder)
+    with torch.no_grad():
+        model.get_parameter(QUERIES).add_(1)  # fine-tuned, or merged, outside of `xllm train`
+    model.save_pretrained(tmp_path / "tuned", max_shard_size="20KB")
+    record = json.loads((tmp_path / "tuned" / "config.json").read_text())[RECORD]
+    assert len(record) > 1
+    assert {file.name for file in (tmp_path / "tuned").glob("*.safetensors")} == set(record)
+    again = XLLMForConditionalGeneration.from_pretrained(tmp_path / "tuned")
+    assert again.get_parameter(QUERIES).equal(model.get_parameter(QUERIES))
+    # A config in memory is of no particular files.
+    XLLMConfig.from_pretrained(tmp_path / "tuned").save_pretrained(tmp_path / "alone")
+    assert RECORD not in json.loads((tmp_path / "alone" / "config.json").read_text())
+
+
+def test_weights_are_as_readable_as_their_config(tmp_path):
+    before = os.umask(0o022)
+    try:
+        tiny_model().save_pretrained(tmp_path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "model.safetensors").stat().st_mode) == 0o644
+
+
+def test_an_index_names_files_of_its_own_folder_only(folder, tmp_path):
+    shutil.move(folder / "model.safetensors", tmp_path / "model.safetensors")
+    keys = load_file(tmp_path / "model.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(keys, "../model.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(
+        StageCheckpointError, match=r"index.json: names '../model.safetensors', which is no file of the"
+    ):
+        XLLMForConditionalGeneration.from_pretrained(folder)
+
+
+def test_an_encoder_model_does_without_the_language_model_but_lacks_nothing_of_its_own(folder):
+    model = XLLMEncoderModel.from_pretrained(folder, modalities=["speech"])
+    assert set(model.interfaces) == {"speech"}
+    rewrite(folder, lambda tensors: tensors.pop("model.interfaces.speech.adapter.bias"))
+    XLLMEncoderModel.from_pretrained(folder, modalities=["image"])
+    with pytest.raises(StageCheckpointError, match="1 missing: .*speech.adapter.bias"):
+        XLLMEncoderModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "command", [["chat", "MODEL", "What?"], ["train", "stage2_image", "model=MODEL", "train=x.csv"]]
+)
+def test_commands_say_it_in_one_line(tmp_path, capfd, command):
+    assert main(["init", str(tmp_path / "m"), "--preset", "tiny"]) == 0
+    rewrite(tmp_path / "m", drop_image)
+    (tmp_path / "x.csv").write_text("file,text\n")
+    capfd.readouterr()
+    assert main([part.replace("MODEL", str(tmp_path / "m")) for part in command]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert "m does not fit this model: 47 missing: model.interfaces.image.adapter.bias" in err
+
+
+def test_nothing_is_copied_unless_all_of_it_fits():
+    target = {"a": torch.zeros(2), "b": torch.zeros(2)}
+    with pytest.raises(
+        StageCheckpointError, match=r"x does not fit the model: 1 misshapen: b \(\[3\], expected \[2\]\)"
+    ):
+        copy_tensors({"a": torch.ones(2), "b": torch.ones(3)}, target, "x")
+    assert target["a"].sum() == 0
+    copy_tensors({"a": torch.ones(2), "b": torch.ones(2)}, target, "x")
+    assert target["a"].sum() == 2
+
+
+def test_a_path_with_an_at_sign_is_a_path(tmp_path):
+    (tmp_path / "a@b").mkdir()
+    assert split_source(str(tmp_path / "a@b")) == (str(tmp_path / "a@b"), None)
+    assert split_source("user/repo@v1") == ("user/repo", "v1")
