@@ -24,29 +24,20 @@ import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from xllm.training.stages import resolve_stage
-from xllm.training.strict import RecipeError, build, nearest
+from xllm.training.strict import RecipeError, build, check_choice, nearest
+from xllm.training.trainer_arguments import check_argument
 
 
 RECIPES = Path(__file__).parent / "recipes"
 # Keys of a stage that may stand at the top level, as the one stage or as defaults of all.
 STAGE_DEFAULTS = ("data", "trainer", "evaluate")
-# TrainingArguments that the runner sets itself, and why a recipe may not.
-OWN_ARGUMENTS = {
-    "output_dir": "set output_dir of the recipe",
-    "seed": "set seed of the recipe",
-    "remove_unused_columns": "the collator needs every column",
-    "label_names": "the targets are always `labels`",
-    "label_smoothing_factor": "the Trainer smooths unshifted labels of this model; it would train the wrong targets",
-    "ddp_find_unused_parameters": "the model touches every trained parameter itself",
-    "disable_tqdm": "progress is shown by the runner",
-}
+MOST_VALUES = 100_000  # of a recipe; nested aliases make billions of a few lines
 
 
 @dataclass(kw_only=True)
@@ -197,10 +188,7 @@ def load_recipe(recipe: "str | Path | Mapping | Recipe", overrides: Iterable[str
     if not isinstance(recipe, Mapping):
         path = find_recipe(recipe)
         source = str(path)
-        try:
-            recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{source}: not a YAML file: {error}") from error
+        recipe = _read_yaml(path.read_bytes(), f"{source}: not a YAML file")
         if not isinstance(recipe, Mapping):
             raise RecipeError(f"{source}: a recipe is a mapping of keys, got {type(recipe).__name__}")
     raw = _copy(recipe)
@@ -217,6 +205,27 @@ def load_recipe(recipe: "str | Path | Mapping | Recipe", overrides: Iterable[str
     return result
 
 
+def _read_yaml(text: str | bytes, complaint: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise RecipeError(f"{complaint}: {error}") from error
+    if _count(value, {}) > MOST_VALUES:
+        raise RecipeError(f"{complaint} of at most {MOST_VALUES:,} values, once its aliases (*name) are written out")
+    return value
+
+
+def _count(value: Any, counted: dict[int, float]) -> float:
+    """How many values there are where each alias counts as what it stands for; infinite where one holds itself."""
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in counted:
+        counted[id(value)] = float("inf")
+        inner = value.values() if isinstance(value, dict) else value
+        counted[id(value)] = 1 + sum(_count(item, counted) for item in inner)
+    return counted[id(value)]
+
+
 def _copy(value: Any) -> Any:
     """A deep copy of mappings and lists that shares what they hold (a dataset, say)."""
     if isinstance(value, Mapping):
@@ -231,10 +240,7 @@ def _apply_overrides(raw: dict, variables: dict, overrides, source: str) -> None
             key, equals, value = text.partition("=")
             if not equals or not key:
                 raise RecipeError(f"override {text!r}: expected key=value, e.g. trainer.max_steps=100")
-            try:
-                pairs.append((key, yaml.safe_load(value) if value else ""))
-            except yaml.YAMLError as error:
-                raise RecipeError(f"override {text!r}: the value is not YAML: {error}") from error
+            pairs.append((key, _read_yaml(value, f"override {text!r}: the value is not YAML") if value else ""))
     for key, value in pairs:
         if key in variables:
             variables[key] = value
@@ -307,13 +313,6 @@ def _distribute_stages(raw: dict, source: str) -> dict:
     return {**raw, "stages": merged}
 
 
-@cache
-def _training_arguments() -> frozenset[str]:
-    from transformers import TrainingArguments
-
-    return frozenset(item.name for item in fields(TrainingArguments) if item.init)
-
-
 def _check(recipe: Recipe, source: str) -> None:
     """What the types cannot say."""
     if (recipe.model is None) == (recipe.init is None):
@@ -327,24 +326,12 @@ def _check(recipe: Recipe, source: str) -> None:
         if not stage.data.train:
             raise RecipeError(f"{where}.data.train is empty: give at least one source")
         for name, value in stage.trainer.items():
-            if name in OWN_ARGUMENTS:
-                raise RecipeError(f"{where}.trainer.{name} cannot be set: {OWN_ARGUMENTS[name]}")
-            if name not in _training_arguments():
-                raise RecipeError(f"{where}.trainer: unknown key {name!r}{nearest(name, _training_arguments())}")
-            if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
-                stage.trainer[name] = float(value)  # YAML reads 1e-4 as text, 1.0e-4 as a number
-            elif value is False and name.endswith("_strategy"):
-                stage.trainer[name] = "no"  # which YAML reads as false
-        _choose(where + ".data.on_error", stage.data.on_error, ("raise", "skip"))
-        _choose(where + ".data.loss_on", stage.data.loss_on, ("last", "all"))
+            stage.trainer[name] = check_argument(f"{where}.trainer", name, value)
+        check_choice(where + ".data.on_error", stage.data.on_error, ("raise", "skip"))
+        check_choice(where + ".data.loss_on", stage.data.loss_on, ("last", "all"))
     folders = [stage.folder for stage in recipe.stages]
     if len(set(folders)) < len(folders):
         raise RecipeError(f"{source}: two stages would write to {', '.join(sorted(folders))}; give each a `name`")
-
-
-def _choose(where: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise RecipeError(f"{where} is {value!r}; choose one of {', '.join(choices)}")
 
 
 __all__ = [

@@ -7,7 +7,8 @@ A field whose metadata is `{"of": Class}` holds that dataclass, or a list of it 
 import difflib
 from collections.abc import Iterable
 from dataclasses import MISSING, fields
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 
 class RecipeError(ValueError):
@@ -65,26 +66,38 @@ def _convert(item, value: Any, source: str, at: str) -> Any:
         value = [value]
     if item.type is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if not _is_kind(value, item.type):
-        kind = text.removeprefix("<class '").removesuffix("'>")
-        raise RecipeError(f"{source}: {at} is {value!r}, expected {kind}")
+    if not is_kind(value, item.type):
+        raise RecipeError(f"{source}: {at} is {value!r}, expected {kind_name(item.type)}")
     return value
 
 
-def _is_kind(value: Any, kind: Any) -> bool:
-    if kind is Any:
+def is_kind(value: Any, kind: Any) -> bool:
+    """Whether a value of a YAML file fits a type of an annotation; True is no number, and 1 is also a float."""
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin is Any:
         return True
-    kinds = getattr(kind, "__args__", None) if type(kind).__name__ == "UnionType" else None
-    if kinds:
-        return any(_is_kind(value, one) for one in kinds)
-    if kind is None or kind is type(None):
+    if origin in (Union, UnionType):
+        return any(is_kind(value, one) for one in inner)
+    if origin is Literal:
+        return value in inner
+    if origin in (None, NoneType):
         return value is None
-    origin = getattr(kind, "__origin__", kind)
-    if origin is list and isinstance(value, list) and getattr(kind, "__args__", None):
-        return all(isinstance(entry, kind.__args__[0]) for entry in value)
-    if isinstance(value, bool) and origin is not bool:
-        return False
-    return isinstance(value, origin)
+    if isinstance(value, bool):
+        return origin is bool
+    if origin is list and inner:
+        return isinstance(value, list) and all(is_kind(entry, inner[0]) for entry in value)
+    return isinstance(value, (int, float) if origin is float else origin)
 
 
-__all__ = ["RecipeError", "build", "nearest"]
+def kind_name(kind: Any) -> str:
+    """A type as it is written in an annotation: "int", "str | None"."""
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
+
+
+def check_choice(where: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raises a `RecipeError` that lists the choices where the value is none of them."""
+    if value not in choices:
+        raise RecipeError(f"{where} is {value!r}; choose one of {', '.join(choices)}")
+
+
+__all__ = ["RecipeError", "build", "check_choice", "is_kind", "kind_name", "nearest"]

@@ -1,9 +1,14 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Recipes: strict keys, overrides, variables, several stages; errors name file, key and the nearest valid key."""
 
+import time
+from dataclasses import MISSING, fields
+
 import pytest
+from transformers import TrainingArguments
 
 from xllm.training.recipe import RecipeError, find_recipe, load_recipe, shipped_recipes
+from xllm.training.trainer_arguments import OWN_ARGUMENTS
 
 
 def recipe(**changes):
@@ -98,6 +103,66 @@ def test_an_override_holds_for_all_stages():
 def test_errors(changes, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe(recipe(**changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("learning_rate", "abc", "trainer.learning_rate is 'abc', expected float"),
+        ("learning_rate", True, "trainer.learning_rate is True, expected float"),
+        ("max_steps", 1.5, "trainer.max_steps is 1.5, expected int"),
+        ("bf16", "yes", "trainer.bf16 is 'yes', expected bool"),
+        ("save_total_limit", "two", r"trainer.save_total_limit is 'two', expected int \| None"),
+        ("lr_scheduler_type", "cosin", "trainer.lr_scheduler_type is 'cosin'; choose one of linear, cosine, "),
+        ("eval_strategy", "sometimes", "trainer.eval_strategy is 'sometimes'; choose one of no, steps, epoch"),
+        ("report_to", "tensorbord", "trainer.report_to is 'tensorbord'; choose one of none, all, "),
+        ("report_to", ["none", "clearml"], "trainer.report_to: clearml is not installed: pip install clearml"),
+    ],
+)
+def test_values_of_the_trainer_have_the_types_of_its_arguments(name, value, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(recipe(trainer={name: value}))
+
+
+def test_every_default_of_the_trainer_has_its_type():
+    """What transformers itself puts there is accepted, enumerations by their values."""
+    arguments = {
+        item.name: item.default
+        for item in fields(TrainingArguments)
+        if item.init and item.default is not MISSING and item.name not in OWN_ARGUMENTS
+    }
+    plain = {name: getattr(value, "value", value) for name, value in arguments.items()}
+    assert len(plain) > 80
+    assert load_recipe(recipe(trainer=plain)).stages[0].trainer == plain
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "\n".join(
+    f"{name}: &{name} [{', '.join(['*' + before] * 10)}]" for before, name in zip("abcdefgh", "bcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, r"not a YAML file of at most 100,000 values, once its aliases \(\*name\) are written out"),
+        ("model: &m {inside: *m}", "at most 100,000 values"),  # holds itself
+        ("stage: " + "[" * 5000, "not a YAML file"),
+        ("seed: 2026-13-45", "not a YAML file"),  # a date that is none
+    ],
+)
+def test_yaml_that_would_take_forever_is_refused_at_once(text, message, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    start = time.perf_counter()
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path)
+    assert time.perf_counter() - start < 5
+
+
+def test_an_alias_may_be_used_many_times():
+    assert load_recipe("spoken_digits", ["data_root=d"]).stages[2].data.augment  # `data: *speech`
+    with pytest.raises(RecipeError, match="override 'model=.*: the value is not YAML of at most"):
+        load_recipe(recipe(), [f"model={{{BOMB.replace(chr(10), ', ')}}}"])
 
 
 def test_errors_name_the_file(tmp_path):
