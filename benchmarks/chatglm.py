@@ -25,7 +25,7 @@ from transformers import DynamicCache, GPTNeoXConfig, GPTNeoXForCausalLM, PreTra
 from transformers.utils import logging
 
 from xllm import ChatGLMConfig, ChatGLMForConditionalGeneration
-from xllm.modeling_xllm.chatglm_checkpoints import save_thudm_checkpoint
+from xllm.modeling_xllm.conversion.thudm_layout import save_thudm_checkpoint
 
 
 SIZES = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 2048}

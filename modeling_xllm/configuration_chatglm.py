@@ -61,6 +61,7 @@ class ChatGLMConfig(PreTrainedConfig):
     """
 
     model_type = "chatglm"
+    tokenizer_class = "ChatGLMTokenizer"
     keys_to_ignore_at_inference = ["past_key_values"]
     attribute_map = {
         "num_layers": "num_hidden_layers",

@@ -16,7 +16,7 @@ ALLOWED = {
     "processing": set(),
     "assembly": {"modeling_xllm", "processing"},
     "training": {"modeling_xllm", "processing", "assembly"},
-    "hub_cards": {"modeling_xllm", "processing", "training"},
+    "hub_cards": {"modeling_xllm", "processing", "assembly", "training"},
     "xllm": {"modeling_xllm", "processing", "assembly", "training", "hub_cards", "xllm"},
 }
 HUB_FOLDERS = ("modeling_xllm", "processing")
@@ -52,6 +52,8 @@ def test_file(path):
             assert module, "from . import x is not seen by the Hub's exporter"
             assert "." not in module, "the Hub's exporter knows no sub-folders"
         elif module.split(".")[0] == "xllm":
+            if module == "xllm.auto_classes" and path.name == "__init__.py":
+                continue  # importing any part of the package registers all of it; no __init__.py travels
             assert not travels, f"{module}: Hub files know no xllm"
             parts = module.split(".")
             package = parts[1] if len(parts) > 1 and parts[1] in ALLOWED else "xllm"

@@ -16,7 +16,9 @@ from transformers.utils import logging
 
 from xllm.processing.chat_parts import part_source
 from xllm.processing.feature_extraction_cif import XLLMCIFFeatureExtractor
-from xllm.processing.media import MediaError, load_image, load_video
+from xllm.processing.image_decoding import load_image
+from xllm.processing.media_sources import MediaError
+from xllm.processing.video_decoding import load_video
 from xllm.training.augmentation import Augmentation
 from xllm.training.media_rows import DataError, media_rows
 from xllm.training.recipe import SourceSpec

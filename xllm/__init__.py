@@ -1,12 +1,11 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """X-LLM for transformers: teach a frozen language model to see, hear and watch (arXiv 2305.04160).
 
-`import xllm` registers every class with transformers' Auto classes; the names below are imported when first used.
+`import xllm` makes every class known to transformers' Auto classes; classes are imported when first used.
 """
 
 import importlib
 import os
-import sys
 
 
 __version__ = "0.1.0"
@@ -21,7 +20,7 @@ _PUBLIC = {
     "ChatGLMModel": "modeling_xllm.modeling_chatglm",
     "ChatGLMTokenizer": "processing.tokenization_chatglm",
     "ContinuousIntegrateAndFire": "modeling_xllm.cif",
-    "MediaError": "processing.media",
+    "MediaError": "processing.media_sources",
     "X2LConfig": "modeling_xllm.configuration_xllm",
     "XLLMCIFFeatureExtractor": "processing.feature_extraction_cif",
     "XLLMConfig": "modeling_xllm.configuration_xllm",
@@ -52,10 +51,9 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-# The command answers --help at once; it registers the classes itself, when it is about to use them. Processes that the
-# command spawns have its name too, but are there to work.
-_IS_COMMAND = (
-    os.path.basename(sys.argv[0]) in ("xllm", "xllm.exe", "-m") and "--multiprocessing-fork" not in sys.orig_argv
-)
-if not _IS_COMMAND:
-    importlib.import_module("xllm.auto")
+def public_names() -> dict[str, str]:
+    """The public names, and the module of each: "processing.processing_xllm"."""
+    return dict(_PUBLIC)
+
+
+importlib.import_module("xllm.auto")

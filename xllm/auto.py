@@ -1,46 +1,51 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Registers X-LLM and ChatGLM with transformers' Auto classes; importing this module does it.
+"""Makes X-LLM and ChatGLM known to transformers' Auto classes; importing this module does it, without importing torch.
 
-Deviation from transformers' habit: `AutoModel` gives the class that can generate, as the repositories of ChatGLM,
-InternVL and MiniCPM do, because `AutoModel.from_pretrained` is what this model's users type.
+transformers finds a class of its own by name, in the module `transformers.models.<model type>`. The names are put into its
+tables, and `auto_classes` stands in for that module: asked for the first class, it registers all of them.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoFeatureExtractor,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
-    AutoProcessor,
-    AutoTokenizer,
-    AutoVideoProcessor,
-)
-from transformers.models.auto import modeling_auto
+import importlib.util
+import sys
 
-from xllm.modeling_xllm.configuration_chatglm import ChatGLMConfig
-from xllm.modeling_xllm.configuration_xllm import XLLMConfig
-from xllm.modeling_xllm.modeling_chatglm import ChatGLMForConditionalGeneration
-from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
-from xllm.processing.feature_extraction_xllm import XLLMFeatureExtractor
-from xllm.processing.processing_xllm import XLLMProcessor
-from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
-from xllm.processing.video_processing_xllm import XLLMVideoProcessor
+from transformers.models.auto import auto_mappings
+
+from xllm import auto_classes
 
 
-AutoConfig.register("chatglm", ChatGLMConfig, exist_ok=True)
-AutoConfig.register("xllm", XLLMConfig, exist_ok=True)
-AutoTokenizer.register(ChatGLMConfig, tokenizer_class=ChatGLMTokenizer, exist_ok=True)
-AutoTokenizer.register(XLLMConfig, tokenizer_class=ChatGLMTokenizer, exist_ok=True)
-AutoFeatureExtractor.register(XLLMConfig, XLLMFeatureExtractor, exist_ok=True)
-AutoVideoProcessor.register(XLLMConfig, XLLMVideoProcessor, exist_ok=True)
-AutoProcessor.register(XLLMConfig, XLLMProcessor, exist_ok=True)
-for auto_class in (AutoModel, AutoModelForCausalLM):
-    auto_class.register(ChatGLMConfig, ChatGLMForConditionalGeneration, exist_ok=True)
-for auto_class in (AutoModel, AutoModelForMultimodalLM, AutoModelForImageTextToText):
-    auto_class.register(XLLMConfig, XLLMForConditionalGeneration, exist_ok=True)
+AUTO = "transformers.models.auto"
+TOKENIZERS = f"{AUTO}.tokenization_auto"
 
-# Pipelines, `transformers serve` and the Trainer's loss look classes up by name in these tables.
-modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["xllm"] = "XLLMForConditionalGeneration"
-modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["xllm"] = "XLLMForConditionalGeneration"
-modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["chatglm"] = "ChatGLMForConditionalGeneration"
+
+class TokenizerNames:
+    """Puts the tokenizer's name into a table of transformers as soon as that is imported, which imports torch too.
+
+    The key is no model type: of a model type's tokenizer, transformers would prefer the code in a checkpoint's repository.
+    """
+
+    def find_spec(self, name, path=None, target=None):
+        """As a finder of `sys.meta_path`, of one module, once."""
+        if name != TOKENIZERS:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        run = spec.loader.exec_module
+
+        def exec_module(module):
+            run(module)
+            module.TOKENIZER_MAPPING_NAMES["xllm_tokenizer"] = "ChatGLMTokenizer"
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+auto_mappings.CONFIG_MAPPING_NAMES.update(chatglm="ChatGLMConfig", xllm="XLLMConfig")
+auto_mappings.FEATURE_EXTRACTOR_MAPPING_NAMES["xllm"] = "XLLMFeatureExtractor"
+auto_mappings.PROCESSOR_MAPPING_NAMES["xllm"] = "XLLMProcessor"
+auto_mappings.VIDEO_PROCESSOR_MAPPING_NAMES["xllm"] = {"torchvision": "XLLMVideoProcessor"}
+for name in ("chatglm", "xllm", "xllm_tokenizer"):
+    sys.modules[f"transformers.models.{name}"] = auto_classes
+if f"{AUTO}.configuration_auto" in sys.modules:  # the tables have been read, and torch is there
+    auto_classes.register()
+else:
+    sys.meta_path.insert(0, TokenizerNames())

@@ -11,7 +11,8 @@ import torch
 from media_files import grey_frames, sine, write_sound, write_video, write_wav
 from PIL import Image
 
-from xllm.processing.media import MediaError, load_audio
+from xllm.processing.audio_decoding import load_audio
+from xllm.processing.media_sources import MediaError
 
 
 def test_wav_comes_back_sample_for_sample(tmp_path):

@@ -11,7 +11,7 @@ from processor_parts import SPEECH, THIS, WHAT, placeholder_tokenizer, small_pro
 from transformers import AutoProcessor
 
 from xllm.processing.feature_extraction_cif import XLLMCIFFeatureExtractor, load_cif_features
-from xllm.processing.media import MediaError
+from xllm.processing.media_sources import MediaError
 from xllm.processing.processing_xllm import XLLMProcessor
 
 

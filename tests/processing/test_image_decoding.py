@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from xllm.processing.media import MediaError, load_image
+from xllm.processing.image_decoding import load_image
+from xllm.processing.media_sources import MediaError
 
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)

@@ -8,8 +8,8 @@ import pytest
 from media_files import frame_numbers, grey_frames, sine, turn_mp4, write_video, write_wav
 from PIL import Image
 
-from xllm.processing.media import MediaError, load_video
-from xllm.processing.video_decoding import frame_indices
+from xllm.processing.media_sources import MediaError
+from xllm.processing.video_decoding import frame_indices, load_video
 
 
 def test_the_default_rule_takes_the_middle_of_equal_parts():

@@ -7,7 +7,7 @@ import torch
 from media_files import grey_frames, write_video
 from PIL import Image
 
-from xllm.processing.media import MediaError
+from xllm.processing.media_sources import MediaError
 from xllm.processing.video_processing_xllm import XLLMVideoProcessor, list_videos
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from xllm import X2LConfig, XLLMConfig, XLLMForConditionalGeneration
 from xllm.assembly.presets import build_processor, tiny_config
-from xllm.processing.media import MediaError
+from xllm.processing.media_sources import MediaError
 from xllm.training.augmentation import Augmentation, Shift
 from xllm.training.collator import XLLMDataCollator
 from xllm.training.data import ChatDataset

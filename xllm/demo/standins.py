@@ -13,7 +13,7 @@ from xllm.demo.digits import draw_digit, draw_image, load_scans, random_style, s
 from xllm.demo.settings import DemoScale
 from xllm.demo.towers import pretrain_language, pretrain_speech, pretrain_vision
 from xllm.demo.voices import ENGLISH_WORDS, MANDARIN_WORDS
-from xllm.processing.media import load_audio
+from xllm.processing.audio_decoding import load_audio
 
 
 DRAWINGS_PER_SCAN = 5  # in the middle, and as many anywhere

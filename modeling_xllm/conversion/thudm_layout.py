@@ -18,8 +18,8 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from transformers import PreTrainedModel
 from transformers.utils import WEIGHTS_INDEX_NAME
 
-from .configuration_chatglm import ChatGLMConfig
-from .modeling_chatglm import ChatGLMForConditionalGeneration
+from xllm.modeling_xllm.configuration_chatglm import ChatGLMConfig
+from xllm.modeling_xllm.modeling_chatglm import ChatGLMForConditionalGeneration
 
 
 PUBLISHED_FIELDS = (
