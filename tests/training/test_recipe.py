@@ -5,7 +5,8 @@ import time
 from dataclasses import MISSING, fields
 
 import pytest
-from transformers import TrainingArguments
+import torch
+from transformers import TrainingArguments, get_scheduler
 
 from xllm.training.recipe import RecipeError, find_recipe, load_recipe, shipped_recipes
 from xllm.training.trainer_arguments import OWN_ARGUMENTS
@@ -215,6 +216,27 @@ def test_published_hyper_parameters():
             0.05,
         )
         assert trainer["per_device_train_batch_size"] * trainer["gradient_accumulation_steps"] == batch[name]
+
+
+def test_first_stages_have_the_values_of_their_sources():
+    """LAVIS's first stage, and the published CIF recipe with its three phases of 30, 90 and 120 thousand steps."""
+    image = load_recipe("stage1_image", ["model=m", "train=a"]).stages[0].trainer
+    assert (image["warmup_steps"], image["per_device_train_batch_size"], image["num_train_epochs"]) == (5000, 100, 10)
+    assert (image["learning_rate"], image["lr_scheduler_kwargs"], image["weight_decay"]) == (
+        1e-4,
+        {"min_lr": 1e-5},
+        0.05,
+    )
+    speech = load_recipe("stage1_speech", ["model=m", "train=a"]).stages[0].trainer
+    arguments = TrainingArguments(output_dir="unused", **speech)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=speech["learning_rate"])
+    schedule = get_scheduler(
+        arguments.lr_scheduler_type, optimizer, arguments.get_warmup_steps(240_000), arguments.max_steps,
+        arguments.lr_scheduler_kwargs,
+    )  # fmt: skip
+    factor = schedule.lr_lambdas[0]
+    assert [factor(step) for step in (0, 15_000, 30_000, 120_000, 240_000)] == pytest.approx([0, 0.5, 1, 1, 0])
+    assert 0 < factor(180_000) < 1
 
 
 def test_unknown_recipe_lists_the_shipped_ones():
