@@ -27,7 +27,23 @@ LN_VISION_EPS = 1e-5
 
 def is_trainable(module: nn.Module) -> bool:
     """Whether any parameter of `module` is being trained."""
-    return any(parameter.requires_grad for parameter in module.parameters())
+    # `module.parameters()` builds names and a set of what it has seen: five times slower, and `train` asks at every step.
+    for parameter in module._parameters.values():
+        if parameter is not None and parameter.requires_grad:
+            return True
+    return any(is_trainable(child) for child in module._modules.values() if child is not None)
+
+
+def train_unless_frozen(module: nn.Module, mode: bool) -> None:
+    """`module.train(mode)`, or eval mode if none of its parameters is being trained."""
+    mode = mode and is_trainable(module)
+    if not _is_in_mode(module, mode):  # to look costs a tenth of setting it, and most calls find all as it was
+        module.train(mode)
+
+
+def _is_in_mode(module: nn.Module, mode: bool) -> bool:
+    children = module._modules.values()
+    return module.training is mode and all(_is_in_mode(child, mode) for child in children if child is not None)
 
 
 def frames_by_item(hidden: torch.Tensor, shape: tuple[int, int], mask: torch.Tensor | None) -> torch.Tensor:
@@ -106,6 +122,8 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
         self.interfaces = nn.ModuleDict(
             {name: X2LInterface(row, config.row_of_converter(name)) for name, row in config.modalities.items()}
         )
+        if torch.get_default_dtype().itemsize < 4:
+            self.interfaces.float()  # also what no checkpoint holds: see `_keep_in_fp32_modules_strict`
         for name, row in config.modalities.items():
             if row.shares_converter_with is not None:
                 self.interfaces[name].share(self.interfaces[row.shares_converter_with])
@@ -126,20 +144,21 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
         """The tower called `name` in the modality table."""
         return {"vision": self.vision_tower, "audio": self.audio_tower, **self.extra_towers}[name]
 
-    def frozen_candidates(self) -> list[nn.Module]:
-        """Parts that are frozen or trained as a whole; `train()` leaves the frozen ones in eval mode."""
-        parts = [tower for tower in (self.vision_tower, self.audio_tower) if tower is not None]
-        parts.extend(self.extra_towers.values())
-        for interface in self.interfaces.values():
-            for part in interface.children():
-                parts.extend([part, *part.children()])
-        return parts
-
     def train(self, mode: bool = True):
-        super().train(mode)
-        for part in self.frozen_candidates():
-            if mode and not is_trainable(part):
-                part.eval()  # the Trainer calls train() at every step; dropout and BatchNorm of frozen parts must not
+        """`nn.Module.train`, except that frozen parts stay in eval mode: a tower, the language model, an interface's
+        converter or adapter, and the modules right inside a converter. Dropout and batch norm of theirs must not run."""
+        self.training = self.interfaces.training = self.extra_towers.training = mode
+        towers = [child for child in self.children() if not isinstance(child, nn.ModuleDict)]
+        for tower in [*towers, *self.extra_towers.values()]:
+            train_unless_frozen(tower, mode)
+        for interface in self.interfaces.values():
+            interface.training = mode
+            for part in interface.children():
+                train_unless_frozen(part, mode)
+                # What has no parameters follows the part that it is in.
+                for child in part.children() if part.training else ():
+                    if next(child.parameters(), None) is not None:
+                        train_unless_frozen(child, mode)
         return self
 
     def encode(self, modality: str, inputs: torch.Tensor, mask: torch.Tensor | None = None, **kwargs):

@@ -27,7 +27,7 @@ from .language_head import logits_and_loss
 from .media_placement import find_tokens, join_items, place_media
 from .model_outputs import XLLMCausalLMOutputWithPast, XLLMModelOutputWithPast
 from .modeling_chatglm import ChatGLMModel, chatglm_positions
-from .modeling_encoders import FeatureGetters, XLLMEncoderModel, XLLMPreTrainedModel, is_trainable
+from .modeling_encoders import FeatureGetters, XLLMEncoderModel, XLLMPreTrainedModel, train_unless_frozen
 from .real_tokens import real_tokens
 from .token_embedding import embed_tokens
 from .x2l_interfaces import X2LOutput
@@ -51,9 +51,6 @@ class XLLMModel(XLLMEncoderModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
-
-    def frozen_candidates(self) -> list[nn.Module]:
-        return [*super().frozen_candidates(), self.language_model]
 
     def media_in(self, arguments: dict) -> dict[str, tuple]:
         """The media among `forward`'s arguments, popped: modality -> (inputs, mask). Rows may read the same argument."""
@@ -305,8 +302,7 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
 
     def train(self, mode: bool = True):
         super().train(mode)
-        if mode and not is_trainable(self.lm_head):
-            self.lm_head.eval()
+        train_unless_frozen(self.lm_head, mode)
         return self
 
     @can_return_tuple

@@ -3,7 +3,9 @@
 
 import pytest
 import torch
-from tiny import batch_of, mixed_rows, tiny_model
+from tiny import batch_of, mixed_rows, tiny_config, tiny_model
+from transformers import LlamaForCausalLM, ParakeetEncoder
+from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 
 from xllm import XLLMForConditionalGeneration, freeze_for_stage
 
@@ -67,6 +69,35 @@ def test_fp32_interfaces_are_trained_through_a_bf16_language_model(saved):
         optimizer.step()
         optimizer.zero_grad()
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_new_interfaces_over_half_precision_towers_are_fp32_and_stay_finite(tmp_path, dtype):
+    config = tiny_config("llama")
+    parts = {
+        "llm": LlamaForCausalLM(config.text_config),
+        "vision": Blip2VisionModel(config.vision_config),
+        "audio": ParakeetEncoder(config.audio_config),
+    }
+    for name, part in parts.items():
+        part.to(dtype).save_pretrained(tmp_path / name)
+    model = XLLMForConditionalGeneration.from_towers(
+        str(tmp_path / "llm"),
+        encoders={name: str(tmp_path / name) for name in ("vision", "audio")},
+        modalities=config.modalities,
+    )
+    assert dtypes_of(model) == {"interfaces": {torch.float32}, "frozen": {dtype}}
+    queries = model.model.interfaces["image"].converter.query_tokens
+    assert not torch.equal(queries, queries.to(dtype).float())  # nor were they rounded
+    freeze_for_stage(model, "align")
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    inputs = batch_of(mixed_rows())
+    for _ in range(3):
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 def test_autocast_computes_what_bf16_does(saved):

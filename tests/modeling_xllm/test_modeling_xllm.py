@@ -220,6 +220,27 @@ def test_frozen_parts_stay_in_eval_mode_and_get_no_gradient(model):
     ]
 
 
+def test_train_follows_what_is_frozen_now(model):
+    converter = model.model.interfaces["speech"].converter
+
+    def training_modes() -> list[bool]:
+        return [part.training for part in (converter, converter.cif, converter.cif.dropout, converter.bert)]
+
+    model.requires_grad_(False).train()
+    assert training_modes() == [False] * 4
+    converter.bert.requires_grad_(True)
+    model.train()
+    assert training_modes() == [True, False, False, True]
+    converter.bert.encoder.layer[1].attention.eval()
+    model.train()
+    assert all(module.training for module in converter.bert.modules())
+    converter.cif.requires_grad_(True)
+    model.train()
+    assert training_modes() == [True] * 4
+    assert not model.train(False).training
+    assert not any(module.training for module in model.modules())
+
+
 def test_a_text_only_batch_can_be_trained_on(model):
     model.requires_grad_(False)
     model.model.interfaces.requires_grad_(True)
