@@ -9,6 +9,7 @@ not a shorter sound. Deviation from the authors' code: theirs posts the file to 
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, BinaryIO
 
@@ -35,6 +36,14 @@ _STREAMED_SIZES = (
     0x7FFFF000,
     0xFFFFFFFF,
 )  # written in WAV headers by programs that do not know the length yet
+
+
+@dataclass(frozen=True, eq=False)
+class Waveform:
+    """Decoded sound: `samples` `(samples,)`, float32, mono, of `sampling_rate` Hz."""
+
+    samples: np.ndarray
+    sampling_rate: int
 
 
 def resample(samples: np.ndarray, source_rate: float, target_rate: float) -> np.ndarray:
@@ -293,7 +302,7 @@ def load_audio(source: Any, sampling_rate: int = 16_000, source_rate: int | None
     Args:
         source: path, http(s)/file/data URL, base64 text, encoded bytes, a dict with `bytes`, `path`, `url` or `base64`, a waveform
             (array, tensor or list of numbers; float in [-1, 1] or integer PCM; `(samples,)`, `(channels, samples)` or
-            `(samples, channels)`), or a dict with `array` and `sampling_rate`.
+            `(samples, channels)`), a dict with `array` and `sampling_rate`, or a `Waveform`, whose samples are taken as they are.
         sampling_rate (`int`, *optional*, defaults to 16000): rate of the result in Hz.
         source_rate (`int`, *optional*): rate of a waveform given as an array, in Hz; the result's rate by default.
 
@@ -303,7 +312,11 @@ def load_audio(source: Any, sampling_rate: int = 16_000, source_rate: int | None
     Raises:
         MediaError: no such file, no sound in it, damaged or cut off, values that are not finite, absurd rate or length.
     """
+    if isinstance(source, Waveform) and source.sampling_rate == sampling_rate:
+        return source.samples
     name = describe_source(source)
+    if isinstance(source, Waveform):
+        source, source_rate = source.samples, source.sampling_rate
     if isinstance(source, dict) and source.get("array") is not None:
         source_rate = source.get("sampling_rate") or source_rate
         source = source["array"]

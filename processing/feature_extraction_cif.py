@@ -6,6 +6,7 @@ are float32 `[L, 512]` of an encoder that was never published. Nothing is ever u
 Legend: L tokens.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,19 @@ def _read_npy(source: Any) -> tuple[np.ndarray, str]:
             raise MediaError(name, f"not a readable .npy file of numbers ({error})") from error
 
 
+@dataclass(frozen=True, eq=False)
+class FiredTokens:
+    """Features of one clip, read and checked: `vectors` `(L, feature_size)`, float32."""
+
+    vectors: np.ndarray
+
+
 def load_cif_features(source: Any, feature_size: int = 512) -> np.ndarray:
     """Reads the features of one clip.
 
     Args:
-        source: path, http(s)/file/data URL, bytes or dict (see `open_media`) of a `.npy` file; or an array or tensor.
+        source: path, http(s)/file/data URL, bytes or dict (see `open_media`) of a `.npy` file; an array or tensor; or
+            `FiredTokens`, which are taken as they are.
         feature_size (`int`, *optional*, defaults to 512): width the vectors must have.
 
     Returns:
@@ -42,6 +51,8 @@ def load_cif_features(source: Any, feature_size: int = 512) -> np.ndarray:
     Raises:
         MediaError: no such file, no `.npy` file, pickled objects in it, another shape, no floats, values that are not finite.
     """
+    if isinstance(source, FiredTokens):
+        return source.vectors
     name = describe_source(source)
     if isinstance(source, dict) and source.get("array") is not None:
         source = source["array"]
@@ -83,6 +94,10 @@ class XLLMCIFFeatureExtractor(SequenceFeatureExtractor):
         kwargs.setdefault("sampling_rate", 16_000)  # the base class wants one; the vectors have no clock
         super().__init__(feature_size=feature_size, padding_value=padding_value, **kwargs)
 
+    def load(self, source: Any) -> FiredTokens:
+        """The features of one clip, read once; see `load_cif_features`."""
+        return FiredTokens(load_cif_features(source, self.feature_size))
+
     def num_frames(self, num_tokens: int) -> int:
         """Vectors of a clip with `num_tokens` vectors."""
         return num_tokens
@@ -115,4 +130,4 @@ class XLLMCIFFeatureExtractor(SequenceFeatureExtractor):
         return BatchFeature({**batch, "input_features_mask": mask}, tensor_type=return_tensors)
 
 
-__all__ = ["XLLMCIFFeatureExtractor", "load_cif_features"]
+__all__ = ["FiredTokens", "XLLMCIFFeatureExtractor", "load_cif_features"]

@@ -17,7 +17,7 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import TensorType, logging
 
-from .audio_decoding import load_audio
+from .audio_decoding import Waveform, load_audio
 from .media_sources import MediaError
 
 
@@ -154,7 +154,7 @@ class XLLMFeatureExtractor(SequenceFeatureExtractor):
         """Features of one clip or of a batch.
 
         Args:
-            raw_speech: a waveform (array, tensor or list of floats, mono `(A,)`), or a list of them.
+            raw_speech: a waveform (`Waveform`, array, tensor or list of floats, mono `(A,)`), or a list of them.
             sampling_rate (`int`, *optional*): rate of the waveforms in Hz; another one than the extractor's is an error.
             padding (`bool` or `str`, *optional*, defaults to `True`): `True` pads to the longest clip of the batch.
             max_length (`int`, *optional*): in frames, for `padding="max_length"` and `truncation`.
@@ -188,7 +188,9 @@ class XLLMFeatureExtractor(SequenceFeatureExtractor):
 
     def _list_clips(self, raw_speech: Any) -> list[np.ndarray]:
         """One waveform or many to a list of float32 mono arrays; each is checked."""
-        if isinstance(raw_speech, (np.ndarray, torch.Tensor)):
+        if isinstance(raw_speech, Waveform):
+            batched = False
+        elif isinstance(raw_speech, (np.ndarray, torch.Tensor)):
             batched = raw_speech.ndim > 1
         elif isinstance(raw_speech, (list, tuple)):
             batched = not raw_speech or not isinstance(raw_speech[0], (int, float, np.number))

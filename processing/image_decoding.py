@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from .media_sources import MediaError, describe_source, open_media
 
@@ -64,8 +64,12 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         image.load()
     except PILLOW_ERRORS as error:
         raise MediaError(name, f"damaged image ({error})") from error
+    turned = False
     with contextlib.suppress(PILLOW_ERRORS):  # broken EXIF data beside sound pixels: there is no orientation to apply
-        image = ImageOps.exif_transpose(image)
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        image = ImageOps.exif_transpose(image) if turned else image
+    if image.mode == "RGB" and not _has_transparency(image):
+        return image
     try:
         if image.mode == "F" or image.mode.startswith("I"):
             image = _scale_to_8bit(image, name)
@@ -124,7 +128,8 @@ def load_image(source: Any) -> Image.Image:
     """Reads one image.
 
     Args:
-        source: path, http(s)/file/data URL, base64 text, encoded bytes, `PIL.Image.Image`, array or tensor of shape
+        source: path, http(s)/file/data URL, base64 text, encoded bytes, `PIL.Image.Image` (returned as it is if it is upright RGB),
+            array or tensor of shape
             `(H, W)`, `(H, W, C)` or `(C, H, W)` (0..255, or 0..1 for floats), or a dict with `bytes`, `path`, `url` or `base64`.
 
     Returns:
@@ -151,4 +156,5 @@ def load_image(source: Any) -> Image.Image:
             )
             raise MediaError(name, reason) from error
         with image:
-            return _to_rgb(image, name)
+            upright = _to_rgb(image, name)
+            return upright.copy() if upright is image else upright  # a plain image, without its file

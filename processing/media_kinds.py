@@ -2,48 +2,105 @@
 """Kinds of media: one entry per type of content part, for everything that handles media from the file to the answer.
 
 Processor, chat templates, collator, data sources, commands, server and cards loop over this table and over the model's rows;
-nothing else knows the names. A kind of one's own is one more entry (`register_media_kind`).
+nothing else knows the names. Your own kind is one more entry:
+
+```python
+>>> register_media_kind(MediaKind("status", reader_class=StatusReader, row={"converter": "linear", "encoder": None, ...}))
+```
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .audio_decoding import load_audio
+import numpy as np
+import torch
+from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoVideoProcessor
+
+from .audio_decoding import Waveform, load_audio
+from .feature_extraction_cif import XLLMCIFFeatureExtractor
+from .feature_extraction_xllm import XLLMFeatureExtractor
 from .image_decoding import load_image
-from .video_decoding import load_video
+from .speech_features import extract_speech, num_positions
+from .video_decoding import Frames, load_video
+from .video_processing_xllm import XLLMVideoProcessor, list_videos
 
 
-@dataclass(frozen=True)
+def is_array(item: Any) -> bool:
+    """An array or a tensor."""
+    return isinstance(item, (np.ndarray, torch.Tensor))
+
+
+def is_values(item: Any) -> bool:
+    """An array, a tensor or a list of numbers: one item, whatever its shape."""
+    return is_array(item) or (
+        isinstance(item, (list, tuple)) and len(item) > 0 and isinstance(item[0], (int, float, np.number))
+    )
+
+
+def _read(reader: Any, items: list[Any], **kwargs: Any) -> dict[str, Any]:
+    return reader(items, **kwargs)
+
+
+def _load(source: Any, reader: Any) -> Any:
+    return reader.load(source) if hasattr(reader, "load") else source
+
+
+@dataclass(frozen=True, eq=False)
 class MediaKind:
-    """One type of content part.
+    """One type of content part. For your own kind `type`, `reader_class` and `row` are enough.
 
     Args:
         type (`str`): of the part, `{"type": "image", "image": ...}`.
-        inputs (`str`): argument of `XLLMProcessor.__call__` that carries such media.
-        reader (`str`): part of the processor that turns decoded media into tensors.
-        input_name (`str`): the reader's main output, the model's argument for rows of this kind.
-        load (`Callable`): source and reader to a decoded medium.
+        inputs (`str`): argument of `XLLMProcessor.__call__` that carries such media; by default the type.
+        reader (`str`): part of the processor that turns decoded media into tensors; by default the type, for readers that are
+            given as `XLLMProcessor(..., readers={type: reader})`.
+        reader_class (`type`): its class, with `from_pretrained(folder)`, `save_pretrained(folder)` and
+            `__call__(items, return_tensors="pt")`, which returns `{input_name: (items, ...), mask_name: (items, positions)}`.
+        own_readers (`tuple[type, ...]`): of an Auto class, the readers that it need not know: they are found by name.
+        input_name (`str`), mask_name (`str`, *optional*): the reader's main output and its mask (1 = real), arguments of the
+            model; by default what the row says, or "<type>_values" and no mask.
+        load (`Callable`): source and reader to a decoded medium, which passes through it unchanged. By default the reader's own
+            `load(source)`; without one the reader gets the source itself: a path or URL, a dict with `bytes`, or what the part holds.
+        load_in_reader (`bool`): `XLLMProcessor.__call__` leaves the loading to the reader, whose arguments say what to load.
+        read (`Callable`): reader, decoded items and keywords to tensors; by default the reader itself.
+        is_item (`Callable`, *optional*): what is one item and no list of them; `None` where `split` decides.
+        split (`Callable`, *optional*): nested lists of items to a flat list.
+        series (`bool`): an item is a series of pictures, the real ones marked by the mask; each takes a row's `tokens_per_item`.
+        fixed (`bool`): an item (each picture of a series) takes `num_query_tokens` placeholders unless its row says otherwise.
+        count (`Callable`, *optional*): reader and size of an item to its pictures or input positions, without reading it.
         wrapper (`str`): name of the tags around its placeholders in a prompt (paper, section 3.4).
         placeholder (`str`): default token that stands for one embedding.
-        row (`str`): name of the row that reads this kind in the paper's table.
+        row (`dict`): fields of the `X2LConfig` row that a new model gets for it; empty for the paper's, which the model knows.
+        row_name (`str`): name of the row that reads this kind by default; the type if it is left out.
         aliases, openai_types (`tuple[str, ...]`): other names of the type, and the types of OpenAI's content parts.
         extensions (`tuple[str, ...]`): of its files, in lower case.
         prompts (`tuple[str, ...]`): what a table of files and texts asks where it names no prompt.
-        option (`str`): option of the command line, `--option FILE`.
+        option (`str`): option of the command line, `--option FILE`; by default the row's name.
         example (`str`): file name in examples of model cards.
         augmented_as (`tuple[str, ...]`): what training may augment of it: "picture" or "waveform" of the decoded medium,
             "features" of the reader's output.
     """
 
     type: str
-    inputs: str
-    reader: str
-    input_name: str
-    load: Callable[..., Any]
-    wrapper: str
-    placeholder: str
-    row: str
+    inputs: str = ""
+    reader: str = ""
+    reader_class: Any = None
+    own_readers: tuple[type, ...] = ()
+    input_name: str = ""
+    mask_name: str | None = None
+    load: Callable[..., Any] = _load
+    load_in_reader: bool = False
+    read: Callable[..., dict[str, Any]] = _read
+    is_item: Callable[[Any], bool] | None = is_values
+    split: Callable[[Any], list[Any]] | None = None
+    series: bool = False
+    fixed: bool = False
+    count: Callable[[Any, Any], int] | None = None
+    wrapper: str = ""
+    placeholder: str = ""
+    row: dict[str, Any] = field(default_factory=dict)
+    row_name: str = ""
     aliases: tuple[str, ...] = ()
     openai_types: tuple[str, ...] = ()
     extensions: tuple[str, ...] = ()
@@ -54,7 +111,40 @@ class MediaKind:
     other_names: frozenset[str] = field(init=False)
 
     def __post_init__(self):
+        def complete(name: str, value: Any) -> None:
+            object.__setattr__(self, name, getattr(self, name) or value)
+
+        complete("inputs", self.type)
+        complete("reader", self.type)
+        complete("row_name", self.type)
+        complete("option", self.row_name)
+        complete("input_name", self.row.get("input_name", f"{self.type}_values"))
+        complete("mask_name", self.row.get("mask_name"))
+        complete("wrapper", self.type.title().replace("_", ""))
+        complete("placeholder", self.row.get("placeholder_token", f"<{self.wrapper}Here>"))
         object.__setattr__(self, "other_names", frozenset((*self.aliases, *self.openai_types)))
+
+    @property
+    def token_name(self) -> str:
+        """Attribute of tokenizer and processor that holds the placeholder."""
+        return f"{self.type}_token"
+
+    def flatten(self, media: Any) -> list[Any]:
+        """Media in nested lists (one per row of text, or not) to a flat list."""
+        if media is None:
+            return []
+        if self.split is not None:
+            return self.split(media)
+        if self.is_item(media) or not (isinstance(media, (list, tuple)) or is_array(media)):
+            return [media]
+        return [item for entry in media for item in self.flatten(entry)]
+
+    def num_positions(self, processed: dict[str, Any], index: int, input_name: str, mask_name: str | None) -> int:
+        """Real input positions of an item among the reader's output: those that its mask counts, or all."""
+        if mask_name is not None and mask_name in processed:
+            return int(processed[mask_name][index].sum())
+        item = processed[input_name][index]
+        return len(item) if getattr(item, "ndim", 1) else 1
 
 
 MEDIA_KINDS: dict[str, MediaKind] = {}
@@ -66,6 +156,8 @@ def register_media_kind(kind: MediaKind) -> MediaKind:
     Raises:
         ValueError: another kind has its type, one of its other names, its argument, placeholder or option.
     """
+    if not kind.type.isidentifier():
+        raise ValueError(f"media kind {kind.type!r}: a type is a name of letters, digits and _")
     for other in MEDIA_KINDS.values():
         if other.type == kind.type:
             continue
@@ -74,7 +166,7 @@ def register_media_kind(kind: MediaKind) -> MediaKind:
             ("type", names, taken),
             ("inputs", {kind.inputs}, {other.inputs}),
             ("placeholder", {kind.placeholder}, {other.placeholder}),
-            ("option", {kind.option or kind.type}, {other.option or other.type}),
+            ("option", {kind.option}, {other.option}),
         ):
             if both := mine & theirs:
                 raise ValueError(f"media kind {kind.type!r}: {what} {min(both)!r} belongs to {other.type!r} already")
@@ -100,59 +192,96 @@ def part_of_row(name: str, input_name: str | None = None, part: str | None = Non
     return part or next(of_input, name)
 
 
-register_media_kind(
+def _load_frames(source: Any, reader: Any) -> Frames:
+    rule = {"num_frames": reader.num_frames, "fps": reader.fps, "max_frames": getattr(reader, "max_frames", None)}
+    return source if isinstance(source, Frames) else Frames(*load_video(source, **rule))
+
+
+def _load_sound(source: Any, reader: Any, source_rate: int | None = None) -> Any:
+    if hasattr(reader, "load"):
+        return reader.load(source)
+    return Waveform(load_audio(source, reader.sampling_rate, source_rate), reader.sampling_rate)
+
+
+IMAGE = register_media_kind(
     MediaKind(
         type="image",
         inputs="images",
         reader="image_processor",
+        reader_class=AutoImageProcessor,
         input_name="pixel_values",
         load=lambda source, reader: load_image(source),
+        is_item=lambda item: is_array(item) and item.ndim < 4,
+        fixed=True,
+        count=lambda reader, size: 1,
         wrapper="Image",
         placeholder="<ImageHere>",
-        row="image",
         openai_types=("image_url",),
         extensions=(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
         example="image.jpg",
         augmented_as=("picture",),
     )
 )
-register_media_kind(
+VIDEO = register_media_kind(
     MediaKind(
         type="video",
         inputs="videos",
         reader="video_processor",
+        reader_class=AutoVideoProcessor,
+        own_readers=(XLLMVideoProcessor,),
         input_name="pixel_values_videos",
-        load=lambda source, reader: load_video(
-            source, num_frames=reader.num_frames, fps=reader.fps, max_frames=reader.max_frames
-        )[0],
+        mask_name="video_frame_mask",
+        load=_load_frames,
+        load_in_reader=True,
+        is_item=None,
+        split=list_videos,
+        series=True,
+        fixed=True,
+        count=lambda reader, size: size[0],
         wrapper="Video",
         placeholder="<VideoHere>",
-        row="video",
         openai_types=("video_url",),
         extensions=(".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v"),
         example="clip.mp4",
         augmented_as=("picture",),
     )
 )
-register_media_kind(
+AUDIO = register_media_kind(
     MediaKind(
         type="audio",
         inputs="audio",
         reader="feature_extractor",
+        reader_class=AutoFeatureExtractor,
+        own_readers=(XLLMFeatureExtractor, XLLMCIFFeatureExtractor),
         input_name="input_features",
-        load=lambda source, reader: load_audio(source, reader.sampling_rate),
+        mask_name="input_features_mask",
+        load=_load_sound,
+        read=extract_speech,
+        count=num_positions,
         wrapper="Speech",
         placeholder="<SpeechHere>",
-        row="speech",
+        row_name="speech",
         aliases=("speech",),
         openai_types=("audio_url", "input_audio"),
         extensions=(".wav", ".flac", ".mp3", ".ogg", ".m4a", ".opus", ".aac", ".npy"),
         prompts=("请忠实地识别该语音",),
-        option="speech",
         example="speech.wav",
         augmented_as=("waveform", "features"),
     )
 )
+PAPER_KINDS = (IMAGE, VIDEO, AUDIO)
 
 
-__all__ = ["MEDIA_KINDS", "MediaKind", "media_kind", "part_of_row", "register_media_kind"]
+__all__ = [
+    "AUDIO",
+    "IMAGE",
+    "MEDIA_KINDS",
+    "PAPER_KINDS",
+    "VIDEO",
+    "MediaKind",
+    "is_array",
+    "is_values",
+    "media_kind",
+    "part_of_row",
+    "register_media_kind",
+]

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from transformers import BatchFeature, SequenceFeatureExtractor, WhisperFeatureExtractor
 
+from .audio_decoding import Waveform
+from .feature_extraction_cif import XLLMCIFFeatureExtractor
 from .feature_extraction_xllm import XLLMFeatureExtractor
 
 
@@ -21,13 +23,13 @@ MASK_NAMES = ("attention_mask", "input_features_mask")
 
 
 def extract_speech(
-    extractor: SequenceFeatureExtractor, clips: list[np.ndarray], return_tensors: str | None = None, **kwargs: Any
+    extractor: SequenceFeatureExtractor, clips: list[Any], return_tensors: str | None = None, **kwargs: Any
 ) -> BatchFeature:
     """Features of clips that have the extractor's sampling rate.
 
     Args:
         extractor: an `XLLMFeatureExtractor` or a speech feature extractor of transformers.
-        clips (list of `(samples,)`): float32 mono waveforms.
+        clips (`list[Waveform]`): of that rate; for an `XLLMCIFFeatureExtractor` its `FiredTokens`.
         return_tensors (`str`, *optional*): "pt" or "np".
         kwargs: for the extractor.
 
@@ -35,12 +37,14 @@ def extract_speech(
         `BatchFeature` with `input_features` `(clips, time, features)` or `(clips, samples)`, padded on the right, and
         `input_features_mask` `(clips, time)`, int64, 1 for real positions.
     """
-    if isinstance(extractor, XLLMFeatureExtractor):
+    if isinstance(extractor, (XLLMFeatureExtractor, XLLMCIFFeatureExtractor)):
         return extractor(clips, return_tensors=return_tensors, **kwargs)
     name = extractor.model_input_names[0]
     features, masks = [], []
     for clip in clips:
-        batch = extractor(clip, return_tensors="np", return_attention_mask=True, **_windows(extractor), **kwargs)
+        batch = extractor(
+            clip.samples, return_tensors="np", return_attention_mask=True, **_windows(extractor), **kwargs
+        )
         values = np.asarray(batch[name][0], np.float32)
         values = values.T if isinstance(extractor, WhisperFeatureExtractor) else values
         mask = next((batch[key][0] for key in MASK_NAMES if key in batch), np.ones(len(values)))
@@ -63,6 +67,6 @@ def num_positions(extractor: SequenceFeatureExtractor, num_samples: int) -> int:
     """Real positions (frames, or samples) that a clip of `num_samples` samples gives."""
     if isinstance(extractor, XLLMFeatureExtractor):
         return extractor.num_frames(num_samples)
-    silence = np.zeros(num_samples, np.float32)
+    silence = Waveform(np.zeros(num_samples, np.float32), extractor.sampling_rate)
     batch = extract_speech(extractor, [silence], sampling_rate=extractor.sampling_rate)
     return int(batch["input_features_mask"].sum())

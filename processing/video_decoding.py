@@ -10,6 +10,7 @@ Legend: T frames, H height, W width.
 
 import bisect
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -28,6 +29,14 @@ from .video_seeking import FrameIndex, UntrustedIndex, decode_frames, list_frame
 MAX_BYTES = 2 << 30  # of decoded frames kept in memory
 
 _ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: a cover, not a film
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """Frames of a video that are chosen already: `frames` `(T, H, W, 3)`, uint8, and what is known of the whole clip."""
+
+    frames: np.ndarray
+    metadata: VideoMetadata | None = None
 
 
 def frame_indices(
@@ -207,7 +216,8 @@ def load_video(
 
     Args:
         source: path, http(s)/file/data URL, base64 text, encoded bytes, a dict with `bytes`, `path`, `url` or `base64`, an array or
-            tensor `(T, H, W, C)` or `(T, C, H, W)` (0..255, or 0..1 for floats), or a list of frames (images, arrays or files).
+            tensor `(T, H, W, C)` or `(T, C, H, W)` (0..255, or 0..1 for floats), a list of frames (images, arrays or files), or
+            `Frames`, all of which are taken.
         num_frames, fps, max_frames: which frames, as in `frame_indices`; all by default.
         sample_indices_fn (`Callable`, *optional*): a rule of one's own, called with `metadata=` and `times=` (start of each frame in
             seconds, or None), that returns ascending indices; replaces the three arguments above.
@@ -221,6 +231,8 @@ def load_video(
         MediaError: no such file, no moving picture in it, damaged or cut off, too large.
         ValueError: contradictory or impossible sampling arguments.
     """
+    if isinstance(source, Frames):
+        sample_indices_fn, metadata, source = _default_rule, source.metadata or metadata, source.frames
     if sample_indices_fn is None:
         sample_indices_fn = partial(_default_rule, num_frames=num_frames, fps=fps, max_frames=max_frames)
     name = describe_source(source)

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 from xllm.processing.chat_parts import clean_messages, media_of
-from xllm.processing.speech_features import extract_speech
 from xllm.training.augmentation import Augmentation
 
 
@@ -196,9 +195,6 @@ class XLLMDataCollator:
     def _process(self, texts: list[str], rows: list[list[dict]]) -> dict[str, Any]:
         media = [media_of(messages) for messages in rows]
         flat = {kind: [item for row in media for item in row[kind]] for kind in ("image", "video", "audio")}
-        kwargs = {}
-        if flat["video"] and all(isinstance(video, np.ndarray) for video in flat["video"]):
-            kwargs["videos_kwargs"] = {"do_sample_frames": False}  # frames were chosen when the file was read
         return dict(
             self.processor(
                 text=texts,
@@ -207,7 +203,6 @@ class XLLMDataCollator:
                 audio=flat["audio"] or None,
                 text_kwargs={"padding": True, "add_special_tokens": False},
                 return_tensors="pt",
-                **kwargs,
             )
         )
 
@@ -261,9 +256,7 @@ class XLLMDataCollator:
 
     def _transcribe(self, rows: list[list[dict]]) -> dict[str, torch.Tensor]:
         _, clips, texts = self._only(rows, ("audio",))
-        extractor = self.processor.feature_extractor
-        waves = [self.processor._load_clip(clip) for clip in clips]
-        batch = dict(extract_speech(extractor, waves, sampling_rate=extractor.sampling_rate, return_tensors="pt"))
+        batch = dict(self.processor(audio=clips, return_tensors="pt"))
         ids = [self.processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         return {**batch, "labels": pad_rows(ids, IGNORE)}
 
@@ -274,8 +267,6 @@ class XLLMDataCollator:
         ids = [self.processor.tokenizer(text, add_special_tokens=False)["input_ids"][:longest] for text in texts]
         ids = [[special.cls, *row, special.sep] for row in ids]
         kwargs = {"images": media} if kind == "image" else {"videos": media}
-        if kind == "video" and all(isinstance(video, np.ndarray) for video in media):
-            kwargs["videos_kwargs"] = {"do_sample_frames": False}
         pixels = dict(self.processor(**kwargs, return_tensors="pt"))
         mask = pad_rows([[1] * len(row) for row in ids], 0)
         return {**pixels, "input_ids": pad_rows(ids, special.pad), "attention_mask": mask}

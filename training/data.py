@@ -6,6 +6,8 @@ seen, with any number of workers.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,12 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
+from xllm.processing.audio_decoding import Waveform
 from xllm.processing.chat_parts import part_source
 from xllm.processing.feature_extraction_cif import XLLMCIFFeatureExtractor
-from xllm.processing.image_decoding import load_image
+from xllm.processing.media_kinds import MEDIA_KINDS
 from xllm.processing.media_sources import MediaError
-from xllm.processing.video_decoding import load_video
+from xllm.processing.video_decoding import Frames
 from xllm.training.augmentation import Augmentation
 from xllm.training.media_rows import DataError, media_rows
 from xllm.training.recipe import SourceSpec
@@ -139,26 +142,21 @@ class ChatDataset(Dataset):
         key = f"{kind}:{source}" if self.cache is not None and isinstance(source, str) else None
         medium = self.cache.get(key) if key is not None else None
         if medium is None:
-            medium = self._load(kind, source)
+            medium = self.processor.load(kind, source)
             if key is not None:
                 self.cache[key] = medium
         return {"type": kind, kind: self._augment(kind, medium, rng)}
 
-    def _load(self, kind: str, source: Any) -> Any:
-        if kind == "audio":
-            return self.processor._load_clip(source)
-        if kind == "image":
-            return load_image(source)
-        rule = self.processor.video_processor
-        return load_video(source, num_frames=rule.num_frames, fps=rule.fps, max_frames=rule.max_frames)[0]
-
     def _augment(self, kind: str, medium: Any, rng: np.random.Generator) -> Any:
-        wanted = "waveform" if kind == "audio" else "picture"
-        if self.augmentation is None or not self.augmentation.handles(wanted):
+        wanted = [name for name in ("waveform", "picture") if name in MEDIA_KINDS[kind].augmented_as]
+        if not wanted or self.augmentation is None or not self.augmentation.handles(wanted[0]):
             return medium
-        if kind == "image":
-            return Image.fromarray(self.augmentation.apply(wanted, np.asarray(medium), rng))
-        return self.augmentation.apply(wanted, medium, rng)
+        apply = partial(self.augmentation.apply, wanted[0], rng=rng)
+        if isinstance(medium, Image.Image):
+            return Image.fromarray(apply(np.asarray(medium)))
+        if isinstance(medium, Frames):
+            return replace(medium, frames=apply(medium.frames))
+        return replace(medium, samples=apply(medium.samples)) if isinstance(medium, Waveform) else medium
 
 
 __all__ = ["ChatDataset"]

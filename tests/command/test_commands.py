@@ -111,7 +111,7 @@ def test_chat_reads_questions_and_files_from_standard_input(checkpoint, media, c
     asked = [json.loads(line)["question"] for line in output.out.splitlines()]
     assert asked == ["What?", "Hello"]  # a file that is not there ends its question only
     assert "none.wav: no such file" in output.err
-    assert "there is no /smell here, only /image FILE, /video FILE, /speech FILE, /new, /quit" in output.err
+    assert "there is no /smell here, only /image FILE, /speech FILE, /video FILE, /new, /quit" in output.err
 
 
 def test_chat_encodes_each_file_once_and_answers_as_if_it_did_every_time(checkpoint, media):
@@ -190,7 +190,7 @@ def test_a_medium_that_the_model_does_not_read_is_wrong_usage(checkpoint, capsys
     with pytest.raises(SystemExit) as exit_info:
         main(["chat", checkpoint, *arguments])
     assert exit_info.value.code == 2
-    assert "argument --smell: this model takes --image, --video, --speech\n" in capsys.readouterr().err
+    assert "argument --smell: this model takes --image, --speech, --video\n" in capsys.readouterr().err
 
 
 def test_an_option_without_its_file_is_wrong_usage(checkpoint, capsys):

@@ -33,9 +33,14 @@ def test_media_are_decoded_when_asked_for(tiny_processor, media):
     part = {"type": "video", "path": str(media / "clip.mp4")}
     samples = [audio(media, "low"), Sample("v", media=[part], answers=["v"]), audio(media, "broken")]
     data = ChatDataset([samples], tiny_processor)
-    wave = data[0]["messages"][0]["content"][0]["audio"]
+    wave = data[0]["messages"][0]["content"][0]["audio"].samples
     assert (wave.shape, wave.dtype) == ((6400,), np.float32)
-    assert data[1]["messages"][0]["content"][0]["video"].shape == (5, 32, 32, 3)  # the processor's number of frames
+    assert data[1]["messages"][0]["content"][0]["video"].frames.shape == (
+        5,
+        32,
+        32,
+        3,
+    )  # the processor's number of frames
     with pytest.raises(MediaError, match="table:broken: .*broken.wav"):
         data[2]
 
@@ -54,11 +59,11 @@ def test_cached_media_are_read_once(tiny_processor, media, tmp_path):
     copy = tmp_path / "low.wav"
     copy.write_bytes((media / "low.wav").read_bytes())
     data = ChatDataset([[audio(tmp_path, "low")]], tiny_processor, cache_media=True)
-    first = data[0]["messages"][0]["content"][0]["audio"]
+    first = data[0]["messages"][0]["content"][0]["audio"].samples
     copy.unlink()
-    assert np.array_equal(data[0]["messages"][0]["content"][0]["audio"], first)
+    assert np.array_equal(data[0]["messages"][0]["content"][0]["audio"].samples, first)
     other = ChatDataset([[audio(tmp_path, "low")]], tiny_processor, cache_media=data.cache)
-    assert np.array_equal(other[0]["messages"][0]["content"][0]["audio"], first)
+    assert np.array_equal(other[0]["messages"][0]["content"][0]["audio"].samples, first)
     with pytest.raises(MediaError):
         ChatDataset([[audio(tmp_path, "low")]], tiny_processor, cache_media={})[0]
 
@@ -123,7 +128,7 @@ def test_augmentation_of_waveforms_and_pictures(tiny_processor, media):
         [{"shift": {"seconds": [0.1, 0.1]}}, {"crop": {"scale": [0.25, 0.25], "ratio": [4 / 3, 4 / 3]}}]
     )
     data = ChatDataset([samples], tiny_processor, augmentation=steps)
-    wave = data[0]["messages"][0]["content"][0]["audio"]
+    wave = data[0]["messages"][0]["content"][0]["audio"].samples
     assert len(wave) == 6400 + 2 * 1600
     assert not wave[:1600].any()
     assert not wave[-1600:].any()

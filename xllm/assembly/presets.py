@@ -21,10 +21,13 @@ from xllm.assembly.tiny_tokenizer import train_sentencepiece
 from xllm.modeling_xllm.configuration_cformer import CFormerConfig
 from xllm.modeling_xllm.configuration_chatglm import ChatGLMConfig
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig, default_modalities
+from xllm.modeling_xllm.converters import converter_class
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
 from xllm.modeling_xllm.weight_files import split_source
 from xllm.processing.feature_extraction_cif import XLLMCIFFeatureExtractor
 from xllm.processing.feature_extraction_xllm import XLLMFeatureExtractor
+from xllm.processing.media_kinds import AUDIO, IMAGE, VIDEO, media_kind, part_of_row
+from xllm.processing.media_rows import complete_rows, token_names
 from xllm.processing.processing_xllm import XLLMProcessor, add_placeholder_tokens
 from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
 from xllm.processing.video_processing_xllm import XLLMVideoProcessor
@@ -76,30 +79,49 @@ def speech_extractor(source: str | None, encoder: PreTrainedConfig):
     return XLLMFeatureExtractor(feature_size=getattr(encoder, "num_mel_bins", 80))
 
 
+def processor_rows(config: XLLMConfig) -> dict[str, dict]:
+    """The rows of a model as its processor and `add_placeholder_tokens` take them."""
+    return {
+        name: {
+            "part": part_of_row(name, row.input_name, getattr(row, "part", None)),
+            "token": row.placeholder_token,
+            "tokens_per_item": converter_class(row.converter).tokens_per_item(row),
+            "subsampling_factor": row.subsampling_factor,
+            "input_name": row.input_name,
+            "mask_name": row.mask_name,
+        }
+        for name, row in config.modalities.items()
+    }
+
+
 def build_processor(
     config: XLLMConfig, tokenizer, image_size: int, speech_source: str | None = None, **fields
 ) -> XLLMProcessor:
-    """The processor whose counts agree with `config` (query tokens, frames, subsampling), for `image_size` pixels."""
-    rows = config.modalities
+    """The processor whose rows are those of `config`, for `image_size` pixels.
+
+    A token that the tokenizer has under a row's name, for instance a reserved one of its vocabulary, replaces the row's.
+    """
+    rows = processor_rows(config)
+    for name, attribute in token_names(complete_rows(rows)).items():
+        rows[name]["token"] = getattr(tokenizer, attribute, None) or rows[name]["token"]
+    models: dict[str, X2LConfig] = {}
+    for name, row in rows.items():
+        models.setdefault(row["part"], config.modalities[name])
     size = {"height": image_size, "width": image_size}
-    return XLLMProcessor(
-        image_processor=BlipImageProcessor(size=size) if "image" in rows else None,
-        video_processor=XLLMVideoProcessor(size=size, num_frames=rows["video"].num_frames)
-        if "video" in rows
-        else None,
-        feature_extractor=_feature_extractor(config, speech_source) if "speech" in rows else None,
-        tokenizer=tokenizer,
-        num_query_tokens=next((row.num_query_tokens for row in rows.values() if row.converter == "qformer"), 32),
-        subsampling_factor=rows["speech"].subsampling_factor if "speech" in rows else 8,
-        **fields,
-    )
+    ours = {
+        IMAGE: lambda row: BlipImageProcessor(size=size),
+        VIDEO: lambda row: XLLMVideoProcessor(size=size, num_frames=row.num_frames),
+        AUDIO: lambda row: _feature_extractor(config, row, speech_source),
+    }
+    readers = {kind.reader: make(models[kind.type]) for kind, make in ours.items() if kind.type in models}
+    own = {part: media_kind(part).reader_class() for part in models if media_kind(part) not in ours}
+    return XLLMProcessor(**readers, tokenizer=tokenizer, readers=own, modalities=rows, **fields)
 
 
-def _feature_extractor(config: XLLMConfig, source: str | None):
-    row = config.modalities["speech"]
+def _feature_extractor(config: XLLMConfig, row: X2LConfig, source: str | None):
     if row.token_level:
         return XLLMCIFFeatureExtractor(row.encoder_hidden_size)
-    return speech_extractor(source, config.audio_config)
+    return speech_extractor(source, config.encoder_config(row.encoder))
 
 
 def compose(towers: Towers, output_dir: str | Path) -> Path:

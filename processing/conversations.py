@@ -1,0 +1,126 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""From conversations to model inputs: one path for training, evaluation, chat and server.
+
+A rendered conversation is complete: no tokenizer adds tokens of its own around it, as in the tokenizers' `apply_chat_template`.
+Templates of models that think aloud (`enable_thinking`) are asked for the answer alone, which is what X-LLM is trained on.
+"""
+
+from typing import Any
+
+from transformers import BatchFeature, ProcessorMixin
+
+from .chat_parts import clean_messages, media_of
+from .media_kinds import AUDIO, IMAGE, MEDIA_KINDS, VIDEO
+
+
+class ConversationsMixin(ProcessorMixin):
+    """For a processor with a tokenizer, `load` and a token per kind of media."""
+
+    def encode_conversations(
+        self,
+        conversations: list[list[dict]],
+        add_generation_prompt: bool = True,
+        sanitize_control_tokens: bool = False,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Conversations to model inputs: `apply_chat_template` with everything switched on.
+
+        Args:
+            conversations (`list[list[dict]]`): of chat messages; their media are sources or what `load` gave.
+            add_generation_prompt (`bool`): end each row where the assistant's answer begins.
+            sanitize_control_tokens (`bool`): take what looks like a special token or a placeholder as the text it is, for messages
+                of users.
+            return_tensors (`str`, *optional*): "pt" or "np"; `None` for lists of ids.
+            kwargs: for `apply_chat_template`.
+
+        Returns:
+            `BatchFeature`, as `XLLMProcessor.__call__` gives it; rows are padded on the left.
+
+        Raises:
+            MediaError: a medium that cannot be read. ValueError: a conversation that cannot be written.
+        """
+        return self.apply_chat_template(
+            [list(messages) for messages in conversations],
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=add_generation_prompt,
+            sanitize_control_tokens=sanitize_control_tokens,
+            return_tensors=return_tensors,
+            **kwargs,
+        )
+
+    def encode_answers(self, conversations: list[list[dict]]) -> list[list[int]]:
+        """Ids of the last messages, as the template writes them after the prompt, to the end token: what a model has to say.
+
+        `encode_conversations([messages[:-1] for messages in conversations])` gives what stands before them, and all media.
+
+        Args:
+            conversations (`list[list[dict]]`): of chat messages, each ending with the assistant's answer.
+
+        Returns:
+            `list[list[int]]`: one row per conversation, ending with the end token if the tokenizer has one.
+        """
+        texts = [self._answer_text(messages) for messages in conversations]
+        return [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+
+    def _answer_text(self, messages: list[dict]) -> str:
+        end = self.tokenizer.eos_token or ""
+        prompt = self.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+        whole = self.apply_chat_template(messages, tokenize=False)
+        if whole.startswith(prompt):
+            answer = whole[len(prompt) :]
+            cut = answer.rfind(end) if end else -1
+            return answer + end if cut < 0 else answer[: cut + len(end)]
+        # The template writes the generation prompt in another way than the answer's beginning.
+        content = clean_messages(messages[-1:])[0]["content"]
+        parts = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+        return parts + end
+
+    # ---- the base class's apply_chat_template -----------------------------------------------------------------------
+
+    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
+        """As the base class, and without thinking aloud unless `enable_thinking=True` asks for it."""
+        if "enable_thinking" in self._resolve_chat_template(chat_template):
+            kwargs.setdefault("enable_thinking", False)
+        return super().apply_chat_template(conversation, chat_template, **kwargs)
+
+    def _prepare_processor_kwargs(self, chat_template: str, processor_kwargs: dict, *args: Any, **kwargs: Any) -> dict:
+        given = {**processor_kwargs.get("text_kwargs", {}), **processor_kwargs}
+        if "add_special_tokens" not in given:
+            processor_kwargs = {**processor_kwargs, "add_special_tokens": False}
+        return super()._prepare_processor_kwargs(chat_template, processor_kwargs, *args, **kwargs)
+
+    def _normalize_conversations(self, conversation: Any) -> tuple[list, bool]:
+        if not conversation:
+            raise ValueError("conversation: got nothing, expected a list of messages")
+        conversations, is_batched = super()._normalize_conversations(conversation)
+        conversations = [clean_messages(messages) for messages in conversations]
+        unread = {kind.type for kind in MEDIA_KINDS.values() if getattr(self, kind.token_name, None) is None}
+        for part in (
+            part for messages in conversations for message in messages for part in message.get("content") or ()
+        ):
+            if isinstance(part, dict) and part["type"] in unread:
+                raise ValueError(f"a content part of type {part['type']!r}: this processor has no row that reads it")
+        return conversations, is_batched
+
+    def _resolve_audio_loading_params(self, processor_kwargs: dict) -> dict:
+        """The caller's `sampling_rate` is the rate of waveforms in the conversation; what goes on has the extractor's."""
+        nested = processor_kwargs.get("audio_kwargs", {})
+        own = None if self.feature_extractor is None else self.feature_extractor.sampling_rate
+        given = processor_kwargs.get("sampling_rate", nested.get("sampling_rate"))
+        return {"sampling_rate": own, "source_rate": given or own}
+
+    def _multimodal_inputs_from_conversations(
+        self, conversations: list[list[dict]], audio_loading_params: dict, load_audio_from_video: bool = False
+    ) -> tuple[list, list, list, dict]:
+        """Collects the media of cleaned conversations; `load_audio_from_video` is ignored: a video gives frames only."""
+        media = [media_of(messages) for messages in conversations]
+        rows = {kind.inputs: [row[kind.type] for row in media] for kind in MEDIA_KINDS.values()}
+        sounds = [source for row in rows.pop(AUDIO.inputs) for source in row]
+        sounds = [self.load(AUDIO, source, source_rate=audio_loading_params["source_rate"]) for source in sounds]
+        images, videos = rows.pop(IMAGE.inputs), rows.pop(VIDEO.inputs)
+        return images, videos, sounds, {name: found for name, found in rows.items() if any(found)}
+
+
+__all__ = ["ConversationsMixin"]

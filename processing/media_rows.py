@@ -1,0 +1,213 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""A model's modality rows as its processor sees them: which part each reads, its token, and how many of it an item takes.
+
+A row that takes `tokens_per_item` has as many placeholders for each item, or for each picture of a series; any other has one per
+`subsampling_factor` input positions, rounded up, an upper bound of the tokens that a CIF fires (the model masks the rest).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from .media_kinds import MEDIA_KINDS, PAPER_KINDS, MediaKind, media_kind, part_of_row
+
+
+@dataclass
+class MediaRow:
+    """One row.
+
+    Args:
+        part (`str`, *optional*): type of the content part that it reads; by default that of its input, else the row's name.
+        token (`str`, *optional*): placeholder of one embedding; by default the tokenizer's, or else the kind's.
+        tokens_per_item (`int`, *optional*): placeholders of an item, or of each picture of a series.
+        subsampling_factor (`int`): without `tokens_per_item`, input positions per placeholder.
+        input_name, mask_name (`str`, *optional*): arguments of the model; by default the kind's.
+        wrapper (`str`, *optional*): tags around its placeholders; by default the kind's, or for further rows of one kind
+            the row's name.
+    """
+
+    part: str | None = None
+    token: str | None = None
+    tokens_per_item: int | None = None
+    subsampling_factor: int = 1
+    input_name: str | None = None
+    mask_name: str | None = None
+    wrapper: str | None = None
+
+    @property
+    def kind(self) -> MediaKind:
+        """The kind of the part."""
+        return media_kind(self.part)
+
+    def num_placeholders(self, positions: int) -> int:
+        """Placeholders of an item of so many pictures or input positions."""
+        if self.tokens_per_item is None:
+            return -(-positions // self.subsampling_factor)
+        return self.tokens_per_item * (positions if self.kind.series else 1)
+
+    def run(self, processed: dict[str, Any], index: int) -> str:
+        """The placeholders of one item among the tensors of a batch."""
+        positions = self.kind.num_positions(processed, index, self.input_name, self.mask_name)
+        return self.token * self.num_placeholders(positions)
+
+
+def default_rows(kinds: tuple[MediaKind, ...], num_query_tokens: int, subsampling_factor: int) -> dict[str, dict]:
+    """One row per kind; the two numbers are those of the paper's kinds."""
+    return {
+        kind.row_name: {
+            "part": kind.type,
+            "tokens_per_item": kind.row.get("num_query_tokens", num_query_tokens if kind.fixed else None),
+            "subsampling_factor": kind.row.get("subsampling_factor", subsampling_factor if kind in PAPER_KINDS else 1),
+        }
+        for kind in kinds
+    }
+
+
+def complete_rows(modalities: dict[str, dict | MediaRow]) -> dict[str, MediaRow]:
+    """The table with everything filled in that follows from the kinds; tokens are left to the tokenizer.
+
+    Raises:
+        ValueError: an unknown field or part, or a number below 1. The message names the row.
+    """
+    rows: dict[str, MediaRow] = {}
+    for name, fields in modalities.items():
+        try:
+            row = MediaRow(**(vars(fields) if isinstance(fields, MediaRow) else fields))
+            row.part = part_of_row(name, row.input_name, row.part)
+            kind = row.kind
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"modalities[{name!r}]: {error}") from error
+        for field in ("tokens_per_item", "subsampling_factor"):
+            value = getattr(row, field)
+            if not (value is None and field == "tokens_per_item") and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"modalities[{name!r}].{field}: got {value!r}, expected a whole number of at least 1")
+        if row.input_name is None:
+            row.input_name, row.mask_name = kind.input_name, row.mask_name or kind.mask_name
+        rows[name] = row
+    for name, row in rows.items():
+        row.wrapper = row.wrapper or (row.kind.wrapper if _is_main(name, rows) else name.title().replace("_", ""))
+    return rows
+
+
+def _is_main(name: str, rows: dict[str, MediaRow]) -> bool:
+    """Whether a row has its kind's token and wrapper: the one of the kind's row name, or else the first."""
+    kind = rows[name].kind
+    of_kind = [other for other, row in rows.items() if row.part == kind.type]
+    return name == (kind.row_name if kind.row_name in of_kind else of_kind[0])
+
+
+def token_names(rows: dict[str, MediaRow]) -> dict[str, str]:
+    """Row -> attribute of tokenizer and processor that holds its token: `audio_token` for the main row that reads audio.
+
+    Raises:
+        ValueError: two rows would have the same attribute.
+    """
+    names = {name: row.kind.token_name if _is_main(name, rows) else f"{name}_token" for name, row in rows.items()}
+    for name, attribute in names.items():
+        if list(names.values()).count(attribute) > 1:
+            raise ValueError(f"modalities[{name!r}]: {attribute} belongs to another row; give the row another name")
+    return names
+
+
+def add_placeholder_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    reserved: dict[str, str] | None = None,
+    modalities: dict[str, dict] | None = None,
+) -> dict[str, int]:
+    """Gives a tokenizer a placeholder token per row without making the model's embedding larger.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): changed in place; afterwards it has `image_token`, `video_token`, `audio_token` (one
+            attribute per row) and their ids, and saves them.
+        vocab_size (`int`): rows of the model's embedding; the new ids must lie below it.
+        reserved (`dict[str, str]`, *optional*): tokens of the vocabulary to use as placeholders, for instance
+            `{"image_token": "<|reserved_special_token_0|>"}`; the others are added as their rows call them (`<ImageHere>`).
+        modalities (`dict[str, dict]`, *optional*): the rows, as `XLLMProcessor` takes them; by default the paper's three.
+
+    Returns:
+        `dict[str, int]`: the id of each placeholder, by attribute name.
+
+    Raises:
+        ValueError: unknown key or token in `reserved`, one token for two placeholders, or no spare row in the embedding.
+    """
+    reserved = reserved or {}
+    rows = complete_rows(default_rows(PAPER_KINDS, 1, 1) if modalities is None else modalities)
+    names = token_names(rows)
+    own = {names[name]: row.token or _default_token(name, row, names[name]) for name, row in rows.items()}
+    if unknown := sorted(set(reserved) - set(own)):
+        raise ValueError(f"reserved: got the keys {unknown}, expected some of {sorted(own)}")
+    vocabulary = tokenizer.get_vocab()
+    if missing := sorted(token for token in reserved.values() if token not in vocabulary):
+        raise ValueError(f"reserved: {missing} are not in the tokenizer's vocabulary")
+    tokens = {**own, **reserved}
+    if len(set(tokens.values())) < len(tokens):
+        raise ValueError(f"reserved: got {reserved}, expected a token of its own for each placeholder")
+    new = [token for token in tokens.values() if token not in vocabulary]
+    first_free = max(vocabulary.values(), default=-1) + 1
+    if new and max(first_free, len(tokenizer)) + len(new) > vocab_size:
+        raise ValueError(
+            f"no spare rows for {new}: the tokenizer uses {first_free} ids and the model's vocab_size is {vocab_size}; "
+            f"name tokens of the vocabulary to use instead with reserved={{{next(iter(own))!r}: ..., ...}}"
+        )
+    tokenizer.add_tokens(new, special_tokens=True)
+    tokenizer._set_model_specific_special_tokens(tokens)  # what `extra_special_tokens={...}` does at construction
+    return {name: tokenizer.convert_tokens_to_ids(token) for name, token in tokens.items()}
+
+
+def _default_token(name: str, row: MediaRow, attribute: str) -> str:
+    return row.kind.placeholder if attribute == row.kind.token_name else f"<{row.wrapper}Here>"
+
+
+def place_tokens(rows: dict[str, MediaRow], tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Sets the rows' tokens as the tokenizer has them, and returns their ids by row.
+
+    Raises:
+        ValueError: the tokenizer has no token for a row, or one for two. The message names the row and its reader.
+    """
+    ids: dict[str, int] = {}
+    for name, attribute in token_names(rows).items():
+        row = rows[name]
+        row.token = row.token or getattr(tokenizer, attribute, None)
+        if row.token is None:
+            raise ValueError(
+                f"the tokenizer has no {attribute}, which the {row.kind.reader} needs: call "
+                "add_placeholder_tokens(tokenizer, vocab_size, modalities=...) first"
+            )
+        if row.token not in tokenizer.get_vocab():
+            raise ValueError(
+                f"modalities[{name!r}].token: the tokenizer's vocabulary has no {row.token}: call "
+                "add_placeholder_tokens(tokenizer, vocab_size, modalities=...) first"
+            )
+        ids[name] = tokenizer.convert_tokens_to_ids(row.token)
+        if list(ids.values()).count(ids[name]) > 1:
+            raise ValueError(f"modalities[{name!r}].token: {row.token} is the token of another row too")
+    return ids
+
+
+def tensors_by_row(rows: list[MediaRow], processed: dict[str, Any]) -> dict[str, Any]:
+    """A reader's output under the names of the rows that read it; rows may share a name, and with it the tensors."""
+    kind, out = rows[0].kind, dict(processed)
+    for ours, theirs in ((kind.input_name, "input_name"), (kind.mask_name, "mask_name")):
+        names = {getattr(row, theirs) for row in rows} - {None}
+        for name in names - set(processed):
+            if ours in processed:
+                out[name] = processed[ours]
+            elif theirs == "input_name":
+                raise ValueError(f"the {kind.reader} gave {', '.join(processed)}, and a row reads {name}")
+        if names and ours not in names:
+            out.pop(ours, None)
+    return out
+
+
+__all__ = [
+    "MEDIA_KINDS",
+    "MediaRow",
+    "add_placeholder_tokens",
+    "complete_rows",
+    "default_rows",
+    "place_tokens",
+    "tensors_by_row",
+    "token_names",
+]
