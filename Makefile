@@ -22,7 +22,7 @@ test: $(VENV)/.installed-dev  ## lint and every test, slow ones and transformers
 	$(BIN)/python tests/conformance/suites.py
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile --timeout 900
 
-conformance: $(VENV)/.installed-dev  ## transformers' own common test suites on our classes (RUN_SLOW=1 for its slow tests)
+conformance: $(VENV)/.installed-dev  ## transformers' own common test suites on our classes (RUN_SLOW=1: slow ones too)
 	$(BIN)/python tests/conformance/suites.py
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest tests/conformance -n 2 --dist loadfile --timeout 900
 

@@ -1,4 +1,4 @@
-"""Folder map: the top-level folders of the repository are installed inside the `xllm` package (metadata: pyproject.toml)."""
+"""Folder map: the top-level folders of the repository are installed inside the package `xllm`."""
 
 from setuptools import setup
 

@@ -3,10 +3,10 @@
 
     python benchmarks/chatglm.py [--threads 1] [--device cpu] [--repetitions 9] [--only NAME ...] [--json]
 
-Both models run in one process, turn about, and medians are compared: above 1 is faster than GPT-NeoX. The frozen training
-step takes the gradient to `inputs_embeds`, as X-LLM's stages do; labels are the last 32 tokens of each row. Memory is the
-growth of the peak over one such step, and of loading a sharded fp16 checkpoint, each in a process of its own. Random
-weights, fp32 on a CPU, bf16 on a GPU.
+Both models run in one process, turn about, and medians are compared: above 1 is faster than GPT-NeoX. The frozen
+training step takes the gradient to `inputs_embeds`, as X-LLM's stages do; labels are the last 32 tokens of each row.
+Memory is the growth of the peak over one such step, and of loading a sharded fp16 checkpoint, each in a process of its
+own. Random weights, fp32 on a CPU, bf16 on a GPU.
 """
 
 import argparse

@@ -5,7 +5,8 @@ Each row: milliseconds of both for the forward pass alone and with the backward 
 runs, so that other work on the machine counts little), and how many times faster ours is. The results of the two are
 compared first. The loop is batched and does what the papers say, nothing else: one weight and one state per row, one
 `where` per quantity and frame. Its backward pass takes time in T squared (each frame's slice gets a gradient of full
-size), so the largest ones are left out. The last columns: what each keeps for the backward pass, as a multiple of `hidden`.
+size), so the largest ones are left out. The last columns: what each keeps for the backward pass, as a multiple of
+`hidden`.
 """
 
 import argparse
@@ -64,7 +65,7 @@ def saved_ratio(function, hidden: torch.Tensor) -> float:
 
 
 def compare(B: int, T: int, D: int, device: torch.device) -> list[float]:
-    """Milliseconds of ours and of the loop, forward, then forward and backward; saved ratios of both (nan: left out)."""
+    """Milliseconds of ours and of the loop, forward, then with backward; saved ratios of both (nan: left out)."""
     torch.manual_seed(0)
     hidden = torch.randn(B, T, D, device=device, requires_grad=True)
     alphas = (torch.rand(B, T, device=device) * 0.5).requires_grad_()
@@ -102,7 +103,8 @@ def main() -> None:
     device = torch.device(arguments.device)
     columns = f"{'ours':>10} {'loop':>9} {'ratio':>6}"
     print(
-        f"{'':>9} | {'forward':^27} | {'forward and backward':^27} | {'saved':^10}\n{'B':>3} {'T':>5} | {columns} | {columns} | ours  loop"
+        f"{'':>9} | {'forward':^27} | {'forward and backward':^27} | {'saved':^10}\n"
+        f"{'B':>3} {'T':>5} | {columns} | {columns} | ours  loop"
     )
     for B in arguments.batches:
         for T in arguments.frames:

@@ -1,11 +1,11 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Stage 1 of a speech interface on speakers it never heard: `python benchmarks/cif_recognition.py [--seed K] [--json]`.
+"""Stage 1 of speech on speakers it never heard: `python benchmarks/cif_recognition.py [--seed K] [--json]`.
 
-Drawn "speech", no download: each of 10 characters is a glide of two formants over 80 mel bins, spoken in runs of 2 to 5 by
-speakers that differ in vocal tract (a warp of the mel axis), pace, tilt and noise, with transitions between neighbours and
-pauses. Training draws from 60 speakers, the test from 20 others. A small Conformer and C-Former start from random weights.
-Printed is the character error rate, before and after training: of the CIF head ("cif"), of the CTC head alone ("ctc"), of
-prefix beam search over CTC alone, and of the beam ranked by both heads.
+Drawn "speech", no download: each of 10 characters is a glide of two formants over 80 mel bins, spoken in runs of 2 to
+5 by speakers that differ in vocal tract (a warp of the mel axis), pace, tilt and noise, with transitions between
+neighbours and pauses. Training draws from 60 speakers, the test from 20 others. A small Conformer and C-Former start
+from random weights. Printed is the character error rate, before and after training: of the CIF head ("cif"), of the
+CTC head alone ("ctc"), of prefix beam search over CTC alone, and of the beam ranked by both heads.
 """
 
 import argparse

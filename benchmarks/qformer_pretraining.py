@@ -8,8 +8,9 @@ captions ("a red circle at the top left") 24 never occur in training. The vision
 everything but the interface and the throw-away heads; so what is measured is learned by the queries. A video is three
 frames of which one, unknown, shows the shape, and some clips are shorter.
 
-Prints recall@1 among all 96 captions before and after, for new pictures of trained captions and for the 24 combinations
-of colour, shape and place that were never captioned (chance: 1 %). One thread; the seconds printed are CPU time.
+Prints recall@1 among all 96 captions before and after, for new pictures of trained captions and for the 24
+combinations of colour, shape and place that were never captioned (chance: 1 %). One thread; the seconds printed are
+CPU time.
 """
 
 import argparse

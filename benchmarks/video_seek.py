@@ -1,11 +1,11 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Reading a few frames of a minute of video: from the keyframes before them, against decoding everything up to the last.
+"""A few frames of a minute of video: read from the keyframes before them, against decoding all up to the last.
 
     python benchmarks/video_seek.py [--width 1280] [--height 720] [--json]
 
-Makes two films of 60 s at 25 Hz (H.264 with B-frames; a keyframe every 50 and every 250 frames) and reads 4 and 8 frames of
-each with `load_video`, both ways in the same run; the frames must be equal. Prints medians and their ratio. How much can be
-gained follows from the distance of the keyframes: a frame costs half of it on average.
+Makes two films of 60 s at 25 Hz (H.264 with B-frames; a keyframe every 50 and every 250 frames) and reads 4 and 8
+frames of each with `load_video`, both ways in the same run; the frames must be equal. Prints medians and their ratio.
+How much can be gained follows from the distance of the keyframes: a frame costs half of it on average.
 """
 
 import argparse

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 EXCEPTIONS = {
     "TRF028": "files carry the licence in one line, as house style; LICENSE has the text",
-    "TRF057": "@auto_docstring leaves unfilled places in the text outside transformers; docstrings are written by hand",
+    "TRF057": "@auto_docstring leaves gaps in the text outside transformers; docstrings are written by hand",
 }
 
 

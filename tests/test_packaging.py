@@ -1,5 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""What is installed: inference without the training extras, one line that names the extra, wheel and source distribution."""
+"""What is installed: inference without the training extras, the line that names an extra, wheel and sdist."""
 
 import os
 import shutil
@@ -18,8 +18,8 @@ from xllm import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONAL = (
-    "datasets", "dill", "jiwer", "rapidfuzz", "matplotlib", "pandas", "peft", "pyarrow", "scipy", "sklearn", "tensorboard",
-    "bitsandbytes", "torchao", "trl",
+    "datasets", "dill", "jiwer", "rapidfuzz", "matplotlib", "pandas", "peft", "pyarrow", "scipy", "sklearn",
+    "tensorboard", "bitsandbytes", "torchao", "trl",
 )  # fmt: skip
 HIDE = f"""
 import importlib.machinery, sys
@@ -140,7 +140,10 @@ def test_the_wheel_works_where_it_is_installed(distributions, tmp_path):
     target = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
     subprocess.run([*install, str(distributions[1])], check=True, capture_output=True)
-    code = "import xllm.training.train, xllm.demo.run, xllm; print(xllm.__file__, len(xllm.training.recipe.shipped_recipes()))"
+    code = (
+        "import xllm.training.train, xllm.demo.run, xllm.training.recipe as recipe;"
+        "print(xllm.__file__, len(recipe.shipped_recipes()))"
+    )
     environment = {**os.environ, "PYTHONPATH": str(target)}
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment

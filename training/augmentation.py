@@ -1,8 +1,9 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Augmentation of training media, by name: `augment: [speed, {noise: {snr_db: [10, 40]}}, spec_augment]`.
 
-Each draws from the random generator it is given, so that a sample's augmentation depends on seed, epoch and sample alone.
-Waveforms are `(samples,)` float32, features `(frames, mel bins)`, pictures `(..., H, W, 3)` uint8 (all frames of a video alike).
+Each draws from the random generator it is given, so that a sample's augmentation depends on seed, epoch and sample
+alone. Waveforms are `(samples,)` float32, features `(frames, mel bins)`, pictures `(..., H, W, 3)` uint8 (all frames
+of a video alike).
 
 Sources: speed perturbation (Ko et al. 2015), SpecAugment (Park et al. 2019), vocal tract length perturbation (Jaitly &
 Hinton 2013), here as a warp of the mel axis after feature extraction. The paper names no augmentation of its own; the
@@ -135,8 +136,8 @@ class MixVoices:
 
 @dataclass
 class Equalizer:
-    """One smooth curve over the mel axis added to all frames, as another microphone or room would: `size`, its standard
-    deviation (in that of normalised features) at each of `points`, with straight lines between them.
+    """One smooth curve over the mel axis added to all frames, as another microphone or room would: `size`, its
+    standard deviation (in that of normalised features) at each of `points`, with straight lines between them.
     """
 
     kind: ClassVar[str] = "features"
@@ -190,7 +191,7 @@ class _RandomCrop(v2.RandomResizedCrop):
 
 @dataclass
 class Crop:
-    """A random part of the picture; `scale`: range of its area, `ratio`: of width to height (the authors', LAVIS's)."""
+    """A random part of the picture; `scale`: range of its area, `ratio`: of width to height (LAVIS's)."""
 
     kind: ClassVar[str] = "picture"
     scale: tuple[float, float] = (0.5, 1.0)

@@ -16,8 +16,9 @@ stages:                      # run one after the other, each from the previous o
 ```
 
 A recipe of one stage may write the stage's keys (`stage`, `modalities`, `data`, `trainer`, ...) at the top level. With
-`stages`, top-level `data`, `trainer` and `evaluate` are defaults of every stage; an override `key=value` of one of them
-holds for all stages. Paths are relative to the current folder, media files to the folder of the file that names them.
+`stages`, top-level `data`, `trainer` and `evaluate` are defaults of every stage; an override `key=value` of one of
+them holds for all stages. Paths are relative to the current folder, media files to the folder of the file that names
+them.
 """
 
 import re
@@ -174,7 +175,8 @@ def load_recipe(recipe: "str | Path | Mapping | Recipe", overrides: Iterable[str
     """Read and check a recipe; nothing is written.
 
     Args:
-        recipe: a YAML file, the name of a shipped recipe, the same as a dict, or a `Recipe` (overrides then not allowed).
+        recipe: a YAML file, the name of a shipped recipe, the same as a dict, or a `Recipe` (overrides then not
+            allowed).
         overrides: `"a.b=value"` strings (values are YAML), or a mapping of dotted keys.
 
     Raises:

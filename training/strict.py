@@ -1,5 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Mappings as dataclasses, strictly: every key known, every value of the declared kind, and errors that name the place.
+"""Mappings as dataclasses, strictly: every key is known, every value of the declared kind, errors name the place.
 
 A field whose metadata is `{"of": Class}` holds that dataclass, or a list of it (a single one may stand for the list).
 """

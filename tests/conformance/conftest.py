@@ -1,5 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""The suites are run only where they were fetched, and every skip or failure must be one that `exceptions.py` explains."""
+"""The suites run only where they were fetched; every skip or failure must be one that `exceptions.py` explains."""
 
 import re
 from fnmatch import fnmatch

@@ -1,8 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Every test of transformers' suites that is skipped or fails on our classes, and why.
 
-A skip that is not listed, and a listed test that passes, are failures (see `conftest.py`). Names are "Class::test", with
-shell patterns; the first that fits counts.
+A skip that is not listed, and a listed test that passes, are failures (see `conftest.py`). Names are "Class::test",
+with shell patterns; the first that fits counts.
 """
 
 # What the machine lacks, in the words of transformers.testing_utils.
@@ -12,20 +12,24 @@ PROMPT_LAYOUT = "a ChatGLM prompt must hold [gMASK]<sop> under the ids of its co
 EMBEDS_ALONE = "ChatGLM's positions and mask follow from the ids; inputs_embeds without them are refused by name"
 RANDOM_IDS = "the suite's random ids hold placeholder tokens; without media that is an error here"
 SLOW_TOKENIZER = "needs a tokenizer of the tokenizers library; ChatGLM's is sentencepiece only"
+OVERWRITES = "overwrites the weight file of a checkpoint, which is refused: its SHA-256 is in config.json"
+SUBTRACTS_MASKS = "its message subtracts boolean masks; test_model_interface.py compares tuple and dict itself"
+LOWER_CASE = (
+    "SentencePieceBackend lower-cases added tokens, but not the text before it looks for them; no published folder sets "
+    "do_lower_case"
+)
+NO_PROCESSOR = "reads `.tokenizer` of the tokenizer, which is a processor's"
 
 KNOWN_FAILURES = {
-    "XLLMOver*ModelTest::test_model_weights_reload_no_missing_tied_weights": "overwrites the weight file of a checkpoint, which "
-    "is refused: its SHA-256 is in config.json",
+    "XLLMOver*ModelTest::test_model_weights_reload_no_missing_tied_weights": OVERWRITES,
     "*ChatGLMModelTest::test_inputs_embeds": EMBEDS_ALONE,
     "*ChatGLMModelTest::test_inputs_embeds_matches_input_ids": EMBEDS_ALONE,
     "*ChatGLMModelTest::test_model_forward_default_config_values": PROMPT_LAYOUT,
-    "XLLMOver*ModelTest::test_model_outputs_equivalence": "its message subtracts the boolean masks of modality_features; "
-    "test_model_interface.py compares tuple and dict itself",
+    "XLLMOver*ModelTest::test_model_outputs_equivalence": SUBTRACTS_MASKS,
     "XLLMOverLlamaModelTest::test_model_rope_scaling_from_config_*": RANDOM_IDS,
-    "ChatGLMTokenizerTest::test_added_tokens_do_lower_case": "SentencePieceBackend lower-cases added tokens, but not the "
-    "text before it looks for them; no published folder sets do_lower_case",
+    "ChatGLMTokenizerTest::test_added_tokens_do_lower_case": LOWER_CASE,
     "ChatGLMTokenizerTest::test_alignment_methods": SLOW_TOKENIZER,
-    "ChatGLMTokenizerTest::test_chat_template_save_loading": "reads `.tokenizer` of the tokenizer, which is a processor's",
+    "ChatGLMTokenizerTest::test_chat_template_save_loading": NO_PROCESSOR,
 }
 
 NO_CONVERSION = "parameters keep their checkpoint names: there is nothing to convert"

@@ -2,9 +2,9 @@
 """transformers' own common tests, taken from the source distribution of the installed version.
 
 They are fetched by `python tests/conformance/suites.py` into a cache folder (`$XLLM_CONFORMANCE_CACHE`, by default
-`xllm-conformance` in the user's cache) and imported from there as the package `transformers_suites`; nothing of them is
-kept in this repository. The source distribution lacks four small modules that the suites import; what stands in for them
-is defined here.
+`xllm-conformance` in the user's cache) and imported from there as the package `transformers_suites`; nothing of them
+is kept in this repository. The source distribution lacks four small modules that the suites import; what stands in for
+them is defined here.
 """
 
 import importlib
@@ -62,7 +62,8 @@ def fetch_suites() -> Path:
     requirement = f"transformers=={transformers.__version__}"
     cache_folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_folder()) as scratch:
-        # pip reads the metadata of what it downloads with setuptools: the installed one, rather than one more download.
+        # pip reads the metadata of what it downloads with setuptools: the installed one, rather than one more
+        # download.
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
         pip = subprocess.run(
             [*command, "--no-binary", "transformers", "--dest", scratch, requirement], capture_output=True, text=True
@@ -70,7 +71,7 @@ def fetch_suites() -> Path:
         archives = list(Path(scratch).glob("transformers-*.tar.gz"))
         if pip.returncode or not archives:
             raise SuitesError(
-                f"pip could not download the source distribution of {requirement} into {cache_folder()}: a package index "
+                f"pip could not download the source distribution of {requirement} into {cache_folder()}: an index "
                 f"must be reachable the first time.\n{pip.stderr.strip()}"
             )
         with tarfile.open(archives[0]) as archive:

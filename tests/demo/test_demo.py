@@ -29,7 +29,11 @@ SMOKE = DemoScale(
     speech_size=16,
     language_size=16,
     converter_size=16,
-    **dict.fromkeys(("vision", "speech", "language", "image_convert", "speech_convert", "image_align", "video_align", "speech_align", "integrate"), BRIEF),
+    **dict.fromkeys(
+        ("vision", "speech", "language", "image_convert", "speech_convert", "image_align", "video_align",
+         "speech_align", "integrate"),
+        BRIEF,
+    ),
 )  # fmt: skip
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Augmentation by torchaudio and torchvision: what it may change, and that it follows from the generator it is given."""
+"""Augmentation by torchaudio and torchvision: what it changes, and that it follows from the generator it is given."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""LoRA and DoRA of the PEFT library on the language model and on interfaces: train, save, load, merge, beside stages."""
+"""PEFT's LoRA and DoRA on the language model and on interfaces: train, save, load, merge, beside stages."""
 
 import pytest
 import torch

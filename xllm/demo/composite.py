@@ -117,7 +117,8 @@ def compose(
     """A model with the stand-ins' weights and fresh interfaces.
 
     Args:
-        language, vision, speech: state dicts of `ChatGLMForConditionalGeneration`, `Blip2VisionModel`, `ParakeetEncoder`.
+        language, vision, speech: state dicts of `ChatGLMForConditionalGeneration`, `Blip2VisionModel`,
+            `ParakeetEncoder`.
     """
     model = XLLMForConditionalGeneration(config).eval()
     model.model.vision_tower.load_state_dict(vision)

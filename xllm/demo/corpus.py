@@ -3,10 +3,10 @@
 
     <Image> thin 7 dark</Image><Speech> five</Speech>What is the sum?[gMASK]<sop> 12<eop>
 
-The language model learns to read a description, to count, add and compare, and never meets an image or a sound. Later an
-X2L interface has to write "7" in its language (paper, section 1: media as foreign languages), and then the same skill
-answers about what is seen and heard. Descriptions are as loose as an interface will be: words repeat, come in any
-order and stand among words that mean nothing.
+The language model learns to read a description, to count, add and compare, and never meets an image or a sound. Later
+an X2L interface has to write "7" in its language (paper, section 1: media as foreign languages), and then the same
+skill answers about what is seen and heard. Descriptions are as loose as an interface will be: words repeat, come in
+any order and stand among words that mean nothing.
 """
 
 import re
@@ -150,8 +150,8 @@ _TASK_SHARES = _TASK_SHARES / _TASK_SHARES.sum()
 def build_tokenizer(folder: str | Path, seed: int = 0, vocab_size: int = 400) -> ChatGLMTokenizer:
     """Train the small sentencepiece vocabulary of the corpus and save it as `folder/ice_text.model`.
 
-    Digits, number words and places are one token each, whatever stands around them; other words are pieces, and characters
-    never met are bytes.
+    Digits, number words and places are one token each, whatever stands around them; other words are pieces, and
+    characters never met are bytes.
 
     Returns:
         the tokenizer, with ChatGLM's special tokens and the three placeholders.
@@ -220,7 +220,7 @@ def encode_sample(tokenizer: ChatGLMTokenizer, sample: TextSample) -> tuple[list
 
 
 def collate_text(tokenizer: ChatGLMTokenizer, samples: list[TextSample]) -> dict[str, torch.Tensor]:
-    """A batch padded on the left: `input_ids`, `attention_mask`, `labels` and `described` (1 in a description), `(B, L)`."""
+    """A batch padded on the left, `(B, L)`: ids, mask, `labels`, and `described` (1 in a description)."""
     rows = [encode_sample(tokenizer, sample) for sample in samples]
     length = max(len(ids) for ids, _, _ in rows)
     batch = {

@@ -135,7 +135,7 @@ def _write_videos(
 def _write_speech(
     folder: Path, side: str, number: int, voices: tuple[str, ...], strength: float, rng: np.random.Generator
 ) -> list[Item]:
-    """Recordings of one to three digits, half of them single digits, which the cross questions need: all ten of them."""
+    """Recordings of one to three digits; half hold a single one, since the cross questions need all ten."""
     facts, utterances = [], []
     for count in range(number):
         length = int(rng.choice((1, 2, 3), p=(0.5, 0.25, 0.25)))

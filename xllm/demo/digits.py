@@ -1,8 +1,9 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Images and videos of the demo: scikit-learn's 1,797 scanned handwritten digits, drawn as PNG and mp4 files.
 
-A scan is 8 x 8 grey levels. It is drawn on a canvas of another size, in ink of either polarity, shifted, scaled, turned,
-sharpened or blurred, so that a model trained on the drawings also reads a digit that a stranger photographs or paints.
+A scan is 8 x 8 grey levels. It is drawn on a canvas of another size, in ink of either polarity, shifted, scaled,
+turned, sharpened or blurred, so that a model trained on the drawings also reads a digit that a stranger photographs or
+paints.
 Training and test are split by *scan*: no drawing of a test scan is seen in any stage.
 
 Legend: N scans, H and W canvas pixels, T frames.
@@ -129,7 +130,8 @@ def draw_digit(
         style (`DigitStyle`): how it is drawn.
         canvas (`int`): side of the picture in pixels.
         height (`float`): height of the digit as a fraction of the canvas.
-        centre (`tuple[float, float]`): x (from the left) and y (from the top) of its centre, as fractions of the canvas.
+        centre (`tuple[float, float]`): x (from the left) and y (from the top) of its centre, as fractions of the
+            canvas.
         rng (`numpy.random.Generator`, *optional*): source of the noise; without it the picture has none.
 
     Returns:

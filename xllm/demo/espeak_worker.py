@@ -1,5 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""espeak-ng through ctypes, run as a script in a child process by `voices.synthesise`: `espeak_worker.py REQUEST REPLY`.
+"""espeak-ng through ctypes: `espeak_worker.py REQUEST REPLY`, a child process of `voices.synthesise`.
 
 REQUEST is a JSON list of utterances (the fields of `voices.Utterance`), REPLY becomes an .npz file with all samples.
 The script imports nothing of this package, so that the child starts in a moment.

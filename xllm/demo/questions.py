@@ -20,7 +20,8 @@ class Facts:
     """What the media of a sample show and say.
 
     Args:
-        image (`int`, *optional*): digit on the image; place (`str`, *optional*): where it stands, if that is worth a word.
+        image (`int`, *optional*): digit on the image; place (`str`, *optional*): where it stands, if that is worth a
+            word.
         video (`int`, *optional*), motion (`str`, *optional*): digit of the video and where it moves.
         speech (`tuple[int, ...]`): spoken digits.
         language (`str`): of the speech, `"en"` or `"zh"`.
@@ -34,24 +35,27 @@ class Facts:
     language: str = "en"
 
 
-# task -> (media it is asked about, wordings). A wording with Chinese characters gets a Chinese answer where they differ.
+# task -> (media it is asked about, wordings). A wording with Chinese characters gets a Chinese answer where they
+# differ.
 TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "image_digit": (("image",), (
         "Which digit is this?", "What number is in the image?", "Which digit do you see?", "Read the number.",
         "What is written here?", "What digit does the picture show?", "Name the digit in the picture.",
-        "What do you see in this image?", "Describe the image.", "这是几？", "图中的数字是几？", "请详细描述这张图片。",
+        "What do you see in this image?", "Describe the image.", "这是几？", "图中的数字是几？",
+        "请详细描述这张图片。",
     )),
     "image_word": (("image",), (
-        "Write the digit as an English word.", "Spell the number in the image.", "How do you write this digit in letters?",
-        "Which word names the digit you see?", "Give the English name of the digit.", "用英文写出图中的数字。",
+        "Write the digit as an English word.", "Spell the number in the image.",
+        "How do you write this digit in letters?", "Which word names the digit you see?",
+        "Give the English name of the digit.", "用英文写出图中的数字。",
     )),
     "image_hanzi": (("image",), (
         "Write the digit in Chinese.", "What is this number in Chinese?", "Translate the digit into Chinese.",
         "Which Chinese character names the digit?", "用汉字写出图中的数字。", "图中的数字用中文怎么写？",
     )),
     "image_parity": (("image",), (
-        "Is the digit in the image even or odd?", "Even or odd?", "Is this number odd or even?", "Tell the parity of the digit.",
-        "Is the number you see even?", "图中的数字是奇数还是偶数？",
+        "Is the digit in the image even or odd?", "Even or odd?", "Is this number odd or even?",
+        "Tell the parity of the digit.", "Is the number you see even?", "图中的数字是奇数还是偶数？",
     )),
     "image_next": (("image",), (
         "Which number comes after the digit in the image?", "What is the next number?", "Add one to this digit.",
@@ -62,38 +66,41 @@ TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         "Which part of the image holds the digit?", "数字在哪边？",
     )),
     "speech_text": (("speech",), (
-        "Transcribe the speech.", "What is said?", "Write down what you hear.", "What do you hear?", "Repeat the words.",
-        "What does the speaker say?", "Please transcribe the recording.", "请忠实地识别该语音", "请将这段语音转化为文字",
-        "请将语音转换成书面文字。", "请识别该音频的文本内容",
+        "Transcribe the speech.", "What is said?", "Write down what you hear.", "What do you hear?",
+        "Repeat the words.", "What does the speaker say?", "Please transcribe the recording.",
+        "请忠实地识别该语音", "请将这段语音转化为文字", "请将语音转换成书面文字。", "请识别该音频的文本内容",
     )),
     "speech_digits": (("speech",), (
-        "Write what you hear in digits.", "Which digits are spoken?", "Which numbers are said?", "Give the spoken numbers as figures.",
-        "Note the spoken number in figures.", "用数字写出语音的内容。",
+        "Write what you hear in digits.", "Which digits are spoken?", "Which numbers are said?",
+        "Give the spoken numbers as figures.", "Note the spoken number in figures.", "用数字写出语音的内容。",
     )),
     "speech_count": (("speech",), (
-        "How many digits are spoken?", "Count the spoken words.", "How many numbers do you hear?", "How many words are said?",
-        "语音里有几个数字？",
+        "How many digits are spoken?", "Count the spoken words.", "How many numbers do you hear?",
+        "How many words are said?", "语音里有几个数字？",
     )),
     "video_motion": (("video",), (
-        "Which way does the digit move?", "Where does it go?", "In which direction does it move?", "What is the direction of the motion?",
-        "Does it move left, right, up or down?", "数字往哪边移动？",
+        "Which way does the digit move?", "Where does it go?", "In which direction does it move?",
+        "What is the direction of the motion?", "Does it move left, right, up or down?", "数字往哪边移动？",
     )),
     "video_digit": (("video",), (
-        "Which digit moves?", "Which digit is in the video?", "What number do you see in the video?", "Name the moving digit.",
-        "视频里的数字是几？",
+        "Which digit moves?", "Which digit is in the video?", "What number do you see in the video?",
+        "Name the moving digit.", "视频里的数字是几？",
     )),
     "video_text": (("video",), (
-        "What happens in the video?", "Describe the video.", "Which digit moves, and where?", "Say what moves and in which direction.",
-        "What do you see in this video?", "请描述这个视频。", "你能为我描述这个视频的内容吗？",
+        "What happens in the video?", "Describe the video.", "Which digit moves, and where?",
+        "Say what moves and in which direction.", "What do you see in this video?", "请描述这个视频。",
+        "你能为我描述这个视频的内容吗？",
     )),
     "cross_sum": (("image", "speech"), (
-        "What is the sum?", "Add the digit in the image and the spoken digit.", "How much is the image plus the speech?",
-        "What do you get when you add both numbers?", "Add them.", "Add the number you see to the number you hear.",
-        "What is the total of the two digits?", "两个数的和是多少？", "请把图片和语音里的数字相加。",
+        "What is the sum?", "Add the digit in the image and the spoken digit.",
+        "How much is the image plus the speech?", "What do you get when you add both numbers?", "Add them.",
+        "Add the number you see to the number you hear.", "What is the total of the two digits?",
+        "两个数的和是多少？", "请把图片和语音里的数字相加。",
     )),
     "cross_larger": (("image", "speech"), (
         "Which digit is larger?", "What is the larger of the two digits?", "Compare them: which number is larger?",
-        "Which of the two digits is greater?", "Give the larger number.", "Compare the image with the speech: which number is larger?",
+        "Which of the two digits is greater?", "Give the larger number.",
+        "Compare the image with the speech: which number is larger?",
         "Which number is larger, the one you see or the one you hear?", "图片和语音，哪个数更大？", "哪个数字更大？",
     )),
 }  # fmt: skip

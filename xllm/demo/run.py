@@ -1,9 +1,9 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """The demo from nothing to its table: world, stand-in towers, stages 1, 2 and 3, questions about what was never seen.
 
-    text ─────────────────────────────┐                          image: stage 1 ─ stage 2 ─ video: stage 2 ┐
-    world ─ image encoder             ├─ compose (towers frozen) ┤                                         ├─ stage 3 ─ test
-          └ speech encoder ───────────┘                          speech: stage 1 ─ stage 2 ────────────────┘
+    text ──────────────────┐                          image: stage 1 ─ stage 2 ─ video: stage 2 ┐
+    world ─ image encoder  ├─ compose (towers frozen) ┤                                         ├─ stage 3 ─ test
+          └ speech encoder ┘                          speech: stage 1 ─ stage 2 ────────────────┘
 
 Towers, and the interfaces of stages 1 and 2, know nothing of each other; they are trained in two processes at a time.
 """

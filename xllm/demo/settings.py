@@ -24,8 +24,8 @@ class DemoScale:
 
     Args:
         image_pixels, patch_pixels (`int`): what the image encoder reads.
-        vision_size, speech_size, language_size, converter_size (`int`): widths of image encoder, speech encoder, language
-            model and converters.
+        vision_size, speech_size, language_size, converter_size (`int`): widths of image encoder, speech encoder,
+            language model and converters.
         vision_layers, speech_layers, language_layers, qformer_layers, cformer_layers (`int`): their depths.
         num_query_tokens (`int`): embeddings per image and per frame.
         num_frames (`int`): frames of a video.

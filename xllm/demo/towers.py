@@ -195,7 +195,7 @@ def pretrain_speech(
 
 @torch.no_grad()
 def _start_speech(model: ParakeetEncoder) -> None:
-    """Larger weights than transformers' 0.02, with which almost nothing passes the subsampling: it would never learn."""
+    """Larger weights than transformers' 0.02, with which hardly anything passes the subsampling."""
     for layer in model.subsampling.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")

@@ -1,9 +1,10 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Speech of the demo: spoken digits synthesised by espeak-ng in many voices, English accents and Mandarin.
 
-espeak-ng (GPL-3.0-or-later) comes as a shared library in the wheel `espeakng-loader`, is loaded at run time, and nothing
-of it is part of this package. Its noise generator and its oscillators keep their state between utterances, so the same
-call can give other samples later in a process; `synthesise` therefore speaks a whole list in a fresh child process, in
+espeak-ng (GPL-3.0-or-later) comes as a shared library in the wheel `espeakng-loader`, is loaded at run time, and
+nothing of it is part of this package. Its noise generator and its oscillators keep their state between utterances, so
+the same call can give other samples later in a process; `synthesise` therefore speaks a whole list in a fresh child
+process, in
 the given order and with the generator seeded: the same list gives the same samples.
 """
 

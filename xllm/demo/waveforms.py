@@ -1,8 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Waveform augmentation: what rooms, microphones, telephones and other throats do to a recording.
 
-Every function takes and gives mono `float32` samples of shape `(A,)` in [-1, 1] and draws only from the generator it is
-given. All filters work on the whole clip in the frequency domain.
+Every function takes and gives mono `float32` samples of shape `(A,)` in [-1, 1] and draws only from the generator it
+is given. All filters work on the whole clip in the frequency domain.
 """
 
 import wave
