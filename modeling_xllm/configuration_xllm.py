@@ -390,6 +390,8 @@ class XLLMConfig(PreTrainedConfig):
             output[field] = {name: value.to_diff_dict() for name, value in getattr(self, field).items()}
             for value in output[field].values():
                 value.pop("transformers_version")
+        if "AutoConfig" in output.get("auto_map", {}):  # transformers names this file; its package is not the model's
+            output["auto_map"]["AutoConfig"] = "modeling_xllm.XLLMConfig"
         return output
 
 

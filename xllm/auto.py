@@ -1,8 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Makes X-LLM and ChatGLM known to transformers' Auto classes; importing this module does it, without importing torch.
 
-transformers finds a class of its own by name, in the module `transformers.models.<model type>`. The names are put into its
-tables, and `auto_classes` stands in for that module: asked for the first class, it registers all of them.
+transformers finds a class of its own by name, in the module `transformers.models.<model type>`. The names are put into
+its tables, and `auto_classes` stands in for that module: asked for the first class, it registers all of them.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ TOKENIZERS = f"{AUTO}.tokenization_auto"
 class TokenizerNames:
     """Puts the tokenizer's name into a table of transformers as soon as that is imported, which imports torch too.
 
-    The key is no model type: of a model type's tokenizer, transformers would prefer the code in a checkpoint's repository.
+    The key is no model type: for those, transformers would prefer the tokenizer's code in a checkpoint's repository.
     """
 
     def find_spec(self, name, path=None, target=None):

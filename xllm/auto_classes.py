@@ -19,7 +19,7 @@ def __getattr__(name: str):
 
 
 def register() -> None:
-    """Registers every class, once. The packages `modeling_xllm` and `processing` call it when any module of theirs is imported."""
+    """Registers every class, once. `modeling_xllm` and `processing` call it when any module of theirs is imported."""
     global _is_registered
     if _is_registered:
         return

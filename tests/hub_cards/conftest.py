@@ -1,6 +1,13 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """A Hub of one's own and an empty cache for each test."""
 
+import json
+import os
+import site
+import subprocess
+import sys
+import venv
+
 import huggingface_hub
 import pytest
 import transformers
@@ -44,3 +51,44 @@ def interfaces_folder(hub, tiny_folder, tmp_path):
 def tiny_folder(tmp_path_factory):
     """The tiny preset as a folder; tests must not write there."""
     return build_tiny(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def bare_python(tmp_path_factory):
+    """A Python with the packages of this one, but not what is installed in editable mode here.
+
+    Folders that a .pth file names are searched; .pth files in those folders are not read.
+    """
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, symlinks=True)
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    packages = [path for path in {*sys.path, *site.getsitepackages()} if path.endswith("site-packages")]
+    (folder / "lib" / version / "site-packages" / "shared.pth").write_text("\n".join(packages) + "\n")
+    python = folder / "bin" / "python"
+    found = subprocess.run(
+        [python, "-P", "-c", "import importlib.util; print(importlib.util.find_spec('xllm'))"],
+        capture_output=True, text=True, check=True, cwd=folder, env=_without(os.environ),
+    )  # fmt: skip
+    if found.stdout.strip() != "None":
+        pytest.skip("the package is installed as a copy in site-packages and cannot be hidden")
+    return python
+
+
+def _without(environment):
+    return {name: value for name, value in environment.items() if name not in ("HF_HUB_OFFLINE", "PYTHONPATH")}
+
+
+@pytest.fixture
+def bare(bare_python, hub, tmp_path):
+    """Runs code on that Python with the tests' Hub; returns what its last line says."""
+    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+
+    def run(code: str, *arguments: str):
+        result = subprocess.run(
+            [bare_python, "-P", "-c", code, *arguments],
+            env=_without(os.environ) | settings, capture_output=True, text=True, check=False, cwd=tmp_path,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout.splitlines()[-1])
+
+    return run

@@ -1,0 +1,156 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Copies of a user's modules beside a checkpoint.
+
+A module that registers a converter or a kind of media travels with the checkpoints that use it. The copy lies in one
+flat folder with our files, so `from xllm.modeling_xllm.converters import X` becomes `from .converters import X`, and
+`from xllm import X` likewise.
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+from transformers.dynamic_module_utils import get_imports
+from transformers.utils import HF_MODULES_CACHE
+
+import xllm
+import xllm.modeling_xllm
+import xllm.processing
+
+
+class ModuleCopyError(ValueError):
+    """A module cannot travel with a checkpoint."""
+
+
+def flat_files() -> dict[str, Path]:
+    """Our own modules that travel, by name: the flat files of `modeling_xllm` and `processing`."""
+    folders = [Path(package.__file__).parent for package in (xllm.modeling_xllm, xllm.processing)]
+    found = [path for folder in folders for path in folder.glob("*.py") if path.name != "__init__.py"]
+    return {path.stem: path for path in sorted(found, key=lambda path: path.name)}
+
+
+def modules_of(classes: Iterable) -> list[ModuleType]:
+    """The modules of those classes and functions that are neither ours nor of transformers, each once.
+
+    Raises:
+        ModuleCopyError: one is defined in a notebook or at the prompt, where there is no file to copy.
+    """
+    found = {}
+    for item in classes:
+        name = getattr(item, "__module__", None) or "builtins"
+        if name.split(".")[0] in ("xllm", "transformers", "transformers_modules", "builtins", "functools"):
+            continue
+        module = sys.modules.get(name)
+        if name == "__main__" or getattr(module, "__file__", None) is None:
+            raise ModuleCopyError(
+                f"{item.__name__} is defined in {name}, not in a file that can be copied: move it to one"
+            )
+        found[name] = module
+    return list(found.values())
+
+
+def copy_module(file: str | Path, folder: str | Path) -> str:
+    """Write the copy of the module in `file` into `folder`; returns its name, the stem of both files.
+
+    Raises:
+        ModuleCopyError: the module is a package, has the name of one of our files, or imports what does not travel.
+    """
+    file, folder = Path(file), Path(folder)
+    if file.name == "__init__.py":
+        raise ModuleCopyError(f"{file}: a package cannot travel with a checkpoint; put the classes into one file")
+    if file.stem in flat_files():
+        raise ModuleCopyError(f"{file}: one of our own files is called {file.name}; rename yours")
+    text = travelling_text(file)
+    (folder / file.name).write_text(text, encoding="utf-8")
+    return file.stem
+
+
+def travelling_text(file: Path) -> str:
+    """Source of the module in `file` as it is in a flat folder with ours: imports of ours are relative ones.
+
+    Raises:
+        ModuleCopyError: as `copy_module`.
+    """
+    text = file.read_text(encoding="utf-8")
+    tree = ast.parse(text, str(file))
+    edits = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "xllm":
+                    raise _refused(file, node, f"import {alias.name}", "write `from xllm.... import Name`")
+        elif isinstance(node, ast.ImportFrom) and (node.level or node.module.split(".")[0] == "xllm"):
+            edits.append((node, _relative_imports(file, node)))
+    _fail_for_private_imports(file)
+    lines = text.splitlines(keepends=True)
+    for node, statements in sorted(edits, key=lambda edit: -edit[0].lineno):
+        first, last = node.lineno - 1, node.end_lineno - 1
+        # ast counts bytes
+        before = lines[first].encode()[: node.col_offset].decode()
+        after = lines[last].encode()[node.end_col_offset :].decode()
+        indent = re.match(r"\s*", before)[0]
+        lines[first : last + 1] = [before + f"\n{indent}".join(statements) + after]
+    return "".join(lines)
+
+
+def _relative_imports(file: Path, node: ast.ImportFrom) -> list[str]:
+    """`node`, an import of ours, as imports of siblings."""
+    ours, written = flat_files(), ast.unparse(node)
+    parts = (node.module or "").split(".")
+    if node.level == 1 and parts[0] in ours:  # a copy is copied
+        return [written]
+    if node.level:
+        raise _refused(file, node, written, "a module that travels is a single file")
+    by_module = {}
+    for alias in node.names:
+        if len(parts) == 1:
+            target = xllm.public_names().get(alias.name, "").split(".")
+        else:
+            target = parts[1:]
+        if len(target) != 2 or target[0] not in ("modeling_xllm", "processing") or target[1] not in ours:
+            raise _refused(file, node, written, f"{alias.name} does not travel with a checkpoint")
+        by_module.setdefault(target[1], []).append(alias)
+    return [ast.unparse(ast.ImportFrom(module, names, 1)) for module, names in by_module.items()]
+
+
+def _fail_for_private_imports(file: Path) -> None:
+    """Fail if the module needs another module of the user's: libraries can be installed, that one cannot."""
+    known = {*sys.stdlib_module_names, *importlib.metadata.packages_distributions(), "xllm"}
+    for name in get_imports(file):
+        if name not in known:
+            raise ModuleCopyError(
+                f"{file}: it imports {name}, which is not an installed library; a module that travels is a single file"
+            )
+
+
+def _refused(file: Path, node: ast.stmt, written: str, reason: str) -> ModuleCopyError:
+    return ModuleCopyError(f"{file}, line {node.lineno}: `{written}`: {reason}")
+
+
+def native_module(copy: str | Path) -> Path:
+    """A copy turned back into a module that imports this package: a file in transformers' cache, ready to be imported.
+
+    Args:
+        copy (`str` or `Path`): the file beside a checkpoint.
+    """
+    homes = {name: f"xllm.{path.parent.name}.{name}" for name, path in flat_files().items()}
+    text = Path(copy).read_text(encoding="utf-8")
+    text = re.sub(
+        r"^(\s*from\s+)\.(\w+)(?=\s+import\b)",
+        lambda found: found[1] + homes.get(found[2], f".{found[2]}"),
+        text,
+        flags=re.M,
+    )
+    folder = Path(HF_MODULES_CACHE, "xllm_modules", hashlib.sha256(text.encode()).hexdigest()[:16])
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / Path(copy).name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+__all__ = ["ModuleCopyError", "copy_module", "flat_files", "modules_of", "native_module", "travelling_text"]
