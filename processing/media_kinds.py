@@ -200,6 +200,8 @@ def _load_frames(source: Any, reader: Any) -> Frames:
 def _load_sound(source: Any, reader: Any, source_rate: int | None = None) -> Any:
     if hasattr(reader, "load"):
         return reader.load(source)
+    if isinstance(source, Waveform) and source.sampling_rate == reader.sampling_rate:
+        return source
     return Waveform(load_audio(source, reader.sampling_rate, source_rate), reader.sampling_rate)
 
 

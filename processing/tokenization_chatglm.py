@@ -9,6 +9,7 @@ the text "[gMASK]" is always the special token, so that a chat template can writ
 holds `<sop>` already. Placeholder tokens take the first ids after the vocabulary, which the embedding matrix has to spare.
 """
 
+import os
 import re
 from typing import Any
 
@@ -29,7 +30,7 @@ CHATGLM_CHAT_TEMPLATE = (
     "{%- set image = '<Image>' ~ (image_token | default('<ImageHere>')) ~ '</Image>' -%}"
     "{%- set video = '<Video>' ~ (video_token | default('<VideoHere>')) ~ '</Video>' -%}"
     "{%- set audio = '<Speech>' ~ (audio_token | default('<SpeechHere>')) ~ '</Speech>' -%}"
-    "{%- set media = {'image': image, 'video': video, 'audio': audio, 'speech': audio} -%}"
+    "{%- set media = media_parts | default({'image': image, 'video': video, 'audio': audio, 'speech': audio}) -%}"
     "{%- macro text_of(content) -%}"
     "{%- if content is string -%}{{- content -}}{%- else -%}"
     "{%- for part in content if part['type'] == 'text' -%}{{- part['text'] -}}{%- endfor -%}"
@@ -38,7 +39,7 @@ CHATGLM_CHAT_TEMPLATE = (
     "{%- for part in message['content'] -%}"
     "{%- if part['type'] in media -%}{{- media[part['type']] -}}"
     "{%- elif part['type'] != 'text' -%}"
-    "{{- raise_exception('content part of type ' ~ part['type'] ~ ': expected text, image, video or audio') -}}"
+    "{{- raise_exception('content part of type ' ~ part['type'] ~ ': expected text, ' ~ (media | join(', '))) -}}"
     "{%- endif -%}{%- endfor -%}{%- endfor -%}"
     "{%- set questions = messages | selectattr('role', 'equalto', 'user') | list | length -%}"
     "{%- set ns = namespace(round=0) -%}"
@@ -103,6 +104,11 @@ def _load_model(vocab_file: str | None) -> sentencepiece.SentencePieceProcessor:
         raise ValueError(
             "no ice_text.model in this folder or repository: it is not a first-generation ChatGLM (ChatGLM2 and later "
             "ship tokenizer.model and are another architecture)"
+        )
+    if os.path.basename(vocab_file) == "tokenizer.model":  # a name that transformers falls back to
+        raise ValueError(
+            f"{vocab_file}: the vocabulary of ChatGLM2 or later, another architecture; a first-generation ChatGLM has "
+            "ice_text.model"
         )
     model = sentencepiece.SentencePieceProcessor(model_file=str(vocab_file))
     if model.id_to_piece(model.piece_to_id("[gMASK]")) != "[gMASK]":  # the release of March 2023
@@ -244,11 +250,10 @@ class ChatGLMTokenizer(SentencePieceBackend):
         self, text: str, is_split_into_words: bool = False, **kwargs: Any
     ) -> tuple[str, dict[str, Any]]:
         """Mark the wrappers around a medium, which the authors encoded apart from the text around them (sec. 3.4)."""
-        for name in PLACEHOLDERS:
-            token = re.escape(str(getattr(self, name)))
-            text = re.sub(rf"(<(?:Image|Video|Speech)>)(?={token})", rf"{_SPLIT}\1", text)
-            text = re.sub(rf"({token}</(?:Image|Video|Speech)>)", rf"\1{_SPLIT}", text)
-        return text, kwargs
+        named = set(self.special_tokens_map) - {*SentencePieceBackend.SPECIAL_TOKENS_ATTRIBUTES, "gmask_token"}
+        tokens = "|".join(re.escape(str(getattr(self, name))) for name in sorted(named))
+        text = re.sub(rf"((?!{tokens})<\w+>)(?={tokens})", rf"{_SPLIT}\1", text)
+        return re.sub(rf"((?:{tokens})</\w+>)", rf"\1{_SPLIT}", text), kwargs
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         if self.remove_space:
@@ -268,7 +273,8 @@ class ChatGLMTokenizer(SentencePieceBackend):
         text = self.sp_model.decode(pieces) if pieces else ""
         for plain, piece in self._whitespace.items():
             text = text.replace(piece, plain)
-        return re.sub(r"<\|blank_(\d+)\|>", lambda found: " " * int(found.group(1)), text)
+        # Longer runs are no pieces, and a text may name any number.
+        return re.sub(r"<\|blank_([2-9]|[1-7]\d|80)\|>", lambda found: " " * int(found.group(1)), text)
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Text of pieces; each stretch between added tokens is decoded on its own, as it was encoded."""

@@ -208,6 +208,23 @@ def test_a_folder_without_ice_text_is_refused(tmp_path):
         ChatGLMTokenizer(None)
 
 
+def test_a_plain_tokenizer_model_is_refused(model_file, tmp_path):
+    """transformers falls back to that name, and the pieces that ChatGLM2 lacks would be invented."""
+    (tmp_path / "tokenizer.model").write_bytes(model_file.read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "ChatGLMTokenizer"}', encoding="utf-8")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "chatglm"}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"tokenizer\.model: the vocabulary of ChatGLM2 or later"):
+        AutoTokenizer.from_pretrained(tmp_path)
+
+
+def test_only_blanks_that_are_pieces_become_spaces(tokenizer):
+    pieces = ["a", "<|blank_80|>", "<|blank_2|>", "b"]
+    assert tokenizer.convert_tokens_to_string(pieces) == "a" + " " * 82 + "b"
+    for text in ("<|blank_81|>", "<|blank_1000000000|>", "<|blank_1|>", "<|blank_05|>"):
+        ids = tokenizer("x" + text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(ids) == "x" + text
+
+
 # ---- chat -----------------------------------------------------------------------------------------------------------
 
 IMAGE = {"type": "image", "image": "x.jpg"}
