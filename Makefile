@@ -16,9 +16,10 @@ $(VENV)/.installed-%: pyproject.toml setup.py
 demo: $(VENV)/.installed-demo  ## the main job: three stages over image, speech and video, then questions
 	$(BIN)/xllm demo --output $(OUTPUT)
 
-test: $(VENV)/.installed-dev  ## lint and every test, slow ones and transformers' own suites too
+test: $(VENV)/.installed-dev  ## lint, types and every test, slow ones and transformers' own suites too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python .ci/types.py
 	$(BIN)/python tests/conformance/suites.py
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile --timeout 900
 
@@ -26,8 +27,9 @@ conformance: $(VENV)/.installed-dev  ## transformers' own common test suites on 
 	$(BIN)/python tests/conformance/suites.py
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest tests/conformance -n 2 --dist loadfile --timeout 900
 
-check: $(VENV)/.installed-dev  ## lint and the quick tests
+check: $(VENV)/.installed-dev  ## lint, types and the quick tests
 	$(BIN)/ruff check .
+	$(BIN)/python .ci/types.py
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow" -n 2 --ignore tests/conformance
 
 style: $(VENV)/.installed-dev

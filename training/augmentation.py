@@ -10,7 +10,7 @@ Hinton 2013), here as a warp of the mel axis after feature extraction. The paper
 authors' images are randomly cropped and flipped.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -125,7 +125,7 @@ class MixVoices:
     ) -> np.ndarray:
         if not len(others) or rng.random() >= self.probability:
             return features
-        other = others[rng.integers(len(others))]
+        other = others[int(rng.integers(len(others)))]
         at = np.linspace(0, len(other) - 1, len(features))
         low = np.floor(at).astype(int)
         part = (at - low).astype(np.float32)[:, None]
@@ -230,7 +230,7 @@ AUGMENTATIONS = {
 class Augmentation:
     """A list of augmentations, applied in order to media of their kind ("waveform", "features", "picture")."""
 
-    def __init__(self, steps: Iterable[Callable]):
+    def __init__(self, steps: Iterable[Any]):
         self.steps = list(steps)
 
     @classmethod
@@ -267,14 +267,14 @@ class Augmentation:
             before = clips
             clips = []
             for index, (clip, rng) in enumerate(zip(before, rngs)):
-                extra = ()
+                extra: tuple = ()
                 if isinstance(step, MixVoices):
                     extra = ([before[i] for i, text in enumerate(texts) if i != index and text == texts[index]],)
                 clips.append(clip if rng is None else step(clip, rng, *extra))
         return clips
 
 
-def _build_step(entry: str | dict) -> Callable:
+def _build_step(entry: str | dict) -> Any:
     name, settings = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()), ("", {}))
     if name not in AUGMENTATIONS or (isinstance(entry, dict) and len(entry) != 1):
         raise RecipeError(f"augment: {entry!r} is no augmentation{nearest(name, AUGMENTATIONS)}")

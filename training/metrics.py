@@ -7,8 +7,10 @@ failed counts in full instead of being left out.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jiwer import process_words
+from jiwer.transforms import AbstractTransform
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,11 @@ def _error_rate(references: Sequence[str], hypotheses: Sequence[str], split: Cal
     if length == 0:
         raise ValueError(f"references hold no {unit}: there is no error rate")
 
-    def transform(texts: list[str]) -> list[list[str]]:  # instead of jiwer's own, which strips the texts
-        return [split(text) for text in texts]
+    class Split(AbstractTransform):  # instead of jiwer's own, which strips the texts
+        def __call__(self, texts: Any) -> list[list[str]]:
+            return [split(text) for text in texts]
 
-    found = process_words(list(references), list(hypotheses), transform, transform)
+    found = process_words(list(references), list(hypotheses), Split(), Split())
     errors = (found.substitutions, found.deletions, found.insertions)
     return ErrorRate(sum(errors) / length, *errors, length)
 

@@ -257,10 +257,11 @@ def _apply_overrides(raw: dict, variables: dict, overrides, source: str) -> None
 def _set_dotted(raw: dict, key: str, value: Any, source: str) -> None:
     parts = key.split(".")
     at: Any = raw
+    part: str | int
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
         if isinstance(at, list):
-            if not part.isdigit() or int(part) >= len(at):
+            if not parts[depth].isdigit() or int(part) >= len(at):
                 raise RecipeError(f"{source}: override {key}: {part!r} is not an index below {len(at)}")
             part = int(part)
         elif not isinstance(at, dict):

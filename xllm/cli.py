@@ -58,7 +58,8 @@ class CommandParser(argparse.ArgumentParser):
             self._is_splitting = False
 
     def _split_media(self, args: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
-        own, media = [], []
+        own: list[str] = []
+        media: list[tuple[str, str]] = []
         while args:
             argument = args.pop(0)
             if argument == "--":

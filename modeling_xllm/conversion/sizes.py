@@ -6,6 +6,7 @@ Heads leave no trace in a shape. Their widths are the published ones: 88 in EVA-
 
 import math
 import re
+from typing import Any
 
 import torch
 from transformers import Blip2QFormerConfig
@@ -71,7 +72,7 @@ def _image_row(shapes: Shapes) -> X2LConfig:
     width = shapes.size("query_tokens", -1)
     layers = shapes.count(r"Qformer\.bert\.encoder\.layer\.(\d+)\.")
     first = "Qformer.bert.encoder.layer.0."
-    sizes = {
+    sizes: dict[str, Any] = {
         "intermediate_size": shapes.size(first + "intermediate_query.dense.weight", 0),
         "encoder_hidden_size": shapes.size(first + "crossattention.self.key.weight", 1),
     }
@@ -139,7 +140,7 @@ def published_config(shapes: Shapes) -> XLLMConfig:
     rows = published_rows(shapes)
     if "image" not in rows:
         rows.pop("video", None)
-    fields = {"text_config": _language_config(shapes), "modalities": rows}
+    fields: dict[str, Any] = {"text_config": _language_config(shapes), "modalities": rows}
     if "visual_encoder.cls_token" in shapes:
         fields["vision_config"] = vision_config(shapes)
     elif "image" in rows:

@@ -6,6 +6,7 @@ The paper's speech encoder was never published; the presets take Parakeet's, a C
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import (
     AutoFeatureExtractor,
@@ -172,7 +173,12 @@ def build_tiny(output_dir: str | Path) -> Path:
 
 def tiny_config(tokenizer: ChatGLMTokenizer) -> XLLMConfig:
     """Sizes of the tiny preset, with the ids of `tokenizer`."""
-    heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "hidden_size": 64}
+    heads: dict[str, Any] = {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "hidden_size": 64,
+    }
     rows = default_modalities()
     rows["image"] = X2LConfig(num_query_tokens=4, qformer_config=Blip2QFormerConfig(**heads))
     rows["video"].num_query_tokens = 4

@@ -2,6 +2,7 @@
 """The demo's X-LLM: its config, its processor, and the stand-ins put into it."""
 
 from copy import deepcopy
+from typing import Any
 
 import torch
 from transformers import Blip2QFormerConfig, ParakeetEncoderConfig
@@ -24,16 +25,16 @@ HIGHEST_HERTZ = 4000.0
 
 def build_config(tokenizer: ChatGLMTokenizer, scale: DemoScale) -> XLLMConfig:
     """Sizes of the three towers and the three interfaces; the table of modalities is the paper's."""
-    converter = {"hidden_size": scale.converter_size, "num_attention_heads": _HEADS}
+    converter: dict[str, Any] = {"hidden_size": scale.converter_size, "num_attention_heads": _HEADS}
     converter |= {"intermediate_size": 2 * scale.converter_size}
-    quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    quiet: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     # BERT's 0.02 is meant for a width of 768; here it would let a thirtieth of the encoder's signal through.
     quiet["initializer_range"] = scale.converter_size**-0.5
     rows = default_modalities()
     qformer = Blip2QFormerConfig(
         num_hidden_layers=scale.qformer_layers, cross_attention_frequency=1, **converter, **quiet
     )
-    rows["image"] = X2LConfig(num_query_tokens=scale.num_query_tokens, qformer_config=qformer)
+    rows["image"] = X2LConfig(num_query_tokens=scale.num_query_tokens, converter_config=qformer)
     rows["video"].shares_converter_with = None  # the paper's drawing: a Q-Former of its own, started from the image's
     rows["video"].qformer_config = deepcopy(qformer)
     rows["video"].num_query_tokens = scale.num_query_tokens
@@ -101,7 +102,8 @@ def language_config(tokenizer: ChatGLMTokenizer, scale: DemoScale) -> ChatGLMCon
 
 def build_model_processor(config: XLLMConfig, tokenizer: ChatGLMTokenizer) -> XLLMProcessor:
     """The processor that fits `config`; its mel bins end where telephones and many old recordings do."""
-    processor = build_processor(config, tokenizer, config.vision_config.image_size)
+    vision: Any = config.vision_config
+    processor = build_processor(config, tokenizer, vision.image_size)
     # Normalised per bin, bins without any sound would be loud noise.
     processor.feature_extractor = XLLMFeatureExtractor(max_frequency=HIGHEST_HERTZ)
     return processor

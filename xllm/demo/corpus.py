@@ -129,7 +129,7 @@ def random_text_sample(rng: np.random.Generator, disturbance: float = 0.15) -> T
     media = []
     if facts.image is not None:
         media.append(("image", describe_image(facts.image, rng, facts.place)))
-    if facts.video is not None:
+    if facts.video is not None and facts.motion is not None:
         media.append(("video", describe_video(facts.video, facts.motion, rng)))
     if facts.speech:
         media.append(("speech", describe_speech(facts.speech, facts.language)))

@@ -16,6 +16,7 @@ training file holds. Everything follows from the seed.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -214,7 +215,7 @@ def _cross_lines(media: dict, pairs: list, number: int, rng: np.random.Generator
 
 
 def _ask(task: str, media: tuple[tuple[str, Item], ...], rng: np.random.Generator, disturbance: float = 0.15) -> dict:
-    known = {}
+    known: dict[str, Any] = {}
     for modality, item in media:
         known.update({"speech": item.facts.speech, "language": item.facts.language} if modality == "speech" else {})
         known.update({"image": item.facts.image, "place": item.facts.place} if modality == "image" else {})

@@ -210,8 +210,8 @@ def draw_at(scan: np.ndarray, place: str, rng: np.random.Generator) -> Image.Ima
     """
     x, y = {"left": (0, 0.5), "right": (1, 0.5), "top": (0.5, 0), "bottom": (0.5, 1), "middle": (0.5, 0.5)}[place]
     spread = _PATH_END - _PATH_START
-    centre = tuple(_PATH_START + spread * at + float(rng.uniform(-0.06, 0.06)) for at in (x, y))
-    return draw_digit(scan, random_style(rng), 64, float(rng.uniform(0.42, 0.52)), centre, rng)
+    across, down = (_PATH_START + spread * at + float(rng.uniform(-0.06, 0.06)) for at in (x, y))
+    return draw_digit(scan, random_style(rng), 64, float(rng.uniform(0.42, 0.52)), (across, down), rng)
 
 
 def draw_video(

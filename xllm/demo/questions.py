@@ -157,13 +157,14 @@ def answer(task: str, facts: Facts, question: str = "") -> str:
             f"the task {task} asks about {' and '.join(missing)}, of which the facts say nothing: {facts}"
         )
     medium = task.split("_", 1)[0]
-    if medium == "image":
+    if medium == "image" and facts.image is not None:
         return _image_answer(task, facts.image, facts.place)
     if medium == "speech":
         return _speech_answer(task, facts)
     if medium == "video":
         return _video_answer(task, facts, is_chinese(question))
-    return str(facts.image + facts.speech[0] if task == "cross_sum" else max(facts.image, facts.speech[0]))
+    numbers = (facts.image or 0, facts.speech[0])
+    return str(sum(numbers) if task == "cross_sum" else max(numbers))
 
 
 def _image_answer(task: str, digit: int, place: str | None) -> str:
@@ -191,7 +192,7 @@ def _speech_answer(task: str, facts: Facts) -> str:
 
 
 def _video_answer(task: str, facts: Facts, chinese: bool) -> str:
-    motion = _MOTIONS_ZH[facts.motion] if chinese else facts.motion
+    motion = _MOTIONS_ZH[str(facts.motion)] if chinese else str(facts.motion)
     if task == "video_digit":
         return str(facts.video)
     if task == "video_motion":

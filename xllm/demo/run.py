@@ -211,7 +211,7 @@ def _chance(path: Path, kind: str) -> float:
     if kind == "asr":
         return min(cer(answers, [guess] * len(answers)).value for guess in set(answers))
     # A number, a place, a yes: what kind of answer is wanted can be told from the question alone.
-    by_kind = {}
+    by_kind: dict[bool, Counter] = {}
     for answer in answers:
         by_kind.setdefault(answer.isdigit(), Counter())[answer] += 1
     return sum(counts.most_common(1)[0][1] for counts in by_kind.values()) / len(answers)

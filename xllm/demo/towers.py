@@ -138,7 +138,10 @@ def pretrain_vision(
 @torch.no_grad()
 def _start_vision(model: Blip2VisionModel) -> None:
     """Positions as sines and cosines of both axes, and filters that see the strokes, not the tone of the paper."""
-    width, side = model.config.hidden_size, model.config.image_size // model.config.patch_size
+    pixels, patch = model.config.image_size, model.config.patch_size
+    assert isinstance(pixels, int)
+    assert isinstance(patch, int)
+    width, side = model.config.hidden_size, pixels // patch
     frequencies = 100.0 ** -(torch.arange(width // 4) / (width // 4))
     rows, columns = torch.meshgrid(torch.arange(side).float(), torch.arange(side).float(), indexing="ij")
     angles = torch.cat([columns.reshape(-1, 1) * frequencies, rows.reshape(-1, 1) * frequencies], dim=1)
