@@ -17,7 +17,6 @@ the authors' code trains them too, the paper does not), `train_shared` (a conver
 Deviation: stage 0 is not the paper's; it trains the language model on text alone, to make a stand-in for a published one.
 """
 
-import hashlib
 from collections.abc import Iterable
 from enum import IntEnum
 
@@ -192,20 +191,6 @@ def frozen_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return frozen
 
 
-def frozen_fingerprint(model: nn.Module, prefixes: tuple[str, ...] | None = None) -> str:
-    """SHA-256 over names and bytes of the frozen tensors: equal before and after means bit-identical.
-
-    Args:
-        prefixes (`tuple[str, ...]`, *optional*): only tensors whose names start so, e.g. `LANGUAGE_MODEL`.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(frozen_tensors(model).items()):
-        if prefixes is None or name.startswith(prefixes):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 __all__ = [
     "LANGUAGE_MODEL",
     "TRAINED_PARTS",
@@ -213,7 +198,6 @@ __all__ = [
     "StageError",
     "declared_prefixes",
     "freeze_for_stage",
-    "frozen_fingerprint",
     "frozen_tensors",
     "peft_parameters",
     "resolve_modalities",

@@ -7,7 +7,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import batch_of, mixed_rows, tiny_model
 
 from xllm import XLLMForConditionalGeneration, freeze_for_stage
-from xllm.training.stages import frozen_fingerprint
+from xllm.training.lineage import FreezeReceipt
 
 
 LANGUAGE_MODEL = r"model\.language_model\..*\.(query_key_value|q_proj|v_proj)"
@@ -67,12 +67,12 @@ def test_an_adapter_is_trained_saved_loaded_and_merged(tmp_path, kind, target, u
 def test_an_interface_is_saved_whole_beside_the_adapter_of_the_language_model(tmp_path):
     config = lora(LANGUAGE_MODEL, False, modules_to_save=["interfaces.image"])
     model = get_peft_model(tiny_model(), config)
-    towers = frozen_fingerprint(model)
+    receipt = FreezeReceipt(model)
     moved = train_a_step(model)
     assert {name.split(".")[3] for name in moved} == {"language_model", "interfaces"}
     assert any("interfaces.image" in name and name.endswith("query_tokens") for name in moved)
     assert not any("interfaces.speech" in name or "interfaces.video" in name for name in moved)
-    assert frozen_fingerprint(model) == towers
+    receipt.check()
     inputs = batch_of(mixed_rows())
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(tiny_model(), tmp_path)

@@ -6,7 +6,8 @@ import torch
 from tiny import tiny_model, tiny_rows
 
 from xllm import X2LConfig
-from xllm.training.stages import LANGUAGE_MODEL, StageError, freeze_for_stage, frozen_fingerprint
+from xllm.training.lineage import FreezeReceipt, FrozenTensorError
+from xllm.training.stages import LANGUAGE_MODEL, StageError, freeze_for_stage
 
 
 def names_below(model, *prefixes):
@@ -93,26 +94,30 @@ def test_a_linear_row_has_no_stage_1():
     assert freeze_for_stage(model, 2, ["status"]) == names_below(model, "model.interfaces.status.")
 
 
-def test_fingerprint_sees_frozen_tensors_and_only_those():
+def test_the_receipt_sees_frozen_tensors_and_only_those():
     model = tiny_model()
     freeze_for_stage(model, 3, ["speech"])
-    before, of_llm = frozen_fingerprint(model), frozen_fingerprint(model, LANGUAGE_MODEL)
+    receipt = FreezeReceipt(model)
     with torch.no_grad():
         model.model.interfaces["speech"].adapter.weight.add_(1.0)
-    assert frozen_fingerprint(model) == before
+    receipt.check()
     with torch.no_grad():
         model.model.interfaces["image"].adapter.bias[0] += 1e-6
-    assert frozen_fingerprint(model) != before
-    assert frozen_fingerprint(model, LANGUAGE_MODEL) == of_llm
+    with pytest.raises(
+        FrozenTensorError, match=r"1 frozen tensors have moved.*: model.interfaces.image.adapter.bias;"
+    ):
+        receipt.check()
     with torch.no_grad():
         model.lm_head.weight[0, 0] = -model.lm_head.weight[0, 0]
-    assert frozen_fingerprint(model, LANGUAGE_MODEL) != of_llm
+    with pytest.raises(FrozenTensorError, match="2 frozen tensors have moved.*: lm_head.weight, "):
+        receipt.check()
 
 
-def test_fingerprint_sees_statistics_of_a_frozen_encoder():
+def test_the_receipt_sees_statistics_of_a_frozen_encoder():
     model = tiny_model()
     freeze_for_stage(model, 2, ["speech"])
-    before = frozen_fingerprint(model)
+    receipt = FreezeReceipt(model)
     norm = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm1d))
     norm.running_mean.add_(0.5)
-    assert frozen_fingerprint(model) != before
+    with pytest.raises(FrozenTensorError, match="running_mean"):
+        receipt.check()

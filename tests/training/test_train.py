@@ -18,7 +18,7 @@ from xllm.training.collator import XLLMDataCollator
 from xllm.training.plots import loss_curves
 from xllm.training.recipe import RecipeError
 from xllm.training.sources import DataError
-from xllm.training.stages import LANGUAGE_MODEL, StageError, freeze_for_stage, frozen_fingerprint
+from xllm.training.stages import LANGUAGE_MODEL, StageError, freeze_for_stage
 from xllm.training.train import check, run_stage, train, write_summary
 from xllm.training.trainer import losses_by_modality
 
@@ -118,12 +118,14 @@ def test_language_model_on_text_alone(tiny, tmp_path):
     rows = [{"text": "one"}, {"text": "two"}]
     source = {"dataset": rows, "modality": "text", "prompts": ["repeat: {text}"]}
     model.requires_grad_(False)
-    before = frozen_fingerprint(model, ("model.interfaces.", "model.audio_tower."))
+    parts = {
+        name: tensor.clone() for name, tensor in model.state_dict().items() if not name.startswith(LANGUAGE_MODEL)
+    }
     trained = run_stage(
         model, processor, {"stage": 0, "data": {"train": source}, "trainer": QUICK}, tmp_path, progress=False
     )
     assert all(name.startswith(LANGUAGE_MODEL) for name in trained.trained)
-    assert frozen_fingerprint(model, ("model.interfaces.", "model.audio_tower.")) == before
+    assert all(torch.equal(tensor, parts[name]) for name, tensor in model.state_dict().items() if name in parts)
     assert trained.folder == tmp_path
     entry = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
     assert entry["loss_text"] == pytest.approx(entry["loss"], rel=1e-3)  # rows of equal length
@@ -222,7 +224,7 @@ def test_the_same_seed_gives_the_same_weights(tiny_checkpoint, table, tmp_path):
         (
             {"trainer": {"lr_scheduler_type": "cosin"}},
             RecipeError,
-            "stage 2: trainer: cosin is not a valid SchedulerType",
+            "trainer.lr_scheduler_type is .cosin.; choose one of linear, ",
         ),
         ({"init_from": {"speech": "image"}}, StageError, "speech and image have different converters"),
     ],

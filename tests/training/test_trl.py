@@ -7,7 +7,7 @@ from datasets import Dataset, Image, List
 from trl import SFTConfig, SFTTrainer
 
 from xllm import XLLMDataCollator, freeze_for_stage
-from xllm.training.stages import frozen_fingerprint
+from xllm.training.lineage import FreezeReceipt
 
 
 def config(folder, **kwargs) -> SFTConfig:
@@ -28,12 +28,12 @@ def config(folder, **kwargs) -> SFTConfig:
 
 def trained(trainer, model) -> list[str]:
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    frozen = frozen_fingerprint(model)
+    receipt = FreezeReceipt(model)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert len(losses) == 2
     assert all(torch.isfinite(torch.tensor(losses)))
-    assert frozen_fingerprint(model) == frozen
+    receipt.check()
     return [name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])]
 
 
