@@ -7,20 +7,15 @@ from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
+from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig
+from xllm.modeling_xllm.converters import converter_class
+from xllm.processing.media_kinds import MEDIA_KINDS, MediaKind
+from xllm.training.media_rows import parts_of_rows
+from xllm.training.tasks import TASKS
+
 
 TEMPLATES = Path(__file__).parent
-# Task of `xllm evaluate` -> task of the Hub's model-index.
-HUB_TASKS = {
-    "asr": "automatic-speech-recognition",
-    "caption": "image-to-text",
-    "qa": "visual-question-answering",
-}
 STAGES = {0: "text", 1: "convert", 2: "align", 3: "integrate"}
-EXAMPLES = {
-    "image": '{"type": "image", "path": "image.jpg"}',
-    "video": '{"type": "video", "path": "clip.mp4"}',
-    "speech": '{"type": "audio", "path": "speech.wav"}',
-}
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -76,16 +71,19 @@ def model_card(
         ValueError: a file of results that cannot be read.
     """
     folder = Path(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = XLLMConfig.from_pretrained(folder)
     figures = read_results(results or folder / "results.json")
-    towers, stage = config.get("towers") or {}, config.get("stage") or {}
+    towers, stage = config.towers or {}, config.stage or {}
+    parts_of = parts_of_rows(config.modalities)
+    kinds = [MEDIA_KINDS[part] for part in parts_of.values() if part in MEDIA_KINDS]
+    hub_tasks = {kind.hub_task for kind in kinds}
     sources = sorted({tower["name_or_path"] for tower in towers.values()})
     licenses = licenses or {}
     data = ModelCardData(
         base_model=sources or None,
         library_name="transformers",
         license=license,
-        pipeline_tag="any-to-any" if "speech" in config["modalities"] else "image-text-to-text",
+        pipeline_tag=hub_tasks.pop() if len(hub_tasks) == 1 else "any-to-any",
         tags=["xllm", "x2l-interface", "custom_code", *([f"stage{stage['stage']}"] if stage else [])],
         model_name=repo_id.split("/")[-1],
         eval_results=[_eval_result(figure) for figure in figures] or None,
@@ -102,20 +100,19 @@ def model_card(
     ]
     stored = {"name": "everything else" if towers else "everything", "source": "this repository"}
     parts.append({**stored, "revision": revision, "licence": license or "not stated"})
-    media = next((EXAMPLES[name] for name in config["modalities"] if name in EXAMPLES), None)
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATES / "model_card.md"),
         name=repo_id.split("/")[-1],
         repo_id=repo_id,
         revision=revision,
-        modalities=list(config["modalities"]),
+        modalities=list(config.modalities),
         parts=parts,
-        rows=[_row(name, row, config["modalities"]) for name, row in config["modalities"].items()],
+        rows=[_row(name, row, parts_of[name]) for name, row in config.modalities.items()],
         stage_line=_stage_line(stage),
         contents_line=_contents_line(towers),
-        example_part=media or '{"type": "text", "text": "Hello."}',
-        lineage=config.get("lineage"),
+        example_part=_example(kinds),
+        lineage=config.lineage,
         results=figures,
         curves=(folder / "losses.png").is_file(),
     )
@@ -123,7 +120,7 @@ def model_card(
 
 def _eval_result(figure: dict) -> EvalResult:
     return EvalResult(
-        task_type=HUB_TASKS.get(figure["task"], figure["task"]),
+        task_type=TASKS[figure["task"]].hub_task if figure["task"] in TASKS else figure["task"],
         dataset_type=figure["name"],
         dataset_name=f"{figure['name']} (n = {figure['n']})",
         metric_type=figure["metric"],
@@ -144,18 +141,24 @@ def _contents_line(towers: dict) -> str:
     return f"Stored here is everything but {', '.join(towers)}; `from_pretrained` fetches that from its source."
 
 
-def _row(name: str, row: dict, rows: dict) -> dict:
-    shared = row.get("shares_converter_with")
-    # A row is stored as its differences from the defaults of `X2LConfig`.
-    converter = row.get("converter", "qformer")
-    tokens = f"{row.get('num_query_tokens', 32)} per picture" if converter == "qformer" else "as many as it fires"
-    if converter == "linear":
-        tokens = "one per feature vector"
+def _example(kinds: list[MediaKind]) -> str:
+    """A content part of the first kind, as a message of the card's example holds it."""
+    if not kinds:
+        return '{"type": "text", "text": "Hello."}'
+    return f'{{"type": "{kinds[0].type}", "path": "{kinds[0].example or kinds[0].type}"}}'
+
+
+def _row(name: str, row: X2LConfig, part: str) -> dict:
+    count = converter_class(row.converter).tokens_per_item(row)
+    positions = "position" if row.subsampling_factor == 1 else f"{row.subsampling_factor} positions"
+    shared = row.shares_converter_with
     return {
         "name": name,
-        "encoder": row.get("encoder", "vision") or "none",
-        "converter": f"{converter} (of {shared})" if shared in rows else converter,
-        "tokens": tokens,
+        "encoder": row.encoder or "none",
+        "converter": f"{row.converter} (of {shared})" if shared else row.converter,
+        "tokens": f"at most one per {positions} of its input"
+        if count is None
+        else f"{count} per {'picture' if row.num_frames else part}",
     }
 
 

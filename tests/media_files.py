@@ -3,12 +3,37 @@
 
 import struct
 import wave
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+from PIL import Image
+
+from xllm.processing import audio_decoding, media_sources, video_decoding
+
+
+def count_readings(monkeypatch) -> Counter:
+    """Counts from now on how often files are opened, and pictures, sounds and films decoded or converted from arrays."""
+    counts: Counter = Counter()
+
+    def watch(module, name: str, what: str) -> None:
+        read = getattr(module, name)
+
+        def counted(*args, **kwargs):
+            counts[what] += 1
+            return read(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, counted)
+
+    watch(media_sources, "_open_path", "opened")
+    watch(Image, "open", "pictures")
+    for name in ("_decode_audio", "_convert_array"):
+        watch(audio_decoding, name, "sounds")
+    watch(video_decoding, "_decode_video", "films")
+    return counts
 
 
 def sine(seconds: float = 0.5, rate: int = 16_000, frequency: float = 440.0) -> np.ndarray:

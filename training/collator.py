@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from xllm.processing.chat_parts import clean_messages, media_of
+from xllm.processing.media_kinds import MEDIA_KINDS
 from xllm.training.augmentation import Augmentation
 
 
@@ -135,6 +136,8 @@ class XLLMDataCollator:
                 message["content"] = [{"type": "text", "text": message["content"]}]
         if messages[-1].get("role") != "assistant":
             raise ValueError(f"the last message is the {messages[-1].get('role')}'s, expected the assistant's answer")
+        if any(part["type"] != "text" for part in messages[-1]["content"]):
+            raise ValueError("the assistant's answer holds a medium; what the model learns to say is text")
         return messages
 
     # ---- chat -------------------------------------------------------------------------------------------------------
@@ -159,52 +162,12 @@ class XLLMDataCollator:
     def _excess(self, prompt: list[int], answer: list[int]) -> int:
         return 0 if self.max_length is None else len(prompt) + len(answer) - self.max_length
 
-    def encode_prompts(self, rows: list[list[dict]]) -> dict[str, torch.Tensor]:
-        """Questions without their answers, padded on the left, for `generate`.
-
-        Args:
-            rows (`list[list[dict]]`): conversations that end with the user's turn.
-        """
-        rows = [clean_messages(messages) for messages in rows]
-        return self._process([self._render(messages, add_generation_prompt=True) for messages in rows], rows)
-
     def _encode_chat(self, rows: list[list[dict]]) -> tuple[dict, list[list[int]], list[list[int]]]:
         """Media tensors, and the ids of prompts and answers."""
-        prompts = [self._render(messages[:-1], add_generation_prompt=True) for messages in rows]
-        answers = [self._answer_text(messages, prompt) for messages, prompt in zip(rows, prompts)]
-        batch = self._process(prompts, rows)
+        batch = dict(self.processor.encode_conversations([row[:-1] for row in rows], add_generation_prompt=True))
         ids, mask = batch.pop("input_ids"), batch.pop("attention_mask").bool()
         prompt_ids = [row[keep].tolist() for row, keep in zip(ids, mask)]
-        tokenizer = self.processor.tokenizer
-        answer_ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in answers]
-        return batch, prompt_ids, answer_ids
-
-    def _render(self, messages: list[dict], **kwargs) -> str:
-        return self.processor.apply_chat_template(messages, tokenize=False, **kwargs)
-
-    def _answer_text(self, messages: list[dict], prompt: str) -> str:
-        """What the template writes after the prompt, up to the end token; that is what the model has to say."""
-        end = self.processor.tokenizer.eos_token or ""
-        whole = self._render(messages)
-        if not whole.startswith(prompt):  # a template that writes the generation prompt in another way
-            return _text_of(messages) + end
-        answer = whole[len(prompt) :]
-        cut = answer.rfind(end) if end else -1
-        return answer if cut < 0 else answer[: cut + len(end)]
-
-    def _process(self, texts: list[str], rows: list[list[dict]]) -> dict[str, Any]:
-        media = [media_of(messages) for messages in rows]
-        flat = {kind: [item for row in media for item in row[kind]] for kind in ("image", "video", "audio")}
-        return dict(
-            self.processor(
-                text=texts,
-                images=flat["image"] or None,
-                videos=flat["video"] or None,
-                audio=flat["audio"] or None,
-                text_kwargs={"padding": True, "add_special_tokens": False},
-                return_tensors="pt",
-            )
-        )
+        return batch, prompt_ids, self.processor.encode_answers(rows)
 
     def _drop_oldest_turn(self, messages: list[dict], prompt: int, answer: int) -> list[dict]:
         """The conversation without its oldest question and answer that hold no media."""
@@ -239,48 +202,67 @@ class XLLMDataCollator:
 
     # ---- stage 1 ----------------------------------------------------------------------------------------------------
 
-    def _only(self, rows: list[list[dict]], kinds: tuple[str, ...]) -> tuple[str, list[Any], list[str]]:
-        """The one medium of each sample, all of one kind, and the samples' last answers."""
-        media, texts, found = [], [], set()
+    def _parts_of_task(self) -> list[str]:
+        """Types of content part that the task takes: of the row that it trains, or of every row that suits it."""
+        rows = self.processor.rows
+        if self.modality is not None:
+            return [rows[self.modality].part]
+        suitable = [row.part for row in rows.values() if (row.tokens_per_item is None) == (self.task == "transcribe")]
+        return list(dict.fromkeys(suitable))
+
+    def _encode_only(self, rows: list[list[dict]]) -> tuple[dict[str, torch.Tensor], list[str]]:
+        """Tensors of the one medium of each sample, all of one kind, and the samples' answers."""
+        wanted, media, found = self._parts_of_task(), [], set()
         for messages in rows:
-            items = [(kind, item) for kind, many in media_of(messages).items() for item in many]
-            if len(items) != 1 or items[0][0] not in kinds:
-                got = ", ".join(kind for kind, _ in items) or "none"
-                raise ValueError(f"task {self.task!r} takes one {' or '.join(kinds)} per sample, got {got}")
+            items = [(part, item) for part, many in media_of(messages).items() for item in many]
+            if len(items) != 1 or items[0][0] not in wanted:
+                got = ", ".join(part for part, _ in items) or "none"
+                raise ValueError(f"task {self.task!r} takes one {' or '.join(wanted)} per sample, got {got}")
             found.add(items[0][0])
             media.append(items[0][1])
-            texts.append(_text_of(messages))
         if len(found) > 1:
             raise ValueError(f"task {self.task!r} takes batches of one kind, got {' and '.join(sorted(found))}")
-        return found.pop(), media, texts
+        kind = MEDIA_KINDS[found.pop()]
+        batch = self.processor(**{kind.inputs: media}, return_tensors="pt")
+        return dict(batch), [_text_of(messages) for messages in rows]
 
     def _transcribe(self, rows: list[list[dict]]) -> dict[str, torch.Tensor]:
-        _, clips, texts = self._only(rows, ("audio",))
-        batch = dict(self.processor(audio=clips, return_tensors="pt"))
+        batch, texts = self._encode_only(rows)
         ids = [self.processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         return {**batch, "labels": pad_rows(ids, IGNORE)}
 
     def _contrast(self, rows: list[list[dict]]) -> dict[str, torch.Tensor]:
-        kind, media, texts = self._only(rows, ("image", "video"))
+        batch, texts = self._encode_only(rows)
         special = text_ids(self.processor.tokenizer)
         longest = (self.max_length or 32) - 2
         ids = [self.processor.tokenizer(text, add_special_tokens=False)["input_ids"][:longest] for text in texts]
         ids = [[special.cls, *row, special.sep] for row in ids]
-        kwargs = {"images": media} if kind == "image" else {"videos": media}
-        pixels = dict(self.processor(**kwargs, return_tensors="pt"))
         mask = pad_rows([[1] * len(row) for row in ids], 0)
-        return {**pixels, "input_ids": pad_rows(ids, special.pad), "attention_mask": mask}
+        return {**batch, "input_ids": pad_rows(ids, special.pad), "attention_mask": mask}
 
     # ---- augmentation -----------------------------------------------------------------------------------------------
 
     def _augment(self, batch: dict[str, torch.Tensor], samples: Sequence[dict], rows: list[list[dict]]) -> None:
-        if self.augmentation is None or not self.augmentation.handles("features") or "input_features" not in batch:
+        if self.augmentation is None or not self.augmentation.handles("features"):
             return
-        owners = [index for index, messages in enumerate(rows) for _ in media_of(messages)["audio"]]
-        if len(owners) != len(batch["input_features"]):
-            raise ValueError("augmentation of features needs loss_on='last': rows were multiplied")
-        lengths = batch["input_features_mask"].sum(1).tolist()
-        clips = [batch["input_features"][clip, :length].numpy() for clip, length in enumerate(lengths)]
+        read = [row for row in self.processor.rows.values() if "features" in MEDIA_KINDS[row.part].augmented_as]
+        for input_name, row in {row.input_name: row for row in read if row.input_name in batch}.items():
+            features = batch[input_name]
+            owners = [index for index, messages in enumerate(rows) for _ in media_of(messages)[row.part]]
+            if len(owners) != len(features):
+                raise ValueError("augmentation of features needs loss_on='last': rows were multiplied")
+            self._augment_features(features, batch[row.mask_name].sum(1).tolist(), owners, samples, rows)
+
+    def _augment_features(
+        self,
+        features: torch.Tensor,
+        lengths: list[int],
+        owners: list[int],
+        samples: Sequence[dict],
+        rows: list[list[dict]],
+    ) -> None:
+        """Changes the `(clips, frames, bins)` of one input in place; `owners` are the clips' samples."""
+        clips = [features[clip, :length].numpy() for clip, length in enumerate(lengths)]
         seeds = [samples[owner].get("seed") for owner in owners]
         rngs = [
             None if seed is None else np.random.default_rng([int(seed), owners[:clip].count(owners[clip])])
@@ -288,8 +270,8 @@ class XLLMDataCollator:
         ]
         # A clip is known by what its sample answers; only a row with one clip says just that.
         texts = [_text_of(rows[owner]) if owners.count(owner) == 1 else f"\0{owner}" for owner in owners]
-        for clip, features in enumerate(self.augmentation.apply_to_features(clips, texts, rngs)):
-            batch["input_features"][clip, : lengths[clip]] = torch.from_numpy(np.ascontiguousarray(features))
+        for clip, changed in enumerate(self.augmentation.apply_to_features(clips, texts, rngs)):
+            features[clip, : lengths[clip]] = torch.from_numpy(np.ascontiguousarray(changed))
 
 
 def _text_of(messages: list[dict]) -> str:

@@ -5,9 +5,8 @@ Everything random follows from (seed, epoch, place in the epoch): a resumed run 
 seen, with any number of workers.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,11 +33,13 @@ logger = logging.get_logger(__name__)
 class ChatDataset(Dataset):
     """Samples as conversations whose media are decoded: `{"messages": [...]}`, for `XLLMDataCollator`.
 
+    Which augmentation a medium gets is said by its kind (`augmented_as` of `processing.media_kinds`).
+
     With an `augmentation` each sample also has a "seed", from which the collator draws the augmentation of features.
 
     Args:
         sources (`list[list[Sample]]`): samples by source.
-        processor (`XLLMProcessor`): gives the sampling rate and the rule by which video frames are chosen.
+        processor (`XLLMProcessor`): opens and decodes media, once (`load`): at its sampling rate, the frames that it chooses.
         weights (`list[float]`, *optional*): how often each source's samples come per epoch, on average; default 1.
         augmentation (`Augmentation`, *optional*): of waveforms and pictures; that of features is the collator's.
         on_error (`str`): "raise" a `MediaError`, or "skip" the sample: the next good one takes its place.
@@ -148,15 +149,21 @@ class ChatDataset(Dataset):
         return {"type": kind, kind: self._augment(kind, medium, rng)}
 
     def _augment(self, kind: str, medium: Any, rng: np.random.Generator) -> Any:
-        wanted = [name for name in ("waveform", "picture") if name in MEDIA_KINDS[kind].augmented_as]
-        if not wanted or self.augmentation is None or not self.augmentation.handles(wanted[0]):
-            return medium
-        apply = partial(self.augmentation.apply, wanted[0], rng=rng)
-        if isinstance(medium, Image.Image):
-            return Image.fromarray(apply(np.asarray(medium)))
-        if isinstance(medium, Frames):
-            return replace(medium, frames=apply(medium.frames))
-        return replace(medium, samples=apply(medium.samples)) if isinstance(medium, Waveform) else medium
+        for what in MEDIA_KINDS[kind].augmented_as:
+            if self.augmentation is not None and what != "features" and self.augmentation.handles(what):
+                medium = _changed(medium, lambda values, what=what: self.augmentation.apply(what, values, rng))
+        return medium
+
+
+def _changed(medium: Any, change: Callable[[np.ndarray], np.ndarray]) -> Any:
+    """A decoded medium whose values have been changed; what is known of it besides them stays."""
+    if isinstance(medium, Image.Image):
+        return Image.fromarray(change(np.asarray(medium)))
+    if isinstance(medium, Frames):
+        return replace(medium, frames=change(medium.frames))
+    if isinstance(medium, Waveform):
+        return replace(medium, samples=change(medium.samples))
+    return change(medium)
 
 
 __all__ = ["ChatDataset"]

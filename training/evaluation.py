@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 
+from xllm.modeling_xllm.converters import converter_class
 from xllm.training.collator import XLLMDataCollator
 from xllm.training.data import ChatDataset
 from xllm.training.media_rows import MediaRows, media_rows
 from xllm.training.metrics import accuracy, cer
 from xllm.training.recipe import EvaluationSpec, RecipeError
 from xllm.training.sources import load_source
-from xllm.training.stage_one import STAGE_ONE
 from xllm.training.tasks import TASKS
 
 
@@ -48,8 +48,8 @@ def check_evaluation(spec: EvaluationSpec, media: MediaRows | None = None) -> No
 def row_of_task(task: str, modalities: dict) -> str | None:
     """The one row of a model's `modalities` whose stage 1 learns `task`; None if no row, or more than one, does."""
     wanted = TASKS[task].stage_one
-    rows = [name for name, row in modalities.items() if row.converter in STAGE_ONE]
-    found = [name for name in rows if wanted is not None and STAGE_ONE[modalities[name].converter][0] == wanted]
+    objectives = {name: converter_class(row.converter).stage_one for name, row in modalities.items()}
+    found = [name for name, objective in objectives.items() if wanted is not None and objective == wanted]
     return found[0] if len(found) == 1 else None
 
 
@@ -110,10 +110,8 @@ def score(task: str, references: list[str], answers: list[str]) -> dict:
 
 def generate_answers(model, processor, rows: list[list[dict]], max_new_tokens: int) -> list[str]:
     """Greedy answers to conversations; a last turn of the assistant is left out of the question."""
-    collator = XLLMDataCollator(processor)
     questions = [row[:-1] if row[-1]["role"] == "assistant" else row for row in rows]
-    batch = collator.encode_prompts(questions)
-    batch = {name: value.to(model.device) for name, value in batch.items()}
+    batch = processor.encode_conversations(questions, add_generation_prompt=True).to(model.device)
     output = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
     new = output[:, batch["input_ids"].shape[1] :]
     return [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]

@@ -10,10 +10,6 @@ from typing import Any
 from xllm.processing.media_kinds import MEDIA_KINDS, part_of_row
 
 
-def _row_of(kind) -> str:
-    return getattr(kind, "row_name", None) or kind.row
-
-
 class DataError(ValueError):
     """A data file or row that cannot be used; the message names file and line."""
 
@@ -29,7 +25,7 @@ class MediaRows:
     """
 
     rows: Mapping[str, str] = field(
-        default_factory=lambda: {_row_of(kind): kind.type for kind in MEDIA_KINDS.values()}
+        default_factory=lambda: {kind.row_name: kind.type for kind in MEDIA_KINDS.values()}
     )
     trained: tuple[str, ...] = ()
 
@@ -37,7 +33,7 @@ class MediaRows:
     def names(self) -> dict[str, str]:
         """Every name for a medium -> type of its content part: types and their other names, and the rows."""
         kinds = MEDIA_KINDS.values()
-        names = {name: kind.type for kind in kinds for name in (_row_of(kind), *kind.aliases, kind.type)}
+        names = {name: kind.type for kind in kinds for name in (kind.row_name, *kind.aliases, kind.type)}
         return {**names, **self.rows}
 
     def part(self, where: str, name: str) -> str:
@@ -77,16 +73,12 @@ class MediaRows:
 
 def parts_of_rows(modalities: Mapping[str, Any]) -> dict[str, str]:
     """Row -> type of content part that it reads, of the `modalities` of an `XLLMConfig`."""
-    return {name: part_of_row(name, row.input_name, getattr(row, "part", None)) for name, row in modalities.items()}
+    return {name: part_of_row(name, row.input_name, row.part) for name, row in modalities.items()}
 
 
 def media_rows(processor, trained: Iterable[str] = ()) -> MediaRows:
     """What the model of an `XLLMProcessor` reads."""
-    rows = getattr(processor, "modalities", None)
-    if rows is None:
-        kinds = [kind for kind in MEDIA_KINDS.values() if getattr(processor, kind.reader, None) is not None]
-        return MediaRows({_row_of(kind): kind.type for kind in kinds}, tuple(trained))
-    return MediaRows({name: row["part"] for name, row in rows.items()}, tuple(trained))
+    return MediaRows({name: row.part for name, row in processor.rows.items()}, tuple(trained))
 
 
 __all__ = ["DataError", "MediaRows", "media_rows", "parts_of_rows"]

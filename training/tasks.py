@@ -11,7 +11,7 @@ class Task:
     Args:
         metric (`str`): "cer" or "accuracy".
         hub_task (`str`): its name in a model card's results.
-        stage_one (`str`, *optional*): the collator's task whose stage-1 model can do it too.
+        stage_one (`str`, *optional*): objective of stage 1 whose model can do it too.
     """
 
     metric: str
@@ -20,7 +20,7 @@ class Task:
 
 
 TASKS = {
-    "asr": Task("cer", "automatic-speech-recognition", stage_one="transcribe"),
+    "asr": Task("cer", "automatic-speech-recognition", stage_one="recognition"),
     "caption": Task("cer", "image-to-text"),
     "qa": Task("accuracy", "visual-question-answering"),
 }

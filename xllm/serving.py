@@ -3,14 +3,17 @@
 
 It finds the class through `xllm.auto`'s entry in its table of models. Added here: answers streamed with a tokenizer that
 is not a Rust one (ChatGLM's is sentencepiece), a video's frames counted as the processor was set, one clear line with
-status 400 for a medium or request that cannot be used, and the served model in `/v1/models`.
+status 400 for a medium or request that cannot be used, parts of every kind that the model reads, and the served model in
+`/v1/models`.
 """
 
 from fastapi.responses import JSONResponse
 from transformers import PreTrainedTokenizerBase
 from transformers.cli.serve import Serve
 from transformers.cli.serving import utils as serving_utils
+from transformers.cli.serving.utils import BaseHandler, Modality
 
+from xllm.processing.chat_parts import clean_part
 from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
 
 
@@ -61,6 +64,32 @@ serving_utils.DirectStreamer = XLLMStreamer
 ChatGLMTokenizer._tokenizer = property(lambda self: self)  # what the server hands to its streamer
 
 
+def conversation_of(messages: list[dict], modality: Modality) -> list[dict]:
+    """Messages of a request for the processor, with parts of every kind; transformers' own function drops those of others.
+
+    Raises:
+        ValueError: a part of no kind that there is.
+    """
+    conversation = BaseHandler.get_processor_inputs_from_messages(
+        [{**message, "content": None} for message in messages], modality
+    )
+    for message, parsed in zip(messages, conversation):
+        content = [] if "tool_calls" in message else message.get("content") or []
+        parts = [content] if isinstance(content, str) else [_chat_part(part) for part in content]
+        parsed["content"] = [clean_part(part) for part in parts]
+    return conversation
+
+
+def _chat_part(part: dict) -> dict:
+    """A part of the Responses API (`input_text`, `output_text`, `input_image`) as one of chat completions."""
+    if not isinstance(part, dict) or part.get("type") in part:
+        return part
+    if "text" in part:
+        return {**part, "type": "text"}
+    url = str(part.get("type")).replace("input_", "") + "_url"
+    return {**part, "type": url} if url in part else part
+
+
 def _refuse(_request, error: ValueError) -> JSONResponse:
     message = " ".join(str(error).split())
     return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, status_code=400)
@@ -79,6 +108,7 @@ class XLLMServe(Serve):
         for handler in (self._chat_handler, self._response_handler):
             # Control and placeholder tokens in a request are text.
             handler.chat_template_kwargs["sanitize_control_tokens"] = True
+            handler.get_processor_inputs_from_messages = conversation_of
             if frames is not None:  # the server's default is 32, whatever the model was trained on
                 handler.chat_template_kwargs.setdefault("num_frames", frames)
         self._model_manager.get_gen_models = lambda: [{"id": model, "object": "model", "owned_by": "xllm"}]
@@ -89,4 +119,4 @@ class XLLMServe(Serve):
             super().start_server()
 
 
-__all__ = ["PythonDecodeStream", "XLLMServe"]
+__all__ = ["PythonDecodeStream", "XLLMServe", "conversation_of"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from media_files import count_readings, grey_frames, write_video
 from PIL import Image
 
 import xllm
@@ -134,6 +135,18 @@ def test_chat_encodes_each_file_once_and_answers_as_if_it_did_every_time(checkpo
     chat.reset()
     chat.ask("What?", [image])
     assert encoded[3:] == [2, 1, 1]
+
+
+def test_chat_opens_and_decodes_each_file_once(checkpoint, media, monkeypatch):
+    model, processor = load_checkpoint(checkpoint)
+    counts = count_readings(monkeypatch)
+    chat = Chat(model, processor, build_parser().parse_args(["chat", checkpoint, "--json", "--max-new-tokens", "1"]))
+    write_video(media / "a.mp4", grey_frames(10))
+    files = [{"type": "image", "path": str(media / "a.png")}, {"type": "video", "path": str(media / "a.mp4")}]
+    chat.ask("What?", files)
+    chat.ask("And now?", [{"type": "audio", "path": str(media / "a.wav")}])
+    chat.ask("Hello", [])
+    assert counts == {"opened": 3, "pictures": 1, "films": 1, "sounds": 1}
 
 
 def test_placeholders_and_control_tokens_typed_into_a_chat_are_text(checkpoint, media):

@@ -50,9 +50,8 @@ def test_loss_is_on_sop_answer_and_eop_alone(tiny_processor):
 
 def test_the_prompt_is_what_generation_will_see(tiny_processor):
     messages = [user(picture(), "What?"), assistant("a dog")]
-    collator = XLLMDataCollator(tiny_processor)
-    prompt = collator.encode_prompts([messages[:-1]])["input_ids"]
-    whole = collator([{"messages": messages}])["input_ids"]
+    prompt = tiny_processor.encode_conversations([messages[:-1]])["input_ids"]
+    whole = XLLMDataCollator(tiny_processor)([{"messages": messages}])["input_ids"]
     assert torch.equal(whole[:, : prompt.shape[1]], prompt)
 
 
@@ -157,6 +156,7 @@ def test_contrast_texts_open_with_cls_and_end_with_sep(tiny_processor):
     [
         ("chat", [], "has no messages"),
         ("chat", [user("a")], "the last message is the user's"),
+        ("chat", [user("a"), {"role": "assistant", "content": [picture()]}], "the assistant's answer holds a medium"),
         ("transcribe", [user("a"), assistant("b")], "takes one audio per sample, got none"),
         ("transcribe", [user(clip(), clip()), assistant("b")], "got audio, audio"),
         ("contrast", [user(clip()), assistant("b")], "takes one image or video per sample, got audio"),

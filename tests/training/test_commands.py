@@ -91,7 +91,7 @@ def test_check_writes_nothing(recipe, tmp_path, capsys):
         (["evaluate", "MODEL", "--task", "asr", "--data", "/gone.csv"], "xllm evaluate: /gone.csv: no such data file"),
         (
             ["evaluate", "MODEL", "--task", "asr", "--data", "DATA", "--modality", "smell"],
-            "speech.csv:2: no row of the model reads 'smell'; its rows are image, video, speech",
+            "speech.csv:2: no row of the model reads 'smell'; its rows are image, speech, video",
         ),
         (["evaluate", "/nowhere", "--task", "ocr", "--data", "x"], "task is 'ocr'; choose one of asr, caption, qa"),
         (

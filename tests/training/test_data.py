@@ -5,6 +5,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
+from media_files import count_readings, grey_frames
 
 from xllm import X2LConfig, XLLMConfig, XLLMForConditionalGeneration
 from xllm.assembly.presets import build_processor, tiny_config
@@ -33,8 +35,8 @@ def test_media_are_decoded_when_asked_for(tiny_processor, media):
     part = {"type": "video", "path": str(media / "clip.mp4")}
     samples = [audio(media, "low"), Sample("v", media=[part], answers=["v"]), audio(media, "broken")]
     data = ChatDataset([samples], tiny_processor)
-    wave = data[0]["messages"][0]["content"][0]["audio"].samples
-    assert (wave.shape, wave.dtype) == ((6400,), np.float32)
+    wave = data[0]["messages"][0]["content"][0]["audio"]
+    assert (wave.samples.shape, wave.samples.dtype, wave.sampling_rate) == ((6400,), np.float32, 16_000)
     assert data[1]["messages"][0]["content"][0]["video"].frames.shape == (
         5,
         32,
@@ -53,6 +55,52 @@ def test_skipped_samples_are_replaced_and_counted_once(tiny_processor, media):
     assert data.skipped() == ["table:broken"]
     with pytest.raises(MediaError, match="no sample"):
         ChatDataset([[audio(media, "broken")]], tiny_processor, on_error="skip")[0]
+
+
+def parts_and_answer(media):
+    parts = [
+        {"type": "image", "path": str(media / "red.png")},
+        {"type": "video", "path": str(media / "clip.mp4")},
+        {"type": "audio", "path": str(media / "low.wav")},
+    ]
+    return [{"role": "user", "content": parts}, {"role": "assistant", "content": "all"}]
+
+
+@pytest.mark.parametrize("augment", [[], ["gain", "flip", "spec_augment"]])
+def test_a_file_is_opened_and_decoded_once(tiny_processor, media, monkeypatch, augment):
+    counts = count_readings(monkeypatch)
+    augmentation = Augmentation.from_spec(augment)
+    specs = [SourceSpec(dataset=[{"messages": parts_and_answer(media)}])]
+    data = ChatDataset.from_specs(specs, tiny_processor, augmentation=augmentation)
+    batch = XLLMDataCollator(tiny_processor, augmentation=augmentation)([data[0]])
+    assert {"pixel_values", "pixel_values_videos", "input_features"} < set(batch)
+    assert counts == {"opened": 3, "pictures": 1, "sounds": 1, "films": 1}
+
+
+@pytest.mark.parametrize(
+    ("task", "part", "counted"), [("contrast", 0, "pictures"), ("contrast", 1, "films"), ("transcribe", 2, "sounds")]
+)
+def test_stage_1_opens_and_decodes_a_file_once(tiny_processor, media, monkeypatch, task, part, counted):
+    counts = count_readings(monkeypatch)
+    question, answer = parts_and_answer(media)
+    row = {"messages": [{**question, "content": question["content"][part : part + 1]}, answer]}
+    data = ChatDataset.from_specs([SourceSpec(dataset=[row])], tiny_processor)
+    XLLMDataCollator(tiny_processor, task=task)([data[0]])
+    assert counts == {"opened": 1, counted: 1}
+
+
+def test_an_array_of_frames_is_sampled_alike_in_training_and_generation(tiny_processor):
+    frames = grey_frames(24)  # more than the processor takes
+    question = {"role": "user", "content": [{"type": "video", "video": frames}]}
+    row = {"messages": [question, {"role": "assistant", "content": "grey"}]}
+    data = ChatDataset.from_specs([SourceSpec(dataset=[row])], tiny_processor)
+    trained = XLLMDataCollator(tiny_processor)([data[0]])["pixel_values_videos"]
+    asked = tiny_processor.encode_conversations([[question]])["pixel_values_videos"]
+    assert trained.shape[:2] == (1, 5)
+    assert torch.equal(trained, asked)
+    assert torch.equal(
+        XLLMDataCollator(tiny_processor)([row])["pixel_values_videos"], asked
+    )  # the plain Trainer's way
 
 
 def test_cached_media_are_read_once(tiny_processor, media, tmp_path):

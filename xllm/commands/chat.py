@@ -50,14 +50,17 @@ class Chat:
         import torch
         from transformers import TextStreamer
 
-        content = [*media, {"type": "text", "text": question}]
-        turns = [*self.turns, {"role": "user", "content": content}]
-        inputs = self.processor.apply_chat_template(
-            turns,
-            tokenize=True,
-            return_dict=True,
+        from xllm.processing.chat_parts import part_source
+
+        # Files are opened once; later turns hold what was decoded.
+        content = [
+            {"type": part["type"], part["type"]: self.processor.load(part["type"], part_source(part))}
+            for part in media
+        ]
+        turns = [*self.turns, {"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+        inputs = self.processor.encode_conversations(
+            [turns],
             add_generation_prompt=True,
-            return_tensors="pt",
             sanitize_control_tokens=True,  # "<ImageHere>" typed by a user is text
         ).to(self.model.device)
         streamer = None
