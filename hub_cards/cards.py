@@ -8,7 +8,6 @@ from pathlib import Path
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig
-from xllm.modeling_xllm.converters import converter_class
 from xllm.processing.media_kinds import MEDIA_KINDS, MediaKind
 from xllm.training.media_rows import parts_of_rows
 from xllm.training.tasks import TASKS
@@ -149,7 +148,7 @@ def _example(kinds: list[MediaKind]) -> str:
 
 
 def _row(name: str, row: X2LConfig, part: str) -> dict:
-    count = converter_class(row.converter).tokens_per_item(row)
+    count = row.tokens_per_item
     positions = "position" if row.subsampling_factor == 1 else f"{row.subsampling_factor} positions"
     shared = row.shares_converter_with
     return {

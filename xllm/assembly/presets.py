@@ -4,6 +4,7 @@
 The paper's speech encoder was never published; the presets take Parakeet's, a Conformer over the same 80-d log-mel.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
 from xllm.modeling_xllm.weight_files import split_source
 from xllm.processing.feature_extraction_cif import XLLMCIFFeatureExtractor
 from xllm.processing.feature_extraction_xllm import XLLMFeatureExtractor
-from xllm.processing.media_kinds import AUDIO, IMAGE, VIDEO, media_kind, part_of_row
+from xllm.processing.media_kinds import AUDIO, IMAGE, MEDIA_KINDS, VIDEO, media_kind, part_of_row
 from xllm.processing.media_rows import complete_rows, token_names
 from xllm.processing.processing_xllm import XLLMProcessor, add_placeholder_tokens
 from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
@@ -95,6 +96,25 @@ def processor_rows(config: XLLMConfig) -> dict[str, dict]:
     }
 
 
+def added_rows(kinds: Iterable[str]) -> dict[str, X2LConfig]:
+    """The rows that the entries of kinds (types or names of rows) declare.
+
+    Raises:
+        ValueError: there is no such kind, or its entry declares no row.
+    """
+    rows = {}
+    for name in kinds:
+        kind = next((kind for kind in MEDIA_KINDS.values() if name in (kind.type, kind.row_name)), None)
+        if kind is None or not kind.row:
+            known = [kind.type for kind in MEDIA_KINDS.values() if kind.row]
+            raise ValueError(
+                f"--modality {name}: no kind of this name declares a row; those that do are {', '.join(known) or 'none'} "
+                "(--module FILE registers more)"
+            )
+        rows[kind.row_name] = X2LConfig(**kind.row)
+    return rows
+
+
 def build_processor(
     config: XLLMConfig, tokenizer, image_size: int, speech_source: str | None = None, **fields
 ) -> XLLMProcessor:
@@ -125,10 +145,10 @@ def _feature_extractor(config: XLLMConfig, row: X2LConfig, source: str | None):
     return speech_extractor(source, config.encoder_config(row.encoder))
 
 
-def compose(towers: Towers, output_dir: str | Path) -> Path:
+def compose(towers: Towers, output_dir: str | Path, kinds: Iterable[str] = ()) -> Path:
     """Compose published towers into a checkpoint folder (interfaces stored, towers named by id and revision).
 
-    It has the modalities whose encoder is named, or, where none is, the paper's three.
+    It has the modalities whose encoder is named, or, where none is, the paper's three; and a row of each of `kinds`.
     """
     rows = default_modalities()
     named = {rows[key].encoder if key in rows else key for key in towers.encoders}
@@ -137,18 +157,22 @@ def compose(towers: Towers, output_dir: str | Path) -> Path:
         language_model=towers.language_model,
         encoders=towers.encoders,
         interfaces=towers.interfaces,
-        modalities=read or rows,
+        modalities={**(read or rows), **added_rows(kinds)},
     )
     name, revision = split_source(towers.language_model)
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    add_placeholder_tokens(tokenizer, vocab_size=model.config.text_config.vocab_size)
-    model.config.set_token_ids(
-        image=tokenizer.image_token_id, video=tokenizer.video_token_id, speech=tokenizer.audio_token_id
-    )
+    _add_tokens(model.config, tokenizer)
     image_size = model.config.vision_config.image_size
     speech_source = towers.encoders.get("audio", towers.encoders.get("speech"))
     save(model, build_processor(model.config, tokenizer, image_size, speech_source), output_dir)
     return Path(output_dir)
+
+
+def _add_tokens(config: XLLMConfig, tokenizer) -> None:
+    """A placeholder per row for the tokenizer, and their ids for the rows."""
+    rows = processor_rows(config)
+    ids = add_placeholder_tokens(tokenizer, config.text_config.vocab_size, modalities=rows)
+    config.set_token_ids(**{name: ids[attribute] for name, attribute in token_names(complete_rows(rows)).items()})
 
 
 def save(model: XLLMForConditionalGeneration, processor: XLLMProcessor, output_dir: str | Path) -> None:
@@ -157,35 +181,32 @@ def save(model: XLLMForConditionalGeneration, processor: XLLMProcessor, output_d
     processor.save_pretrained(output_dir)
 
 
-def build_tiny(output_dir: str | Path) -> Path:
+def build_tiny(output_dir: str | Path, kinds: Iterable[str] = ()) -> Path:
     """A tiny ChatGLM with tiny towers and interfaces, all weights random: every command runs on it in seconds.
 
-    Its vocabulary is that of a few sentences; it knows nothing until it is trained.
+    Its vocabulary is that of a few sentences; it knows nothing until it is trained. It has the paper's rows, and one of
+    each of `kinds`.
     """
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     sentences = [*TINY_SENTENCES, " ".join("0123456789"), *map(chr, range(33, 127))]
     tokenizer = ChatGLMTokenizer(str(train_sentencepiece(sentences, output_dir, vocab_size=256, byte_fallback=True)))
-    config = tiny_config(tokenizer)
+    config = tiny_config(tokenizer, added_rows(kinds))
     save(XLLMForConditionalGeneration(config), build_processor(config, tokenizer, TINY_PIXELS), output_dir)
     return output_dir
 
 
-def tiny_config(tokenizer: ChatGLMTokenizer) -> XLLMConfig:
-    """Sizes of the tiny preset, with the ids of `tokenizer`."""
-    heads: dict[str, Any] = {
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 128,
-        "hidden_size": 64,
-    }
+def tiny_config(tokenizer: ChatGLMTokenizer, added: dict[str, X2LConfig] | None = None) -> XLLMConfig:
+    """Sizes of the tiny preset, with the ids of `tokenizer`, which gets placeholders for the rows that are added."""
+    heads: dict[str, Any] = dict(num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, hidden_size=64)
     rows = default_modalities()
     rows["image"] = X2LConfig(num_query_tokens=4, qformer_config=Blip2QFormerConfig(**heads))
     rows["video"].num_query_tokens = 4
     rows["speech"].cformer_config = CFormerConfig(cif_hidden_size=64, **heads)
+    rows.update(added or {})
     config = XLLMConfig(
         text_config=ChatGLMConfig(
-            vocab_size=-(-len(tokenizer) // 64) * 64,
+            vocab_size=-(-(len(tokenizer) + len(added or {})) // 64) * 64,
             max_position_embeddings=1024,
             mask_token_id=tokenizer.mask_token_id,
             gmask_token_id=tokenizer.gmask_token_id,
@@ -198,7 +219,5 @@ def tiny_config(tokenizer: ChatGLMTokenizer) -> XLLMConfig:
         audio_config=ParakeetEncoderConfig(subsampling_conv_channels=32, layerdrop=0.0, **heads),
         modalities=rows,
     )
-    config.set_token_ids(
-        image=tokenizer.image_token_id, video=tokenizer.video_token_id, speech=tokenizer.audio_token_id
-    )
+    _add_tokens(config, tokenizer)
     return config

@@ -22,6 +22,9 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     parser.add_argument(
         "--interface", action="append", default=[], metavar="NAME=ID", help="e.g. speech=bert-base-chinese"
     )
+    parser.add_argument(
+        "--modality", action="append", default=[], metavar="KIND", help="add a row for a kind that --module registers"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of weights that are not loaded")
     return parser
 
@@ -46,12 +49,12 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("give --preset, or --language-model (with --encoder and --interface)")
     set_seed(args.seed)
     if args.preset == "tiny":
-        presets.build_tiny(output)
+        presets.build_tiny(output, args.modality)
     else:
         towers = presets.PRESETS[args.preset] if args.preset else presets.Towers(args.language_model)
         towers.language_model = args.language_model or towers.language_model
         towers.encoders.update(_pairs(args.encoder, "--encoder"))
         towers.interfaces.update(_pairs(args.interface, "--interface"))
-        presets.compose(towers, output)
+        presets.compose(towers, output, args.modality)
     sys.stdout.write(f"wrote {output}\n")
     return 0
