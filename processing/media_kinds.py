@@ -78,6 +78,7 @@ class MediaKind:
         prompts (`tuple[str, ...]`): what a table of files and texts asks where it names no prompt.
         option (`str`): option of the command line, `--option FILE`; by default the row's name.
         example (`str`): file name in examples of model cards.
+        hub_task (`str`): of the Hub's pipelines, what a model does that reads nothing but such media.
         augmented_as (`tuple[str, ...]`): what training may augment of it: "picture" or "waveform" of the decoded medium,
             "features" of the reader's output.
     """
@@ -107,6 +108,7 @@ class MediaKind:
     prompts: tuple[str, ...] = ("",)
     option: str = ""
     example: str = ""
+    hub_task: str = "any-to-any"
     augmented_as: tuple[str, ...] = ()
     other_names: frozenset[str] = field(init=False)
 
@@ -221,6 +223,7 @@ IMAGE = register_media_kind(
         openai_types=("image_url",),
         extensions=(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
         example="image.jpg",
+        hub_task="image-text-to-text",
         augmented_as=("picture",),
     )
 )
@@ -245,6 +248,7 @@ VIDEO = register_media_kind(
         openai_types=("video_url",),
         extensions=(".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v"),
         example="clip.mp4",
+        hub_task="image-text-to-text",
         augmented_as=("picture",),
     )
 )

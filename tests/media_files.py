@@ -16,7 +16,7 @@ from xllm.processing import audio_decoding, media_sources, video_decoding
 
 
 def count_readings(monkeypatch) -> Counter:
-    """Counts from now on how often files are opened, and pictures, sounds and films decoded or converted from arrays."""
+    """Counts from now on how often files are opened, and pictures, sounds and films decoded."""
     counts: Counter = Counter()
 
     def watch(module, name: str, what: str) -> None:

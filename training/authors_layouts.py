@@ -16,10 +16,8 @@ from collections.abc import Mapping
 
 # Part type -> ending of the file that an `image_id` stands for; captions are of these parts, by default of the first.
 CAPTIONED = {"image": ".jpg", "video": ".mp4"}
-SPEECH = "audio"
-SPEECH_COLUMN = "speech_feats_path"
-PICTURE = "image"
-PICTURE_COLUMNS = ("image", "image_path")
+SPEECH, SPEECH_COLUMN = "audio", "speech_feats_path"
+PICTURE, PICTURE_COLUMNS = "image", ("image", "image_path")
 # What is asked of speech with a picture beside it: to transcribe, and to answer the spoken question.
 PICTURED_PROMPTS = {
     "target_text": ["根据图片请忠实地识别该语音"],
@@ -37,11 +35,7 @@ def tell_layout(row: Mapping) -> str | None:
 
 
 def read_captions(row: Mapping, part: str) -> tuple[dict, list[str]]:
-    """The content part, of type `part`, and the captions of a row.
-
-    Raises:
-        KeyError: a column is missing.
-    """
+    """The content part, of type `part`, and the captions of a row."""
     if "image_id" in row and "caption_zh" in row:
         medium, captions = f"{row['image_id']}{CAPTIONED[part]}", row["caption_zh"]
     else:
@@ -53,7 +47,7 @@ def read_features(row: Mapping) -> tuple[list[dict], str, list[str] | None]:
     """Content parts, the column of the answer, and the prompts that go with a picture, of a row.
 
     Raises:
-        ValueError: the row has turns before this one. KeyError: a column is missing.
+        ValueError: the row has turns before this one.
     """
     if row.get("history_text"):
         raise ValueError("history_text is not read; write the conversation as messages")

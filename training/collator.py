@@ -12,6 +12,7 @@ Deviations: a sample that is too long loses its oldest turns, never media, the q
 cuts the end of the prompt, and with it the question).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,12 +118,7 @@ class XLLMDataCollator:
             MediaError: a medium that cannot be decoded.
         """
         rows = [self._messages_of(sample) for sample in samples]
-        if self.task == "transcribe":
-            batch = self._transcribe(rows)
-        elif self.task == "contrast":
-            batch = self._contrast(rows)
-        else:
-            batch = self._chat(rows)
+        batch = {"chat": self._chat, "transcribe": self._transcribe, "contrast": self._contrast}[self.task](rows)
         self._augment(batch, samples, rows)
         return batch
 
@@ -153,14 +149,12 @@ class XLLMDataCollator:
         # rows is changed in place: turns that do not fit are dropped, and the batch is made once more.
         while True:
             batch, prompts, answers = self._encode_chat(rows)
-            too_long = [i for i, parts in enumerate(zip(prompts, answers)) if self._excess(*parts) > 0]
+            lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers)]
+            too_long = [i for i, length in enumerate(lengths) if length > (self.max_length or math.inf)]
             if not too_long:
                 return {**batch, **self._pack(prompts, answers)}
             for index in too_long:
                 rows[index] = self._drop_oldest_turn(rows[index], len(prompts[index]), len(answers[index]))
-
-    def _excess(self, prompt: list[int], answer: list[int]) -> int:
-        return 0 if self.max_length is None else len(prompt) + len(answer) - self.max_length
 
     def _encode_chat(self, rows: list[list[dict]]) -> tuple[dict, list[list[int]], list[list[int]]]:
         """Media tensors, and the ids of prompts and answers."""
@@ -251,27 +245,16 @@ class XLLMDataCollator:
             owners = [index for index, messages in enumerate(rows) for _ in media_of(messages)[row.part]]
             if len(owners) != len(features):
                 raise ValueError("augmentation of features needs loss_on='last': rows were multiplied")
-            self._augment_features(features, batch[row.mask_name].sum(1).tolist(), owners, samples, rows)
-
-    def _augment_features(
-        self,
-        features: torch.Tensor,
-        lengths: list[int],
-        owners: list[int],
-        samples: Sequence[dict],
-        rows: list[list[dict]],
-    ) -> None:
-        """Changes the `(clips, frames, bins)` of one input in place; `owners` are the clips' samples."""
-        clips = [features[clip, :length].numpy() for clip, length in enumerate(lengths)]
-        seeds = [samples[owner].get("seed") for owner in owners]
-        rngs = [
-            None if seed is None else np.random.default_rng([int(seed), owners[:clip].count(owners[clip])])
-            for clip, seed in enumerate(seeds)
-        ]
-        # A clip is known by what its sample answers; only a row with one clip says just that.
-        texts = [_text_of(rows[owner]) if owners.count(owner) == 1 else f"\0{owner}" for owner in owners]
-        for clip, changed in enumerate(self.augmentation.apply_to_features(clips, texts, rngs)):
-            features[clip, : lengths[clip]] = torch.from_numpy(np.ascontiguousarray(changed))
+            lengths = batch[row.mask_name].sum(1).tolist()
+            clips = [features[clip, :length].numpy() for clip, length in enumerate(lengths)]  # each (frames, bins)
+            rngs = [
+                None if seed is None else np.random.default_rng([int(seed), owners[:clip].count(owners[clip])])
+                for clip, seed in enumerate(samples[owner].get("seed") for owner in owners)
+            ]
+            # A clip is known by what its sample answers; only a row with one clip says just that.
+            texts = [_text_of(rows[owner]) if owners.count(owner) == 1 else f"\0{owner}" for owner in owners]
+            for clip, changed in enumerate(self.augmentation.apply_to_features(clips, texts, rngs)):
+                features[clip, : lengths[clip]] = torch.from_numpy(np.ascontiguousarray(changed))
 
 
 def _text_of(messages: list[dict]) -> str:

@@ -37,11 +37,7 @@ class MediaRows:
         return {**names, **self.rows}
 
     def part(self, where: str, name: str) -> str:
-        """The type of content part called `name`.
-
-        Raises:
-            DataError: no row of the model reads it.
-        """
+        """The type of content part called `name`, or a `DataError` if no row of the model reads it."""
         part = self.names.get(name)
         if part not in self.rows.values():
             raise DataError(f"{where}: no row of the model reads {name!r}; its rows are {self.listed}")
@@ -53,11 +49,7 @@ class MediaRows:
         return ", ".join(self.rows) or "none"
 
     def part_of_file(self, where: str, medium: Any) -> str:
-        """The type of content part of a file: that of the one row which is trained, or else by the file's extension.
-
-        Raises:
-            DataError: no kind has this extension, or several have.
-        """
+        """The type of content part of a file: that of the one row which is trained, or else by the file's extension."""
         if len(self.trained) == 1:
             return self.part(where, self.trained[0])
         suffix = Path(medium).suffix.lower() if isinstance(medium, str) else ""

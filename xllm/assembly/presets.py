@@ -198,7 +198,8 @@ def build_tiny(output_dir: str | Path, kinds: Iterable[str] = ()) -> Path:
 
 def tiny_config(tokenizer: ChatGLMTokenizer, added: dict[str, X2LConfig] | None = None) -> XLLMConfig:
     """Sizes of the tiny preset, with the ids of `tokenizer`, which gets placeholders for the rows that are added."""
-    heads: dict[str, Any] = dict(num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, hidden_size=64)
+    heads: dict[str, Any] = {"num_attention_heads": 4, "intermediate_size": 128, "hidden_size": 64}
+    heads["num_hidden_layers"] = 2
     rows = default_modalities()
     rows["image"] = X2LConfig(num_query_tokens=4, qformer_config=Blip2QFormerConfig(**heads))
     rows["video"].num_query_tokens = 4

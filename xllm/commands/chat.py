@@ -104,9 +104,8 @@ def run(args: argparse.Namespace) -> int:
     options = media_options(open_config(args.model)[2].modalities)
     pending = []
     for option, file in args.media:
-        if option.removeprefix("--") not in options:
-            known = ", ".join(f"--{name}" for name in options) or "no media"
-            args.wrong_usage(f"argument {option}: this model takes {known}")
+        if option not in (known := [f"--{name}" for name in options]):
+            args.wrong_usage(f"argument {option}: this model takes {', '.join(known) or 'no media'}")
         pending.append({"type": options[option.removeprefix("--")], "path": file})
     chat = Chat(*load_checkpoint(args.model), args)
     if args.question is not None:
