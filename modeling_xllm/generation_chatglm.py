@@ -12,14 +12,11 @@ over the others. Such a token repeats the place of the one before it, so that de
 Deviation: the published code counts padding and takes the first row's layout for the whole batch.
 """
 
-from typing import Any
-
 import torch
-from transformers import Cache, PreTrainedConfig
-from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_causal_mask, create_masks_for_generate
-from transformers.utils import ModelOutput
+from transformers import PreTrainedConfig
 from transformers.utils.import_utils import torch_compilable_check
+
+from .language_models import PrefixLanguageModel
 
 
 def chatglm_positions(
@@ -96,12 +93,7 @@ def _check_layout(keep: torch.Tensor, has_sop: torch.Tensor, has_mask: torch.Ten
     torch_compilable_check(has_mask.all(), lambda: describe(has_mask, names))
 
 
-def prefix_block_ids(token_type_ids: torch.Tensor) -> torch.Tensor:
-    """`block_sequence_ids` of transformers' mask functions: the prefix is one bidirectional block (0), the rest causal."""
-    return -token_type_ids.long()
-
-
-def _freeze_answer(position_ids: torch.LongTensor) -> torch.LongTensor:
+def freeze_answer(position_ids: torch.LongTensor) -> torch.LongTensor:
     """Put channel 0 of all tokens behind `<sop>` back to the mask's place.
 
     Assisted decoding extends positions by one per drafted token in every channel. `<sop>` itself tells the mask's
@@ -113,152 +105,27 @@ def _freeze_answer(position_ids: torch.LongTensor) -> torch.LongTensor:
     return torch.stack((torch.where(channel_1 > 1, torch.minimum(sop_place, prefix_end), channel_0), channel_1))
 
 
-class ChatGLMGenerationMixin(GenerationMixin):
-    """`generate` over a ChatGLM text model: two position channels, a bidirectional prefix, their bookkeeping.
+class ChatGLMLayout(PrefixLanguageModel):
+    """ChatGLM's two position channels; its model makes the mask of the token types itself."""
 
-    A composite model inherits it too: everything applies when `config.get_text_config()` is a ChatGLM, and defers to
-    transformers otherwise.
-    """
+    def layout(self, input_ids, attention_mask, past_length=0) -> dict[str, torch.Tensor]:
+        if past_length or input_ids is None:
+            return {}  # the model derives them, or says what is missing
+        position_ids, token_type_ids = chatglm_positions(input_ids, attention_mask, self.config)
+        return {"position_ids": position_ids, "token_type_ids": token_type_ids}
 
-    def _is_chatglm(self) -> bool:
-        return self.config.get_text_config().model_type == "chatglm"
+    def inputs(self, inputs_embeds, attention_mask, past_key_values, layout) -> dict:
+        return {"attention_mask": attention_mask, **layout}
 
-    def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
-        super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
-        if self._is_chatglm() and generation_config.prefill_chunk_size is not None:
-            raise ValueError(
-                f"prefill_chunk_size={generation_config.prefill_chunk_size}: the prompt of a ChatGLM is seen in both "
-                "directions and cannot be read in chunks; leave it None"
-            )
+    def next_positions(self, position_ids: torch.LongTensor, number: int) -> torch.LongTensor:
+        last = position_ids[..., -1:]
+        steps = torch.arange(1, number + 1, device=last.device).expand(last.shape[1], -1)
+        new = torch.stack((last[0].expand(-1, number), last[1] + steps))
+        position_ids = torch.cat((position_ids, new), dim=-1)
+        return freeze_answer(position_ids) if self.config.legacy_sop_position else position_ids
 
-    def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]):
-        """Positions of the prompt; also sets `model_kwargs["token_type_ids"]`.
-
-        Raises:
-            ValueError: embeddings without ids, or a cache that ends inside the bidirectional prefix.
-        """
-        if not self._is_chatglm():
-            return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
-        input_ids = model_kwargs.get("input_ids")
-        input_ids = inputs_tensor if input_ids is None or input_ids.shape[1] == 0 else input_ids
-        if input_ids.is_floating_point():
-            raise ValueError(
-                "generate got inputs_embeds alone: add the input_ids they were made from (they give positions and mask), "
-                "or position_ids (2, batch, length) and token_type_ids (batch, length)"
-            )
-        attention_mask = model_kwargs.get("attention_mask")
-        cache = model_kwargs.get("past_key_values")
-        past_length = 0 if cache is None else int(cache.get_seq_length())
-        if attention_mask is not None and attention_mask.shape[1] != input_ids.shape[1]:
-            raise ValueError(
-                f"attention_mask has {attention_mask.shape[1]} columns, input_ids {input_ids.shape[1]}"
-                + (": with past_key_values give the whole sequence, the cached tokens included" if past_length else "")
-            )
-        position_ids, token_type_ids = chatglm_positions(input_ids, attention_mask, self.config.get_text_config())
-        if past_length:
-            new_prefix = token_type_ids[:, past_length:] == 0
-            if attention_mask is not None:
-                new_prefix = new_prefix & attention_mask[:, past_length:].bool()
-            if new_prefix.any():
-                raise ValueError(
-                    f"past_key_values holds {past_length} tokens but the prompt's bidirectional prefix is longer: what "
-                    "is cached did not see the rest of it. Reuse a cache from <sop> on only, or start without one"
-                )
-        model_kwargs["token_type_ids"] = token_type_ids
-        return position_ids
-
-    def _expand_inputs_for_generation(
-        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids=None, **model_kwargs
-    ):
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size, is_encoder_decoder, input_ids, **model_kwargs
-        )
-        if self._is_chatglm() and model_kwargs.get("position_ids") is not None:
-            model_kwargs["position_ids"] = _freeze_answer(model_kwargs["position_ids"])
-        return input_ids, model_kwargs
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: torch.LongTensor,
-        next_sequence_length: int | None = None,
-        past_key_values: Cache | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        **kwargs,
-    ) -> dict[str, Any]:
-        """transformers' inputs of one step; drafted tokens (more than one new token) get ChatGLM's positions."""
-        position_ids = kwargs.get("position_ids")
-        if self._is_chatglm() and position_ids is not None and next_sequence_length != 1:
-            kwargs["position_ids"] = _freeze_answer(position_ids)
-        return super().prepare_inputs_for_generation(
-            input_ids,
-            next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration,
-            **kwargs,
-        )
-
-    def _update_model_kwargs_for_generation(
-        self,
-        outputs: ModelOutput,
-        model_kwargs: dict[str, Any],
-        is_encoder_decoder: bool = False,
-        num_new_tokens: int = 1,
-    ) -> dict[str, Any]:
-        """Grow mask, positions and token types by the tokens just generated."""
-        if not self._is_chatglm():
-            return super()._update_model_kwargs_for_generation(
-                outputs, model_kwargs, is_encoder_decoder, num_new_tokens
-            )
-        position_ids = model_kwargs.pop("position_ids", None)
-        token_type_ids = model_kwargs.pop("token_type_ids", None)
-        model_kwargs = super()._update_model_kwargs_for_generation(
-            outputs, model_kwargs, is_encoder_decoder, num_new_tokens
-        )
-        if position_ids is not None:
-            last = position_ids[..., -1:]
-            steps = torch.arange(1, num_new_tokens + 1, device=last.device).expand(last.shape[1], -1)
-            new = torch.stack((last[0].expand(-1, num_new_tokens), last[1] + steps))
-            position_ids = torch.cat((position_ids, new), dim=-1)
-            if self.config.get_text_config().legacy_sop_position:
-                position_ids = _freeze_answer(position_ids)
-            model_kwargs["position_ids"] = position_ids
-        if token_type_ids is not None:
-            ones = token_type_ids.new_ones((token_type_ids.shape[0], num_new_tokens))
-            model_kwargs["token_type_ids"] = torch.cat((token_type_ids, ones), dim=-1)
-        return model_kwargs
-
-    @staticmethod
-    def create_masks_for_generate(
-        config: PreTrainedConfig,
-        inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
-        position_ids: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        **kwargs,
-    ):
-        """4-D mask of one step for caches of fixed length; the arguments are those of transformers' function."""
-        text_config = config.get_text_config()
-        if text_config.model_type != "chatglm":
-            return create_masks_for_generate(
-                config, inputs_embeds, attention_mask, past_key_values, position_ids, **kwargs
-            )
-        block_ids = None
-        if is_first_iteration and token_type_ids is not None and token_type_ids.shape[1] > 1:
-            block_ids = prefix_block_ids(token_type_ids)
-        # Positions stay out: transformers would take their repeats for the borders of packed sequences.
-        return create_causal_mask(
-            config=text_config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            block_sequence_ids=block_ids,
-        )
+    def drafted_positions(self, position_ids: torch.LongTensor) -> torch.LongTensor:
+        return freeze_answer(position_ids)
 
 
-__all__ = ["ChatGLMGenerationMixin", "chatglm_positions"]
+__all__ = ["ChatGLMLayout", "chatglm_positions"]

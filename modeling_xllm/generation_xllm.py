@@ -7,9 +7,9 @@ A conversation that goes on gives the media of earlier turns as `modality_featur
     model.generate(input_ids, modality_features=features)                     # first turn
     model.generate(longer_input_ids, modality_features=features, **new_media)  # second turn
 
-With a causal language model `past_key_values` of the first turn may be passed on as well. ChatGLM reads its prompt in both
-directions: the states of an earlier turn never saw the later ones, so a kept cache would not give the published answer
-(it is refused) and the prompt is read anew, over the kept features.
+With a causal language model `past_key_values` of the first turn may be passed on as well. A `PrefixLanguageModel` such as
+ChatGLM reads its prompt in both directions: the states of an earlier turn never saw the later ones, so a kept cache is
+refused and the prompt is read anew, over the kept features.
 
 Legend: B rows of text, L tokens, L' tokens of the prompt, D width.
 """
@@ -20,11 +20,11 @@ import torch
 from torch import nn
 from transformers.generation import LogitsProcessorList, SuppressTokensLogitsProcessor
 
-from .generation_chatglm import ChatGLMGenerationMixin
+from .language_models import LanguageModelGenerationMixin
 from .x2l_interfaces import X2LOutput
 
 
-class XLLMGenerationMixin(ChatGLMGenerationMixin):
+class XLLMGenerationMixin(LanguageModelGenerationMixin):
     """`generate` of a model with `model.encode_media` and `model.embed_media` over any language model."""
 
     @torch.no_grad()

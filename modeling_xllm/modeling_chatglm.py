@@ -18,7 +18,6 @@ import torch
 from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers import initialization as init
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -28,8 +27,9 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_chatglm import ChatGLMConfig
-from .generation_chatglm import ChatGLMGenerationMixin, chatglm_positions, prefix_block_ids
+from .generation_chatglm import ChatGLMLayout, chatglm_positions
 from .language_head import logits_and_loss
+from .language_models import LanguageModelGenerationMixin, register_language_model
 from .real_tokens import real_tokens
 from .token_embedding import embed_tokens
 
@@ -265,7 +265,10 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             position_ids, token_type_ids = tokens.take(position_ids), tokens.take(token_type_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        mask = self._create_mask(inputs_embeds, attention_mask, token_type_ids, past_key_values)
+        if attention_mask is None or attention_mask.ndim != 4:
+            mask = ChatGLMLayout(self.config).mask(inputs_embeds, attention_mask, past_key_values, token_type_ids)
+        else:
+            mask = attention_mask
         position_embeddings = self.rotary_emb(position_ids, inputs_embeds.dtype)
         hidden_states = inputs_embeds
         for layer in self.layers:
@@ -320,30 +323,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         position_ids, computed_types = chatglm_positions(input_ids, flat_mask, self.config)
         return position_ids, computed_types if token_type_ids is None else token_type_ids
 
-    def _create_mask(
-        self,
-        inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        token_type_ids: torch.LongTensor,
-        past_key_values: Cache | None,
-    ) -> torch.Tensor | None:
-        """Mask of all layers: the prefix sees itself in both directions, everything else is causal."""
-        if attention_mask is not None and attention_mask.ndim == 4:
-            return attention_mask
-        # Behind a filled cache all tokens are causal (the prefix cannot be split), and one token needs no block.
-        is_prefill = past_key_values is None or past_key_values.get_seq_length() == 0
-        block_ids = prefix_block_ids(token_type_ids) if is_prefill and token_type_ids.shape[1] > 1 else None
-        # Positions stay out: transformers would take their repeats for the borders of packed sequences.
-        return create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            block_sequence_ids=block_ids,
-        )
 
-
-class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, ChatGLMGenerationMixin):
+class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, LanguageModelGenerationMixin):
     """ChatGLM with its language modelling head: `transformer` and `lm_head`, as THUDM's checkpoints name them.
 
     ```python
@@ -416,9 +397,21 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, ChatGLMGenerationM
         )
 
 
+class ChatGLMLanguageModel(ChatGLMLayout):
+    """ChatGLM as the language model of an X-LLM."""
+
+    causal_lm_class = ChatGLMForConditionalGeneration
+
+    def build(self) -> ChatGLMModel:
+        return ChatGLMModel._from_config(self.config)
+
+
+register_language_model(ChatGLMConfig.model_type, ChatGLMLanguageModel)
+
+
 __all__ = [
     "ChatGLMForConditionalGeneration",
-    "ChatGLMGenerationMixin",
+    "ChatGLMLanguageModel",
     "ChatGLMModel",
     "ChatGLMPreTrainedModel",
     "chatglm_positions",

@@ -68,7 +68,6 @@ class XLLMPreTrainedModel(StageCheckpointMixin, PreTrainedModel):
     _supports_flash_attn = False
     _can_compile_fullgraph = True
     _skip_keys_device_placement = ["past_key_values"]
-    _no_split_modules = ["ChatGLMBlock"]
     # What is trained keeps its precision over towers and a language model of half of it.
     _keep_in_fp32_modules_strict = ["interfaces"]
 

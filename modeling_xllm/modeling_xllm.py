@@ -15,18 +15,17 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
-from transformers import AutoModel
 from transformers.cache_utils import Cache
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
 
-from .configuration_chatglm import ChatGLMConfig
 from .configuration_xllm import X2LConfig, XLLMConfig
 from .generation_xllm import XLLMGenerationMixin
 from .language_head import logits_and_loss
+from .language_models import language_model_of
 from .media_placement import find_tokens, join_items, place_media
 from .model_outputs import XLLMCausalLMOutputWithPast, XLLMModelOutputWithPast
-from .modeling_chatglm import ChatGLMModel, chatglm_positions
+from .modeling_chatglm import ChatGLMLanguageModel  # noqa: F401  (registers the paper's language model)
 from .modeling_encoders import FeatureGetters, XLLMEncoderModel, XLLMPreTrainedModel, train_unless_frozen
 from .real_tokens import real_tokens
 from .token_embedding import embed_tokens
@@ -40,10 +39,7 @@ class XLLMModel(XLLMEncoderModel):
 
     def __init__(self, config: XLLMConfig):
         super().__init__(config)
-        is_chatglm = isinstance(config.text_config, ChatGLMConfig)
-        self.language_model = (
-            ChatGLMModel._from_config(config.text_config) if is_chatglm else AutoModel.from_config(config.text_config)
-        )
+        self.language_model = language_model_of(config).build()
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -164,17 +160,6 @@ class XLLMModel(XLLMEncoderModel):
             inputs_embeds = torch.where(placeholders[..., None], media_embeds.to(inputs_embeds), inputs_embeds)
         return inputs_embeds, attention_mask, features
 
-    def positions(self, input_ids, attention_mask, past_length: int) -> dict:
-        """Position arguments of the language model for a sequence that starts at `past_length`."""
-        if isinstance(self.config.text_config, ChatGLMConfig):  # CODEPATH: chatglm-6b; the rest is any other LLM
-            if past_length or input_ids is None:
-                return {}  # ChatGLM derives them, or says what is missing
-            position_ids, token_type_ids = chatglm_positions(input_ids, attention_mask, self.config.text_config)
-            return {"position_ids": position_ids, "token_type_ids": token_type_ids}
-        if attention_mask is None or attention_mask.dim() != 2:
-            return {}
-        return {"position_ids": (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, past_length:]}
-
     @can_return_tuple
     def forward(
         self,
@@ -214,21 +199,21 @@ class XLLMModel(XLLMEncoderModel):
         )
         if self.training:
             inputs_embeds = self._touch_interfaces(inputs_embeds)
-        positions = {"position_ids": position_ids, "token_type_ids": token_type_ids}
-        positions = {name: value for name, value in positions.items() if value is not None}
+        language = language_model_of(self.config)
+        given = {"position_ids": position_ids, "token_type_ids": token_type_ids}
+        layout = {name: value for name, value in given.items() if value is not None}
         if position_ids is None:
-            positions = {**self.positions(input_ids, attention_mask, past_length), **positions}
+            layout = {**language.layout(input_ids, attention_mask, past_length), **layout}
         use_cache = False if self.training and use_cache is None else use_cache
-        tokens = real_tokens(self, attention_mask, past_key_values, use_cache, kwargs) if positions else None
+        tokens = real_tokens(self, attention_mask, past_key_values, use_cache, kwargs) if layout else None
         if tokens is not None:
             inputs_embeds, attention_mask = tokens.take_states(inputs_embeds), tokens.mask.to(attention_mask.dtype)
-            positions = {name: tokens.take(value) for name, value in positions.items()}
+            layout = {name: tokens.take(value) for name, value in layout.items()}  # (..., B, L) -> (..., B, R)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
             past_key_values=past_key_values,
             use_cache=use_cache,
-            **positions,
+            **language.inputs(inputs_embeds, attention_mask, past_key_values, layout),
             **kwargs,
         )
         if tokens is not None:

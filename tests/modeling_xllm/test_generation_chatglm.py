@@ -14,7 +14,8 @@ from transformers import Cache, DynamicCache, LlamaConfig, LlamaForCausalLM, Sta
 from transformers.integrations import flex_attention as flex_integration
 
 from xllm import ChatGLMForConditionalGeneration
-from xllm.modeling_xllm.modeling_chatglm import ChatGLMGenerationMixin, chatglm_positions
+from xllm.modeling_xllm.language_models import LanguageModelGenerationMixin
+from xllm.modeling_xllm.modeling_chatglm import chatglm_positions
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +222,7 @@ def test_a_batch_goes_on_from_its_cache_in_several_ways(model):
 
 def test_generation_refuses_what_a_bidirectional_prefix_cannot_do(model):
     prompt = torch.tensor([PROMPTS["middle"]])
-    with pytest.raises(ValueError, match="prefill_chunk_size=2: the prompt of a ChatGLM is seen in both directions"):
+    with pytest.raises(ValueError, match="prefill_chunk_size=2: the prompt of a chatglm is seen in both directions"):
         model.generate(prompt, prefill_chunk_size=2)
     positions, types = chatglm_positions(prompt, None, model.config)
     cache = model(
@@ -236,7 +237,7 @@ def test_generation_refuses_what_a_bidirectional_prefix_cannot_do(model):
 
 
 def test_the_mixin_leaves_other_language_models_alone():
-    class Other(LlamaForCausalLM, ChatGLMGenerationMixin):
+    class Other(LlamaForCausalLM, LanguageModelGenerationMixin):
         pass
 
     config = LlamaConfig(

@@ -1,0 +1,287 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""What the composite, `generate` and the checkpoints must know of a language model: one small class, found by `model_type`.
+
+    | class                 | for                                                                              |
+    |-----------------------|----------------------------------------------------------------------------------|
+    | `LanguageModel`       | any causal language model of transformers, whose mask and positions are its own   |
+    | `PrefixLanguageModel` | one that reads its prompt in both directions: its tokens are of two types         |
+
+ChatGLM is a `PrefixLanguageModel` (`modeling_chatglm`). Another language model with a mask or positions of its own is a
+subclass and one call of [`register_language_model`].
+
+Legend: B rows, L tokens, D width.
+"""
+
+from typing import Any
+
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, Cache, PreTrainedConfig, PreTrainedModel
+from transformers.generation import GenerationConfig, GenerationMixin
+from transformers.masking_utils import create_causal_mask, create_masks_for_generate
+from transformers.utils import ModelOutput
+
+
+class LanguageModel:
+    """Any causal language model of transformers.
+
+    Args:
+        config (`PreTrainedConfig`): of the language model itself.
+    """
+
+    # What opens a checkpoint of it, with its head.
+    causal_lm_class: type = AutoModelForCausalLM
+
+    def __init__(self, config: PreTrainedConfig):
+        self.config = config
+
+    def build(self) -> PreTrainedModel:
+        """The model without its head."""
+        return AutoModel.from_config(self.config)
+
+    def layout(
+        self, input_ids: torch.LongTensor | None, attention_mask: torch.Tensor | None, past_length: int = 0
+    ) -> dict[str, torch.Tensor]:
+        """Arguments of `forward` that say where the tokens behind the `past_length` cached ones stand.
+
+        Args:
+            input_ids (`(B, L)`, *optional*): these tokens; `None` where only embeddings are known.
+            attention_mask (`(B, past_length + L)`, *optional*): 1 = attended; only those take a position.
+        """
+        if attention_mask is None or attention_mask.dim() != 2:
+            return {}
+        return {"position_ids": (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, past_length:]}
+
+    def inputs(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        layout: dict[str, torch.Tensor],
+    ) -> dict[str, Any]:
+        """`layout` and mask as the model's `forward` takes them."""
+        return {"attention_mask": attention_mask, **layout}
+
+    def check_generation(self, generation_config: GenerationConfig) -> None:
+        """Raises a `ValueError` for a way of generating that the model cannot follow."""
+
+    def prompt_layout(self, input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> dict[str, torch.Tensor] | None:
+        """`layout` of a prompt, kept for all steps of `generate`; `None`: what transformers does by itself."""
+
+    def next_positions(self, position_ids: torch.LongTensor, number: int) -> torch.LongTensor | None:
+        """`position_ids (..., B, L)` with those of `number` further tokens, `(..., B, L + number)`; `None`: as above."""
+
+    def drafted_positions(self, position_ids: torch.LongTensor) -> torch.LongTensor:
+        """Positions that transformers has counted on by one for each drafted token."""
+        return position_ids
+
+    def generation_mask(self, token_type_ids: torch.Tensor | None, is_first_iteration: bool, **kwargs):
+        """Mask of one step over a cache of fixed length; the arguments are those of transformers' function."""
+        return create_masks_for_generate(**kwargs)
+
+
+class PrefixLanguageModel(LanguageModel):
+    """A model whose prompt is seen in both directions: token type 0 in the prefix, 1 in the causal answer."""
+
+    def token_types(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.LongTensor:
+        """Types `(B, L)` of the tokens of whole prompts, with or without an answer."""
+        raise NotImplementedError
+
+    def layout(self, input_ids, attention_mask, past_length=0) -> dict[str, torch.Tensor]:
+        layout = super().layout(input_ids, attention_mask, past_length)
+        if past_length or input_ids is None:
+            return layout  # the answer: causal
+        return {**layout, "token_type_ids": self.token_types(input_ids, attention_mask)}
+
+    def inputs(self, inputs_embeds, attention_mask, past_key_values, layout) -> dict[str, Any]:
+        layout = dict(layout)
+        token_types = layout.pop("token_type_ids", None)
+        if attention_mask is None or attention_mask.dim() == 2:
+            attention_mask = self.mask(inputs_embeds, attention_mask, past_key_values, token_types)
+        return {"attention_mask": attention_mask, **layout}
+
+    def mask(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        token_type_ids: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """Mask of all layers: the prefix sees itself in both directions, everything else is causal."""
+        # Behind a filled cache all tokens are causal (the prefix cannot be split), and one token needs no block.
+        is_prefill = past_key_values is None or past_key_values.get_seq_length() == 0
+        has_prefix = is_prefill and token_type_ids is not None and token_type_ids.shape[1] > 1
+        # Positions stay out: transformers would take their repeats for the borders of packed sequences.
+        return create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            block_sequence_ids=-token_type_ids.long() if has_prefix else None,  # 0: a block, -1: none
+        )
+
+    def check_generation(self, generation_config: GenerationConfig) -> None:
+        if generation_config.prefill_chunk_size is not None:
+            raise ValueError(
+                f"prefill_chunk_size={generation_config.prefill_chunk_size}: the prompt of a {self.config.model_type} is "
+                "seen in both directions and cannot be read in chunks; leave it None"
+            )
+
+    def prompt_layout(self, input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        if input_ids.is_floating_point():
+            raise ValueError(
+                "generate got inputs_embeds alone: add the input_ids they were made from (they give positions and mask), "
+                "or position_ids and token_type_ids"
+            )
+        attention_mask = model_kwargs.get("attention_mask")
+        cache = model_kwargs.get("past_key_values")
+        past_length = 0 if cache is None else int(cache.get_seq_length())
+        if attention_mask is not None and attention_mask.shape[1] != input_ids.shape[1]:
+            raise ValueError(
+                f"attention_mask has {attention_mask.shape[1]} columns, input_ids {input_ids.shape[1]}"
+                + (": with past_key_values give the whole sequence, the cached tokens included" if past_length else "")
+            )
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        layout = self.layout(input_ids, attention_mask)
+        new_prefix = (layout["token_type_ids"] == 0) & attention_mask.bool()
+        if past_length and new_prefix[:, past_length:].any():
+            raise ValueError(
+                f"past_key_values holds {past_length} tokens but the prompt's bidirectional prefix is longer: what is "
+                "cached did not see the rest of it. Reuse a cache that holds the whole prefix, or start without one"
+            )
+        return layout
+
+    def next_positions(self, position_ids: torch.LongTensor, number: int) -> torch.LongTensor:
+        steps = torch.arange(1, number + 1, device=position_ids.device)
+        return torch.cat((position_ids, position_ids[..., -1:] + steps), dim=-1)
+
+    def generation_mask(self, token_type_ids, is_first_iteration, **kwargs):
+        names = ("inputs_embeds", "attention_mask", "past_key_values")
+        return self.mask(*(kwargs[name] for name in names), token_type_ids if is_first_iteration else None)
+
+
+LANGUAGE_MODELS: dict[str, type[LanguageModel]] = {}
+
+
+def register_language_model(model_type: str, language_model: type[LanguageModel]) -> None:
+    """Say what the composite must know of the language models whose config is of `model_type`."""
+    LANGUAGE_MODELS[model_type] = language_model
+
+
+def language_model_class(model_type: str | None) -> type[LanguageModel]:
+    """What is registered for `model_type`; [`LanguageModel`] for all others."""
+    return LANGUAGE_MODELS.get(model_type, LanguageModel)
+
+
+def language_model_of(config: PreTrainedConfig) -> LanguageModel:
+    """The language model of a config, which may be a composite's."""
+    config = config.get_text_config()
+    return language_model_class(config.model_type)(config)
+
+
+class LanguageModelGenerationMixin(GenerationMixin):
+    """`generate` over any language model: for the model itself, and for a composite with one in it."""
+
+    def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
+        super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
+        language_model_of(self.config).check_generation(generation_config)
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]):
+        """Positions of the prompt; sets `model_kwargs["token_type_ids"]` where the language model has such."""
+        input_ids = model_kwargs.get("input_ids")
+        input_ids = inputs_tensor if input_ids is None or input_ids.shape[1] == 0 else input_ids
+        layout = language_model_of(self.config).prompt_layout(input_ids, model_kwargs)
+        if layout is None:
+            return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
+        model_kwargs["token_type_ids"] = layout["token_type_ids"]
+        return layout["position_ids"]
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids=None, **model_kwargs
+    ):
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        if (position_ids := model_kwargs.get("position_ids")) is not None:
+            model_kwargs["position_ids"] = language_model_of(self.config).drafted_positions(position_ids)
+        return input_ids, model_kwargs
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs,
+    ) -> dict[str, Any]:
+        """transformers' inputs of one step; drafted tokens (more than one new token) get the model's own positions."""
+        position_ids = kwargs.get("position_ids")
+        if position_ids is not None and next_sequence_length != 1:
+            kwargs["position_ids"] = language_model_of(self.config).drafted_positions(position_ids)
+        return super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+
+    def _update_model_kwargs_for_generation(
+        self,
+        outputs: ModelOutput,
+        model_kwargs: dict[str, Any],
+        is_encoder_decoder: bool = False,
+        num_new_tokens: int = 1,
+    ) -> dict[str, Any]:
+        """Grow mask, positions and token types by the tokens just generated."""
+        position_ids, token_type_ids = model_kwargs.get("position_ids"), model_kwargs.get("token_type_ids")
+        model_kwargs = super()._update_model_kwargs_for_generation(
+            outputs, model_kwargs, is_encoder_decoder, num_new_tokens
+        )
+        grown = None
+        if position_ids is not None:
+            grown = language_model_of(self.config).next_positions(position_ids, num_new_tokens)
+        if grown is not None:
+            model_kwargs["position_ids"] = grown
+            if token_type_ids is not None:
+                ones = token_type_ids.new_ones((token_type_ids.shape[0], num_new_tokens))
+                model_kwargs["token_type_ids"] = torch.cat((token_type_ids, ones), dim=-1)
+        return model_kwargs
+
+    @staticmethod
+    def create_masks_for_generate(
+        config: PreTrainedConfig,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs,
+    ):
+        """4-D mask of one step for caches of fixed length; the arguments are those of transformers' function."""
+        return language_model_of(config).generation_mask(
+            token_type_ids,
+            is_first_iteration,
+            config=config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+            **kwargs,
+        )
+
+
+__all__ = [
+    "LANGUAGE_MODELS",
+    "LanguageModel",
+    "LanguageModelGenerationMixin",
+    "PrefixLanguageModel",
+    "language_model_class",
+    "language_model_of",
+    "register_language_model",
+]

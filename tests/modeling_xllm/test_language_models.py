@@ -1,0 +1,167 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""A third language model with a mask of its own: one class and one registration, through forward, training and `generate`."""
+
+import pytest
+import torch
+from tiny import (
+    IMAGE,
+    PIXELS,
+    QUERIES,
+    SOP,
+    TEXT,
+    batch_of,
+    left_pad,
+    mixed_rows,
+    prompt,
+    tiny_config,
+    tiny_text_config,
+)
+from transformers import AutoConfig, DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel
+
+from xllm import XLLMForConditionalGeneration, freeze_for_stage
+from xllm.modeling_xllm.language_models import (
+    LANGUAGE_MODELS,
+    LanguageModel,
+    PrefixLanguageModel,
+    language_model_of,
+    register_language_model,
+)
+
+
+class PrefixLlamaConfig(LlamaConfig):
+    """A Llama that reads all before `<sop>` in both directions."""
+
+    model_type = "test_prefix_llama"
+
+
+class PrefixLlama(PrefixLanguageModel):
+    """Its plan: `<sop>` begins the answer."""
+
+    def build(self):
+        return LlamaModel._from_config(self.config)
+
+    def token_types(self, input_ids, attention_mask):
+        return (input_ids == SOP).long().cumsum(-1).clamp(max=1)
+
+
+@pytest.fixture
+def model():
+    AutoConfig.register("test_prefix_llama", PrefixLlamaConfig, exist_ok=True)
+    register_language_model("test_prefix_llama", PrefixLlama)
+    config = tiny_config("llama")
+    config.text_config = PrefixLlamaConfig(
+        **{**tiny_text_config("llama").to_dict(), "model_type": "test_prefix_llama"}
+    )
+    torch.manual_seed(0)
+    model = XLLMForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.15)
+    yield model
+    del LANGUAGE_MODELS["test_prefix_llama"]
+
+
+def by_hand(model, ids: list[int]) -> torch.Tensor:
+    """Logits of one unpadded row by transformers' Llama under a mask that is written out."""
+    causal = LlamaForCausalLM(model.config.text_config).eval()
+    causal.model.load_state_dict(model.model.language_model.state_dict())
+    causal.lm_head.load_state_dict(model.lm_head.state_dict())
+    length, prefix = len(ids), ids.index(SOP)
+    sees = torch.ones(length, length).tril().bool()
+    sees[:prefix, :prefix] = True
+    mask = torch.zeros(length, length).masked_fill(~sees, torch.finfo().min)
+    return causal(input_ids=torch.tensor([ids]), attention_mask=mask[None, None]).logits[0]
+
+
+@torch.no_grad()
+def test_the_prompt_is_read_in_both_directions(model):
+    rows = [[*prompt(TEXT), 15, 16], [*prompt([20, 21]), 17]]
+    batch = left_pad(rows)
+    logits = model(**batch).logits
+    for row, ids in enumerate(rows):
+        expected = by_hand(model, ids)
+        torch.testing.assert_close(model(input_ids=torch.tensor([ids])).logits[0], expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(logits[row, -len(ids) :], expected, atol=1e-5, rtol=1e-4)
+    causal = XLLMForConditionalGeneration(tiny_config("llama")).eval()
+    causal.load_state_dict(model.state_dict())
+    assert not torch.allclose(causal(**batch).logits[0, -1], logits[0, -1], atol=1e-3)
+
+
+@torch.no_grad()
+def test_words_see_a_picture_that_comes_behind_them(model):
+    ids = torch.tensor([prompt(TEXT, [IMAGE] * QUERIES)])
+    pictures = torch.randn(2, 3, PIXELS, PIXELS)
+    first, second = (model.model(input_ids=ids, pixel_values=picture[None])[0][0, 0] for picture in pictures)
+    assert not torch.allclose(first, second, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [{}, {"num_beams": 3}, {"use_cache": False}, {"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 2}],
+    ids=str,
+)
+@torch.no_grad()
+def test_generation_equals_uncached_recomputation(model, mode):
+    for ids, media in mixed_rows():
+        ids = torch.tensor([ids])
+        output = model.generate(input_ids=ids, **media, max_new_tokens=5, do_sample=False, eos_token_id=-1, **mode)
+        logits = model(input_ids=output[:, :-1], **media).logits[0, ids.shape[1] - 1 :]
+        logits[:, model.model.placeholder_ids()] = -torch.inf
+        if "num_beams" not in mode:
+            assert logits.argmax(-1).tolist() == output[0, ids.shape[1] :].tolist()
+        else:  # the best of three beams is at least as good as the greedy answer
+            greedy = model.generate(input_ids=ids, **media, max_new_tokens=5, do_sample=False, eos_token_id=-1)
+            assert score(model, output, ids, media) >= score(model, greedy, ids, media) - 1e-4
+
+
+def score(model, output, ids, media) -> float:
+    logits = model(input_ids=output[:, :-1], **media).logits[0, ids.shape[1] - 1 :]
+    logits[:, model.model.placeholder_ids()] = -torch.inf
+    return float(logits.log_softmax(-1).gather(1, output[0, ids.shape[1] :, None]).sum())
+
+
+@torch.no_grad()
+def test_a_row_is_answered_the_same_alone_and_in_a_batch(model):
+    rows = mixed_rows()
+    batch = batch_of(rows)
+    mode = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": -1}
+    together = model.generate(**batch, **mode)[:, batch["input_ids"].shape[1] :]
+    for row, (ids, media) in zip(together, rows):
+        assert row.tolist() == model.generate(input_ids=torch.tensor([ids]), **media, **mode)[0, len(ids) :].tolist()
+
+
+def test_training_computes_what_evaluation_does(model):
+    freeze_for_stage(model, "integrate")
+    batch = batch_of(mixed_rows())
+    labels = batch["input_ids"].clone()
+    labels[:, :-2] = -100  # behind a speech placeholder that nothing fills, training predicts from what is before it
+    expected = model(**batch, labels=labels).loss
+    torch.testing.assert_close(model.train()(**batch, labels=labels).loss, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_cannot_be_generated_is_refused(model):
+    ids = torch.tensor([prompt(TEXT)])
+    with pytest.raises(ValueError, match="prefill_chunk_size=2: the prompt of a test_prefix_llama is seen in both"):
+        model.generate(ids, prefill_chunk_size=2, max_new_tokens=1)
+    cache = DynamicCache(config=model.config.text_config)
+    model(input_ids=ids[:, :2], past_key_values=cache, use_cache=True)
+    with pytest.raises(
+        ValueError, match="past_key_values holds 2 tokens but the prompt's bidirectional prefix is longer"
+    ):
+        model.generate(ids, past_key_values=cache, max_new_tokens=1)
+
+
+@torch.no_grad()
+def test_it_is_opened_from_a_folder(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    again = XLLMForConditionalGeneration.from_pretrained(tmp_path).eval()
+    assert type(language_model_of(again.config)) is PrefixLlama
+    batch = batch_of(mixed_rows())
+    assert torch.equal(again(**batch).logits, model(**batch).logits)
+    assert {"LlamaDecoderLayer"} <= set(again._no_split_modules)
+
+
+def test_any_other_language_model_needs_no_entry():
+    assert type(language_model_of(tiny_config("llama"))) is LanguageModel
+    assert "ChatGLMBlock" in XLLMForConditionalGeneration(tiny_config("chatglm"))._no_split_modules
