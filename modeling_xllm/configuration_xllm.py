@@ -38,6 +38,15 @@ def _as_config(value: dict | PreTrainedConfig | None, default: PreTrainedConfig,
         raise ValueError(f"{row}: transformers knows no model_type {model_type!r}") from error
 
 
+def _older_name(key: str) -> property:
+    """`X2LConfig.converter_config` under the name that a kind of converter has for it; `None` for other kinds."""
+
+    def get(row: "X2LConfig") -> PreTrainedConfig | None:
+        return row.converter_config if converter_class(row.converter).config_key == key else None
+
+    return property(get, lambda row, value: setattr(row, "converter_config", value))
+
+
 @strict
 class X2LConfig(PreTrainedConfig):
     """One row of the modality table: an X2L interface, from an encoder's features to the LLM's embeddings.
@@ -103,52 +112,24 @@ class X2LConfig(PreTrainedConfig):
 
     def complete(self) -> None:
         """Make the converter's config what its class takes, and let the class check the row."""
-        kind = converter_class(self.converter)
+        kind, sizes = converter_class(self.converter), self.converter_config
         if self.shares_converter_with is not None or kind.config_class is None:
-            self._refuse_sizes(kind)
-        elif not isinstance(self.converter_config, kind.config_class):
-            values = dict(self._fitting_sizes(kind))
-            values.pop("model_type", None)
+            if sizes is not None:
+                why = f"{kind.__name__} has no sizes" if kind.config_class is None else "the row shares another's"
+                raise ValueError(f"converter_config must be None: {why}")
+        elif not isinstance(sizes, kind.config_class):
+            values = sizes.to_dict() if isinstance(sizes, PreTrainedConfig) else dict(sizes or {})
+            model_type = values.pop("model_type", kind.config_class.model_type)
+            if model_type != kind.config_class.model_type:
+                raise ValueError(
+                    f"converter_config is of model_type {model_type!r}, but a {self.converter!r} converter takes "
+                    f"{kind.config_class.model_type!r}"
+                )
             self.converter_config = kind.config_class(**values)
         kind.check_row(self)
 
-    def _refuse_sizes(self, kind: type) -> None:
-        if self.converter_config is not None:
-            shared = self.shares_converter_with
-            why = "the row has no converter of its own" if shared else f"{kind.__name__} has no sizes"
-            raise ValueError(f"converter_config must be None: {why}")
-
-    def _fitting_sizes(self, kind: type) -> dict:
-        """`converter_config` as a dict; a `ValueError` if it is of another converter."""
-        config = self.converter_config or {}
-        model_type = getattr(config, "model_type", None) or dict(config).get("model_type")
-        if model_type not in (None, kind.config_class.model_type):
-            raise ValueError(
-                f"converter_config is of model_type {model_type!r}, but a {self.converter!r} converter takes "
-                f"{kind.config_class.model_type!r}"
-            )
-        return config.to_dict() if isinstance(config, PreTrainedConfig) else config
-
-    def _sizes_under(self, key: str) -> PreTrainedConfig | None:
-        return self.converter_config if converter_class(self.converter).config_key == key else None
-
-    @property
-    def qformer_config(self) -> PreTrainedConfig | None:
-        """`converter_config` of a Q-Former, else `None`."""
-        return self._sizes_under("qformer_config")
-
-    @qformer_config.setter
-    def qformer_config(self, value: dict | PreTrainedConfig | None) -> None:
-        self.converter_config = value
-
-    @property
-    def cformer_config(self) -> PreTrainedConfig | None:
-        """`converter_config` of a C-Former, else `None`."""
-        return self._sizes_under("cformer_config")
-
-    @cformer_config.setter
-    def cformer_config(self, value: dict | PreTrainedConfig | None) -> None:
-        self.converter_config = value
+    qformer_config = _older_name("qformer_config")
+    cformer_config = _older_name("cformer_config")
 
     @property
     def tokens_per_item(self) -> int | None:

@@ -1,13 +1,13 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""What the composite, `generate` and the checkpoints must know of a language model: one small class, found by `model_type`.
+"""What composite, `generate` and checkpoints must know of a language model: one small class, found by `model_type`.
 
     | class                 | for                                                                              |
     |-----------------------|----------------------------------------------------------------------------------|
     | `LanguageModel`       | any causal language model of transformers, whose mask and positions are its own   |
     | `PrefixLanguageModel` | one that reads its prompt in both directions: its tokens are of two types         |
 
-ChatGLM is a `PrefixLanguageModel` (`modeling_chatglm`). Another language model with a mask or positions of its own is a
-subclass and one call of [`register_language_model`].
+ChatGLM is a `PrefixLanguageModel` (`modeling_chatglm`). Another language model with a mask or positions of its own is
+a subclass and one call of [`register_language_model`].
 
 Legend: B rows, L tokens, D width.
 """
@@ -18,7 +18,6 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, Cache, PreTrainedConfig, PreTrainedModel
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.masking_utils import create_causal_mask, create_masks_for_generate
-from transformers.utils import ModelOutput
 
 
 class LanguageModel:
@@ -68,7 +67,7 @@ class LanguageModel:
         """`layout` of a prompt, kept for all steps of `generate`; `None`: what transformers does by itself."""
 
     def next_positions(self, position_ids: torch.LongTensor, number: int) -> torch.LongTensor | None:
-        """`position_ids (..., B, L)` with those of `number` further tokens, `(..., B, L + number)`; `None`: as above."""
+        """Positions `(..., B, L)` and those of `number` further tokens, `(..., B, L + number)`; `None`: as above."""
 
     def drafted_positions(self, position_ids: torch.LongTensor) -> torch.LongTensor:
         """Positions that transformers has counted on by one for each drafted token."""
@@ -94,10 +93,8 @@ class PrefixLanguageModel(LanguageModel):
 
     def inputs(self, inputs_embeds, attention_mask, past_key_values, layout) -> dict[str, Any]:
         layout = dict(layout)
-        token_types = layout.pop("token_type_ids", None)
-        if attention_mask is None or attention_mask.dim() == 2:
-            attention_mask = self.mask(inputs_embeds, attention_mask, past_key_values, token_types)
-        return {"attention_mask": attention_mask, **layout}
+        mask = self.mask(inputs_embeds, attention_mask, past_key_values, layout.pop("token_type_ids", None))
+        return {"attention_mask": mask, **layout}
 
     def mask(
         self,
@@ -106,7 +103,9 @@ class PrefixLanguageModel(LanguageModel):
         past_key_values: Cache | None,
         token_type_ids: torch.Tensor | None,
     ) -> torch.Tensor | None:
-        """Mask of all layers: the prefix sees itself in both directions, everything else is causal."""
+        """Mask of all layers: the prefix sees itself in both directions, all else is causal. A 4-D mask is kept."""
+        if attention_mask is not None and attention_mask.dim() == 4:
+            return attention_mask
         # Behind a filled cache all tokens are causal (the prefix cannot be split), and one token needs no block.
         is_prefill = past_key_values is None or past_key_values.get_seq_length() == 0
         has_prefix = is_prefill and token_type_ids is not None and token_type_ids.shape[1] > 1
@@ -122,15 +121,15 @@ class PrefixLanguageModel(LanguageModel):
     def check_generation(self, generation_config: GenerationConfig) -> None:
         if generation_config.prefill_chunk_size is not None:
             raise ValueError(
-                f"prefill_chunk_size={generation_config.prefill_chunk_size}: the prompt of a {self.config.model_type} is "
-                "seen in both directions and cannot be read in chunks; leave it None"
+                f"prefill_chunk_size={generation_config.prefill_chunk_size}: the prompt of a {self.config.model_type} "
+                "is seen in both directions and cannot be read in chunks; leave it None"
             )
 
     def prompt_layout(self, input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> dict[str, torch.Tensor]:
         if input_ids.is_floating_point():
             raise ValueError(
-                "generate got inputs_embeds alone: add the input_ids they were made from (they give positions and mask), "
-                "or position_ids and token_type_ids"
+                "generate got inputs_embeds alone: add the input_ids they were made from (they give positions and "
+                "mask), or position_ids and token_type_ids"
             )
         attention_mask = model_kwargs.get("attention_mask")
         cache = model_kwargs.get("past_key_values")
@@ -207,35 +206,18 @@ class LanguageModelGenerationMixin(GenerationMixin):
         return input_ids, model_kwargs
 
     def prepare_inputs_for_generation(
-        self,
-        input_ids: torch.LongTensor,
-        next_sequence_length: int | None = None,
-        past_key_values: Cache | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        **kwargs,
-    ) -> dict[str, Any]:
+        self, input_ids, next_sequence_length=None, inputs_embeds=None, **kwargs
+    ) -> dict:
         """transformers' inputs of one step; drafted tokens (more than one new token) get the model's own positions."""
         position_ids = kwargs.get("position_ids")
         if position_ids is not None and next_sequence_length != 1:
             kwargs["position_ids"] = language_model_of(self.config).drafted_positions(position_ids)
         return super().prepare_inputs_for_generation(
-            input_ids,
-            next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration,
-            **kwargs,
+            input_ids, next_sequence_length=next_sequence_length, inputs_embeds=inputs_embeds, **kwargs
         )
 
     def _update_model_kwargs_for_generation(
-        self,
-        outputs: ModelOutput,
-        model_kwargs: dict[str, Any],
-        is_encoder_decoder: bool = False,
-        num_new_tokens: int = 1,
+        self, outputs, model_kwargs: dict[str, Any], is_encoder_decoder: bool = False, num_new_tokens: int = 1
     ) -> dict[str, Any]:
         """Grow mask, positions and token types by the tokens just generated."""
         position_ids, token_type_ids = model_kwargs.get("position_ids"), model_kwargs.get("token_type_ids")
@@ -249,31 +231,14 @@ class LanguageModelGenerationMixin(GenerationMixin):
             model_kwargs["position_ids"] = grown
             if token_type_ids is not None:
                 ones = token_type_ids.new_ones((token_type_ids.shape[0], num_new_tokens))
-                model_kwargs["token_type_ids"] = torch.cat((token_type_ids, ones), dim=-1)
+                model_kwargs["token_type_ids"] = torch.cat((token_type_ids, ones), dim=-1)  # (B, L + number)
         return model_kwargs
 
     @staticmethod
-    def create_masks_for_generate(
-        config: PreTrainedConfig,
-        inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
-        position_ids: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        **kwargs,
-    ):
+    def create_masks_for_generate(config, token_type_ids=None, is_first_iteration=False, **kwargs):
         """4-D mask of one step for caches of fixed length; the arguments are those of transformers' function."""
-        return language_model_of(config).generation_mask(
-            token_type_ids,
-            is_first_iteration,
-            config=config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-            **kwargs,
-        )
+        language_model = language_model_of(config)
+        return language_model.generation_mask(token_type_ids, is_first_iteration, config=config, **kwargs)
 
 
 __all__ = [

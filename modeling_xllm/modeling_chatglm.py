@@ -265,10 +265,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             position_ids, token_type_ids = tokens.take(position_ids), tokens.take(token_type_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        if attention_mask is None or attention_mask.ndim != 4:
-            mask = ChatGLMLayout(self.config).mask(inputs_embeds, attention_mask, past_key_values, token_type_ids)
-        else:
-            mask = attention_mask
+        mask = ChatGLMLayout(self.config).mask(inputs_embeds, attention_mask, past_key_values, token_type_ids)
         position_embeddings = self.rotary_emb(position_ids, inputs_embeds.dtype)
         hidden_states = inputs_embeds
         for layer in self.layers:

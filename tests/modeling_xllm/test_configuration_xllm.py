@@ -83,7 +83,7 @@ def test_widths_and_ids_follow_from_the_table():
         ({"image": {"converter": "linear", "converter_config": {}}}, "must be None: LinearConverter has no sizes"),
         (
             {"image": {}, "b": {"shares_converter_with": "image", "converter_config": {}}},
-            r"modalities\['b'\]: converter_config must be None: the row has no converter of its own",
+            r"modalities\['b'\]: converter_config must be None: the row shares another's",
         ),
         ({"image": {"token_id": 10**6}}, "outside the LLM's vocabulary"),
         ({"a": {}, "b": {"input_name": "b_values"}}, "the same placeholder_token"),

@@ -1,5 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""A third language model with a mask of its own: one class and one registration, through forward, training and `generate`."""
+"""A third language model with a mask of its own: one class, one registration; forward, train, `generate`."""
 
 import pytest
 import torch

@@ -3,8 +3,8 @@
 
 import pytest
 import torch
-from tiny import FRAMES, IMAGE, PIXELS, QUERIES, left_pad, speech, tiny_config, tiny_model
-from transformers import PreTrainedModel
+from tiny import FRAMES, IMAGE, PAD, PIXELS, QUERIES, VOCAB, left_pad, mixed_rows, speech, tiny_config, tiny_model
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.utils import ModelOutput
 
 from xllm import XLLMForConditionalGeneration
@@ -92,3 +92,30 @@ def test_a_tuple_holds_what_the_output_holds():
     pairs = list(zip(leaves(as_output), leaves(as_tuple), strict=True))
     assert len(pairs) > 10
     assert all(torch.equal(first, second) for first, second in pairs)
+
+
+def test_the_trainer_evaluates_mixed_batches_with_metrics(tmp_path):
+    """`modality_features` are no predictions: batches with other media could not be joined."""
+    model = tiny_model("llama")
+    rows = [{"input_ids": torch.tensor([ids]), **media} for ids, media in mixed_rows()]
+    longest = max(row["input_ids"].shape[1] for row in rows)
+    seen = {}
+
+    def collate(batch: list[dict]) -> dict:
+        (row,) = batch
+        padding = (longest - row["input_ids"].shape[1], 0)
+        ids = torch.nn.functional.pad(row["input_ids"], padding, value=PAD)
+        mask = torch.nn.functional.pad(torch.ones_like(row["input_ids"]), padding)
+        return {**row, "input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+
+    def compute_metrics(prediction) -> dict:
+        seen["shape"] = prediction.predictions.shape
+        return {"right": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+    arguments = TrainingArguments(
+        tmp_path, per_device_eval_batch_size=1, remove_unused_columns=False, report_to=[], use_cpu=True
+    )
+    trainer = Trainer(model, arguments, data_collator=collate, eval_dataset=rows, compute_metrics=compute_metrics)
+    metrics = trainer.evaluate()
+    assert seen["shape"] == (len(rows), longest, VOCAB)
+    assert 0 <= metrics["eval_right"] <= 1
