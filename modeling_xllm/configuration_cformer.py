@@ -11,6 +11,18 @@ from transformers import BertConfig, PreTrainedConfig
 
 CIF_PREDICTORS = ("conv", "dense", "linear", "none")
 TRANSFORMERS = ("bert", "none")
+# What the C-Former's transformer has in common with a BERT.
+BERT_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+)
+BERT_FIELDS = (*BERT_SIZES, "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
 
 
 @strict
@@ -20,7 +32,7 @@ class CFormerConfig(PreTrainedConfig):
     Args:
         encoder_hidden_size (`int`): width of the speech encoder's frames.
         cif_predictor (`str`): what precedes the sigmoid of the frame weights: "conv", "dense" or "linear". "none": there
-            is no CIF, the inputs are its tokens already, as in the authors' data (512-d vectors, original.md 3.4).
+            is no CIF, the inputs are its tokens already, as in the authors' data (512-d vectors).
         cif_predictor_size (`int`, *optional*): channels of the conv or dense predictor; default `encoder_hidden_size`.
         cif_conv_kernel (`int`): frames the conv predictor sees, odd.
         cif_dropout (`float`): dropout of the predictor.
@@ -90,21 +102,7 @@ class CFormerConfig(PreTrainedConfig):
 
     def bert_config(self) -> BertConfig:
         """The encoder-only BERT of this C-Former; its vocabulary is one idle row, which [`CFormer`] drops."""
-        return BertConfig(
-            vocab_size=1,
-            use_cache=False,
-            hidden_size=self.hidden_size,
-            num_hidden_layers=self.num_hidden_layers,
-            num_attention_heads=self.num_attention_heads,
-            intermediate_size=self.intermediate_size,
-            hidden_act=self.hidden_act,
-            hidden_dropout_prob=self.hidden_dropout_prob,
-            attention_probs_dropout_prob=self.attention_probs_dropout_prob,
-            max_position_embeddings=self.max_position_embeddings,
-            type_vocab_size=self.type_vocab_size,
-            layer_norm_eps=self.layer_norm_eps,
-            initializer_range=self.initializer_range,
-        )
+        return BertConfig(vocab_size=1, use_cache=False, **{name: getattr(self, name) for name in BERT_FIELDS})
 
 
-__all__ = ["CFormerConfig"]
+__all__ = ["BERT_SIZES", "CFormerConfig"]

@@ -23,8 +23,8 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel, PreTrainedConfig
 from transformers import initialization as init
 from transformers.utils import ModelOutput, torch_compilable_check
 
-from .cformer import CFormer, CFormerOutput
-from .configuration_cformer import CFormerConfig
+from .cformer import CFormer
+from .configuration_cformer import BERT_SIZES, CFormerConfig
 
 
 @dataclass
@@ -56,7 +56,8 @@ class PublishedSource:
 
 
 class X2LConverter(nn.Module):
-    """Base class and protocol of converters.
+    """Base class and protocol of converters. `forward(hidden, mask, **forward_options(row))` turns `hidden (N, T, E)`
+    with its `mask (N, T)`, or `None`, into a [`ConverterOutput`].
 
     Class attributes:
         config_class (*optional*): class of the row's `converter_config`; `None` if the converter has no sizes.
@@ -137,10 +138,6 @@ class X2LConverter(nn.Module):
     def init_weights_of_its_own(self, std: float) -> None:
         """Initialise the parameters that are not in a sub-module."""
 
-    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None, **options) -> ConverterOutput:
-        """`hidden (N, T, E)`, `mask (N, T)` or `None` -> tokens `(N, K, C)` and their mask."""
-        raise NotImplementedError
-
 
 def _take_blip2_sizes(row: PreTrainedConfig, published: PreTrainedConfig) -> None:
     if row.shares_converter_with is None:
@@ -204,18 +201,6 @@ class QFormerConverter(X2LConverter):
             encoder_attention_mask=None if mask is None else mask.to(hidden.dtype),
         )
         return ConverterOutput(embeddings=output.last_hidden_state)
-
-
-BERT_SIZES = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "layer_norm_eps",
-)
 
 
 def _take_bert_sizes(row: PreTrainedConfig, published: PreTrainedConfig) -> None:
@@ -289,10 +274,6 @@ class CFormerConverter(X2LConverter, CFormer):
     @classmethod
     def forward_options(cls, row: PreTrainedConfig) -> dict:
         return {"token_level": row.token_level}
-
-    def forward(self, hidden, mask=None, target_lengths=None, token_level: bool = False) -> CFormerOutput:
-        """See [`CFormer.forward`]."""
-        return CFormer.forward(self, hidden, mask, target_lengths, token_level)
 
 
 class LinearConverter(X2LConverter):

@@ -16,8 +16,6 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.utils.import_utils import torch_compilable_check
 
-from .language_models import PrefixLanguageModel
-
 
 def chatglm_positions(
     input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, config: PreTrainedConfig
@@ -105,27 +103,4 @@ def freeze_answer(position_ids: torch.LongTensor) -> torch.LongTensor:
     return torch.stack((torch.where(channel_1 > 1, torch.minimum(sop_place, prefix_end), channel_0), channel_1))
 
 
-class ChatGLMLayout(PrefixLanguageModel):
-    """ChatGLM's two position channels; its model makes the mask of the token types itself."""
-
-    def layout(self, input_ids, attention_mask, past_length=0) -> dict[str, torch.Tensor]:
-        if past_length or input_ids is None:
-            return {}  # the model derives them, or says what is missing
-        position_ids, token_type_ids = chatglm_positions(input_ids, attention_mask, self.config)
-        return {"position_ids": position_ids, "token_type_ids": token_type_ids}
-
-    def inputs(self, inputs_embeds, attention_mask, past_key_values, layout) -> dict:
-        return {"attention_mask": attention_mask, **layout}
-
-    def next_positions(self, position_ids: torch.LongTensor, number: int) -> torch.LongTensor:
-        last = position_ids[..., -1:]
-        steps = torch.arange(1, number + 1, device=last.device).expand(last.shape[1], -1)
-        new = torch.stack((last[0].expand(-1, number), last[1] + steps))
-        position_ids = torch.cat((position_ids, new), dim=-1)
-        return freeze_answer(position_ids) if self.config.legacy_sop_position else position_ids
-
-    def drafted_positions(self, position_ids: torch.LongTensor) -> torch.LongTensor:
-        return freeze_answer(position_ids)
-
-
-__all__ = ["ChatGLMLayout", "chatglm_positions"]
+__all__ = ["chatglm_positions", "freeze_answer"]

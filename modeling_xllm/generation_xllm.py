@@ -59,22 +59,8 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
             )
         return super().generate(inputs, *args, **kwargs)
 
-    def prepare_inputs_for_generation(
-        self,
-        input_ids,
-        media_embeds=None,
-        is_first_iteration=False,
-        inputs_embeds=None,
-        past_key_values=None,
-        **kwargs,
-    ) -> dict:
-        model_inputs = super().prepare_inputs_for_generation(
-            input_ids,
-            is_first_iteration=is_first_iteration,
-            inputs_embeds=inputs_embeds,
-            past_key_values=past_key_values,
-            **kwargs,
-        )
+    def prepare_inputs_for_generation(self, input_ids, media_embeds=None, inputs_embeds=None, **kwargs) -> dict:
+        model_inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
         if media_embeds is not None and model_inputs.get("input_ids") is not None:
             model_inputs["media_embeds"] = self._media_of_step(media_embeds, input_ids, model_inputs["input_ids"])
         return model_inputs

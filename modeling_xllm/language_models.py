@@ -1,13 +1,9 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """What composite, `generate` and checkpoints must know of a language model: one small class, found by `model_type`.
 
-    | class                 | for                                                                              |
-    |-----------------------|----------------------------------------------------------------------------------|
-    | `LanguageModel`       | any causal language model of transformers, whose mask and positions are its own   |
-    | `PrefixLanguageModel` | one that reads its prompt in both directions: its tokens are of two types         |
-
-ChatGLM is a `PrefixLanguageModel` (`modeling_chatglm`). Another language model with a mask or positions of its own is
-a subclass and one call of [`register_language_model`].
+[`LanguageModel`] is any causal language model of transformers, whose mask and positions are its own affair;
+[`PrefixLanguageModel`] one that reads its prompt in both directions, such as ChatGLM (`modeling_chatglm`). Another
+language model with a mask or positions of its own is a subclass and one call of [`register_language_model`].
 
 Legend: B rows, L tokens, D width.
 """
@@ -167,15 +163,10 @@ def register_language_model(model_type: str, language_model: type[LanguageModel]
     LANGUAGE_MODELS[model_type] = language_model
 
 
-def language_model_class(model_type: str | None) -> type[LanguageModel]:
-    """What is registered for `model_type`; [`LanguageModel`] for all others."""
-    return LANGUAGE_MODELS.get(model_type, LanguageModel)
-
-
 def language_model_of(config: PreTrainedConfig) -> LanguageModel:
-    """The language model of a config, which may be a composite's."""
+    """The language model of a config, which may be a composite's; [`LanguageModel`] where none is registered."""
     config = config.get_text_config()
-    return language_model_class(config.model_type)(config)
+    return LANGUAGE_MODELS.get(config.model_type, LanguageModel)(config)
 
 
 class LanguageModelGenerationMixin(GenerationMixin):
@@ -246,7 +237,6 @@ __all__ = [
     "LanguageModel",
     "LanguageModelGenerationMixin",
     "PrefixLanguageModel",
-    "language_model_class",
     "language_model_of",
     "register_language_model",
 ]

@@ -27,9 +27,9 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_chatglm import ChatGLMConfig
-from .generation_chatglm import ChatGLMLayout, chatglm_positions
+from .generation_chatglm import chatglm_positions, freeze_answer
 from .language_head import logits_and_loss
-from .language_models import LanguageModelGenerationMixin, register_language_model
+from .language_models import LanguageModelGenerationMixin, PrefixLanguageModel, register_language_model
 from .real_tokens import real_tokens
 from .token_embedding import embed_tokens
 
@@ -255,7 +255,9 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
                 positions of another shape; a prompt without `<sop>` or longer than `max_position_embeddings`.
         """
         if inputs_embeds is None:
-            inputs_embeds = self._embed(input_ids)
+            if input_ids is None:
+                raise ValueError("give input_ids or inputs_embeds, got neither")
+            inputs_embeds = embed_tokens(self.word_embeddings, input_ids)
         position_ids, token_type_ids = self._complete_positions(
             input_ids, inputs_embeds, attention_mask, position_ids, token_type_ids, past_key_values
         )
@@ -265,7 +267,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             position_ids, token_type_ids = tokens.take(position_ids), tokens.take(token_type_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        mask = ChatGLMLayout(self.config).mask(inputs_embeds, attention_mask, past_key_values, token_type_ids)
+        mask = PrefixLanguageModel(self.config).mask(inputs_embeds, attention_mask, past_key_values, token_type_ids)
         position_embeddings = self.rotary_emb(position_ids, inputs_embeds.dtype)
         hidden_states = inputs_embeds
         for layer in self.layers:
@@ -280,11 +282,6 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         if tokens is not None:
             hidden_states = tokens.put_back(hidden_states)
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
-
-    def _embed(self, input_ids: torch.LongTensor | None) -> torch.Tensor:
-        if input_ids is None:
-            raise ValueError("give input_ids or inputs_embeds, got neither")
-        return embed_tokens(self.word_embeddings, input_ids)
 
     def _complete_positions(
         self,
@@ -394,13 +391,32 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, LanguageModelGener
         )
 
 
-class ChatGLMLanguageModel(ChatGLMLayout):
-    """ChatGLM as the language model of an X-LLM."""
+class ChatGLMLanguageModel(PrefixLanguageModel):
+    """ChatGLM as the language model of an X-LLM: two position channels; it makes its mask of the token types itself."""
 
     causal_lm_class = ChatGLMForConditionalGeneration
 
     def build(self) -> ChatGLMModel:
         return ChatGLMModel._from_config(self.config)
+
+    def layout(self, input_ids, attention_mask, past_length=0) -> dict[str, torch.Tensor]:
+        if past_length or input_ids is None:
+            return {}  # the model derives them, or says what is missing
+        position_ids, token_type_ids = chatglm_positions(input_ids, attention_mask, self.config)
+        return {"position_ids": position_ids, "token_type_ids": token_type_ids}
+
+    def inputs(self, inputs_embeds, attention_mask, past_key_values, layout) -> dict:
+        return {"attention_mask": attention_mask, **layout}
+
+    def next_positions(self, position_ids: torch.LongTensor, number: int) -> torch.LongTensor:
+        last = position_ids[..., -1:]
+        steps = torch.arange(1, number + 1, device=last.device).expand(last.shape[1], -1)
+        new = torch.stack((last[0].expand(-1, number), last[1] + steps))
+        position_ids = torch.cat((position_ids, new), dim=-1)
+        return freeze_answer(position_ids) if self.config.legacy_sop_position else position_ids
+
+    def drafted_positions(self, position_ids: torch.LongTensor) -> torch.LongTensor:
+        return freeze_answer(position_ids)
 
 
 register_language_model(ChatGLMConfig.model_type, ChatGLMLanguageModel)

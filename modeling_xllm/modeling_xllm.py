@@ -32,6 +32,10 @@ from .token_embedding import embed_tokens
 from .x2l_interfaces import X2LOutput
 
 
+# Arguments of `forward` that only a row of the table can read.
+MEDIA_ARGUMENTS = ("pixel_values", "pixel_values_videos", "video_frame_mask", "input_features", "input_features_mask")
+
+
 class XLLMModel(XLLMEncoderModel):
     """X-LLM without the language model's head."""
 
@@ -41,12 +45,6 @@ class XLLMModel(XLLMEncoderModel):
         super().__init__(config)
         self.language_model = language_model_of(config).build()
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_input_embeddings(value)
 
     def media_in(self, arguments: dict) -> dict[str, tuple]:
         """The media among `forward`'s arguments, popped: modality -> (inputs, mask). Rows may read the same argument."""
@@ -171,27 +169,14 @@ class XLLMModel(XLLMEncoderModel):
         token_type_ids: torch.LongTensor | None = None,
         media_embeds: torch.FloatTensor | None = None,
         modality_features: dict[str, X2LOutput] | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        pixel_values_videos: torch.FloatTensor | None = None,
-        video_frame_mask: torch.Tensor | None = None,
-        input_features: torch.FloatTensor | None = None,
-        input_features_mask: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs,
     ) -> XLLMModelOutputWithPast:
-        """See `XLLMForConditionalGeneration.forward`; returns `last_hidden_state (B, L, D)`."""
+        """See `XLLMForConditionalGeneration.forward`, also for the media; returns `last_hidden_state (B, L, D)`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        named = {
-            "pixel_values": pixel_values,
-            "pixel_values_videos": pixel_values_videos,
-            "video_frame_mask": video_frame_mask,
-            "input_features": input_features,
-            "input_features_mask": input_features_mask,
-        }
-        kwargs = {**kwargs, **named}
         media = self.media_in(kwargs)
-        if unused := [name for name in named if kwargs.pop(name, None) is not None]:
+        if unused := [name for name in MEDIA_ARGUMENTS if kwargs.pop(name, None) is not None]:
             raise ValueError(f"{', '.join(unused)} given, but no row of config.modalities reads it")
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         inputs_embeds, attention_mask, features = self._embed(
@@ -272,12 +257,6 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
         config, tensors = towers.compose(language_model, encoders, interfaces, modalities, **config_fields)
         cls.check_towers(config, tensors)
         return cls.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.set_input_embeddings(value)
 
     def get_features(
         self, modality: str, inputs: torch.Tensor, mask: torch.Tensor | None = None, **kwargs

@@ -20,7 +20,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 from transformers.quantizers.auto import AutoQuantizationConfig
 
-from .language_models import language_model_class
+from .language_models import LANGUAGE_MODELS, LanguageModel
 from .weight_files import (
     HUB_ARGUMENTS,
     StageCheckpointError,
@@ -108,7 +108,9 @@ def read_tower(part: str, name_or_path: str, revision: str | None = None, **hub)
         if model_type in ("xllm", "xllm_qformer_pretraining"):
             return read_tensors(name_or_path, revision, lambda key: part_of(key) == part, **hub)
         if part == "language_model":
-            causal = load_whole(language_model_class(model_type).causal_lm_class, name_or_path, revision, **hub)
+            causal = load_whole(
+                LANGUAGE_MODELS.get(model_type, LanguageModel).causal_lm_class, name_or_path, revision, **hub
+            )
             tensors = {f"model.language_model.{key}": value for key, value in causal.base_model.state_dict().items()}
             return {**tensors, "lm_head.weight": causal.get_output_embeddings().weight.data}
         if model_type in TOWER_PREFIXES:
