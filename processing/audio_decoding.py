@@ -2,7 +2,7 @@
 """Sound from anywhere to a float32 mono waveform, with PyAV.
 
 Channels are averaged (FFmpeg's own down-mix of float samples would make two equal channels 1.41 times louder), and the rate is
-converted with FFmpeg's resampler while the file streams through. A file that holds clearly less than its header promises is an error,
+converted while the file streams through. A file that holds clearly less than its header promises is an error,
 not a shorter sound. Deviation from the authors' code: theirs posts the file to a feature service, without resampling or a mono check.
 """
 
@@ -10,15 +10,14 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, BinaryIO
 
 import av
 import numpy as np
 import torch
-from torchaudio.functional import resample as sinc_resample
 
 from .media_sources import MediaError, describe_source, open_media
+from .resampling import StreamResampler
 
 
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; outside it is a damaged header
@@ -26,8 +25,6 @@ MAX_SECONDS = 4 * 3600
 # What PyAV raises on damaged files: its own errors, and text in the metadata that is not UTF-8.
 PYAV_ERRORS = (av.FFmpegError, UnicodeDecodeError, OSError, ValueError, MemoryError)
 
-_RESAMPLE_CHUNK = 1 << 16  # samples
-_FILTER_TAIL = 512  # samples of silence that push the last real ones out of the resampler
 _LEAST_PART = 0.98  # a file with less of the promised samples or packets than this counts as cut off
 _LEAST_LENGTH = 0.9  # packets do not always state how long they last, so this rule is looser
 _STREAMED_SIZES = (
@@ -44,30 +41,6 @@ class Waveform:
 
     samples: np.ndarray
     sampling_rate: int
-
-
-def resample(samples: np.ndarray, source_rate: float, target_rate: float) -> np.ndarray:
-    """A waveform at another rate, with the windowed sinc of librosa's `kaiser_best`.
-
-    Args:
-        samples (`np.ndarray` of shape `(samples,)`): at `source_rate`.
-        source_rate, target_rate (`float`): in Hz, or their ratio to 1; it is met to within 1e-6.
-
-    Returns:
-        `np.ndarray` of shape `(samples * target_rate / source_rate,)`, rounded, at least one: float32.
-    """
-    samples = np.ascontiguousarray(samples, dtype=np.float32)
-    # The filter has a phase for each unit of the numerator.
-    ratio = Fraction(target_rate / source_rate).limit_denominator(1000)
-    if ratio == 1:
-        return samples
-    length = max(1, round(len(samples) * target_rate / source_rate))
-    moved = sinc_resample(
-        torch.from_numpy(samples), ratio.denominator, ratio.numerator,
-        lowpass_filter_width=64, rolloff=0.9475937167399596, resampling_method="sinc_interp_kaiser",
-        beta=14.769656459379492,
-    ).numpy()[:length]  # fmt: skip
-    return np.pad(moved, (0, length - len(moved)))
 
 
 def open_container(file: BinaryIO, name: str) -> av.container.InputContainer:
@@ -111,44 +84,6 @@ def check_end(container: av.container.InputContainer, end: float, name: str) -> 
     promised = (container.duration or 0) / av.time_base
     if "matroska" in container.format.name and end - start < _LEAST_LENGTH * promised - 0.1:
         raise MediaError(name, f"cut off: it ends after {end - start:.2f} of {promised:.2f} s")
-
-
-class _MonoResampler:
-    """Converts mono float32 chunks from one rate to another: `push` them in order, then `finish`."""
-
-    def __init__(self, source_rate: int, target_rate: int):
-        self.source_rate = source_rate
-        self.target_rate = target_rate
-        self.pushed = 0
-        self.chunks: list[np.ndarray] = []
-        self.resampler = None
-        if source_rate != target_rate:
-            self.resampler = av.AudioResampler(format="flt", layout="mono", rate=target_rate)
-
-    def push(self, samples: np.ndarray) -> None:
-        self.pushed += len(samples)
-        if self.resampler is None:
-            self.chunks.append(samples)
-        else:
-            self._feed(samples)
-
-    def finish(self) -> np.ndarray:
-        """The whole result: `ceil(samples * target_rate / source_rate)` of them."""
-        if self.resampler is not None:
-            # FFmpeg keeps the length of its filter back, and all of a sound that is shorter than it.
-            self._feed(np.zeros(_FILTER_TAIL + self.source_rate // 100, np.float32))
-            self._drain(None)
-        return np.concatenate(self.chunks)[: -(-self.pushed * self.target_rate // self.source_rate)]
-
-    def _feed(self, samples: np.ndarray) -> None:
-        for start in range(0, len(samples), _RESAMPLE_CHUNK):
-            chunk = np.ascontiguousarray(samples[None, start : start + _RESAMPLE_CHUNK])
-            frame = av.AudioFrame.from_ndarray(chunk, format="flt", layout="mono")
-            frame.sample_rate = self.source_rate
-            self._drain(frame)
-
-    def _drain(self, frame: av.AudioFrame | None) -> None:
-        self.chunks.extend(out.to_ndarray().reshape(-1) for out in self.resampler.resample(frame))
 
 
 def _to_float(values: np.ndarray) -> np.ndarray:
@@ -248,7 +183,7 @@ def _decode_audio(file: BinaryIO, name: str, sampling_rate: int) -> np.ndarray:
         for rate, samples in _decode_stream(container, stream, name):
             if resampler is None:
                 _check_stream(stream, rate, name)
-                resampler = _MonoResampler(rate, sampling_rate)
+                resampler = StreamResampler(rate, sampling_rate)
             elif rate != resampler.source_rate:
                 raise MediaError(
                     name, f"the sampling rate changes from {resampler.source_rate} to {rate} Hz in the middle"
@@ -291,7 +226,7 @@ def _convert_array(values: Any, name: str, source_rate: int, sampling_rate: int)
         raise MediaError(name, "holds no sound: 0 samples")
     if not MIN_RATE <= source_rate <= MAX_RATE:
         raise MediaError(name, f"sampling rate {source_rate} Hz, expected {MIN_RATE} to {MAX_RATE}")
-    resampler = _MonoResampler(source_rate, sampling_rate)
+    resampler = StreamResampler(source_rate, sampling_rate)
     resampler.push(values)
     return resampler.finish()
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""The table of kinds and the rows of the processor: a kind of the user's, rows of any name and number, media decoded once."""
+"""The table of kinds and the processor's rows: a kind of the user's, rows of any name, media decoded once."""
 
 import builtins
 import json
@@ -168,8 +168,8 @@ def test_a_template_that_knows_some_kinds_gets_the_others_as_text(status_kind):
     tokenizer = word_tokenizer()
     add_placeholder_tokens(tokenizer, vocab_size=16, modalities=ROWS)
     tokenizer.chat_template = (
-        "{% for m in messages %}{% for p in m['content'] %}{{ '[' ~ image_token ~ ']' if p['type'] == 'image' else p['text'] }}"
-        "{% endfor %}{% endfor %}"
+        "{% for m in messages %}{% for p in m['content'] %}"
+        "{{ '[' ~ image_token ~ ']' if p['type'] == 'image' else p['text'] }}{% endfor %}{% endfor %}"
     )
     processor = status_processor(tokenizer)
     parts = talk({"type": "image"}, {"type": "status"}, {"type": "text", "text": "what"})
@@ -200,7 +200,7 @@ def test_rows_have_their_own_numbers_and_names(tmp_path):
 
 
 def test_several_rows_read_one_part():
-    """Each clip becomes one wrapped run per row, in the rows' order; they share tensors or get them under their own name."""
+    """Each clip becomes one wrapped run per row, in the rows' order; rows share tensors or name them."""
     rows = {
         "sound": {"part": "audio", "tokens_per_item": 4, "input_name": "sound_features", "mask_name": "sound_mask"},
         "speech": {"part": "audio", "subsampling_factor": 8},
@@ -259,7 +259,7 @@ def test_names_of_kinds():
 
 @pytest.fixture
 def work(monkeypatch):
-    """Counts opened files, pictures decoded by Pillow, packets decoded by FFmpeg's sound and film decoders, checks of samples."""
+    """Counts opened files, decoded pictures and sounds, opened containers, and checks of samples."""
     done = Counter()
 
     def counted(name, function):
