@@ -27,12 +27,8 @@ PYAV_ERRORS = (av.FFmpegError, UnicodeDecodeError, OSError, ValueError, MemoryEr
 
 _LEAST_PART = 0.98  # a file with less of the promised samples or packets than this counts as cut off
 _LEAST_LENGTH = 0.9  # packets do not always state how long they last, so this rule is looser
-_STREAMED_SIZES = (
-    0,
-    0x7FFFFFFF,
-    0x7FFFF000,
-    0xFFFFFFFF,
-)  # written in WAV headers by programs that do not know the length yet
+# Written in WAV headers by programs that do not know the length yet.
+_STREAMED_SIZES = (0, 0x7FFFFFFF, 0x7FFFF000, 0xFFFFFFFF)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,9 +199,7 @@ def _decode_audio(file: BinaryIO, name: str, sampling_rate: int) -> np.ndarray:
 
 def _array_to_mono(values: Any, name: str) -> np.ndarray:
     if isinstance(values, torch.Tensor):
-        values = (
-            values.detach().cpu().numpy() if values.dtype != torch.bfloat16 else values.detach().float().cpu().numpy()
-        )
+        values = (values.float() if values.dtype == torch.bfloat16 else values).detach().cpu().numpy()
     try:
         values = np.asarray(values)
     except ValueError as error:

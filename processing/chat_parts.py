@@ -12,13 +12,8 @@ from typing import Any
 from .media_kinds import MEDIA_KINDS, MediaKind, is_values, media_kind
 
 
-SOURCE_KEYS = (
-    "bytes",
-    "array",
-    "base64",
-    "url",
-    "path",
-)  # besides the key named as the type; the first one present counts
+# Besides the key named as the type; the first one present counts.
+SOURCE_KEYS = ("bytes", "array", "base64", "url", "path")
 
 
 def _clean_openai(part: dict[str, Any], kind: MediaKind) -> dict[str, Any]:

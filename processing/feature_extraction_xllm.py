@@ -2,7 +2,7 @@
 """Waveform to log-mel filterbank frames, the input of the speech encoder (paper sec. 3.1: a Conformer over filterbank features).
 
 Kaldi's filterbank: frames of 25 ms every 10 ms, pre-emphasis, Povey window, 80 mel bins, natural logarithm, on 16-bit sample values.
-The mel matrix and the window are transformers' own; the frames of one clip go through one FFT call.
+The filterbank is torchaudio's.
 Deviations: no dither (the same clip gives the same features); each clip is normalised to mean 0 and variance 1 per mel bin (a switch);
 a clip shorter than one frame is padded to it. The authors' code sends the wave to a feature service and reads back 512-d vectors.
 Legend: A samples, T frames.
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers.audio_utils import mel_filter_bank, window_function
+from torchaudio.compliance.kaldi import fbank
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import TensorType, logging
@@ -23,9 +23,7 @@ from .media_sources import MediaError
 
 logger = logging.get_logger(__name__)
 
-_PREEMPHASIS = 0.97
-_PCM_SCALE = 32768.0  # Kaldi works on 16-bit sample values; the floor below is meant for them
-_FLOOR = float(np.finfo(np.float32).eps)
+_PCM_SCALE = 32768.0  # Kaldi works on 16-bit sample values; its floor of 1.2e-7 is meant for them
 _VARIANCE_FLOOR = 1e-7
 _FRAMES_AT_ONCE = 8192  # bounds the memory for an hour of sound
 
@@ -98,27 +96,19 @@ class XLLMFeatureExtractor(SequenceFeatureExtractor):
     def _filterbank(self, wave: np.ndarray) -> torch.Tensor:
         """Wave `(A,)` in [-1, 1] to log-mel energies `(T, feature_size)`, float32."""
         length, hop = self.window_length, self.hop_length
-        fft_length = 1 << (length - 1).bit_length()
         samples = torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32)) * _PCM_SCALE
         samples = torch.nn.functional.pad(samples, (0, max(0, length - len(samples))))
-        window = torch.from_numpy(window_function(length, "povey", periodic=False)).float()
-        mel = mel_filter_bank(
-            num_frequency_bins=fft_length // 2 + 1,
-            num_mel_filters=self.feature_size,
-            min_frequency=self.min_frequency,
-            max_frequency=self.max_frequency or self.sampling_rate / 2,
-            sampling_rate=self.sampling_rate,
-            mel_scale="kaldi",
-            triangularize_in_mel_space=True,
-        )
-        mel = torch.from_numpy(mel).float()
-        parts = []
-        for frames in samples.unfold(0, length, hop).split(_FRAMES_AT_ONCE):
-            frames = frames - frames.mean(dim=1, keepdim=True)
-            previous = torch.nn.functional.pad(frames, (1, 0), mode="replicate")[:, :-1]
-            spectrum = torch.fft.rfft((frames - _PREEMPHASIS * previous) * window, n=fft_length)
-            parts.append((spectrum.abs().square() @ mel).clamp_min(_FLOOR).log())
-        return torch.cat(parts)
+        starts = range(0, self.num_frames(len(samples)) * hop, _FRAMES_AT_ONCE * hop)
+        parts = [samples[start : start + (_FRAMES_AT_ONCE - 1) * hop + length] for start in starts]
+        options = {
+            "num_mel_bins": self.feature_size,
+            "frame_length": self.frame_length_ms,
+            "frame_shift": self.frame_shift_ms,
+            "low_freq": self.min_frequency,
+            "high_freq": self.max_frequency or 0.0,
+            "sample_frequency": self.sampling_rate,
+        }
+        return torch.cat([fbank(part[None], **options) for part in parts])
 
     def _extract(self, wave: np.ndarray) -> np.ndarray:
         features = self._filterbank(wave)

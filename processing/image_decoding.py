@@ -149,12 +149,8 @@ def load_image(source: Any) -> Image.Image:
         except Image.DecompressionBombError as error:
             raise MediaError(name, f"claims an absurd size ({error})") from error
         except PILLOW_ERRORS as error:
-            reason = (
-                "not an image, or damaged"
-                if isinstance(error, Image.UnidentifiedImageError)
-                else f"damaged image ({error})"
-            )
-            raise MediaError(name, reason) from error
+            unknown = isinstance(error, Image.UnidentifiedImageError)
+            raise MediaError(name, "not an image, or damaged" if unknown else f"damaged image ({error})") from error
         with image:
             upright = _to_rgb(image, name)
             return upright.copy() if upright is image else upright  # a plain image, without its file

@@ -278,16 +278,4 @@ AUDIO = register_media_kind(
 PAPER_KINDS = (IMAGE, VIDEO, AUDIO)
 
 
-__all__ = [
-    "AUDIO",
-    "IMAGE",
-    "MEDIA_KINDS",
-    "PAPER_KINDS",
-    "VIDEO",
-    "MediaKind",
-    "is_array",
-    "is_values",
-    "media_kind",
-    "part_of_row",
-    "register_media_kind",
-]
+__all__ = ["AUDIO", "IMAGE", "MEDIA_KINDS", "PAPER_KINDS", "VIDEO", "MediaKind", "media_kind", "register_media_kind"]

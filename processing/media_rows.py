@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from .media_kinds import MEDIA_KINDS, PAPER_KINDS, MediaKind, media_kind, part_of_row
+from .media_kinds import PAPER_KINDS, MediaKind, media_kind, part_of_row
 
 
 @dataclass
@@ -201,13 +201,4 @@ def tensors_by_row(rows: list[MediaRow], processed: dict[str, Any]) -> dict[str,
     return out
 
 
-__all__ = [
-    "MEDIA_KINDS",
-    "MediaRow",
-    "add_placeholder_tokens",
-    "complete_rows",
-    "default_rows",
-    "place_tokens",
-    "tensors_by_row",
-    "token_names",
-]
+__all__ = ["MediaRow", "add_placeholder_tokens", "complete_rows", "default_rows", "place_tokens", "tensors_by_row"]

@@ -121,10 +121,6 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
     def replace_audio_token(self, audio_inputs: dict, audio_idx: int, **kwargs: Any) -> str:
         return self._replacement(AUDIO, audio_inputs, audio_idx)
 
-    def num_audio_placeholders(self, num_frames: int) -> int:
-        """Placeholders of a clip with `num_frames` mel frames: `ceil(num_frames / subsampling_factor)`."""
-        return sum(row.num_placeholders(num_frames) for row in self.rows_of(AUDIO))
-
     def _get_num_multimodal_tokens(
         self,
         image_sizes: list[Any] | None = None,
@@ -222,7 +218,9 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
         given = dict(zip(_ARGUMENTS, (images, videos, audio)))
         given |= {kind.inputs: kwargs.pop(kind.inputs) for kind in MEDIA_KINDS.values() if kind.inputs in kwargs}
         own_kwargs = {name: kwargs.pop(f"{media_kind(name).inputs}_kwargs", {}) for name in self.readers}
-        text = self._text_rows(text, kwargs)
+        text = [text] if isinstance(text, str) else text
+        if not (text is None or (isinstance(text, (list, tuple)) and all(isinstance(row, str) for row in text))):
+            raise ValueError("`text` must be a string or list of strings.")
         unmarked = None if text is None else [_MARKED_RE.sub("", row) for row in text]  # marked tokens are text
         media = {}
         for kind in MEDIA_KINDS.values():
@@ -248,15 +246,6 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
         if not kwargs.get("return_metadata"):
             data.pop("video_metadata", None)
         return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
-
-    @staticmethod
-    def _text_rows(text: str | list[str] | None, kwargs: dict) -> list[str] | None:
-        rows = [text] if isinstance(text, str) else text
-        if rows is None:
-            return None
-        if not isinstance(rows, (list, tuple)) or not all(isinstance(row, str) for row in rows):
-            raise ValueError("`text` must be a string or list of strings.")
-        return list(rows)
 
     def _encode_text(self, text: list[str], replacements: dict[str, list[str]], merged: dict) -> dict:
         """Ids of the text with its placeholders written out, and what the caller asked for beside them."""

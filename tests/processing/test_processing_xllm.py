@@ -92,7 +92,7 @@ def test_text_only(processor):
 
 @pytest.mark.parametrize(("frames", "count"), [(1, 1), (8, 1), (9, 2), (98, 13)])
 def test_speech_takes_one_placeholder_per_encoder_frame(processor, frames, count):
-    assert processor.num_audio_placeholders(frames) == count
+    assert processor._get_num_multimodal_tokens(audio_lengths=[400 + 160 * (frames - 1)]).num_audio_tokens == [count]
     wave = np.zeros(400 + 160 * (frames - 1), np.float32)
     assert processor(text="<SpeechHere>", audio=wave, sampling_rate=16_000)["input_ids"] == [[SPEECH] * count]
 
