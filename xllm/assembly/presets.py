@@ -111,7 +111,8 @@ def added_rows(kinds: Iterable[str]) -> dict[str, X2LConfig]:
                 f"--modality {name}: no kind of this name declares a row; those that do are {', '.join(known) or 'none'} "
                 "(--module FILE registers more)"
             )
-        rows[kind.row_name] = X2LConfig(**kind.row)
+        named = {"input_name": kind.input_name, "mask_name": kind.mask_name, "placeholder_token": kind.placeholder}
+        rows[kind.row_name] = X2LConfig(**{**named, **kind.row})
     return rows
 
 
@@ -187,11 +188,11 @@ def build_tiny(output_dir: str | Path, kinds: Iterable[str] = ()) -> Path:
     Its vocabulary is that of a few sentences; it knows nothing until it is trained. It has the paper's rows, and one of
     each of `kinds`.
     """
-    rows, output_dir = added_rows(kinds), Path(output_dir)
+    output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     sentences = [*TINY_SENTENCES, " ".join("0123456789"), *map(chr, range(33, 127))]
     tokenizer = ChatGLMTokenizer(str(train_sentencepiece(sentences, output_dir, vocab_size=256, byte_fallback=True)))
-    config = tiny_config(tokenizer, rows)
+    config = tiny_config(tokenizer, added_rows(kinds))
     save(XLLMForConditionalGeneration(config), build_processor(config, tokenizer, TINY_PIXELS), output_dir)
     return output_dir
 
