@@ -3,36 +3,29 @@
 
     publish("runs/a", "user/repo", stage=2)      ->  from_pretrained("user/repo", revision="stage2")
 
-Everything is in one commit, so a push that is interrupted leaves the repository as it was; large files that have arrived are
-not sent again. Parts whose source is a local folder are stored in the repository: nobody else has that folder.
+Everything is in one commit, so a push that is interrupted leaves the repository as it was; large files that have arrived
+are not sent again. Parts whose source is a local folder are stored in the repository: nobody else has that folder.
 """
 
 import contextlib
 import json
+import logging
+import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,  # the HTTP library's own, whichever that is: no connection, a connection cut
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from safetensors import SafetensorError, safe_open
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, errors
+from safetensors import SafetensorError
 
 from xllm.hub_cards.cards import model_card, read_results
+from xllm.hub_cards.contents import check_weights, gather, read_json, stale_files
 from xllm.hub_cards.remote_code import export_code
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
 
 
-# What a run leaves beside its checkpoint and what stays here: logs and samples name local files, optimisers are big.
-LEFT_OUT = ("README.md", "log.jsonl", "samples-*.jsonl", "*.pt", "*.pth", "*.bin", "trainer_state.json", ".*")
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+logger = logging.getLogger(__name__)
 
 
 class PublishError(ValueError):
@@ -68,25 +61,25 @@ def publish(
         `CommitInfo`: `oid` is the commit that the tag pins.
 
     Raises:
-        PublishError: the checkpoint is incomplete or of another stage, the tag exists, the repository is public, the Hub
-            cannot be reached or refuses the token.
+        PublishError: the checkpoint is incomplete, damaged or of another stage, the tag exists, the repository is
+            public, the Hub cannot be reached or refuses the token.
     """
     folder, number = find_stage(Path(model), stage)
     tag = tag or (None if number is None else f"stage{number}")
     check_files(folder)
     read_results(results or folder / "results.json")
     api = HfApi(token=token, library_name="xllm-transformers")
-    with hub_errors(repo_id), tempfile.TemporaryDirectory() as prepared:
+    with hub_errors(repo_id), _workplace(folder) as prepared:
         refs = _open_repository(api, repo_id, revision, tag, private, replace)
-        _prepare(folder, Path(prepared))
-        licenses = _tower_licenses(api, Path(prepared))
+        left_out = _prepare(folder, prepared)
+        if left_out:
+            logger.warning("%s: left out, not part of a checkpoint: %s", folder, ", ".join(left_out))
+        licenses = _tower_licenses(api, prepared)
         card = model_card(prepared, repo_id, tag or revision, license, licenses, results)
-        card.save(Path(prepared, "README.md"))
-        commit = _commit(api, repo_id, Path(prepared), revision, f"Push {tag or 'checkpoint'}")
+        card.save(prepared / "README.md")
+        commit = _commit(api, repo_id, prepared, revision, f"Push {tag or 'checkpoint'}")
         if tag is not None:
-            if tag in refs:
-                api.delete_tag(repo_id, tag=tag)
-            api.create_tag(repo_id, tag=tag, revision=commit.oid)
+            _set_tag(api, repo_id, tag, commit.oid, revision, tag in refs)
     return commit
 
 
@@ -119,16 +112,38 @@ def check_files(folder: Path) -> None:
     """
     if not (folder / "processor_config.json").is_file():
         raise PublishError(f"{folder}: has no processor_config.json; save the processor beside the model")
-    shards = [WEIGHTS]
-    if (folder / INDEX).is_file():
-        shards = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    for name in shards:
-        if not (folder / name).is_file():
-            raise PublishError(f"{folder}: has no {name}; save the checkpoint again")
+    try:
+        check_weights(folder)
+    except SafetensorError as error:
+        raise PublishError(f"{folder}: a weight file is damaged: {error}; save the checkpoint again") from error
+    except (OSError, ValueError) as error:
+        raise PublishError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _workplace(folder: Path) -> Iterator[Path]:
+    """A folder for what is pushed, mostly links.
+
+    Weights that are put together lie beside the checkpoint: if the process is killed, the next push of it removes them.
+    """
+    beside, name = folder.resolve().parent, f".{folder.resolve().name}.push-"
+    for old in beside.glob(f"{name}*"):
         try:
-            safe_open(folder / name, framework="pt").__exit__(None, None, None)
-        except SafetensorError as error:
-            raise PublishError(f"{folder / name}: damaged: {error}; save the checkpoint again") from error
+            os.kill(int(old.name.removeprefix(name).split("-")[0]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(old, ignore_errors=True)
+    where = {"dir": beside, "prefix": f"{name}{os.getpid()}-"} if _local_towers(folder) else {}
+    with tempfile.TemporaryDirectory(**where) as prepared:
+        yield Path(prepared)
+
+
+ADVICE = (
+    (errors.GatedRepoError, "access is restricted: ask for it on the repository's page"),
+    (errors.RevisionNotFoundError, "has no such branch, tag or commit"),
+    (errors.RepositoryNotFoundError, "no such repository, or a private one that this token may not see"),
+    (errors.OfflineModeIsEnabled, "offline mode is on: unset HF_HUB_OFFLINE to push"),
+    (errors.HFValidationError, "no name of a repository: expected user/name"),
+)
 
 
 @contextlib.contextmanager
@@ -136,26 +151,23 @@ def hub_errors(repo_id: str):
     """The Hub's errors as `PublishError`s of one sentence; every push can be repeated."""
     try:
         yield
-    except GatedRepoError as error:
-        raise PublishError(f"{repo_id}: access is restricted: ask for it on the repository's page") from error
-    except RevisionNotFoundError as error:
-        raise PublishError(f"{repo_id}: has no such branch, tag or commit") from error
-    except RepositoryNotFoundError as error:
-        raise PublishError(f"{repo_id}: no such repository, or a private one that this token may not see") from error
-    except OfflineModeIsEnabled as error:
-        raise PublishError(f"{repo_id}: offline mode is on: unset HF_HUB_OFFLINE to push") from error
-    except HFValidationError as error:
-        raise PublishError(f"{repo_id!r} is no repository name: expected user/name") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403):
-            advice = "log in with `hf auth login`, or give a token with write access to it"
-            raise PublishError(f"{repo_id}: not allowed to write ({status}): {advice}") from error
-        raise PublishError(f"{repo_id}: the Hub answered {status}: {error.server_message or error}") from error
-    except (HTTPError, RuntimeError) as error:
-        if not isinstance(error, HTTPError) and not isinstance(error.__cause__, HTTPError):
-            raise  # not of the client, which wraps what goes wrong while a large file is sent
-        raise PublishError(f"{repo_id}: the Hub cannot be reached ({error}); the push can be repeated") from error
+    except PublishError:
+        raise
+    except (OSError, ValueError, RuntimeError, errors.HTTPError) as error:
+        advice = next((advice for kind, advice in ADVICE if isinstance(error, kind)), None)
+        if advice is None and isinstance(error, errors.HfHubHTTPError):
+            status = error.response.status_code
+            advice = f"the Hub answered {status}: {error.server_message or error}"
+            if status in (401, 403):
+                advice = (
+                    f"not allowed to write ({status}): log in with `hf auth login`, or give a token with write access"
+                )
+        # errors.HTTPError is the HTTP library's own; the client wraps what goes wrong while a large file is sent.
+        if advice is None and errors.HTTPError in (*type(error).__mro__, *type(error.__cause__).__mro__):
+            advice = f"the Hub cannot be reached ({error}); the push can be repeated"
+        if advice is None:
+            raise
+        raise PublishError(f"{repo_id}: {advice}") from error
 
 
 def _open_repository(api, repo_id, revision, tag, private, replace) -> set[str]:
@@ -172,24 +184,23 @@ def _open_repository(api, repo_id, revision, tag, private, replace) -> set[str]:
     return set(tags)
 
 
-def _prepare(folder: Path, prepared: Path) -> None:
-    """What will be in the repository, less the card: files as links where nothing changes in them."""
-    files = [path for path in folder.iterdir() if path.is_file() and not any(map(path.match, LEFT_OUT))]
-    for path in files:
-        if path.suffix in (".json", ".jinja"):
-            shutil.copyfile(path, prepared / path.name)
-        else:
-            (prepared / path.name).symlink_to(path.resolve())
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    towers = config.get("towers") or {}
-    if any(_is_local(tower["name_or_path"], folder) for tower in towers.values()):
+def _prepare(folder: Path, prepared: Path) -> list[str]:
+    """What will be in the repository, less the card; returns the names of what is left out."""
+    left_out = gather(folder, prepared)
+    local = _local_towers(folder)
+    if local:
         model = XLLMForConditionalGeneration.from_pretrained(folder)
-        kept = {part: tower for part, tower in towers.items() if not _is_local(tower["name_or_path"], folder)}
-        model.config.towers = kept or None
+        model.config.towers = {part: tower for part, tower in model.config.towers.items() if part not in local} or None
         for path in prepared.glob("model*.safetensors*"):
             path.unlink()
         model.save_pretrained(prepared)
     export_code(prepared)
+    return left_out
+
+
+def _local_towers(folder: Path) -> list[str]:
+    towers = read_json(folder / "config.json").get("towers") or {}
+    return [part for part, tower in towers.items() if _is_local(tower["name_or_path"], folder)]
 
 
 def _is_local(source: str, folder: Path) -> bool:
@@ -198,10 +209,12 @@ def _is_local(source: str, folder: Path) -> bool:
 
 def _tower_licenses(api: HfApi, prepared: Path) -> dict[str, str]:
     """Licences that the towers' own cards state, by Hub id."""
-    config = json.loads((prepared / "config.json").read_text(encoding="utf-8"))
     found = {}
-    for source in {tower["name_or_path"] for tower in (config.get("towers") or {}).values()}:
-        with contextlib.suppress(HfHubHTTPError):  # a tower that is gated or elsewhere: the card says to look there
+    towers = read_json(prepared / "config.json").get("towers") or {}
+    for source in {tower["name_or_path"] for tower in towers.values()}:
+        with contextlib.suppress(
+            errors.HfHubHTTPError
+        ):  # a tower that is gated or elsewhere: the card says to look there
             card = api.model_info(source).card_data
             if card is not None and card.license:
                 found[source] = card.license
@@ -209,13 +222,23 @@ def _tower_licenses(api: HfApi, prepared: Path) -> dict[str, str]:
 
 
 def _commit(api: HfApi, repo_id: str, prepared: Path, revision: str, message: str) -> CommitInfo:
-    """One commit: our files, without the weights of an earlier push that are not among them."""
-    names = {path.name for path in prepared.iterdir()}
-    there = api.list_repo_files(repo_id, revision=revision)
-    stale = [name for name in there if name.startswith("model") and ".safetensors" in name and name not in names]
-    operations = [CommitOperationAdd(name, str((prepared / name).resolve())) for name in sorted(names)]
-    operations += [CommitOperationDelete(name) for name in stale]
+    """One commit: our files, without those of an earlier push that are not among them."""
+    files = {path.relative_to(prepared).as_posix(): path for path in prepared.rglob("*") if not path.is_dir()}
+    operations = [CommitOperationAdd(name, str(path.resolve())) for name, path in sorted(files.items())]
+    operations += [CommitOperationDelete(name) for name in stale_files(api, repo_id, revision, set(files))]
     return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+
+
+def _set_tag(api: HfApi, repo_id: str, tag: str, oid: str, revision: str, exists: bool) -> None:
+    try:
+        if exists:
+            api.delete_tag(repo_id, tag=tag)
+        api.create_tag(repo_id, tag=tag, revision=oid)
+    except (errors.HfHubHTTPError, errors.HTTPError) as error:
+        raise PublishError(
+            f"{repo_id}: all files are there ({revision} is at {oid[:8]}), but the tag {tag} is not set ({error}); "
+            "the push can be repeated: it will only set the tag"
+        ) from error
 
 
 __all__ = ["PublishError", "check_files", "find_stage", "hub_errors", "publish"]

@@ -8,74 +8,60 @@ Deviation from transformers' `register_for_auto_class`: that marks the classes f
 writes code), keeps one Auto class per model, and cannot bring modules of two folders together.
 """
 
-import json
 import shutil
 import sys
 from pathlib import Path
 
+from xllm import public_names
 from xllm.assembly.module_copies import ModuleCopyError, copy_module, flat_files, modules_of
+from xllm.hub_cards.contents import read_json
 from xllm.modeling_xllm.converters import CONVERTERS
+from xllm.modeling_xllm.weight_files import write_json
 from xllm.processing.media_kinds import MEDIA_KINDS
 
 
 # Auto class -> "module.Class". The config comes from the model's module: of each module that a local folder names,
 # transformers makes a package of its own, and the classes of two packages are strangers to one another.
-_MODEL = "modeling_xllm.XLLMForConditionalGeneration"
-MODEL_MAP = {"AutoConfig": "modeling_xllm.XLLMConfig"} | dict.fromkeys(
-    ("AutoModel", "AutoModelForMultimodalLM", "AutoModelForImageTextToText"), _MODEL
-)
+MODEL_AUTO = ("AutoModel", "AutoModelForMultimodalLM", "AutoModelForImageTextToText")
+MODEL_MAP = dict.fromkeys(MODEL_AUTO, "modeling_xllm.XLLMForConditionalGeneration")
+MODEL_MAP["AutoConfig"] = "modeling_xllm.XLLMConfig"
 PROCESSOR_MAP = {"AutoProcessor": "processing_xllm.XLLMProcessor"}
-# Our classes among a processor's parts; those of transformers need no code.
-PART_MAPS = {
-    "XLLMFeatureExtractor": {"AutoFeatureExtractor": "feature_extraction_xllm.XLLMFeatureExtractor"},
-    "XLLMCIFFeatureExtractor": {"AutoFeatureExtractor": "feature_extraction_cif.XLLMCIFFeatureExtractor"},
-    "XLLMVideoProcessor": {"AutoVideoProcessor": "video_processing_xllm.XLLMVideoProcessor"},
-}
+PART_AUTO = {"feature_extractor": "AutoFeatureExtractor", "video_processor": "AutoVideoProcessor"}
 TOKENIZER_MAP = {"AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]}
 # Modules from which the rest is imported, a user's modules included.
 ENTRY_MODULES = ("modeling_xllm", "processing_xllm")
 
 
 def export_code(folder: str | Path) -> list[str]:
-    """Write the code beside the checkpoint in `folder` and name it in the checkpoint's configs.
-
-    Args:
-        folder: a folder with a model's `config.json` and its processor's files.
-
-    Returns:
-        `list[str]`: names of the files written.
+    """Write the code beside the checkpoint in `folder` and name it in its configs; returns the names of the files.
 
     Raises:
         ValueError: the folder holds no X-LLM, or uses a module of the user's that cannot be had or copied.
     """
     folder = Path(folder)
-    config = _read(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config.get("model_type") != "xllm":
         raise ValueError(f"{folder}: config.json is of model_type {config.get('model_type')!r}, expected 'xllm'")
-    processor = _read(folder / "processor_config.json")
+    processor = read_json(folder / "processor_config.json")
     files = user_modules(folder, config, processor)
     modules = {"modules": [copy_module(file, folder) for file in files]} if files else {}
-    _write(folder / "config.json", {**config, **modules, "auto_map": MODEL_MAP})
+    write_json(folder / "config.json", {**config, **modules, "auto_map": MODEL_MAP})
     if processor:
-        for part in processor.values():
-            kind = (
-                part.get("feature_extractor_type") or part.get("video_processor_type")
-                if isinstance(part, dict)
-                else None
-            )
-            if kind in PART_MAPS:
-                part["auto_map"] = PART_MAPS[kind]
-        _write(folder / "processor_config.json", {**processor, **modules, "auto_map": PROCESSOR_MAP})
-    tokenizer = _read(folder / "tokenizer_config.json")
+        for name, auto in PART_AUTO.items():
+            part = processor.get(name) or {}
+            if home := public_names().get(part.get(f"{name}_type")):  # classes of transformers need no code
+                part["auto_map"] = {auto: f"{home.split('.')[1]}.{part[f'{name}_type']}"}
+        write_json(folder / "processor_config.json", {**processor, **modules, "auto_map": PROCESSOR_MAP})
+    tokenizer = read_json(folder / "tokenizer_config.json")
     if tokenizer.get("tokenizer_class") == "ChatGLMTokenizer":
-        _write(folder / "tokenizer_config.json", {**tokenizer, "auto_map": TOKENIZER_MAP})
+        write_json(folder / "tokenizer_config.json", {**tokenizer, "auto_map": TOKENIZER_MAP})
     for name, file in flat_files().items():
         (folder / file.name).unlink(missing_ok=True)
         shutil.copyfile(file, folder / file.name)
         if name in ENTRY_MODULES:  # importing the user's modules registers what is in them
             with (folder / file.name).open("a", encoding="utf-8") as copy:
                 copy.writelines(
-                    f"\nfrom .{module.stem} import __name__ as _{module.stem}  # noqa: E402\n" for module in files
+                    f"\nfrom .{user.stem} import __name__ as _{user.stem}  # noqa: E402\n" for user in files
                 )
     return [file.name for file in (*flat_files().values(), *files)]
 
@@ -86,31 +72,19 @@ def user_modules(folder: Path, config: dict, processor: dict) -> list[Path]:
     Raises:
         ValueError: a module that is named is neither imported nor beside the checkpoint.
     """
-    rows = (config.get("modalities") or {}).values()
-    inputs = {row.get("input_name") for row in rows}
-    kinds = [kind for kind in MEDIA_KINDS.values() if kind.input_name in inputs]
-    classes = [CONVERTERS[row["converter"]] for row in rows if row.get("converter") in CONVERTERS]
-    classes += [
-        item for kind in kinds for item in (getattr(kind, "reader_class", None), kind.load) if item is not None
-    ]
+    kinds = [MEDIA_KINDS[name] for name in processor.get("readers", ()) if name in MEDIA_KINDS]
+    names = {row.get("converter") for row in (config.get("modalities") or {}).values()}
+    classes = [CONVERTERS[name] for name in sorted(names & CONVERTERS.keys())]
+    classes += [item for kind in kinds for item in (kind.reader_class, kind.load, kind.read)]
     found = {Path(module.__file__).stem: Path(module.__file__) for module in modules_of(classes)}
     for name in dict.fromkeys([*config.get("modules", ()), *processor.get("modules", ())]):
         if name not in found:
             imported = getattr(sys.modules.get(name), "__file__", None)
-            found[name] = folder / f"{name}.py" if (folder / f"{name}.py").is_file() else imported and Path(imported)
-        if not found[name]:
-            raise ModuleCopyError(
-                f"{folder}: uses the module {name}, which is not there; give it with --module {name}.py"
-            )
+            beside = folder / f"{name}.py"
+            if not beside.is_file() and imported is None:
+                raise ModuleCopyError(f"{beside}: no such file; give the module that config.json names with --module")
+            found[name] = beside if beside.is_file() else Path(imported)
     return list(found.values())
-
-
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _write(path: Path, settings: dict) -> None:
-    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 __all__ = ["export_code", "user_modules"]

@@ -41,15 +41,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .cif_arithmetic import (
-    check_arguments,
-    count_fires,
-    last_end,
-    pick_width,
-    prepare,
-    split_weights,
-    sum_tokens,
-)
+from .cif_arithmetic import check_arguments, count_fires, last_end, pick_width, prepare, split_weights, sum_tokens
 from .configuration_cformer import CFormerConfig
 
 

@@ -19,12 +19,7 @@ from transformers.processing_utils import _MARKED_RE, MultiModalData
 from .chat_parts import with_media_parts
 from .conversations import ConversationsMixin
 from .media_kinds import AUDIO, IMAGE, MEDIA_KINDS, PAPER_KINDS, VIDEO, MediaKind, media_kind
-from .media_rows import (
-    add_placeholder_tokens,
-    complete_rows,
-    default_rows,
-    tensors_by_row,
-)
+from .media_rows import add_placeholder_tokens, complete_rows, default_rows, tensors_by_row
 from .placeholders import PlaceholdersMixin
 from .timestamps import TimestampsMixin
 

@@ -159,11 +159,7 @@ class ChatGLMTokenizer(SentencePieceBackend):
         **kwargs: Any,
     ):
         # Loading gathers all unusual *_token entries of tokenizer_config.json in one dict.
-        extra = {
-            "gmask_token": "[gMASK]",
-            **PLACEHOLDERS,
-            **(kwargs.pop("model_specific_special_tokens", None) or {}),
-        }
+        extra = {"gmask_token": "[gMASK]", **PLACEHOLDERS, **(kwargs.pop("model_specific_special_tokens", None) or {})}
         for name in [name for name in kwargs if name.endswith("_token")]:
             extra[name] = kwargs.pop(name)
         extra.pop("end_token", None)  # "</s>", written by some releases and used by none

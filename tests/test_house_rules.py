@@ -79,7 +79,9 @@ def test_file(path):
             assert "." not in module, "the Hub's exporter knows no sub-folders"
         elif module.split(".")[0] == "xllm":
             if module == "xllm":
-                module = "xllm.modeling_xllm" if folder == "assembly" else module  # the table of public names
+                module = (
+                    "xllm.modeling_xllm" if folder in ("assembly", "hub_cards") else module
+                )  # the table of public names
             if module == "xllm.auto_classes" and path.name == "__init__.py":
                 continue  # importing any part of the package registers all of it; no __init__.py travels
             assert not travels, f"{module}: Hub files know no xllm"

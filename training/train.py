@@ -35,13 +35,7 @@ from xllm.training.lineage import FreezeReceipt, data_fingerprint, interfaces_fi
 from xllm.training.media_rows import media_rows
 from xllm.training.recipe import Recipe, RecipeError, StageSpec, load_recipe
 from xllm.training.stage_one import build_stage_one, stage_one_task
-from xllm.training.stages import (
-    Stage,
-    StageError,
-    freeze_for_stage,
-    resolve_modalities,
-    resolve_stage,
-)
+from xllm.training.stages import Stage, StageError, freeze_for_stage, resolve_modalities, resolve_stage
 from xllm.training.strict import build
 from xllm.training.trainer import XLLMTrainer
 

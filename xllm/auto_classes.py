@@ -24,16 +24,7 @@ def register() -> None:
     if _is_registered:
         return
     _is_registered = True  # before the imports: they come here again
-    from transformers import (
-        AutoConfig,
-        AutoFeatureExtractor,
-        AutoModel,
-        AutoModelForCausalLM,
-        AutoModelForImageTextToText,
-        AutoModelForMultimodalLM,
-        AutoProcessor,
-        AutoVideoProcessor,
-    )
+    import transformers as hf
     from transformers.models.auto import modeling_auto, tokenization_auto
 
     from xllm.modeling_xllm.configuration_chatglm import ChatGLMConfig
@@ -45,14 +36,14 @@ def register() -> None:
     from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
     from xllm.processing.video_processing_xllm import XLLMVideoProcessor
 
-    AutoConfig.register("chatglm", ChatGLMConfig, exist_ok=True)
-    AutoConfig.register("xllm", XLLMConfig, exist_ok=True)
-    AutoFeatureExtractor.register(XLLMConfig, XLLMFeatureExtractor, exist_ok=True)
-    AutoVideoProcessor.register(XLLMConfig, XLLMVideoProcessor, exist_ok=True)
-    AutoProcessor.register(XLLMConfig, XLLMProcessor, exist_ok=True)
-    for auto_class in (AutoModel, AutoModelForCausalLM):
+    hf.AutoConfig.register("chatglm", ChatGLMConfig, exist_ok=True)
+    hf.AutoConfig.register("xllm", XLLMConfig, exist_ok=True)
+    hf.AutoFeatureExtractor.register(XLLMConfig, XLLMFeatureExtractor, exist_ok=True)
+    hf.AutoVideoProcessor.register(XLLMConfig, XLLMVideoProcessor, exist_ok=True)
+    hf.AutoProcessor.register(XLLMConfig, XLLMProcessor, exist_ok=True)
+    for auto_class in (hf.AutoModel, hf.AutoModelForCausalLM):
         auto_class.register(ChatGLMConfig, ChatGLMForConditionalGeneration, exist_ok=True)
-    for auto_class in (AutoModel, AutoModelForMultimodalLM, AutoModelForImageTextToText):
+    for auto_class in (hf.AutoModel, hf.AutoModelForMultimodalLM, hf.AutoModelForImageTextToText):
         auto_class.register(XLLMConfig, XLLMForConditionalGeneration, exist_ok=True)
     # By name rather than by config: with a config, transformers would prefer the code in THUDM's repositories.
     tokenization_auto.REGISTERED_TOKENIZER_CLASSES["ChatGLMTokenizer"] = ChatGLMTokenizer

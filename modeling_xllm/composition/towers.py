@@ -12,13 +12,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from xllm.modeling_xllm.configuration_chatglm import ChatGLMConfig
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig, default_modalities
-from xllm.modeling_xllm.conversion.convert import (
-    LN_VISION,
-    check_shapes,
-    is_pth,
-    open_published,
-    reference_shapes,
-)
+from xllm.modeling_xllm.conversion.convert import LN_VISION, check_shapes, is_pth, open_published, reference_shapes
 from xllm.modeling_xllm.conversion.sizes import published_rows, vision_config
 from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
 from xllm.modeling_xllm.stage_checkpoints import load_whole, read_tower

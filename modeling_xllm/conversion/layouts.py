@@ -46,10 +46,7 @@ TEXT = {
     r"(text_proj|itm_head)\.(\w+)": r"\1.\2",
     r"temperature": "temp",
 }
-VIDEO_OWN = {
-    VIDEO + r"converter\.query_tokens": "video_query_tokens",
-    VIDEO + r"adapter\.(\w+)": r"video_proj.\1",
-}
+VIDEO_OWN = {VIDEO + r"converter\.query_tokens": "video_query_tokens", VIDEO + r"adapter\.(\w+)": r"video_proj.\1"}
 SPEECH_BERT = {
     SPEECH + r"converter\.pre_proj\.(\w+)": r"pre_bert_proj.\1",
     SPEECH + r"converter\.bert\.(.+)": r"speech_bert_adaptor.\1",

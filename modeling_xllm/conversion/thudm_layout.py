@@ -22,7 +22,7 @@ from xllm.modeling_xllm.configuration_chatglm import ChatGLMConfig
 from xllm.modeling_xllm.modeling_chatglm import ChatGLMForConditionalGeneration
 
 
-PUBLISHED_FIELDS = (
+PUBLISHED_FIELDS = [
     "bos_token_id",
     "eos_token_id",
     "gmask_token_id",
@@ -36,7 +36,7 @@ PUBLISHED_FIELDS = (
     "num_layers",
     "use_cache",
     "vocab_size",
-)
+]
 # Fields that THUDM's code has as constants; written where they differ from what it does.
 OWN_FIELDS = ("residual_scale", "rope_theta", "rope_half_precision", "legacy_sop_position", "tie_word_embeddings")
 AUTO_CLASS = "modeling_chatglm.ChatGLMForConditionalGeneration"

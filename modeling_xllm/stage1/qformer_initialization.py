@@ -27,9 +27,7 @@ def _check_sizes(pairs: dict[str, tuple], source: str) -> None:
 
 @torch.no_grad()
 def initialize_from_bert(
-    model: XLLMForQFormerPreTraining,
-    bert: BertModel | BertForMaskedLM | BertForPreTraining,
-    interface: bool = True,
+    model: XLLMForQFormerPreTraining, bert: BertModel | BertForMaskedLM | BertForPreTraining, interface: bool = True
 ) -> None:
     """Start from a BERT, as BLIP-2 does.
 

@@ -2,19 +2,23 @@
 """Pushing stages and loading them again, against a Hub of our own."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
 
 import pytest
 import torch
-from hub_server import READER
-from huggingface_hub import ModelCard, constants
+from hub_server import READER, WRITER
+from huggingface_hub import HfApi, ModelCard, constants
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from xllm import XLLMForConditionalGeneration
 from xllm.assembly.opening import CheckpointError, load_checkpoint
 from xllm.cli import main
+from xllm.hub_cards.contents import choose_files
 from xllm.hub_cards.publish import PublishError, check_files, find_stage, publish
 from xllm.modeling_xllm.weight_files import StageCheckpointError
 
@@ -93,7 +97,9 @@ def test_an_interrupted_push_leaves_the_repository_as_it_was_and_can_be_repeated
         assert hub.repos[REPO].tags == {}
     hub.broken = "/tag/"
     sent = len([request for request in hub.requests if request.startswith("PUT")])
-    with pytest.raises(PublishError, match="the push can be repeated"):
+    with pytest.raises(
+        PublishError, match="all files are there .* the tag stage2 is not set .* it will only set the tag"
+    ):
         publish(stage2, REPO)
     hub.broken = None
     commit = publish(stage2, REPO)
@@ -104,9 +110,9 @@ def test_an_interrupted_push_leaves_the_repository_as_it_was_and_can_be_repeated
 
 def test_tags_are_moved_only_when_asked_and_stale_weights_go(hub, stage2):
     first = publish(stage2, REPO)
-    shutil.move(stage2 / "model.safetensors", stage2 / "model-00001-of-00001.safetensors")
-    index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00001-of-00001.safetensors"}}
-    (stage2 / "model.safetensors.index.json").write_text(json.dumps(index))
+    model = XLLMForConditionalGeneration.from_pretrained(stage2)
+    (stage2 / "model.safetensors").unlink()
+    model.save_pretrained(stage2, max_shard_size="500KB")
     with pytest.raises(PublishError, match=f"has a tag stage2 \\(at {first.oid[:8]}\\)"):
         publish(stage2, REPO)
     assert hub.repos[REPO].branches["main"] == first.oid
@@ -198,7 +204,7 @@ def test_no_network_is_said(hub, stage2, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(PublishError, match="offline mode is on"):
         publish(stage2, REPO)
-    with pytest.raises(PublishError, match="'not/a/name' is no repository name"):
+    with pytest.raises(PublishError, match="not/a/name: no name of a repository"):
         publish(stage2, "not/a/name")
     assert hub.requests == []
 
@@ -219,11 +225,110 @@ def test_incomplete_checkpoints_are_not_pushed(stage2):
         find_stage(stage2.parent / "none", 2)
     weights = (stage2 / "model.safetensors").read_bytes()
     (stage2 / "model.safetensors").write_bytes(weights[:100])
-    with pytest.raises(PublishError, match="model.safetensors: damaged"):
+    with pytest.raises(PublishError, match="model.safetensors: altered or damaged"):
         check_files(stage2)
     (stage2 / "model.safetensors").unlink()
-    with pytest.raises(PublishError, match="has no model.safetensors"):
+    with pytest.raises(PublishError, match="model.safetensors"):
         check_files(stage2)
     (stage2 / "processor_config.json").unlink()
     with pytest.raises(PublishError, match=r"has no processor_config\.json"):
         check_files(stage2)
+
+
+def change_weights(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("weight_files", None)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("lm_head.weight"), "1 missing: lm_head.weight"),
+        (lambda tensors: tensors.update(extra=torch.ones(1)), "1 without a place: extra"),
+        (lambda tensors: tensors["lm_head.weight"].fill_(torch.nan), "NaN or Inf in 1 of its tensors: lm_head.weight"),
+    ],
+)
+def test_weights_that_do_not_fit_are_not_pushed(hub, stage2, capsys, change, message):
+    change_weights(stage2, change)
+    assert main(["push", str(stage2), REPO]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert hub.repos == {}
+
+
+def test_only_what_a_checkpoint_consists_of_is_pushed(hub, stage2, tmp_path, capsys, caplog):
+    outside = tmp_path / "outside.txt"
+    outside.write_text("secret")
+    strays = ["token.txt", "id_rsa", "train.csv", "data.parquet", "evil.py", "events.out.tfevents.1", "optimizer.pt"]
+    for name in strays:
+        (stage2 / name).write_text("secret")
+    (stage2 / "innocent.json").symlink_to(outside)
+    (stage2 / "checkpoint-5").mkdir()
+    (stage2 / "checkpoint-5" / "config.json").write_text("{}")
+    shared = tmp_path / "shared.model"
+    shutil.move(stage2 / "ice_text.model", shared)
+    (stage2 / "ice_text.model").symlink_to(shared)  # as in the cache of the Hub
+    assert main(["push", str(stage2), REPO]) == 0
+    files = files_of(hub, "stage2")
+    left = {*strays, "innocent.json", "log.jsonl", "samples-all.jsonl"}
+    assert not left & files.keys()
+    assert not [name for name in files if name.startswith("checkpoint-5")]
+    assert {"ice_text.model", "tokenizer_config.json", "results.json", "README.md"} <= files.keys()
+    assert hub.objects[files["ice_text.model"].oid] == shared.read_bytes()
+    (line,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert "\n" not in line
+    assert all(name in line for name in (*left, "checkpoint-5/"))
+
+
+def test_files_of_readers_may_be_called_anything_but_lie_there(hub, stage2, tmp_path):
+    settings = json.loads((stage2 / "processor_config.json").read_text())
+    (stage2 / "status").mkdir()
+    (stage2 / "status" / "scale.txt").write_text("3")
+    chosen, left = choose_files(stage2)
+    assert "status/" in left
+    (stage2 / "processor_config.json").write_text(json.dumps({**settings, "readers": {"status": "StatusReader"}}))
+    chosen, left = choose_files(stage2)
+    assert stage2 / "status" / "scale.txt" in chosen
+    (tmp_path / "secret").write_text("secret")
+    (stage2 / "status" / "more.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match=r"more\.txt: points out of the checkpoint"):
+        choose_files(stage2)
+
+
+def test_a_later_stage_removes_what_earlier_ones_pushed_and_nothing_else(hub, stage2):
+    (stage2 / "losses.png").write_bytes(b"picture")
+    publish(stage2, REPO)
+    api = HfApi(token=WRITER)
+    theirs = {"notes.md": b"mine", "demo.py": b"print()\n", "images/photo.png": b"photo"}
+    old = b"# Copyright 2026 The X-LLM Transformers Authors. Licensed\n"
+    for name, content in {**theirs, "formerly_ours.py": old}.items():
+        api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=REPO)
+    (stage2 / "losses.png").unlink()
+    (stage2 / "results.json").unlink()
+    set_stage(stage2, 3)
+    publish(stage2, REPO)
+    files = files_of(hub, "stage3")
+    assert not {"losses.png", "results.json", "formerly_ours.py"} & files.keys()
+    assert theirs.keys() <= files.keys()
+    assert {"losses.png", "results.json"} <= files_of(hub, "stage2").keys(), "what is tagged stays"
+
+
+def test_a_killed_push_leaves_nothing_that_the_next_does_not_remove(hub, stage2, tmp_path):
+    model = XLLMForConditionalGeneration.from_pretrained(stage2)
+    folder = shutil.copytree(stage2, tmp_path / "interfaces", ignore=shutil.ignore_patterns("*.safetensors"))
+    model.save_interfaces(folder)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = tmp_path / f".interfaces.push-{dead.pid}"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"large")
+    alive = tmp_path / f".interfaces.push-{os.getppid()}"
+    alive.mkdir()
+    publish(folder, REPO)
+    assert [path.name for path in tmp_path.glob(".interfaces.push-*")] == [alive.name]
+    assert same_weights(XLLMForConditionalGeneration.from_pretrained(REPO), model)

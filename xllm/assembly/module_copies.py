@@ -60,38 +60,33 @@ def copy_module(file: str | Path, folder: str | Path) -> str:
     Raises:
         ModuleCopyError: the module is a package, has the name of one of our files, or imports what does not travel.
     """
-    file, folder = Path(file), Path(folder)
+    file = Path(file)
     if file.name == "__init__.py":
         raise ModuleCopyError(f"{file}: a package cannot travel with a checkpoint; put the classes into one file")
     if file.stem in flat_files():
         raise ModuleCopyError(f"{file}: one of our own files is called {file.name}; rename yours")
     text = travelling_text(file)
-    (folder / file.name).write_text(text, encoding="utf-8")
+    Path(folder, file.name).write_text(text, encoding="utf-8")
     return file.stem
 
 
 def travelling_text(file: Path) -> str:
-    """Source of the module in `file` as it is in a flat folder with ours: imports of ours are relative ones.
-
-    Raises:
-        ModuleCopyError: as `copy_module`.
-    """
+    """Source of the module in `file` as it is in a flat folder with ours; raises what `copy_module` raises."""
     text = file.read_text(encoding="utf-8")
-    tree = ast.parse(text, str(file))
     edits = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.split(".")[0] == "xllm":
-                    raise _refused(file, node, f"import {alias.name}", "write `from xllm.... import Name`")
-        elif isinstance(node, ast.ImportFrom) and (node.level or node.module.split(".")[0] == "xllm"):
+    for node in ast.walk(ast.parse(text, str(file))):
+        if isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "xllm" for alias in node.names):
+            raise _refused(file, node, "write `from xllm.... import Name`")
+        if isinstance(node, ast.ImportFrom) and (node.level or node.module.split(".")[0] == "xllm"):
             edits.append((node, _relative_imports(file, node)))
-    _fail_for_private_imports(file)
+    # Libraries can be installed anywhere; another module of the user's cannot.
+    known = {*sys.stdlib_module_names, *importlib.metadata.packages_distributions(), "xllm"}
+    if private := [name for name in get_imports(file) if name not in known]:
+        raise ModuleCopyError(f"{file}: it imports {private[0]}, no installed library; what travels is a single file")
     lines = text.splitlines(keepends=True)
     for node, statements in sorted(edits, key=lambda edit: -edit[0].lineno):
         first, last = node.lineno - 1, node.end_lineno - 1
-        # ast counts bytes
-        before = lines[first].encode()[: node.col_offset].decode()
+        before = lines[first].encode()[: node.col_offset].decode()  # ast counts bytes
         after = lines[last].encode()[node.end_col_offset :].decode()
         indent = re.match(r"\s*", before)[0]
         lines[first : last + 1] = [before + f"\n{indent}".join(statements) + after]
@@ -100,44 +95,26 @@ def travelling_text(file: Path) -> str:
 
 def _relative_imports(file: Path, node: ast.ImportFrom) -> list[str]:
     """`node`, an import of ours, as imports of siblings."""
-    ours, written = flat_files(), ast.unparse(node)
-    parts = (node.module or "").split(".")
+    ours, parts = flat_files(), (node.module or "").split(".")
     if node.level == 1 and parts[0] in ours:  # a copy is copied
-        return [written]
+        return [ast.unparse(node)]
     if node.level:
-        raise _refused(file, node, written, "a module that travels is a single file")
+        raise _refused(file, node, "what travels is a single file")
     by_module = {}
     for alias in node.names:
-        if len(parts) == 1:
-            target = xllm.public_names().get(alias.name, "").split(".")
-        else:
-            target = parts[1:]
+        target = parts[1:] or xllm.public_names().get(alias.name, "").split(".")
         if len(target) != 2 or target[0] not in ("modeling_xllm", "processing") or target[1] not in ours:
-            raise _refused(file, node, written, f"{alias.name} does not travel with a checkpoint")
+            raise _refused(file, node, f"{alias.name} does not travel with a checkpoint")
         by_module.setdefault(target[1], []).append(alias)
     return [ast.unparse(ast.ImportFrom(module, names, 1)) for module, names in by_module.items()]
 
 
-def _fail_for_private_imports(file: Path) -> None:
-    """Fail if the module needs another module of the user's: libraries can be installed, that one cannot."""
-    known = {*sys.stdlib_module_names, *importlib.metadata.packages_distributions(), "xllm"}
-    for name in get_imports(file):
-        if name not in known:
-            raise ModuleCopyError(
-                f"{file}: it imports {name}, which is not an installed library; a module that travels is a single file"
-            )
-
-
-def _refused(file: Path, node: ast.stmt, written: str, reason: str) -> ModuleCopyError:
-    return ModuleCopyError(f"{file}, line {node.lineno}: `{written}`: {reason}")
+def _refused(file: Path, node: ast.stmt, reason: str) -> ModuleCopyError:
+    return ModuleCopyError(f"{file}, line {node.lineno}: `{ast.unparse(node)}`: {reason}")
 
 
 def native_module(copy: str | Path) -> Path:
-    """A copy turned back into a module that imports this package: a file in transformers' cache, ready to be imported.
-
-    Args:
-        copy (`str` or `Path`): the file beside a checkpoint.
-    """
+    """The `copy` beside a checkpoint as a module that imports this package: a file in transformers' cache."""
     homes = {name: f"xllm.{path.parent.name}.{name}" for name, path in flat_files().items()}
     text = Path(copy).read_text(encoding="utf-8")
     text = re.sub(

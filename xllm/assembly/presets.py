@@ -188,11 +188,11 @@ def build_tiny(output_dir: str | Path, kinds: Iterable[str] = ()) -> Path:
     Its vocabulary is that of a few sentences; it knows nothing until it is trained. It has the paper's rows, and one of
     each of `kinds`.
     """
-    output_dir = Path(output_dir)
+    rows, output_dir = added_rows(kinds), Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     sentences = [*TINY_SENTENCES, " ".join("0123456789"), *map(chr, range(33, 127))]
     tokenizer = ChatGLMTokenizer(str(train_sentencepiece(sentences, output_dir, vocab_size=256, byte_fallback=True)))
-    config = tiny_config(tokenizer, added_rows(kinds))
+    config = tiny_config(tokenizer, rows)
     save(XLLMForConditionalGeneration(config), build_processor(config, tokenizer, TINY_PIXELS), output_dir)
     return output_dir
 

@@ -74,11 +74,7 @@ class Chat:
         features = self.model.encode_media(self._new_media(inputs), earlier=self.features)
         text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         output = self.model.generate(
-            **text,
-            modality_features=features,
-            streamer=streamer,
-            max_new_tokens=self.args.max_new_tokens,
-            **sampling,
+            **text, modality_features=features, streamer=streamer, max_new_tokens=self.args.max_new_tokens, **sampling
         )
         new_tokens = output[0, inputs["input_ids"].shape[1] :]
         answer = self.processor.tokenizer.decode(new_tokens, skip_special_tokens=True).strip()

@@ -1,8 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""`xllm push MODEL REPO [--stage N]`: a stage as one commit with weights, code, processor and card, pinned by the tag stageN.
+"""`xllm push MODEL REPO [--stage N]`: a stage as one commit with weights, code, processor and card, and a tag, stageN.
 
-Towers that came from the Hub are named by id and commit, not stored; those from local folders are. A push that was
-interrupted left the repository as it was: run the same command again.
+Towers that came from the Hub are named by id and commit, not stored; those from local folders are. What is no part of a
+checkpoint stays here, and is named. A push that was interrupted can be repeated.
 """
 
 import argparse
@@ -30,17 +30,8 @@ def run(args: argparse.Namespace) -> int:
     """Push, and say how to load it."""
     from xllm.hub_cards.publish import publish
 
-    commit = publish(
-        args.model,
-        args.repo,
-        stage=args.stage,
-        revision=args.revision,
-        tag=args.tag,
-        replace=args.replace,
-        private=args.private,
-        license=args.license,
-        results=args.results,
-    )
+    options = ("stage", "revision", "tag", "replace", "private", "license", "results")
+    commit = publish(args.model, args.repo, **{name: getattr(args, name) for name in options})
     if args.json:
         report = {"repo": args.repo, "commit": commit.oid, "url": commit.commit_url}
         sys.stdout.write(json.dumps(report) + "\n")

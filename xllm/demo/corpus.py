@@ -136,13 +136,7 @@ def random_text_sample(rng: np.random.Generator, disturbance: float = 0.15) -> T
     return TextSample(tuple(media), question, answer(task, facts, question))
 
 
-_WEIGHTS = {
-    "cross_sum": 3.0,
-    "cross_larger": 5.0,
-    "speech_text": 3.0,
-    "speech_digits": 2.0,
-    "video_text": 2.0,
-}
+_WEIGHTS = {"cross_sum": 3.0, "cross_larger": 5.0, "speech_text": 3.0, "speech_digits": 2.0, "video_text": 2.0}
 _TASK_SHARES = np.array([_WEIGHTS.get(task, 1.0) for task in TASKS])
 _TASK_SHARES = _TASK_SHARES / _TASK_SHARES.sum()
 

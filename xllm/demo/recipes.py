@@ -55,12 +55,7 @@ def branch(name: str, output: Path, scale: DemoScale, seed: int) -> dict[str, An
             # As in the paper, the video interface starts from the image's and needs no first stage of its own.
             _stage(2, "video", data, scale.video_align, init_from={"video": "image"}),
         ]
-    return {
-        "model": str(output / "base"),
-        "output_dir": str(output / "stages" / name),
-        "seed": seed,
-        "stages": stages,
-    }
+    return {"model": str(output / "base"), "output_dir": str(output / "stages" / name), "seed": seed, "stages": stages}
 
 
 def integration(aligned: Path, output: Path, scale: DemoScale, seed: int) -> dict[str, Any]:

@@ -196,12 +196,7 @@ def _ask(model, processor, output: Path, task: str, folder: Path) -> dict[str, A
     folder.mkdir(parents=True, exist_ok=True)
     spec = EvaluationSpec(name=task, task=kind, data=[SourceSpec(path=str(path))], max_new_tokens=24, batch_size=25)
     found = run_evaluation(model, processor, spec, folder=folder)
-    return {
-        "metric": found["metric"],
-        "value": found["value"],
-        "n": found["n"],
-        "chance": _chance(path, kind),
-    }
+    return {"metric": found["metric"], "value": found["value"], "n": found["n"], "chance": _chance(path, kind)}
 
 
 def _chance(path: Path, kind: str) -> float:
