@@ -63,7 +63,6 @@ class CFormer(PreTrainedModel):
 
     ```python
     >>> cformer = CFormer(CFormerConfig())
-    >>> cformer.load_bert(BertModel.from_pretrained("bert-base-chinese"))
     >>> tokens = cformer(frames, frame_mask)
     ```
     """
@@ -110,35 +109,6 @@ class CFormer(PreTrainedModel):
 
     def get_input_embeddings(self) -> None:
         """There are none: the input is a sequence of frames."""
-
-    @torch.no_grad()
-    def load_bert(self, bert: PreTrainedModel) -> None:
-        """Copies the encoder of a BERT (a `BertModel`, e.g. bert-base-chinese); its words and pooler have no use here.
-
-        Raises:
-            ValueError: the C-Former has no transformer, or the two differ in size.
-        """
-        if self.bert is None:
-            raise ValueError("this C-Former has transformer='none': there is nothing a BERT could initialise")
-        source = {
-            name: weight
-            for name, weight in bert.state_dict().items()
-            if not name.startswith(("pooler.", "embeddings.word_embeddings."))
-        }
-        target = self.bert.state_dict()
-        differing = [
-            name
-            for name in sorted(source.keys() | target.keys())
-            if name not in source or name not in target or source[name].shape != target[name].shape
-        ]
-        if differing:
-            name = differing[0]
-            sizes = [tuple(weights[name].shape) if name in weights else "absent" for weights in (source, target)]
-            raise ValueError(
-                f"{len(differing)} weights of this BERT do not fit the C-Former, the first being {name}: {sizes[0]} "
-                f"in the BERT, {sizes[1]} here. Set the sizes of CFormerConfig to those of the BERT's config."
-            )
-        self.bert.load_state_dict(source)
 
     def forward(
         self,

@@ -13,6 +13,8 @@ stages and checkpoints ask the class and compare no names.
 Legend: N items, T encoder frames, Q query tokens, K tokens per item (padded), E, C widths.
 """
 
+import copy
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -42,17 +44,32 @@ class ConverterOutput(ModelOutput):
 
 @dataclass(frozen=True)
 class PublishedSource:
-    """How a converter starts from a published model of another kind.
+    """How a converter starts from a published model of another kind. Names are patterns, matched from their beginning.
 
     Args:
         take_sizes (`Callable`): sets a row's sizes to those of the published config, `take_sizes(row, config)`.
-        names (`dict[str, str]`): first part of a published tensor's name -> of its name under `interfaces.<row>`.
-        ignored (`tuple[str, ...]`): first parts of the names of tensors that have no place here.
+        names (`dict[str, str]`): beginning of a published tensor's name -> of its name under `interfaces.<row>`.
+        ignored (`tuple[str, ...]`): beginnings of the names of tensors that have no place here.
+        fills (`str`): beginning of the names under `interfaces.<row>` that must all come from it.
     """
 
     take_sizes: Callable[[PreTrainedConfig, PreTrainedConfig], None]
     names: dict[str, str]
     ignored: tuple[str, ...] = ()
+    fills: str = r"converter\."
+
+    def rename(self, key: str) -> str | None:
+        """What the published tensor `key` is called here; `None` if it has no place.
+
+        Raises:
+            ValueError: it is not a tensor of such a model.
+        """
+        if any(re.match(pattern, key) for pattern in self.ignored):
+            return None
+        for pattern, name in self.names.items():
+            if found := re.match(pattern, key):
+                return found.expand(name) + key[found.end() :]
+        raise ValueError(f"{key} is not one of its tensors")
 
 
 class X2LConverter(nn.Module):
@@ -141,8 +158,19 @@ class X2LConverter(nn.Module):
 
 def _take_blip2_sizes(row: PreTrainedConfig, published: PreTrainedConfig) -> None:
     if row.shares_converter_with is None:
-        row.converter_config = published.qformer_config
+        row.converter_config = copy.deepcopy(published.qformer_config)
+        row.converter_config.use_qformer_text_input = False  # of a retrieval model; its text side belongs to stage 1
     row.num_query_tokens = published.num_query_tokens
+
+
+def _take_bert_sizes_for_queries(row: PreTrainedConfig, published: PreTrainedConfig) -> None:
+    if row.shares_converter_with is not None:
+        raise ValueError(f"the Q-Former belongs to {row.shares_converter_with}: name the BERT there")
+    for name in (*BERT_SIZES[:5], "layer_norm_eps"):
+        setattr(row.converter_config, name, getattr(published, name))
+
+
+_QFORMER_LAYER = r"converter\.qformer\.encoder\.layer\.\d+\."
 
 
 class QFormerConverter(X2LConverter):
@@ -155,15 +183,31 @@ class QFormerConverter(X2LConverter):
     config_key = "qformer_config"
     stage_one = "contrast"
     sources: ClassVar = {
+        # The retrieval model (Salesforce/blip2-itm-vit-g) also has a text side, but no language_projection.
         "blip-2": PublishedSource(
             _take_blip2_sizes,
             {
-                "qformer.": "converter.qformer.",
-                "query_tokens": "converter.query_tokens",
-                "language_projection.": "adapter.",
+                r"qformer\.": "converter.qformer.",
+                r"query_tokens": "converter.query_tokens",
+                r"language_projection\.": "adapter.",
             },
-            ignored=("vision_model.", "language_model."),
-        )
+            ignored=(
+                r"(vision_model|language_model|embeddings|vision_projection|text_projection|itm_head)\.",
+                r"qformer\.encoder\.layer\.\d+\.(intermediate|output)\.",
+            ),
+        ),
+        # As BLIP-2 itself began: cross-attention and query tokens are new.
+        "bert": PublishedSource(
+            _take_bert_sizes_for_queries,
+            {
+                r"embeddings\.LayerNorm\.": "converter.qformer.layernorm.",
+                r"(encoder\.layer\.\d+\.attention\.)self\.": r"converter.qformer.\1attention.",
+                r"(encoder\.layer\.\d+\.attention\.output\.)": r"converter.qformer.\1",
+                r"(encoder\.layer\.\d+\.(?:intermediate|output))\.": r"converter.qformer.\1_query.",
+            },
+            ignored=(r"embeddings\.\w+_embeddings\.", r"pooler\."),
+            fills=rf"converter\.qformer\.layernorm|{_QFORMER_LAYER}(attention|intermediate_query|output_query)\.",
+        ),
     }
     query_parameter = "query_tokens"
     shares_in_part = True
@@ -234,7 +278,10 @@ class CFormerConverter(X2LConverter, CFormer):
     stage_one = "recognition"
     sources: ClassVar = {
         "bert": PublishedSource(
-            _take_bert_sizes, {"": "converter.bert."}, ignored=("embeddings.word_embeddings", "pooler.")
+            _take_bert_sizes,
+            {"": "converter.bert."},
+            ignored=(r"embeddings\.word_embeddings\.", r"pooler\."),
+            fills=r"converter\.bert\.",
         )
     }
 

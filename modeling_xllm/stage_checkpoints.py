@@ -7,20 +7,16 @@ Parts without a source are stored. `from_pretrained` puts the whole model togeth
 """
 
 import copy
-import logging
 import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
+from transformers import PreTrainedModel
 from transformers.quantizers.auto import AutoQuantizationConfig
 
-from .language_models import LANGUAGE_MODELS, LanguageModel
+from .tower_sources import part_of, quiet_report, read_tower
 from .weight_files import (
     HUB_ARGUMENTS,
     StageCheckpointError,
@@ -36,95 +32,9 @@ from .weight_files import (
 )
 
 
-# Published models that hold a tower beside other things, and under which names.
-TOWER_PREFIXES = {
-    "blip-2": "vision_model.",
-    "parakeet_ctc": "encoder.",
-    "parakeet_tdt": "encoder.",
-    "fun_asr_nano": "model.audio_tower.",
-}
 # What quantisation spares unless its config has a list of its own; the interfaces are trained, and spared always.
 FLOAT_MODULES = ("model.vision_tower", "model.audio_tower", "model.extra_towers", "lm_head")
 SAMPLES_PER_TENSOR = 64
-
-
-def part_of(key: str) -> str:
-    """Which part of the model a parameter belongs to, e.g. "language_model" for "lm_head.weight"."""
-    names = key.removeprefix("model.").split(".")
-    if names[0] == "extra_towers":
-        return ".".join(names[:2])
-    return "language_model" if names[0] == "lm_head" else names[0]
-
-
-def load_whole(
-    auto, name_or_path: str, revision: str | None = None, may_hold: str = ".*", **kwargs
-) -> PreTrainedModel:
-    """`auto.from_pretrained`, where a tensor that would be left random is an error (but a pooler: nothing here reads it).
-
-    Args:
-        auto: a model or Auto class.
-        may_hold (`str`): pattern of names that the checkpoint may hold beside those of the model.
-
-    Raises:
-        StageCheckpointError: the checkpoint lacks tensors, or holds others; the message lists them.
-    """
-    with quiet_report():
-        model, info = auto.from_pretrained(name_or_path, revision=revision, output_loading_info=True, **kwargs)
-    unexpected = [name for name in info["unexpected_keys"] if not re.fullmatch(may_hold, name)]
-    missing = [name for name in info["missing_keys"] if not name.startswith("pooler.")]
-    check_fit(dict.fromkeys(unexpected, ()), dict.fromkeys(missing, ()), name_or_path, type(model).__name__)
-    return model
-
-
-@contextmanager
-def quiet_report() -> Iterator[None]:
-    """transformers' table of tensors that did not fit is not shown: an error that names them follows."""
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
-
-    logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(is_other)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_other)
-
-
-def read_tower(part: str, name_or_path: str, revision: str | None = None, **hub) -> dict[str, torch.Tensor]:
-    """State dict of one part, under the names it has in X-LLM.
-
-    Args:
-        part (`str`): "vision_tower", "audio_tower", "extra_towers.<name>" or "language_model" (which brings its head).
-        name_or_path (`str`): Hub id or folder: the tower's own, a model of `TOWER_PREFIXES` or a whole X-LLM.
-        hub: `token`, `cache_dir` and the like, as in `from_pretrained`.
-
-    Raises:
-        StageCheckpointError: it cannot be had; the message names the part and its source.
-    """
-    try:
-        # By the file rather than AutoConfig: as remote code, our own classes are not registered.
-        model_type = PreTrainedConfig.get_config_dict(name_or_path, revision=revision, **hub)[0].get("model_type")
-        if model_type in ("xllm", "xllm_qformer_pretraining"):
-            return read_tensors(name_or_path, revision, lambda key: part_of(key) == part, **hub)
-        if part == "language_model":
-            causal = load_whole(
-                LANGUAGE_MODELS.get(model_type, LanguageModel).causal_lm_class, name_or_path, revision, **hub
-            )
-            tensors = {f"model.language_model.{key}": value for key, value in causal.base_model.state_dict().items()}
-            return {**tensors, "lm_head.weight": causal.get_output_embeddings().weight.data}
-        if model_type in TOWER_PREFIXES:
-            prefix = TOWER_PREFIXES[model_type]
-            tensors = read_tensors(name_or_path, revision, lambda key: key.startswith(prefix), **hub)
-            return {f"model.{part}.{key.removeprefix(prefix)}": value for key, value in tensors.items()}
-        auto = Blip2VisionModel if model_type == "blip_2_vision_model" else AutoModel
-        tower = load_whole(auto, name_or_path, revision, **hub)
-        tower = tower.get_encoder() if tower.config.is_encoder_decoder else tower
-        return {f"model.{part}.{key}": value for key, value in tower.state_dict().items()}
-    except (OSError, ValueError, KeyError) as error:
-        at = f" at revision {revision}" if revision else ""
-        reason = next(iter(str(error).splitlines()), type(error).__name__)  # the rest is advice about URLs
-        raise StageCheckpointError(f"{part}: cannot load {name_or_path}{at}: {reason}") from error
 
 
 def quantize_language_model_only(quantization_config: Any) -> Any:
@@ -285,7 +195,7 @@ class StageCheckpointMixin:
             with suppress(OSError):  # no safetensors: transformers says so, or has another format
                 weight_files(str(path), revision, **hub)
         if getattr(config, "towers", None) and path is not None and "state_dict" not in kwargs:
-            kwargs["state_dict"] = cls._gather(config, str(path), revision, hub, modalities is not None)
+            kwargs["state_dict"] = cls._gather_weights(config, str(path), revision, hub, modalities is not None)
             path = revision = None
         loaded = cls._load_strictly(load, path, args, source, modalities is not None, config, revision, kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # (model, info) with output_loading_info
@@ -326,7 +236,7 @@ class StageCheckpointMixin:
         return is_subset and (group is None or (isinstance(group, torch.nn.ModuleDict) and names[1] not in group))
 
     @classmethod
-    def _gather(
+    def _gather_weights(
         cls, config, path: str, revision: str | None, hub: dict, is_subset: bool, heads: dict | None = None
     ) -> dict[str, torch.Tensor]:
         """State dict of a stage checkpoint, its towers and the `heads` of stage 1, complete and of the right shapes."""
@@ -372,4 +282,4 @@ class StageCheckpointMixin:
             check_fit(found, wanted, f"{part}: {source['name_or_path']}", "this model")
 
 
-__all__ = ["StageCheckpointMixin", "load_whole", "part_of", "quantize_language_model_only", "read_tower"]
+__all__ = ["StageCheckpointMixin", "quantize_language_model_only"]

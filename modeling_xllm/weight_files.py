@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from transformers import PreTrainedConfig
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
@@ -173,6 +174,21 @@ def record_weights(folder: str | os.PathLike) -> None:
     write_json(config, settings)
 
 
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: str | os.PathLike, metadata: dict | None = None) -> None:
+    """Write a safetensors file, whole or not at all, with the permissions of any new file."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.touch()
+        mode = aside.stat().st_mode
+        contiguous = {name: value.contiguous() for name, value in tensors.items()}
+        save_file(contiguous, aside, metadata={"format": "pt", **(metadata or {})})
+        aside.chmod(mode)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def write_json(path: str | os.PathLike, settings: dict) -> None:
     """Replace a JSON file of a checkpoint as a whole: it is the new one or the old one, never half of it."""
     path = Path(path)
@@ -218,6 +234,7 @@ __all__ = [
     "read_tensors",
     "record_weights",
     "resolve_source",
+    "save_tensors",
     "split_source",
     "verify_weights",
     "weight_files",

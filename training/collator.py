@@ -85,6 +85,7 @@ class XLLMDataCollator:
         augmentation (`Augmentation`, *optional*): of the log-mel features of samples that have a "seed".
         modality (`str`, *optional*): row of the model that "transcribe" or "contrast" trains; by default any row with as many
             tokens as an item is long, or with a number of its own.
+        text_tokenizer (*optional*): what "contrast" reads texts with; by default the processor's tokenizer.
 
     Raises:
         ValueError: unknown task or switch.
@@ -98,6 +99,7 @@ class XLLMDataCollator:
         loss_on: str = "last",
         augmentation: Augmentation | None = None,
         modality: str | None = None,
+        text_tokenizer=None,
     ):
         if task not in TASKS:
             raise ValueError(f"task is {task!r}; choose one of {', '.join(TASKS)}")
@@ -109,6 +111,7 @@ class XLLMDataCollator:
         self.loss_on = loss_on
         self.augmentation = augmentation
         self.modality = modality
+        self.text_tokenizer = text_tokenizer
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """A batch of tensors; see the table above.
@@ -227,9 +230,10 @@ class XLLMDataCollator:
 
     def _contrast(self, rows: list[list[dict]]) -> dict[str, torch.Tensor]:
         batch, texts = self._encode_only(rows)
-        special = text_ids(self.processor.tokenizer)
+        tokenizer = self.text_tokenizer or self.processor.tokenizer
+        special = text_ids(tokenizer)
         longest = (self.max_length or 32) - 2
-        ids = [self.processor.tokenizer(text, add_special_tokens=False)["input_ids"][:longest] for text in texts]
+        ids = [tokenizer(text, add_special_tokens=False)["input_ids"][:longest] for text in texts]
         ids = [[special.cls, *row, special.sep] for row in ids]
         mask = pad_rows([[1] * len(row) for row in ids], 0)
         return {**batch, "input_ids": pad_rows(ids, special.pad), "attention_mask": mask}

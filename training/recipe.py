@@ -117,6 +117,9 @@ class StageSpec:
         modalities (`list[str]`): rows to train; default all.
         train_encoder, train_query_tokens, train_shared (`bool`): see `freeze_for_stage`.
         objective (`dict`): fields of the stage-1 model's config, e.g. loss weights.
+        text_side (`str`): of a Q-Former's stage 1: a BERT by folder or Hub id (bert-base-uncased), or LAVIS's stage-1
+            file; default the heads beside the model, or else random weights over the language model's words.
+        text_tokenizer (`str`): default that of `text_side`; bert-base-uncased for a `.pth` file.
         init_from (`dict[str, str]`): row -> row whose adapter and query tokens it starts from, e.g. `{video: image}`.
         data, trainer, evaluate: see `DataSpec`; fields of `TrainingArguments`; evaluations run after the stage.
         name (`str`): folder of the stage's checkpoint; default "stage2-speech" and so on.
@@ -128,6 +131,8 @@ class StageSpec:
     train_query_tokens: bool = False
     train_shared: bool = False
     objective: dict = field(default_factory=dict)
+    text_side: str | None = None
+    text_tokenizer: str | None = None
     init_from: dict = field(default_factory=dict)
     data: DataSpec = field(default_factory=DataSpec, metadata={"of": DataSpec})
     trainer: dict = field(default_factory=dict)

@@ -1,17 +1,23 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """The stage-1 model of an interface, built around the composite's own modules (paper section 3.2, stage 1).
 
-Tower and interface are the composite's, not copies: what stage 1 trains is at once in the model that is saved; only the
-heads are new.
+Tower and interface are the composite's, not copies: what stage 1 trains is at once in the model that is saved. The heads are
+those of an earlier stage 1 of this interface, or new; the text side of a Q-Former may start from a BERT (`text_side`).
 """
 
-from copy import deepcopy
+from pathlib import Path
 
+from transformers import AutoTokenizer
+
+from xllm.modeling_xllm.conversion.convert import is_pth
 from xllm.modeling_xllm.converters import converter_class
 from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
 from xllm.modeling_xllm.stage1.configuration_speech_recognition import SpeechRecognitionConfig
+from xllm.modeling_xllm.stage1.heads import stage_one_config
 from xllm.modeling_xllm.stage1.modeling_qformer_pretraining import XLLMForQFormerPreTraining
 from xllm.modeling_xllm.stage1.modeling_speech_recognition import XLLMForSpeechRecognition
+from xllm.modeling_xllm.stage1.text_sides import read_text_side
+from xllm.modeling_xllm.weight_files import copy_tensors, split_source
 from xllm.training.collator import text_ids
 from xllm.training.stages import StageError
 from xllm.training.strict import nearest
@@ -27,14 +33,16 @@ OBJECTIVE = {
     "contrast": ("max_text_length", "projection_size", "initial_temperature", "label_smoothing", "match_equal_texts"),
     "recognition": ("label_smoothing", "quantity_weight", "ctc_weight"),
 }
+TEXT_SIDE = "text_side"  # folder of the tokenizer, beside the heads
+LAVIS_TOKENIZER = "bert-base-uncased"  # of its .pth files, which bring none
 
 
-def stage_one_task(config, modalities: list[str], objective: dict | None = None) -> str:
+def stage_one_task(config, modalities: list[str], objective: dict | None = None, text_side: str | None = None) -> str:
     """The collator's task of stage 1.
 
     Raises:
         StageError: more than one modality (stage 1 trains each interface alone), a converter without a stage 1, a field
-            that `objective` may not set.
+            that `objective` may not set, a `text_side` where no text is read.
     """
     if len(modalities) != 1:
         raise StageError(
@@ -47,47 +55,95 @@ def stage_one_task(config, modalities: list[str], objective: dict | None = None)
     for key in objective or {}:
         if key not in OBJECTIVE[aim]:
             raise StageError(f"objective: unknown key {key!r}{nearest(key, OBJECTIVE[aim])}")
+    if text_side and aim != "contrast":
+        raise StageError(f"text_side: stage 1 of {modalities[0]} reads no text; leave it out")
     return STAGE_ONE[aim][0]
 
 
-def build_stage_one(model, processor, modality: str, objective: dict | None = None):
-    """The stage-1 model that shares tower and interface with `model`.
+def build_stage_one(
+    model,
+    processor,
+    modality: str,
+    objective: dict | None = None,
+    heads: str | Path | None = None,
+    text_side: str | None = None,
+    text_tokenizer: str | None = None,
+):
+    """The stage-1 model that shares tower and interface with `model`; `start` says where its heads come from.
 
     Args:
         model (`XLLMForConditionalGeneration`), processor (`XLLMProcessor`), modality (`str`).
         objective (`dict`, *optional*): fields of the stage-1 config, e.g. `{"ctc_weight": 0.5}`.
+        heads (*optional*): folder or Hub id of a checkpoint; the heads there, if it has any of this row, are continued.
+        text_side (`str`, *optional*): see `read_text_side`; instead of the heads there.
+        text_tokenizer (`str`, *optional*): of the text side; default that of its source, or else the language model's.
+
+    Returns:
+        the stage-1 model, with attributes `tokenizer` (what its texts are read with) and `start` (one line).
 
     Raises:
-        StageError: see `stage_one_task`.
+        StageError: see `stage_one_task`. StageCheckpointError: heads or text side do not fit.
     """
-    stage_one_task(model.config, [modality], objective)
-    row = model.config.modalities[modality]
-    objective = dict(objective or {})
-    task, model_class, config_class = STAGE_ONE[converter_class(row.converter).stage_one]
+    task = stage_one_task(model.config, [modality], objective, text_side)
+    _, model_class, config_class = STAGE_ONE[converter_class(model.config.modalities[modality].converter).stage_one]
+    fields, tensors = {}, None
+    if heads is not None and text_side is None:
+        name, revision = split_source(str(heads))
+        found = model_class.read_heads(name, revision)
+        if found is not None and found[0]["modality"] == modality:
+            fields, tensors = found
+    tokenizer, begin = processor.tokenizer, None
     if task == "contrast":
-        special = text_ids(processor.tokenizer)
-        objective.update(
-            text_vocab_size=special.vocab_size,
-            text_pad_token_id=special.pad,
-            text_bos_token_id=special.dec,
-            text_eos_token_id=special.sep,
-        )
+        if text_side is not None:
+            fields, begin = read_text_side(text_side)
+        tokenizer = _text_tokenizer(processor, heads if tensors else None, text_side, text_tokenizer)
+        special = text_ids(tokenizer)
+        own = {"text_pad_token_id": special.pad, "text_bos_token_id": special.dec, "text_eos_token_id": special.sep}
+        own["text_vocab_size"] = special.vocab_size
     else:
-        objective["vocab_size"] = len(processor.tokenizer)
-    kept = {modality, row.shares_converter_with or modality}
-    config = config_class(
-        text_config=deepcopy(model.config.text_config),
-        vision_config=deepcopy(model.config.vision_config),
-        audio_config=deepcopy(model.config.audio_config),
-        extra_encoders=deepcopy(model.config.extra_encoders),
-        modalities={name: deepcopy(other) for name, other in model.config.modalities.items() if name in kept},
-        initializer_range=model.config.initializer_range,
-        modality=modality,
-        **objective,
-    )
-    learner = model_class(config).to(device=model.device, dtype=model.dtype)
+        own = {"vocab_size": len(tokenizer)}
+    for name in own.keys() & fields.keys():
+        if name.endswith("vocab_size") and fields[name] != own[name]:
+            raise StageError(
+                f"stage 1 of {modality}: {text_side or heads} has {fields[name]} words, the tokenizer {own[name]}; "
+                "name the tokenizer it was trained with (text_tokenizer)"
+            )
+    fields = {**fields, **own, **(objective or {})}
+    fields.pop("modality", None)
+    learner = model_class(stage_one_config(model.config, config_class, modality, **fields))
+    learner = learner.to(device=model.device, dtype=model.dtype)
+    learner.tokenizer, learner.start = tokenizer, f"new heads over the language model's {len(tokenizer)} words"
+    if tensors is not None:
+        copy_tensors(tensors, learner.heads_state_dict(), str(heads))
+        learner.start = f"continues the heads of {heads}"
+    elif begin is not None:
+        begin(learner)
+        learner.start = f"the text side starts from {text_side}"
     _share_modules(learner.model, model.model)
     return learner
+
+
+def _text_tokenizer(processor, heads, text_side: str | None, text_tokenizer: str | None):
+    """The tokenizer of a text side: the one that is named, that of its source, the language model's."""
+    if text_tokenizer is None and text_side is not None:
+        text_tokenizer = LAVIS_TOKENIZER if is_pth(text_side) else text_side
+    if text_tokenizer is None and heads is not None and Path(heads, TEXT_SIDE).is_dir():
+        text_tokenizer = str(Path(heads, TEXT_SIDE))
+    if text_tokenizer is None:
+        return processor.tokenizer
+    name, revision = split_source(text_tokenizer)
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise StageError(f"text_tokenizer: cannot open the tokenizer of {text_tokenizer}: {reason}") from error
+
+
+def save_stage_one(learner, processor, folder: Path) -> None:
+    """Heads beside the checkpoint in `folder`, and the tokenizer of the text side if it is one of its own."""
+    if learner.tokenizer is not processor.tokenizer:
+        learner.tokenizer.save_pretrained(folder / TEXT_SIDE)
+    learner.save_heads(folder)
 
 
 def _share_modules(encoder_model, composite) -> None:
@@ -100,4 +156,4 @@ def _share_modules(encoder_model, composite) -> None:
             modules[name] = getattr(composite, group)[name]
 
 
-__all__ = ["OBJECTIVE", "STAGE_ONE", "build_stage_one", "stage_one_task"]
+__all__ = ["OBJECTIVE", "STAGE_ONE", "build_stage_one", "save_stage_one", "stage_one_task"]

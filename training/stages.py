@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from xllm.modeling_xllm.converters import converter_class
+from xllm.modeling_xllm.tower_sources import tower_of
 
 
 class Stage(IntEnum):
@@ -78,12 +79,6 @@ def resolve_modalities(config, modalities: Iterable[str] | str | None) -> list[s
     return [name for name in rows if name in wanted]
 
 
-def _tower_prefix(encoder: str | None) -> str | None:
-    if encoder is None:
-        return None
-    return f"model.{encoder}_tower." if encoder in ("vision", "audio") else f"model.extra_towers.{encoder}."
-
-
 def declared_prefixes(
     config,
     stage: Stage,
@@ -105,8 +100,8 @@ def declared_prefixes(
         prefixes += [f"model.interfaces.{name}.{part}" for part in parts]
         if train_shared and row.shares_converter_with and "converter" in parts:
             prefixes.append(f"model.interfaces.{row.shares_converter_with}.converter")
-        if train_encoder and (prefix := _tower_prefix(row.encoder)):
-            prefixes.append(prefix)
+        if train_encoder and row.encoder is not None:
+            prefixes.append(f"model.{tower_of(row.encoder)}.")
     return prefixes
 
 

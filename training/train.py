@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,8 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
-from xllm.modeling_xllm.stage_checkpoints import part_of
+from xllm.modeling_xllm.tower_sources import part_of
+from xllm.modeling_xllm.weight_files import copy_tensors
 from xllm.training.augmentation import Augmentation
 from xllm.training.callbacks import JsonlCallback, ProgressCallback
 from xllm.training.collator import XLLMDataCollator
@@ -34,7 +36,7 @@ from xllm.training.evaluation import check_evaluation, run_evaluation
 from xllm.training.lineage import FreezeReceipt, data_fingerprint, interfaces_fingerprint, lineage_entry
 from xllm.training.media_rows import media_rows
 from xllm.training.recipe import Recipe, RecipeError, StageSpec, load_recipe
-from xllm.training.stage_one import build_stage_one, stage_one_task
+from xllm.training.stage_one import build_stage_one, save_stage_one, stage_one_task
 from xllm.training.stages import Stage, StageError, freeze_for_stage, resolve_modalities, resolve_stage
 from xllm.training.strict import build
 from xllm.training.trainer import XLLMTrainer
@@ -99,9 +101,13 @@ def train(
     """
     recipe, model, processor, prepared = _prepare_all(recipe, overrides)
     output = Path(recipe.output_dir).expanduser()
-    results = []
+    results, heads = [], defaultdict(lambda: recipe.model)
     for stage in prepared:
-        results.append(_run(model, processor, stage, output / stage.spec.folder, recipe.seed, progress))
+        folder = output / stage.spec.folder
+        first = stage.modalities[0] if stage.modalities else ""
+        results.append(_run(model, processor, stage, folder, recipe.seed, progress, heads=heads[first]))
+        if stage.stage is Stage.CONVERT:
+            heads[first] = folder
     return TrainingResult(results)
 
 
@@ -177,9 +183,9 @@ def _prepare(model, processor, spec: StageSpec, seed: int, media: dict | None = 
     stage = resolve_stage(spec.stage)
     modalities = resolve_modalities(model.config, spec.modalities)
     if stage is Stage.CONVERT:
-        stage_one_task(model.config, modalities, spec.objective)
-    elif spec.objective:
-        raise StageError(f"objective belongs to stage 1; stage {stage.value} learns to say the answer")
+        stage_one_task(model.config, modalities, spec.objective, spec.text_side)
+    elif given := [name for name in ("objective", "text_side", "text_tokenizer") if getattr(spec, name)]:
+        raise StageError(f"{given[0]} belongs to stage 1; stage {stage.value} learns to say the answer")
     freeze_for_stage(model, stage, modalities, **_switches(spec))
     _check_init_from(model.config, spec)
     augmentation = Augmentation.from_spec(spec.data.augment)
@@ -212,23 +218,15 @@ def _check_init_from(config, spec: StageSpec) -> None:
             raise StageError(f"init_from: {name} and {other} have different converters")
 
 
-@torch.no_grad()
 def _start_from(model, init_from: dict[str, str]) -> None:
     """Give an interface what another one has learnt (stage 2 of video starts from the image interface, paper sec. 3.2)."""
     for name, other in init_from.items():
-        own, given = model.model.interfaces[name].state_dict(), model.model.interfaces[other].state_dict()
-        for key, value in own.items():
-            if key not in given or given[key].shape != value.shape:
-                there = tuple(given[key].shape) if key in given else "absent"
-                raise StageError(
-                    f"init_from: {name} does not fit {other}: {key} is {tuple(value.shape)} here, {there} there"
-                )
-        for key, value in own.items():
-            value.copy_(given[key])
+        own, given = (model.model.interfaces[row].state_dict() for row in (name, other))
+        copy_tensors({key: given[key] for key in own.keys() & given.keys()}, own, f"init_from: {other} for {name}")
 
 
 def _run(
-    model, processor, prepared: _Prepared, folder: Path, seed: int, progress: bool, save: bool = True
+    model, processor, prepared: _Prepared, folder: Path, seed: int, progress: bool, save: bool = True, heads=None
 ) -> StageResult:
     spec, stage, modalities = prepared.spec, prepared.stage, prepared.modalities
     set_seed(seed)
@@ -238,7 +236,10 @@ def _run(
     learner, task = model, "chat"
     if stage is Stage.CONVERT:
         task = stage_one_task(model.config, modalities)
-        learner = build_stage_one(model, processor, modalities[0], spec.objective)
+        texts = (spec.text_side, spec.text_tokenizer)
+        learner = build_stage_one(model, processor, modalities[0], spec.objective, heads, *texts)
+        if progress:
+            sys.stderr.write(f"{prepared.title}: {learner.start}\n")
     trained = freeze_for_stage(learner, stage, modalities, **_switches(spec))
     for part in {part_of(name) for name in trained} & set(model.config.towers or ()):
         del model.config.towers[part]  # trained here: it will no longer be what its source holds
@@ -259,7 +260,7 @@ def _run(
     if save:
         _save(model, processor, folder, receipt)
     if learner is not model:
-        learner.save_heads(folder)
+        save_stage_one(learner, processor, folder)
     for evaluation in spec.evaluate:
         stage_one = learner if learner is not model else None
         result.evaluations[evaluation.name] = run_evaluation(
@@ -295,7 +296,7 @@ def _make_trainer(
     data = prepared.spec.data
     collate = {"processor": processor, "task": task, "max_length": data.max_length, "loss_on": data.loss_on}
     if task != "chat":
-        collate["modality"] = prepared.modalities[0]
+        collate |= {"modality": prepared.modalities[0], "text_tokenizer": learner.tokenizer}
     callbacks = [JsonlCallback(folder, prepared.train.skipped)]
     if progress:
         callbacks.append(ProgressCallback(prepared.title))

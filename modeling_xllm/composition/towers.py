@@ -7,15 +7,29 @@ head. A `.pth` file of LAVIS or of the authors (`conversion`), or a folder that 
 what it holds. Without a language model, the interfaces' own is taken, with their encoders: parts of several runs in one model.
 """
 
+import os
+import re
+from copy import deepcopy
+
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL_MODELS
 
 from xllm.modeling_xllm.configuration_chatglm import ChatGLMConfig
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig, default_modalities
 from xllm.modeling_xllm.conversion.convert import LN_VISION, check_shapes, is_pth, open_published, reference_shapes
 from xllm.modeling_xllm.conversion.sizes import published_rows, vision_config
+from xllm.modeling_xllm.converters import converter_class
 from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
-from xllm.modeling_xllm.stage_checkpoints import load_whole, read_tower
+from xllm.modeling_xllm.stage1.configuration_speech_recognition import SpeechRecognitionConfig
+from xllm.modeling_xllm.tower_sources import (
+    NAMED_TOWERS,
+    encoder_of,
+    load_whole,
+    read_tower,
+    tower_config,
+    tower_of,
+)
 from xllm.modeling_xllm.weight_files import (
     StageCheckpointError,
     check_fit,
@@ -27,26 +41,8 @@ from xllm.modeling_xllm.weight_files import (
 )
 
 
-BERT_SIZES = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "layer_norm_eps",
-)
 # What a BERT may hold beside its encoder.
 BERT_HEADS = r"(bert\.)?(cls\..+|pooler\..+|embeddings\.position_ids)"
-# BLIP-2's names in transformers, and what follows `model.interfaces.<modality>.` here.
-BLIP2_NAMES = {
-    "qformer.": "converter.qformer.",
-    "query_tokens": "converter.query_tokens",
-    "language_projection.": "adapter.",
-}
-# Field of XLLMConfig for each tower that HF names; others go to `extra_encoders`.
-TOWER_FIELDS = {"vision": "vision_config", "audio": "audio_config"}
 
 
 def published_config(source: str) -> PreTrainedConfig:
@@ -54,7 +50,12 @@ def published_config(source: str) -> PreTrainedConfig:
     name, revision = split_source(source)
     try:
         values = PreTrainedConfig.get_config_dict(name, revision=revision)[0]
-        for own in (ChatGLMConfig, XLLMConfig, QFormerPreTrainingConfig):  # as remote code, not registered
+        for own in (
+            ChatGLMConfig,
+            XLLMConfig,
+            QFormerPreTrainingConfig,
+            SpeechRecognitionConfig,
+        ):  # as remote code, not registered
             if values.get("model_type") == own.model_type:
                 return own.from_dict(values)
         return AutoConfig.from_pretrained(name, revision=revision)
@@ -72,10 +73,7 @@ def encoder_config(source: str, name: str = "vision") -> PreTrainedConfig:
     config = published_config(source)
     if isinstance(config, XLLMConfig):
         return config.encoder_config(name)
-    for field in ("vision_config", "encoder_config", "audio_config"):
-        if field in config.sub_configs:
-            return getattr(config, field)
-    return config
+    return tower_config(config)
 
 
 def by_tower(encoders: dict[str, str], rows: dict[str, X2LConfig]) -> dict[str, str]:
@@ -123,25 +121,27 @@ def compose_config(
     if language_model is not None:
         given["language_model"] = language_model
     towers = {part: dict(zip(("name_or_path", "revision"), split_source(at))) for part, at in given.items()}
-    if language_model is None:
-        towers = {**_inherited_towers(runs, rows, interfaces, given), **towers}
     if unknown := set(interfaces) - set(rows):
         raise ValueError(f"interfaces: no modality {', '.join(sorted(unknown))}; the rows are {', '.join(rows)}")
     for key, source in interfaces.items():
         rows[key] = row_like(rows[key], key, source)
+    taken = {*given, *(tower_of(key) for key in encoders)}
+    towers = {**_inherited_towers(runs, rows, interfaces, taken), **towers}
     configs = {tower_of(key): encoder_config(source, key) for key, source in encoders.items()}
     configs = {**{part: _part_config(part, source) for part, source in towers.items()}, **configs}
     for source in towers.values():
         source["revision"] = pinned_revision(source["name_or_path"], source["revision"])
+        if os.path.isdir(source["name_or_path"]):  # so that it is found from any folder
+            source["name_or_path"] = os.path.abspath(source["name_or_path"])
     lineage = [entry for key, run in runs.items() for entry in run.lineage or () if key in entry["modalities"]]
+    sizes = {f"{encoder_of(part)}_config": configs[part] for part in NAMED_TOWERS if part in configs}
     return XLLMConfig(
         text_config=configs["language_model"],
         modalities=rows,
-        extra_encoders={part.split(".")[1]: config for part, config in configs.items() if "." in part},
+        extra_encoders={encoder_of(part): config for part, config in configs.items() if "." in part},
         towers=towers,
         lineage=lineage or None,
-        **{field: configs[tower_of(key)] for key, field in TOWER_FIELDS.items() if tower_of(key) in configs},
-        **fields,
+        **{**fields, **sizes},
     )
 
 
@@ -157,36 +157,47 @@ def _row_of_run(config: XLLMConfig, modality: str, interfaces: dict[str, str]) -
 
 
 def _inherited_towers(
-    runs: dict[str, XLLMConfig], rows: dict[str, X2LConfig], interfaces: dict[str, str], given: dict[str, str]
+    runs: dict[str, XLLMConfig], rows: dict[str, X2LConfig], interfaces: dict[str, str], taken: set[str]
 ) -> dict[str, dict]:
-    """The language model, and the encoders that are not given, of the X-LLMs that the interfaces come from."""
+    """The language model, and the encoders that are not `taken`, of the X-LLMs that the interfaces come from."""
     towers = {}
     for modality, config in runs.items():
         name, revision = split_source(interfaces[modality])
-        parts = ["language_model"] if config.architectures != ["XLLMEncoderModel"] else []
+        is_whole = config.model_type == XLLMConfig.model_type and config.architectures != ["XLLMEncoderModel"]
+        parts = ["language_model"] if is_whole else []
         parts += [tower_of(rows[modality].encoder)] if modality in rows and rows[modality].encoder else []
-        for part in parts:
+        for part in set(parts) - taken:
             source = dict((config.towers or {}).get(part, {"name_or_path": name, "revision": revision}))
             source["name_or_path"] = resolve_source(source["name_or_path"], name)
-            if part not in given and towers.setdefault(part, source) != source:
+            if towers.setdefault(part, source) != source and not _are_equal(part, towers[part], source):
                 raise ValueError(f"interfaces: {part} of {name} is another one than {towers[part]}; name one")
-    if "language_model" not in towers:
+    if "language_model" not in {*towers, *taken}:
         raise ValueError("language_model: got None, and no interface says which it was trained with")
     return towers
+
+
+def _are_equal(part: str, *sources: dict) -> bool:
+    """Whether two sources hold the same tensors of a part, bit by bit: runs over one model that each has stored."""
+    first, second = (read_tower(part, source["name_or_path"], source.get("revision")) for source in sources)
+    return first.keys() == second.keys() and all(torch.equal(value, second[key]) for key, value in first.items())
 
 
 def _part_config(part: str, source: dict) -> PreTrainedConfig:
     """Config of a tower, wherever it is: alone, in a BLIP-2 or CTC model, in an X-LLM."""
     at = "@".join(filter(None, (source["name_or_path"], source["revision"])))
     if part != "language_model":
-        return encoder_config(at, part.removesuffix("_tower").removeprefix("extra_towers."))
+        return encoder_config(at, encoder_of(part))
     config = published_config(at)
-    return config.text_config if isinstance(config, XLLMConfig) else config
-
-
-def tower_of(encoder: str) -> str:
-    """Part of the model that holds the encoder called so."""
-    return f"{encoder}_tower" if encoder in TOWER_FIELDS else f"extra_towers.{encoder}"
+    if isinstance(config, XLLMConfig):
+        return config.text_config
+    known = {name for names in CAUSAL_MODELS.values() for name in ([names] if isinstance(names, str) else names)}
+    if "text_config" in config.sub_configs:
+        raise ValueError(f"{at}: a {config.model_type} model reads media itself; name a language model for text alone")
+    if others := [name for name in config.architectures or () if name not in {*known, "ChatGLMModel"}]:
+        raise ValueError(
+            f"{at}: {others[0]} is not a causal language model; name one that writes text, such as a Llama"
+        )
+    return config
 
 
 def row_like(row: X2LConfig, modality: str, source: str) -> X2LConfig:
@@ -197,17 +208,18 @@ def row_like(row: X2LConfig, modality: str, source: str) -> X2LConfig:
         if modality not in rows:
             raise ValueError(f"{source} has no {modality} interface; it has {', '.join(rows) or 'none'}")
         theirs = rows[modality]
-        theirs.token_id, theirs.placeholder_token = row.token_id, row.placeholder_token
+        theirs.token_id, theirs.placeholder_token, theirs.part = row.token_id, row.placeholder_token, row.part
+        theirs.token_level = theirs.token_level or row.token_level
+        theirs.complete()
         return theirs
-    if row.converter == "qformer" and published.model_type == "blip-2":
-        if row.shares_converter_with is None:
-            row.qformer_config = published.qformer_config
-        row.num_query_tokens = published.num_query_tokens
-    elif row.converter == "cformer" and published.model_type == "bert":
-        for name in BERT_SIZES:
-            setattr(row.cformer_config, name, getattr(published, name))
-    else:
-        raise ValueError(f"{source} ({published.model_type}) cannot initialise a {row.converter} interface")
+    row = deepcopy(row)
+    known = converter_class(row.converter).sources
+    if published.model_type not in known:
+        raise ValueError(
+            f"{source} ({published.model_type}) cannot initialise a {row.converter} interface"
+            + (f"; known are {', '.join(known)} and X-LLMs" if known else "")
+        )
+    known[published.model_type].take_sizes(row, published)
     return row
 
 
@@ -229,34 +241,33 @@ def interface_tensors(modality: str, row: X2LConfig, source: str) -> dict[str, t
     elif isinstance(published_config(source), XLLMConfig):
         verify_weights(name, revision)
         tensors = read_tensors(name, revision, lambda key: key.startswith(wanted))
-    elif row.converter == "cformer":
-        bert = load_whole(AutoModel, name, revision, BERT_HEADS, add_pooling_layer=False)
-        return {
-            f"{prefix}converter.bert.{key}": value
-            for key, value in bert.state_dict().items()
-            if not key.startswith("embeddings.word_embeddings")
-        }
     else:
-        tensors = _blip2_tensors(modality, name, revision)
-        if row.shares_converter_with is not None:
-            tensors = {key: value for key, value in tensors.items() if ".converter.qformer." not in key}
+        tensors = _published_tensors(modality, row, source)
     adapter = tensors.get(f"{prefix}adapter.weight")
     if adapter is not None and adapter.shape[0] != row.language_hidden_size:
         del tensors[f"{prefix}adapter.weight"], tensors[f"{prefix}adapter.bias"]
     return tensors
 
 
-def _blip2_tensors(modality: str, name: str, revision: str | None) -> dict[str, torch.Tensor]:
-    """Of a BLIP-2 in the layout of transformers: queries, Q-Former, adapter; its other parts are not read."""
-    other = ("vision_model.", "language_model.")
-    tensors = read_tensors(name, revision, lambda key: not key.startswith(other))
-    renamed = {}
-    for key, value in tensors.items():
-        start = next((start for start in BLIP2_NAMES if key.startswith(start)), None)
-        if start is None:
-            raise StageCheckpointError(f"{name}: {key} is not a tensor of a BLIP-2")
-        renamed[f"model.interfaces.{modality}.{BLIP2_NAMES[start]}{key.removeprefix(start)}"] = value
-    return renamed
+def _published_tensors(modality: str, row: X2LConfig, source: str) -> dict[str, torch.Tensor]:
+    """Of a model of another kind (BLIP-2, BERT): what the row's converter takes of it; other parts are not read."""
+    name, revision = split_source(source)
+    model_type = published_config(source).model_type
+    known = converter_class(row.converter).sources[model_type]
+    if model_type == "bert":  # with or without "bert." before each name
+        found = load_whole(AutoModel, name, revision, BERT_HEADS, add_pooling_layer=False).state_dict()
+    else:
+        found = read_tensors(name, revision, lambda key: not any(re.match(start, key) for start in known.ignored))
+    tensors = {}
+    for key, value in found.items():
+        try:
+            renamed = known.rename(key)
+        except ValueError as error:
+            raise StageCheckpointError(f"{name}: {key} is not a tensor of a {model_type}") from error
+        # A row that shares a converter has its query tokens and adapter, but no module inside the converter.
+        if renamed is not None and (row.shares_converter_with is None or renamed.count(".") == 1):
+            tensors[f"model.interfaces.{modality}.{renamed}"] = value
+    return tensors
 
 
 def compose_tensors(
@@ -276,15 +287,19 @@ def compose_tensors(
     def add(found: dict[str, torch.Tensor], source: str, prefix: str) -> None:
         tensors.update(found)
         origin.update(dict.fromkeys(found, source))
-        required[prefix] = source
+        required[prefix] = source  # every name that begins so
 
     for part, source in config.towers.items():
-        add(read_tower(part, source["name_or_path"], source.get("revision")), source["name_or_path"], f"model.{part}.")
+        add(
+            read_tower(part, source["name_or_path"], source.get("revision")),
+            source["name_or_path"],
+            rf"model\.{part}\.",
+        )
     for key, source in by_tower(encoders, config.modalities).items():
         if is_pth(source):
             prefix = f"model.{tower_of(key)}."
             found = open_published(source).our_tensors()
-            add({name: value for name, value in found.items() if name.startswith(prefix)}, source, prefix)
+            add({name: value for name, value in found.items() if name.startswith(prefix)}, source, re.escape(prefix))
     for modality, source in interfaces.items():
         found = interface_tensors(modality, config.modalities[modality], source)
         for key in [key for key in found if key.startswith(LN_VISION)]:
@@ -292,10 +307,16 @@ def compose_tensors(
                 del found[key]
             elif key in tensors and not torch.equal(found[key], tensors[key].to(found[key])):
                 config.towers.pop("vision_tower", None)
-        is_bert = any(".converter.bert." in key for key in found) and not any(".pre_proj." in key for key in found)
-        add(found, source, f"model.interfaces.{modality}.converter.{'bert.' if is_bert else ''}")
+        add(found, source, rf"model\.interfaces\.{modality}\.({_filled(config.modalities[modality], source)})")
     _check_complete(shapes, tensors, origin, required)
     return tensors
+
+
+def _filled(row: X2LConfig, source: str) -> str:
+    """Beginning of the names under `interfaces.<row>` that a source must hold."""
+    published = None if is_pth(source) else published_config(source)
+    known = converter_class(row.converter).sources.get(getattr(published, "model_type", None))
+    return r"converter\." if known is None else known.fills
 
 
 def _check_complete(shapes: dict, tensors: dict, origin: dict[str, str], required: dict[str, str]) -> None:
@@ -305,7 +326,7 @@ def _check_complete(shapes: dict, tensors: dict, origin: dict[str, str], require
     }
     check_shapes(ours, shapes, origin)
     for prefix, source in required.items():
-        wanted = {key: shape for key, shape in shapes.items() if key.startswith(prefix)}
+        wanted = {key: shape for key, shape in shapes.items() if re.match(prefix, key)}
         check_fit({key: tensors[key] for key in wanted.keys() & tensors.keys()}, wanted, source, "this model")
 
 

@@ -18,6 +18,7 @@ from xllm.modeling_xllm.conversion.pth_files import ConversionError, read_pth
 from xllm.modeling_xllm.conversion.sizes import Shapes, published_config
 from xllm.modeling_xllm.modeling_encoders import XLLMEncoderModel
 from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
+from xllm.modeling_xllm.stage1.heads import own_fields
 from xllm.modeling_xllm.stage1.modeling_qformer_pretraining import XLLMForQFormerPreTraining
 from xllm.modeling_xllm.weight_files import check_fit
 
@@ -152,6 +153,7 @@ class Conversion:
         config (`XLLMConfig`): of the model the weights are for.
         tensors (`dict[str, torch.Tensor]`): towers and interfaces, under our names.
         heads (`dict[str, torch.Tensor]`): what stage 1 has beside, under the names of `XLLMForQFormerPreTraining`.
+        head_fields (`dict`): of the stage-1 config that they belong to.
         origin (`dict[str, str]`): our name -> the file that the tensor is from.
         left_out (`dict[str, list[str]]`): file -> names that were declared to be of no use.
     """
@@ -159,6 +161,7 @@ class Conversion:
     config: XLLMConfig
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     heads: dict[str, torch.Tensor] = field(default_factory=dict)
+    head_fields: dict = field(default_factory=dict)
     origin: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
@@ -202,6 +205,8 @@ def convert(sources: list[str], kind: str | None = None, base: XLLMConfig | None
     together = {name: value for file in files for name, value in file.tensors.items()}
     config = published_config(Shapes(together, ", ".join(sources)))
     result = Conversion(config if base is None else base)
+    if isinstance(config, QFormerPreTrainingConfig):
+        result.head_fields = own_fields(config)
     for file in files:
         if file.left_out:
             result.left_out[file.source] = file.left_out

@@ -5,6 +5,7 @@ A folder is written beside its place under another name and then moved there, so
 memory-mapped source to the new file; only what has to be put together (a bias of two) is copied on the way.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,14 +15,13 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors.torch import save_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from xllm.modeling_xllm.configuration_xllm import XLLMConfig
 from xllm.modeling_xllm.conversion.convert import Conversion, ConversionError
 from xllm.modeling_xllm.stage1.modeling_qformer_pretraining import XLLMForQFormerPreTraining
-from xllm.modeling_xllm.stage_checkpoints import part_of, read_tower
-from xllm.modeling_xllm.weight_files import read_tensors, record_weights, resolve_source
+from xllm.modeling_xllm.tower_sources import part_of, read_tower
+from xllm.modeling_xllm.weight_files import read_tensors, record_weights, resolve_source, save_tensors
 
 
 @contextmanager
@@ -88,8 +88,8 @@ def write_over(conversion: Conversion, model: str | os.PathLike, output: str | o
         save_torch_state_dict(tensors, folder)
         record_weights(folder)
         if conversion.heads:
-            heads = {key: value.contiguous() for key, value in conversion.heads.items()}
-            save_file(heads, folder / XLLMForQFormerPreTraining.heads_name)
+            fields = {"config": json.dumps(conversion.head_fields)}
+            save_tensors(conversion.heads, folder / XLLMForQFormerPreTraining.heads_name, fields)
 
 
 def summarize(conversion: Conversion) -> dict[str, dict]:

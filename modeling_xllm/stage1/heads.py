@@ -1,11 +1,52 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""The throw-away heads of a stage-1 model (paper section 3.2): kept in a file of their own, never inside the interface."""
+"""The throw-away heads of a stage-1 model (paper section 3.2): kept in a file beside the checkpoint, never inside the interface.
 
+The file holds the heads and, in its metadata, the fields of the stage-1 config. With the X-LLM beside it, it is the trained
+stage-1 model: `XLLMForSpeechRecognition.from_pretrained(folder)` transcribes, and `xllm train` continues from it.
+"""
+
+import json
 import os
+from copy import deepcopy
+from dataclasses import fields
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig
+from transformers.utils import cached_file
+
+from xllm.modeling_xllm.configuration_xllm import XLLMConfig
+from xllm.modeling_xllm.weight_files import (
+    HUB_ARGUMENTS,
+    StageCheckpointError,
+    copy_tensors,
+    resolve_source,
+    save_tensors,
+    verify_weights,
+)
+
+
+def stage_one_config(config: XLLMConfig, config_class: type[XLLMConfig], modality: str, **own) -> XLLMConfig:
+    """The config of the stage-1 model of one row of `config`, with the fields `own` of its class."""
+    row = config.modalities[modality]
+    kept = {modality, row.shares_converter_with or modality}
+    return config_class(
+        text_config=deepcopy(config.text_config),
+        vision_config=deepcopy(config.vision_config),
+        audio_config=deepcopy(config.audio_config),
+        extra_encoders=deepcopy(config.extra_encoders),
+        modalities={name: deepcopy(other) for name, other in config.modalities.items() if name in kept},
+        initializer_range=config.initializer_range,
+        modality=modality,
+        **own,
+    )
+
+
+def own_fields(config: XLLMConfig) -> dict:
+    """The fields of a stage-1 config that an `XLLMConfig` has not."""
+    names = {item.name for item in fields(type(config))} - {item.name for item in fields(XLLMConfig)}
+    return {name: getattr(config, name) for name in sorted(names)}
 
 
 class StageOneHeadsMixin:
@@ -22,29 +63,74 @@ class StageOneHeadsMixin:
         return {key: value for key, value in self.state_dict().items() if not key.startswith("model.")}
 
     def save_heads(self, folder: str | os.PathLike) -> Path:
-        """Writes `heads_state_dict` to a file of its own, beside the interface's checkpoint; returns its path."""
+        """Writes heads and stage-1 config to a file of their own, beside the interface's checkpoint; returns its path."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         path = Path(folder, self.heads_name)
-        save_file({key: value.contiguous() for key, value in self.heads_state_dict().items()}, path)
+        save_tensors(self.heads_state_dict(), path, {"config": json.dumps(own_fields(self.config))})
         return path
 
-    @torch.no_grad()
-    def load_heads(self, folder: str | os.PathLike) -> None:
-        """Reads what `save_heads` wrote, to continue stage 1.
+    @classmethod
+    def read_heads(
+        cls, source: str, revision: str | None = None, **hub
+    ) -> tuple[dict, dict[str, torch.Tensor]] | None:
+        """Fields of the stage-1 config and tensors that `save_heads` wrote to a folder or Hub repository, or `None`.
 
         Raises:
-            ValueError: a key is missing or unexpected, or a shape differs; the message lists them.
+            StageCheckpointError: the file is damaged, or does not say which config it belongs to.
         """
-        tensors, own = load_file(Path(folder, self.heads_name)), self.heads_state_dict()
-        shapes = {key for key in own if key in tensors and own[key].shape != tensors[key].shape}
-        if own.keys() != tensors.keys() or shapes:
-            missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-            raise ValueError(
-                f"{self.heads_name} does not fit: missing {missing}, unexpected {unexpected}, other shapes "
-                f"{sorted(shapes)}"
-            )
-        for key, value in own.items():
-            value.copy_(tensors[key])
+        quiet = {"_raise_exceptions_for_missing_entries": False}
+        path = cached_file(source, cls.heads_name, revision=revision, **quiet, **hub)
+        if path is None:
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                settings = json.loads((file.metadata() or {})["config"])
+                return settings, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except KeyError as error:
+            raise StageCheckpointError(f"{path}: does not say which stage-1 config its heads belong to") from error
+        except (SafetensorError, ValueError) as error:
+            raise StageCheckpointError(f"{path}: damaged: {error}") from error
+
+    def load_heads(self, folder: str | os.PathLike) -> None:
+        """Reads what `save_heads` wrote into this model.
+
+        Raises:
+            StageCheckpointError: there are none, or they are of another config; the message lists what does not fit.
+        """
+        found = self.read_heads(str(folder))
+        if found is None:
+            raise StageCheckpointError(f"{folder}: has no {self.heads_name}")
+        copy_tensors(found[1], self.heads_state_dict(), str(Path(folder, self.heads_name)))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, revision=None, **kwargs):
+        """`PreTrainedModel.from_pretrained`; of an X-LLM whose last stage was stage 1, tower, interface and heads.
+
+        Raises:
+            StageCheckpointError: it was not trained in stage 1, or a tensor is missing, too many, misshapen or altered.
+        """
+        source = pretrained_model_name_or_path
+        if config is None and source is not None and not args:
+            source = str(source)
+            hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+            values = PreTrainedConfig.get_config_dict(source, revision=revision, **hub)[0]
+            if values.get("model_type") == XLLMConfig.model_type:
+                found = cls.read_heads(source, revision, **hub)
+                if found is None:
+                    raise StageCheckpointError(
+                        f"{source}: has no {cls.heads_name}, so it was not trained in stage 1; `xllm train` does that"
+                    )
+                composite = XLLMConfig.from_dict(values)
+                config = stage_one_config(composite, cls.config_class, **found[0])
+                config.towers = {
+                    part: {**tower, "name_or_path": resolve_source(tower["name_or_path"], source)}
+                    for part, tower in (composite.towers or {}).items()
+                    if part != "language_model"
+                }
+                verify_weights(source, revision, **hub)
+                kwargs["state_dict"] = cls._gather_weights(config, source, revision, hub, True, found[1])
+                source = revision = None  # all of it is there
+        return super().from_pretrained(source, *args, config=config, revision=revision, **kwargs)
 
 
-__all__ = ["StageOneHeadsMixin"]
+__all__ = ["StageOneHeadsMixin", "own_fields", "stage_one_config"]

@@ -8,7 +8,7 @@
     loss = (sum CE + quantity_weight * sum_n |sum_t alpha_nt - U_n| + ctc_weight * sum CTC) / tokens
 
 `model` is the composite's own encoder model with one interface. `token_head` and `ctc_head` are thrown away
-afterwards: they are saved beside the interface (`save_heads`); `hand_over` copies the rest into the composite model.
+afterwards: they are saved beside the composite (`save_heads`), whose own modules `xllm train` trains.
 
 Deviations: the published CIF recognisers decode the fired tokens with an autoregressive transformer; here the
 C-Former's own 12 layers stand in its place and one Linear reads each token, since the decoder would be thrown away
@@ -70,7 +70,7 @@ class XLLMForSpeechRecognition(StageOneHeadsMixin, XLLMPreTrainedModel):
     >>> model = XLLMForSpeechRecognition(SpeechRecognitionConfig(vocab_size=len(tokenizer)))
     >>> model(input_features=features, input_features_mask=mask, labels=labels).loss.backward()
     >>> model.eval().transcribe(features, mask)
-    >>> model.hand_over(composite)  # an XLLMForConditionalGeneration
+    >>> XLLMForSpeechRecognition.from_pretrained("runs/a/stage1-speech")  # tower, interface and heads of a run
     ```
     """
 
@@ -256,32 +256,6 @@ class XLLMForSpeechRecognition(StageOneHeadsMixin, XLLMPreTrainedModel):
             reduction="sum",
             zero_infinity=True,
         )
-
-    @torch.no_grad()
-    def hand_over(self, composite: XLLMPreTrainedModel, with_tower: bool = True) -> list[str]:
-        """Copies the trained interface (and the speech tower) into a composite model of the same sizes.
-
-        Args:
-            composite (`XLLMForConditionalGeneration`): the model that stage 2 trains.
-            with_tower (`bool`): also the speech encoder; needed where stage 1 trained it.
-
-        Returns:
-            the names of the tensors that were copied.
-
-        Raises:
-            ValueError: the composite lacks one of them, or has it in another shape.
-        """
-        prefix = "model." if with_tower else "model.interfaces."
-        own = {key: value for key, value in self.state_dict().items() if key.startswith(prefix)}
-        target = composite.state_dict()
-        for key, value in own.items():
-            if key not in target:
-                raise ValueError(f"the composite model has no {key}: was it made with the same modality table?")
-            if target[key].shape != value.shape:
-                raise ValueError(f"{key} has shape {tuple(value.shape)} here, {tuple(target[key].shape)} there")
-        for key, value in own.items():
-            target[key].copy_(value)
-        return list(own)
 
 
 __all__ = ["SpeechRecognitionConfig", "SpeechRecognitionOutput", "XLLMForSpeechRecognition"]

@@ -94,7 +94,7 @@ def test_blip2_of_transformers_computes_what_lavis_does(tmp_path, small):
         (lambda s: s.pop("vision_model.post_layernorm.bias"), "1 missing"),
         (lambda s: s.update({"qformer.odd": torch.ones(1)}), "1 without a place: .*qformer.odd"),
         (lambda s: s.update({"vision_model.odd": torch.ones(1)}), "1 without a place: .*vision_tower.odd"),
-        (lambda s: s.update({"odd": torch.ones(1)}), "odd is not a tensor of a BLIP-2"),
+        (lambda s: s.update({"odd": torch.ones(1)}), "odd is not a tensor of a blip-2"),
         (lambda s: s.update({"query_tokens": torch.ones(1, 9, 128)}), r"\[1, 9, 128\], expected \[1, 3, 128\]"),
     ],
 )  # fmt: skip

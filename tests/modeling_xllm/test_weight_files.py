@@ -79,7 +79,7 @@ def test_a_removed_row_or_another_width_in_the_config(folder):
     (folder / "config.json").write_text(json.dumps(settings))
     with pytest.raises(StageCheckpointError, match=r"copy does not fit this model: \d+ without a place"):
         XLLMForConditionalGeneration.from_pretrained(folder)
-    rows["speech"] = {**speech, "cformer_config": {**speech["cformer_config"], "hidden_size": 32}}
+    rows["speech"] = {**speech, "converter_config": {**speech["converter_config"], "hidden_size": 32}}
     (folder / "config.json").write_text(json.dumps(settings))
     with pytest.raises(StageCheckpointError, match="misshapen: model.interfaces.speech"):
         XLLMForConditionalGeneration.from_pretrained(folder)

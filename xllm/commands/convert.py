@@ -59,7 +59,7 @@ def _convert_language_model(source: str, output: str) -> dict | None:
     from xllm.modeling_xllm.composition.towers import published_config, split_source
     from xllm.modeling_xllm.conversion.output import new_folder
     from xllm.modeling_xllm.modeling_chatglm import ChatGLMForConditionalGeneration
-    from xllm.modeling_xllm.stage_checkpoints import load_whole
+    from xllm.modeling_xllm.tower_sources import load_whole
 
     if published_config(source).model_type != "chatglm":
         return None

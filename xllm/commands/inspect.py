@@ -24,7 +24,7 @@ def describe(model) -> dict:
         `{"parameters": {part: count}, "modalities": {name: {...}}, "trainable_in_stage": {"2 image": count, ...}, "stage",
         "towers", "lineage"}`.
     """
-    from xllm.modeling_xllm.stage_checkpoints import part_of
+    from xllm.modeling_xllm.tower_sources import part_of
     from xllm.training.media_rows import parts_of_rows
     from xllm.training.stages import freeze_for_stage
 

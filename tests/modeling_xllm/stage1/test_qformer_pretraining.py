@@ -3,6 +3,7 @@
 
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -25,14 +26,10 @@ from transformers import (
 from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig
+from xllm.modeling_xllm.converters import QFormerConverter
 from xllm.modeling_xllm.modeling_encoders import XLLMEncoderModel
 from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
 from xllm.modeling_xllm.stage1.modeling_qformer_pretraining import XLLMForQFormerPreTraining
-from xllm.modeling_xllm.stage1.qformer_initialization import (
-    initialize_from_bert,
-    initialize_from_blip2,
-    initialize_from_queries,
-)
 from xllm.modeling_xllm.stage1.qformer_objectives import (
     captioning_loss,
     contrastive_loss,
@@ -43,6 +40,8 @@ from xllm.modeling_xllm.stage1.qformer_objectives import (
     retrieval_recall,
 )
 from xllm.modeling_xllm.stage1.qformer_text import additive_mask
+from xllm.modeling_xllm.stage1.text_sides import start_from_bert, start_from_blip2
+from xllm.modeling_xllm.weight_files import copy_tensors
 
 
 PAD, CLS, SEP, DEC, VOCAB = 0, 1, 2, 39, 40
@@ -214,6 +213,23 @@ class TestObjectives:
             retrieval_recall(similarities[:2])
 
 
+def start_interface(model, kind, published):
+    """Copy what the converter's table takes of a published state dict."""
+    source, target = QFormerConverter.sources[kind], model.interface_state_dict()
+    found = {source.rename(key): value for key, value in published.items()}
+    found = {f"model.interfaces.image.{key}": value for key, value in found.items() if key is not None}
+    copy_tensors(
+        found, {key: target[key] for key in target if re.match(rf"model.interfaces.image.({source.fills})", key)}, kind
+    )
+
+
+def start_whole(model, blip2):
+    """Tower, interface, text side and heads of a published model."""
+    start_from_blip2(model, blip2)
+    start_interface(model, "blip-2", blip2.state_dict())
+    model.model.vision_tower.load_state_dict(blip2.vision_model.state_dict())
+
+
 class TestParity:
     """The text side computes what transformers' own BLIP-2 and BERT compute."""
 
@@ -235,7 +251,7 @@ class TestParity:
 
     def test_itc_and_itm_equal_blip2_retrieval(self, blip2):
         model = tiny_model()
-        initialize_from_blip2(model, blip2)
+        start_whole(model, blip2)
         blip2.vision_model.post_layernorm.eps = model.model.vision_tower.post_layernorm.eps
         inputs = batch()
         with torch.no_grad():
@@ -251,7 +267,7 @@ class TestParity:
     def test_cached_queries_equal_one_pass_over_queries_and_text(self, blip2):
         """ITG over cached query states = one pass in which queries do not see the text and text is causal."""
         model = tiny_model()
-        initialize_from_blip2(model, blip2)
+        start_whole(model, blip2)
         inputs = batch()
         ids, N, L = inputs["input_ids"], 4, inputs["input_ids"].shape[1]
         with torch.no_grad():
@@ -279,7 +295,8 @@ class TestParity:
         for parameter in bert.parameters():
             nn.init.normal_(parameter, std=0.2)
         model = tiny_model()
-        initialize_from_bert(model, bert)
+        start_from_bert(model, bert)
+        start_interface(model, "bert", bert.bert.state_dict())
         inputs = texts([CLS, 5, 6, SEP], [CLS, 7, SEP])
         with torch.no_grad():
             hidden = model.text_branch.encode(model.qformer, **inputs)
@@ -291,23 +308,16 @@ class TestParity:
             bert.bert.encoder.layer[0].intermediate.dense.weight
         )
 
-    def test_bert_can_leave_a_trained_interface_alone(self):
+    def test_bert_leaves_the_interface_alone(self):
         model = tiny_model()
         before = {key: value.clone() for key, value in model.interface_state_dict().items()}
         sizes = {key: QFORMER[key] for key in QFORMER if key != "encoder_hidden_size"}
-        initialize_from_bert(model, BertModel(BertConfig(vocab_size=30, max_position_embeddings=16, **sizes)), False)
+        start_from_bert(model, BertModel(BertConfig(vocab_size=30, max_position_embeddings=16, **sizes)))
         assert all(value.equal(before[key]) for key, value in model.interface_state_dict().items())
-
-    def test_text_blocks_can_start_from_the_query_blocks(self):
-        model = tiny_model()
-        initialize_from_queries(model)
-        for text, layer in zip(model.text_branch.layers, model.qformer.encoder.layer):
-            assert text.intermediate.dense.weight.equal(layer.intermediate_query.dense.weight)
-            assert text.output.dense.weight.equal(layer.output_query.dense.weight)
 
     def test_a_bert_of_other_sizes_is_refused(self):
         with pytest.raises(ValueError, match="hidden_size 32 .theirs 16"):
-            initialize_from_bert(tiny_model(), BertModel(BertConfig(hidden_size=16, num_attention_heads=4)))
+            start_from_bert(tiny_model(), BertModel(BertConfig(hidden_size=16, num_attention_heads=4)))
 
 
 class TestMasks:
@@ -504,7 +514,7 @@ class TestCheckpoints:
         other.load_heads(tmp_path)
         assert other.temperature.item() == pytest.approx(0.2)
         assert other.text_branch.lm_bias.eq(1.0).all()
-        with pytest.raises(ValueError, match="other shapes .'itm_head|other shapes .'media_proj"):
+        with pytest.raises(ValueError, match="misshapen: media_proj.bias"):
             tiny_model(projection_size=8).load_heads(tmp_path)
 
     def test_round_trip_and_declared_missing_parts(self, tmp_path):

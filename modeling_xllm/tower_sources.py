@@ -1,0 +1,139 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""The parts of a model, by name, and their weights from where they are published.
+
+A part is a tower ("vision_tower", "audio_tower", "extra_towers.<name>") or "language_model", which brings its head.
+"""
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
+
+from .language_models import LANGUAGE_MODELS, LanguageModel
+from .weight_files import StageCheckpointError, check_fit, read_tensors
+
+
+NAMED_TOWERS = ("vision_tower", "audio_tower")  # the others are in `extra_towers`
+# Published models that hold a tower beside other things, and under which names.
+TOWER_PREFIXES = {
+    "blip-2": "vision_model.",
+    "parakeet_ctc": "encoder.",
+    "parakeet_tdt": "encoder.",
+    "fun_asr_nano": "model.audio_tower.",
+}
+
+
+def part_of(key: str) -> str:
+    """Which part of the model a parameter belongs to, e.g. "language_model" for "lm_head.weight"."""
+    names = key.removeprefix("model.").split(".")
+    if names[0] == "extra_towers":
+        return ".".join(names[:2])
+    return "language_model" if names[0] == "lm_head" else names[0]
+
+
+def load_whole(
+    auto, name_or_path: str, revision: str | None = None, may_hold: str = ".*", **kwargs
+) -> PreTrainedModel:
+    """`auto.from_pretrained`, where a tensor that would be left random is an error (but a pooler, which nobody reads).
+
+    Args:
+        auto: a model or Auto class.
+        may_hold (`str`): pattern of names that the checkpoint may hold beside those of the model.
+
+    Raises:
+        StageCheckpointError: the checkpoint lacks tensors, or holds others; the message lists them.
+    """
+    with quiet_report():
+        model, info = auto.from_pretrained(name_or_path, revision=revision, output_loading_info=True, **kwargs)
+    unexpected = [name for name in info["unexpected_keys"] if not re.fullmatch(may_hold, name)]
+    missing = [name for name in info["missing_keys"] if not name.startswith("pooler.")]
+    check_fit(dict.fromkeys(unexpected, ()), dict.fromkeys(missing, ()), name_or_path, type(model).__name__)
+    return model
+
+
+def tower_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Config of the encoder inside a published model: its own, or that of one half (CLIP, BLIP-2, Parakeet's CTC)."""
+    for field in ("vision_config", "encoder_config", "audio_config"):
+        if field in config.sub_configs:
+            return getattr(config, field)
+    return config
+
+
+def tower_of(encoder: str) -> str:
+    """Part of the model that holds the encoder called so: "vision_tower", "extra_towers.status"."""
+    named = f"{encoder}_tower"
+    return named if named in NAMED_TOWERS else f"extra_towers.{encoder}"
+
+
+def encoder_of(part: str) -> str:
+    """The name of the encoder in a part of the model; the inverse of `tower_of`."""
+    return part.removeprefix("extra_towers.") if part.startswith("extra_towers.") else part.removesuffix("_tower")
+
+
+@contextmanager
+def quiet_report() -> Iterator[None]:
+    """transformers' table of tensors that did not fit is not shown: an error that names them follows."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
+
+
+def read_tower(part: str, name_or_path: str, revision: str | None = None, **hub) -> dict[str, torch.Tensor]:
+    """State dict of one part, under the names it has in X-LLM.
+
+    Args:
+        part (`str`): "vision_tower", "audio_tower", "extra_towers.<name>" or "language_model" (which brings its head).
+        name_or_path (`str`): Hub id or folder: the tower's own, a model of `TOWER_PREFIXES` or a whole X-LLM.
+        hub: `token`, `cache_dir` and the like, as in `from_pretrained`.
+
+    Raises:
+        StageCheckpointError: it cannot be had; the message names the part and its source.
+    """
+    try:
+        # By the file rather than AutoConfig: as remote code, our own classes are not registered.
+        model_type = PreTrainedConfig.get_config_dict(name_or_path, revision=revision, **hub)[0].get("model_type")
+        if str(model_type).startswith("xllm"):  # whole ones and those of stage 1
+            return read_tensors(name_or_path, revision, lambda key: part_of(key) == part, **hub)
+        if part == "language_model":
+            auto = LANGUAGE_MODELS.get(model_type, LanguageModel).causal_lm_class
+            causal = load_whole(auto, name_or_path, revision, **hub)
+            tensors = {f"model.language_model.{key}": value for key, value in causal.base_model.state_dict().items()}
+            return {**tensors, "lm_head.weight": causal.get_output_embeddings().weight.data}
+        if model_type in TOWER_PREFIXES:
+            prefix = TOWER_PREFIXES[model_type]
+            tensors = read_tensors(name_or_path, revision, lambda key: key.startswith(prefix), **hub)
+            return {f"model.{part}.{key.removeprefix(prefix)}": value for key, value in tensors.items()}
+        if model_type == "blip_2_vision_model":
+            tower = load_whole(Blip2VisionModel, name_or_path, revision, **hub)
+        else:
+            whole = AutoConfig.from_pretrained(name_or_path, revision=revision, **hub)
+            tower = load_whole(AutoModel, name_or_path, revision, config=tower_config(whole), **hub)
+        tower = tower.get_encoder() if tower.config.is_encoder_decoder else tower
+        return {f"model.{part}.{key}": value for key, value in tower.state_dict().items()}
+    except (OSError, ValueError, KeyError) as error:
+        at = f" at revision {revision}" if revision else ""
+        reason = next(iter(str(error).splitlines()), type(error).__name__)  # the rest is advice about URLs
+        raise StageCheckpointError(f"{part}: cannot load {name_or_path}{at}: {reason}") from error
+
+
+__all__ = [
+    "NAMED_TOWERS",
+    "encoder_of",
+    "load_whole",
+    "part_of",
+    "quiet_report",
+    "read_tower",
+    "tower_config",
+    "tower_of",
+]
