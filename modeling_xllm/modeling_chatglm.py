@@ -9,7 +9,7 @@ fused per head, two rotary axes with frequencies rounded to fp16, a bidirectiona
 Deviations: padding and unfired media slots are masked and take no position (the published code counted them); angle
 tables are built in fp32 unless `config.rope_half_precision`; in training only supervised positions are projected.
 
-Legend: B batch, L tokens, H heads, D head width, V vocabulary.
+Legend: B batch, L tokens, M cached and new tokens, H heads, D head width, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -93,10 +93,11 @@ def eager_attention_forward(
     """Attention in plain matrix products. Scores are divided by the layer's number until they are in fp32, as published:
     deep layers overflow fp16 otherwise."""
     coefficient = module.layer_idx + 1
-    scores = torch.matmul(query * (scaling / coefficient), key.transpose(2, 3)).float() * coefficient
+    wide = torch.promote_types(query.dtype, torch.float32)
+    scores = torch.matmul(query * (scaling / coefficient), key.transpose(2, 3)).to(wide) * coefficient  # (B, H, L, M)
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+    weights = nn.functional.softmax(scores, dim=-1).to(value.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
@@ -413,6 +414,7 @@ class ChatGLMLanguageModel(PrefixLanguageModel):
         steps = torch.arange(1, number + 1, device=last.device).expand(last.shape[1], -1)
         new = torch.stack((last[0].expand(-1, number), last[1] + steps))
         position_ids = torch.cat((position_ids, new), dim=-1)
+        # CODEPATH: True for chatglm-6b as of March 2023.
         return freeze_answer(position_ids) if self.config.legacy_sop_position else position_ids
 
     def drafted_positions(self, position_ids: torch.LongTensor) -> torch.LongTensor:
