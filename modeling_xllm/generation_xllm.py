@@ -25,7 +25,7 @@ from .x2l_interfaces import X2LOutput
 
 
 class XLLMGenerationMixin(LanguageModelGenerationMixin):
-    """`generate` of a model with `model.encode_media` and `model.embed_media` over any language model."""
+    """`generate` of a model with `model.encode_items` and `model.place_features` over any language model."""
 
     @torch.no_grad()
     def encode_media(
@@ -37,7 +37,7 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
             inputs: the processor's output; what is not a medium is passed over.
             earlier (`dict[str, X2LOutput]`, *optional*): of earlier turns of one conversation; new items come behind.
         """
-        return self.model.encode_media(self.model.media_in(dict(inputs)), earlier)
+        return self.model.encode_items(self.model.media_in(dict(inputs)), earlier)
 
     @torch.no_grad()
     def generate(self, inputs: torch.Tensor | None = None, *args, **kwargs):
@@ -53,8 +53,8 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
             inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
             if inputs is None:
                 raise ValueError("media need input_ids: nothing else says where the placeholders are")
-            features = self.model.encode_media(media, features, rows=inputs.shape[0])
-            kwargs["media_embeds"], kwargs["attention_mask"] = self.model.embed_media(
+            features = self.model.encode_items(media, features, rows=inputs.shape[0])
+            kwargs["media_embeds"], kwargs["attention_mask"] = self.model.place_features(
                 inputs, kwargs.get("attention_mask"), features
             )
         return super().generate(inputs, *args, **kwargs)

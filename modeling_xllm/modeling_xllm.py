@@ -67,7 +67,7 @@ class XLLMModel(XLLMEncoderModel):
         ids = torch.tensor(self.placeholder_ids(without), dtype=input_ids.dtype, device=input_ids.device)
         return torch.isin(input_ids, ids)
 
-    def encode_media(
+    def encode_items(
         self, media: dict[str, tuple], earlier: dict[str, X2LOutput] | None = None, rows: int = 1
     ) -> dict[str, X2LOutput]:
         """Encode all media of a batch once.
@@ -94,7 +94,7 @@ class XLLMModel(XLLMEncoderModel):
             features[name] = join_items(features[name], new) if name in features else new
         return features
 
-    def embed_media(
+    def place_features(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, features: dict[str, X2LOutput]
     ) -> tuple[torch.FloatTensor, torch.Tensor]:
         """Write encoded media over the placeholders.
@@ -102,7 +102,7 @@ class XLLMModel(XLLMEncoderModel):
         Args:
             input_ids (`torch.LongTensor` of shape `(B, L)`): the text.
             attention_mask (`(B, M)`, *optional*): of the text, with M - L cached tokens before it.
-            features: as `encode_media` returns.
+            features: as `encode_items` returns.
 
         Returns:
             `media_embeds (B, L, D)`, zero outside the placeholders, and the attention mask `(B, M)` without the
@@ -143,9 +143,9 @@ class XLLMModel(XLLMEncoderModel):
             if not media and not earlier:
                 return inputs_embeds, attention_mask, None
             input_ids = find_tokens(inputs_embeds, self.get_input_embeddings(), self.placeholder_ids())
-        features = self.encode_media(media, earlier, rows=input_ids.shape[0]) or None
+        features = self.encode_items(media, earlier, rows=input_ids.shape[0]) or None
         if features:
-            media_embeds, attention_mask = self.embed_media(input_ids, attention_mask, features)
+            media_embeds, attention_mask = self.place_features(input_ids, attention_mask, features)
         placeholders = self.placeholder_mask(input_ids)
         if media_embeds is None:  # behind a prompt, a drafted or compiled step may read anything
             torch_compilable_check(
@@ -304,7 +304,7 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
                 reads: log-mel frames of 10 ms, or samples `(clips, samples)`; 1 = real.
             modality_features (`dict[str, X2LOutput]`): media encoded before, as `encode_media` and an earlier output
                 hold them; items given beside them come behind.
-            media_embeds (`(B, L', D)`): the same over the placeholders, as `XLLMModel.embed_media` returns them.
+            media_embeds (`(B, L', D)`): the same over the placeholders, as `XLLMModel.place_features` returns them.
             labels (`(B, L)`): next-token targets, -100 where there is none, as at placeholders; shifted here.
             logits_to_keep (`int` or index tensor): positions to project to the vocabulary; 0 = all, and in train mode
                 with labels only the supervised ones (`logits` is then `None`).

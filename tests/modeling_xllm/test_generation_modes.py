@@ -261,7 +261,7 @@ def test_a_causal_model_goes_on_from_a_kept_cache(kind):
     # By hand: a later part of a sequence, its media, and the attention mask of the whole.
     cache = DynamicCache(config=model.config.text_config)
     before = model(input_ids=start, **first, past_key_values=cache, use_cache=True)
-    mask = torch.cat([model.model.embed_media(start, None, before.modality_features)[1], torch.ones(1, 9)], dim=1)
+    mask = torch.cat([model.model.place_features(start, None, before.modality_features)[1], torch.ones(1, 9)], dim=1)
     after = model(input_ids=torch.tensor([second_ids]), attention_mask=mask, past_key_values=cache, **second).logits
     full = model(input_ids=torch.tensor([first_ids + second_ids]), **media).logits
     torch.testing.assert_close(after[:, -1], full[:, -1], atol=1e-5, rtol=1e-4)
