@@ -18,11 +18,6 @@ class PlaceholdersMixin(ProcessorMixin):
         """The rows that read a kind of media, in order."""
         return [row for row in self.rows.values() if row.part == kind.type]
 
-    @property
-    def token_ids(self) -> dict[str, int]:
-        """The placeholder id of each row, for `XLLMConfig.set_token_ids`."""
-        return {name: self.tokenizer.convert_tokens_to_ids(row.token) for name, row in self.rows.items()}
-
     def _place_tokens(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Placeholder tokens and ids as attributes, where the base class looks for them."""
         ids = place_tokens(self.rows, tokenizer)

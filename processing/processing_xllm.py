@@ -280,16 +280,11 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as `processor_config.json` holds them; readers of your own by the names of their classes."""
-        readers = self.readers
-        self.readers = {name: type(reader).__name__ for name, reader in readers.items()}
-        try:
-            output = super().to_dict()
-        finally:
-            self.readers = readers
-        unused = ("num_query_tokens", "subsampling_factor") if self._rows_given else ("modalities",)
-        for name in (*unused, *(() if readers else ("readers",))):
-            del output[name]
-        return output
+        output = super().to_dict()
+        output["readers"] = {name: type(reader).__name__ for name, reader in self.readers.items()}
+        unused = {"num_query_tokens", "subsampling_factor"} if self._rows_given else {"modalities"}
+        unused |= set() if self.readers else {"readers"}
+        return {name: value for name, value in output.items() if name not in unused}
 
     def to_json_string(self) -> str:
         """`to_dict` as JSON; the rows keep their order, on which the text depends."""

@@ -39,12 +39,12 @@ def extract_speech(
     """
     if isinstance(extractor, (XLLMFeatureExtractor, XLLMCIFFeatureExtractor)):
         return extractor(clips, return_tensors=return_tensors, **kwargs)
-    name = extractor.model_input_names[0]
+    name, windows = extractor.model_input_names[0], {}
+    if isinstance(extractor, WhisperFeatureExtractor):  # fills whole windows instead of cutting after the first
+        windows = {"padding": "longest", "truncation": False, "pad_to_multiple_of": extractor.n_samples}
     features, masks = [], []
     for clip in clips:
-        batch = extractor(
-            clip.samples, return_tensors="np", return_attention_mask=True, **_windows(extractor), **kwargs
-        )
+        batch = extractor(clip.samples, return_tensors="np", return_attention_mask=True, **windows, **kwargs)
         values = np.asarray(batch[name][0], np.float32)
         values = values.T if isinstance(extractor, WhisperFeatureExtractor) else values
         mask = next((batch[key][0] for key in MASK_NAMES if key in batch), np.ones(len(values)))
@@ -54,13 +54,6 @@ def extract_speech(
     padded = pad(features, batch_first=True, padding_value=float(extractor.padding_value))
     data = {"input_features": padded, "input_features_mask": pad(masks, batch_first=True)}
     return BatchFeature(data if return_tensors == "pt" else {key: value.numpy() for key, value in data.items()})
-
-
-def _windows(extractor: SequenceFeatureExtractor) -> dict[str, Any]:
-    """How Whisper's extractor fills whole windows instead of cutting the clip after the first."""
-    if not isinstance(extractor, WhisperFeatureExtractor):
-        return {}
-    return {"padding": "longest", "truncation": False, "pad_to_multiple_of": extractor.n_samples}
 
 
 def num_positions(extractor: SequenceFeatureExtractor, num_samples: int) -> int:

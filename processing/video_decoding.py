@@ -17,11 +17,12 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 import torch
-from PIL import Image
+from av.sidedata.sidedata import Type as SideDataType
+from PIL import Image, ImageSequence
 from transformers.video_utils import VideoMetadata
 
 from .audio_decoding import PYAV_ERRORS, av_reason, missing_stream, open_container
-from .image_decoding import MAX_PIXELS, array_to_uint8, has_channels_first, load_image
+from .image_decoding import MAX_PIXELS, PILLOW_ERRORS, array_to_uint8, has_channels_first, load_image
 from .media_sources import MediaError, describe_source, open_media
 from .video_seeking import FrameIndex, UntrustedIndex, decode_frames, list_frames
 
@@ -132,7 +133,13 @@ def _to_rgb(frame: av.VideoFrame, size: tuple[int, int] | None) -> np.ndarray:
     """One frame to upright RGB `(H, W, 3)`; a frame of another size than the first is scaled to it."""
     width, height = size or (frame.width, frame.height)
     pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
-    return np.rot90(pixels, k=round(frame.rotation / 90) % 4)
+    matrix = next((data for data in frame.side_data if data.type == SideDataType.DISPLAYMATRIX), None)
+    if matrix is None:
+        return pixels
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()  # (x, y) is shown at (a x + c y, b x + d y)
+    if abs(a) < abs(b):
+        pixels, a, d = pixels.transpose(1, 0, 2), c, b
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 def _stack(frames: Iterator[av.VideoFrame], count: int, name: str) -> np.ndarray:
@@ -179,6 +186,20 @@ def _read(file: BinaryIO, name: str, index: FrameIndex, wanted: list[int]) -> np
         stream = _video_stream(container, name)
         stream.thread_type = "AUTO"
         return _stack(decode_frames(container, stream, index, wanted), len(wanted), name)
+
+
+def _webp_frames(file: BinaryIO, name: str) -> tuple[list[Image.Image], VideoMetadata]:
+    """All frames of an animated WebP, which FFmpeg cannot decode and Pillow can, and their mean rate."""
+    try:
+        with Image.open(file) as film:
+            fits = film.width * film.height * 3 * film.n_frames <= MAX_BYTES
+            frames = [frame.copy() for frame in ImageSequence.Iterator(film)] if fits else []
+    except PILLOW_ERRORS as error:
+        raise MediaError(name, f"damaged video ({error})") from error
+    if not fits:
+        raise MediaError(name, f"all its frames together are larger than the limit of {MAX_BYTES} bytes")
+    seconds = sum(frame.info.get("duration", 0) for frame in frames) / 1000
+    return frames, VideoMetadata(total_num_frames=len(frames), fps=len(frames) / seconds if seconds else None)
 
 
 def _array_to_frames(video: Any, name: str) -> np.ndarray:
@@ -238,7 +259,11 @@ def load_video(
     name = describe_source(source)
     if not isinstance(source, (np.ndarray, torch.Tensor, list, tuple, Image.Image)):
         with open_media(source) as (file, name):
-            return _decode_video(file, name, sample_indices_fn)
+            head = file.read(12)
+            file.seek(0)
+            if head[:4] + head[8:] != b"RIFFWEBP":
+                return _decode_video(file, name, sample_indices_fn)
+            source, metadata = _webp_frames(file, name)
     frames = list(source) if isinstance(source, (list, tuple)) else source
     frames = [frames] if isinstance(frames, Image.Image) else frames
     frames = _list_to_frames(frames, name) if isinstance(frames, list) else _array_to_frames(frames, name)

@@ -148,12 +148,6 @@ class XLLMVideoProcessor(BaseVideoProcessor):
             torch.from_numpy(np.ascontiguousarray(video)).permute(0, 3, 1, 2).to(device or "cpu") for video in videos
         ]
 
-    def fetch_videos(self, video_url_or_urls: Any, sample_indices_fn: Callable[..., Any] | None = None) -> Any:
-        """Decodes with PyAV (the base class needs torchcodec): one `(frames, metadata)`, or for a list a pair of lists."""
-        if not isinstance(video_url_or_urls, (list, tuple)):
-            return load_video(video_url_or_urls, sample_indices_fn=sample_indices_fn)
-        return list(zip(*[self.fetch_videos(video, sample_indices_fn) for video in video_url_or_urls]))
-
     def _preprocess(
         self, videos: list[torch.Tensor], return_tensors: str | None = None, **kwargs: Any
     ) -> BatchFeature:

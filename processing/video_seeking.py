@@ -68,9 +68,7 @@ def list_frames(container: av.container.InputContainer, stream: av.VideoStream, 
     if None in stamps:
         return FrameIndex(list(range(len(stamps))), [])
     stamps.sort()
-    if (
-        len(stamps) > 1
-    ):  # a packet may not say how long it lasts: then the last one is taken to last as long as the others
+    if len(stamps) > 1:  # a packet may not say how long it lasts: the last one is taken to last as long as the others
         mean = (stamps[-1] - stamps[0]) / (len(stamps) - 1)
         check_end(container, max(end, float((stamps[-1] + mean) * stream.time_base)), name)
     trusted = trusted and len(set(stamps)) == len(stamps) and keyframes == sorted(keyframes)

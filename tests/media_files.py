@@ -110,11 +110,12 @@ def write_video(
     return target
 
 
-def turn_mp4(path: Path) -> Path:
-    """Sets the display matrix of an MP4 file to "turn 90 degrees clockwise" (the pixels stay as they are)."""
+def turn_mp4(path: Path, matrix: tuple[int, int, int, int] = (0, 1, -1, 0)) -> Path:
+    """Sets the display matrix of an MP4 file, by default "turn 90 degrees clockwise" (the pixels stay as they are)."""
     data = bytearray(path.read_bytes())
     upright = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
-    turned = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    a, b, c, d = (value << 16 for value in matrix)
+    turned = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     place = data.index(upright, data.index(b"tkhd"))
     data[place : place + len(turned)] = turned
     path.write_bytes(bytes(data))

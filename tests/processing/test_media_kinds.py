@@ -104,7 +104,7 @@ def test_a_kind_of_ones_own_goes_all_the_way(status_kind, tmp_path):
     """Call, template, tokens, saved and opened again: one class and one entry above are all there is."""
     (tmp_path / "state.json").write_text(json.dumps(STATE))
     processor = status_processor()
-    assert processor.token_ids == {"image": IMAGE, "video": VIDEO, "voice": SPEECH, "status": STATUS}
+    assert (processor.image_token_id, processor.video_token_id, processor.audio_token_id) == (IMAGE, VIDEO, SPEECH)
     assert (processor.status_token, processor.status_token_id) == ("<StatusHere>", STATUS)
 
     called = processor(text="what <StatusHere> <ImageHere>", status=STATE, images=np.zeros((9, 9, 3), np.uint8))

@@ -108,6 +108,47 @@ def test_rotation(tmp_path):
     assert frames[0, -28:].mean() < 25
 
 
+@pytest.mark.parametrize(
+    ("matrix", "corner"),
+    [
+        ((1, 0, 0, 1), (0, 0)), ((-1, 0, 0, 1), (0, -1)), ((1, 0, 0, -1), (-1, 0)), ((-1, 0, 0, -1), (-1, -1)),
+        ((0, 1, 1, 0), (0, 0)), ((0, 1, -1, 0), (0, -1)), ((0, -1, 1, 0), (-1, 0)), ((0, -1, -1, 0), (-1, -1)),
+    ],
+)  # fmt: skip
+def test_display_matrix(tmp_path, matrix, corner):
+    """The eight ways to turn and mirror: where the white corner at the top left ends up."""
+    film = np.zeros((2, 32, 64, 3), np.uint8)
+    film[:, :16, :16] = 255
+    frames, _ = load_video(turn_mp4(write_video(tmp_path / "a.mp4", film), matrix))
+    assert frames.shape == ((2, 32, 64, 3) if matrix[0] else (2, 64, 32, 3))
+    bright = {at: bool(frames[0][at].mean() > 128) for at in ((0, 0), (0, -1), (-1, 0), (-1, -1))}
+    assert bright == {at: at == corner for at in bright}
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.gif"])
+def test_animated_pictures_are_videos(tmp_path, name):
+    first, *others = (Image.fromarray(frame) for frame in grey_frames(12))
+    first.save(
+        tmp_path / name,
+        save_all=True,
+        append_images=others,
+        duration=100,
+        **({"lossless": True} if "w" in name else {}),
+    )
+    frames, metadata = load_video(tmp_path / name, num_frames=5)
+    assert frame_numbers(frames) == [1, 3, 6, 8, 10]
+    assert (metadata.total_num_frames, metadata.fps) == (12, pytest.approx(10))
+    assert frame_numbers(load_video(tmp_path / name, fps=5, max_frames=3)[0]) == [0, 2, 4]
+
+
+def test_a_damaged_animation_says_so(tmp_path):
+    first, *others = (Image.fromarray(frame) for frame in grey_frames(12, 64, 64))
+    first.save(tmp_path / "a.webp", save_all=True, append_images=others)
+    (tmp_path / "a.webp").write_bytes((tmp_path / "a.webp").read_bytes()[:-40])
+    with pytest.raises(MediaError, match=r"a\.webp: damaged video"):
+        load_video(tmp_path / "a.webp")
+
+
 def test_frames_in_memory():
     film = grey_frames(4)
     expected = film[[0, 2]]
