@@ -74,8 +74,8 @@ class JsonlCallback(TrainerCallback):
 
     Args:
         folder (`Path`): where; created when training begins.
-        skipped (`Callable`, *optional*): gives the samples left out so far; their number goes into the log, their names
-            into its last entry.
+        skipped (`Callable`, *optional*): gives the samples left out so far; their number goes into the log, their
+            names into its last entry.
     """
 
     def __init__(self, folder: Path, skipped: Callable[[], list[str]] | None = None):

@@ -8,8 +8,8 @@
 | contrast   | XLLMForQFormerPreTraining        | one picture or video per row, its text as input_ids                |
 
 Loss of "chat": the last answer and its end token; with ChatGLM `<sop>` too, as published (the model learns to begin).
-Deviations: a sample that is too long loses its oldest turns, never media, the question or the answer (the published code
-cuts the end of the prompt, and with it the question).
+Deviations: a sample that is too long loses its oldest turns, never media, the question or the answer (the published
+code cuts the end of the prompt, and with it the question).
 """
 
 import math
@@ -31,7 +31,7 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class TextIds:
-    """Ids around a stage-1 text: `cls` opens it, `dec` opens a caption to be generated, `sep` ends it, `pad` fills up."""
+    """Ids around a stage-1 text: `cls` opens it, `dec` opens a caption to generate, `sep` ends it, `pad` fills up."""
 
     cls: int
     dec: int
@@ -43,7 +43,7 @@ class TextIds:
 def text_ids(tokenizer) -> TextIds:
     """The ids that stage 1 of a Q-Former reads a tokenizer's text with.
 
-    A BERT tokenizer gives `[CLS]`, `[SEP]` and `[PAD]`, and `[DEC]` is one new id behind its vocabulary (as in BLIP-2).
+    A BERT tokenizer gives `[CLS]`, `[SEP]` and `[PAD]`; `[DEC]` is one new id behind its vocabulary (as in BLIP-2).
     ChatGLM's: `[gMASK]`, `<eop>`, `<pad>`; any other: its begin and end tokens.
 
     Raises:
@@ -83,8 +83,8 @@ class XLLMDataCollator:
         loss_on (`str`): "last" turn of the assistant, or "all": a conversation of n answers then becomes n rows, each
             ending with one of them (exact also for a prefix LM, which may not see an answer it has to give).
         augmentation (`Augmentation`, *optional*): of the log-mel features of samples that have a "seed".
-        modality (`str`, *optional*): row of the model that "transcribe" or "contrast" trains; by default any row with as many
-            tokens as an item is long, or with a number of its own.
+        modality (`str`, *optional*): row of the model that "transcribe" or "contrast" trains; by default any row whose
+            tokens follow from an item's length, or are of a fixed number.
         text_tokenizer (*optional*): what "contrast" reads texts with; by default the processor's tokenizer.
 
     Raises:
@@ -176,8 +176,8 @@ class XLLMDataCollator:
             if not any(part["type"] != "text" for turn in messages[start:stop] for part in turn["content"]):
                 return messages[:start] + messages[stop:]
         raise ValueError(
-            f"a sample has {prompt} prompt and {answer} answer tokens, max_length is {self.max_length}, and there is no "
-            "older turn of text to leave out; raise max_length or shorten the text"
+            f"a sample has {prompt} prompt and {answer} answer tokens, max_length is {self.max_length}, and there is "
+            "no older turn of text to leave out; raise max_length or shorten the text"
         )
 
     def _pack(self, prompts: list[list[int]], answers: list[list[int]]) -> dict[str, torch.Tensor]:

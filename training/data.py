@@ -1,8 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """The training set: samples of several sources, media decoded when asked for, augmented, drawn by weight.
 
-Everything random follows from (seed, epoch, place in the epoch): a resumed run sees what an uninterrupted one would have
-seen, with any number of workers.
+Everything random follows from (seed, epoch, place in the epoch): a resumed run sees what an uninterrupted one would
+have seen, with any number of workers.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -39,12 +39,12 @@ class ChatDataset(Dataset):
 
     Args:
         sources (`list[list[Sample]]`): samples by source.
-        processor (`XLLMProcessor`): opens and decodes media, once (`load`): at its sampling rate, the frames that it chooses.
+        processor (`XLLMProcessor`): opens and decodes media (`load`): at its sampling rate, the frames it chooses.
         weights (`list[float]`, *optional*): how often each source's samples come per epoch, on average; default 1.
         augmentation (`Augmentation`, *optional*): of waveforms and pictures; that of features is the collator's.
         on_error (`str`): "raise" a `MediaError`, or "skip" the sample: the next good one takes its place.
-        cache_media (`bool` or `dict`): keep decoded media in memory (once per worker); a dict is shared by the data sets that
-            get it, of one processor.
+        cache_media (`bool` or `dict`): keep decoded media in memory (once per worker); a dict is shared by the data
+            sets that get it, of one processor.
         seed (`int`): of prompts, captions, augmentation and of which samples a fractional weight takes.
     """
 

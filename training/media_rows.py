@@ -19,8 +19,8 @@ class MediaRows:
     """The media that data may hold.
 
     Args:
-        rows (`dict[str, str]`): rows of the model -> type of the content part that each reads; without a model, those of
-            the table of kinds.
+        rows (`dict[str, str]`): rows of the model -> type of the content part that each reads; without a model, those
+            of the table of kinds.
         trained (`tuple[str, ...]`): rows that the stage trains; a plain table is of that row if there is just one.
     """
 
@@ -49,7 +49,7 @@ class MediaRows:
         return ", ".join(self.rows) or "none"
 
     def part_of_file(self, where: str, medium: Any) -> str:
-        """The type of content part of a file: that of the one row which is trained, or else by the file's extension."""
+        """The type of content part of a file: of the one row that is trained, or else by the file's extension."""
         if len(self.trained) == 1:
             return self.part(where, self.trained[0])
         suffix = Path(medium).suffix.lower() if isinstance(medium, str) else ""

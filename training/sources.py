@@ -119,8 +119,8 @@ def load_source(spec: SourceSpec, media: MediaRows | None = None) -> list[Sample
         media (`MediaRows`, *optional*): what the model reads; by default every kind that there is.
 
     Raises:
-        DataError: an unknown format or column, a row without its text or medium, or with a medium that the model does not
-            read, a file that does not exist, no rows left.
+        DataError: an unknown format or column, a row without its text or medium, or with a medium that the model does
+            not read, a file that does not exist, no rows left.
     """
     media = MediaRows() if media is None else media
     if spec.format not in FORMATS:
@@ -196,8 +196,8 @@ def _tell_format(spec: SourceSpec, where: str, row: Mapping) -> str:
     if spec.text_column in row:
         return "table"
     raise DataError(
-        f"{where}: cannot tell the format from the columns {', '.join(map(str, row))}; expected messages, conversations, "
-        f"or {spec.file_column!r} and {spec.text_column!r} (set file_column, text_column)"
+        f"{where}: cannot tell the format from the columns {', '.join(map(str, row))}; expected messages, "
+        f"conversations, or {spec.file_column!r} and {spec.text_column!r} (set file_column, text_column)"
     )
 
 

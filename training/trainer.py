@@ -1,5 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""The HF Trainer with two small additions: losses per modality and per term in the log, and checkpoints with a freeze receipt.
+"""The HF Trainer with two additions: losses per modality and per term in the log, checkpoints with a freeze receipt.
 
 Everything works without it too: model + `XLLMDataCollator` + `transformers.Trainer` train any stage.
 """
@@ -16,8 +16,9 @@ TERMS = ("itc_loss", "itm_loss", "itg_loss", "ce_loss", "quantity_loss", "ctc_lo
 
 
 class XLLMTrainer(Trainer):
-    """Logs `loss_<modalities>` (of the rows that hold them, e.g. `loss_image`, `loss_image+speech`, `loss_text`) in stages
-    2 and 3, and `<term>` (e.g. `ctc_loss`) in stage 1: means since the last entry, over the rows or batches of this process.
+    """Logs `loss_<modalities>` (of the rows that hold them, e.g. `loss_image`, `loss_image+speech`, `loss_text`) in
+    stages 2 and 3, and `<term>` (e.g. `ctc_loss`) in stage 1: means since the last entry, over the rows or batches of
+    this process.
     """
 
     def __init__(self, *args, **kwargs):
@@ -76,7 +77,7 @@ class XLLMTrainer(Trainer):
 
 
 def _share_of_batch(inputs: dict, num_items_in_batch) -> float:
-    """Which part of the accumulated batch's targets this one holds; its losses are sums over that divided by the whole."""
+    """Which part of the accumulated batch's targets this one holds: its losses are sums, divided by all of them."""
     if num_items_in_batch is None or "labels" not in inputs:
         return 1.0
     own = float((inputs["labels"] != IGNORE).sum())

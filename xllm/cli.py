@@ -1,8 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """The `xllm` command: `xllm COMMAND --help` tells what each command takes.
 
-Exit status: 0; 1 with one line on stderr for a failure of the input or the world (`--debug` shows the traceback); 2 for
-wrong usage.
+Exit status: 0; 1 with one line on stderr for a failure of the input or the world (`--debug` shows the traceback);
+2 for wrong usage.
 """
 
 import argparse
@@ -36,8 +36,8 @@ OPENING = ("train", "chat", "serve", "evaluate", "inspect", "convert", "push")
 class CommandParser(argparse.ArgumentParser):
     """A parser that takes options between positional arguments: `xllm chat MODEL --image F QUESTION`.
 
-    With `takes_media` it collects pairs of an option that it does not know and a value, in order, as `namespace.media`:
-    only the model knows which there are.
+    With `takes_media` it collects the options that it does not know, each with its value and in order, as
+    `namespace.media`: only the model knows which there are.
     """
 
     takes_media = False

@@ -1,10 +1,10 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """`transformers serve` for X-LLM: the same server, with what it lacks for classes outside transformers.
 
-It finds the class through `xllm.auto`'s entry in its table of models. Added here: answers streamed with a tokenizer that
-is not a Rust one (ChatGLM's is sentencepiece), a video's frames counted as the processor was set, one clear line with
-status 400 for a medium or request that cannot be used, parts of every kind that the model reads, and the served model in
-`/v1/models`.
+It finds the class through `xllm.auto`'s entry in its table of models. Added here: answers streamed with a tokenizer
+that is not a Rust one (ChatGLM's is sentencepiece), parts of every kind that the model reads, a video's frames counted
+as the processor was set, one clear line with status 400 for a medium or request that cannot be used, and the served
+model in `/v1/models`.
 """
 
 from fastapi.responses import JSONResponse
@@ -20,8 +20,8 @@ from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
 class PythonDecodeStream:
     """`tokenizers.decoders.DecodeStream` for tokenizers in Python: ids in one by one, pieces of text out.
 
-    What is new is the text of a short window with the token minus without it; the window moves on whenever text came out,
-    so the cost per token does not grow.
+    What is new is the text of a short window with the token minus without it; the window moves on whenever text came
+    out, so the cost per token does not grow.
     """
 
     def __init__(self, skip_special_tokens: bool):
@@ -65,10 +65,10 @@ ChatGLMTokenizer._tokenizer = property(lambda self: self)  # what the server han
 
 
 def conversation_of(messages: list[dict], modality: Modality) -> list[dict]:
-    """Messages of a request for the processor, with parts of every kind; transformers' own function drops those of others.
+    """Messages of a request for the processor; transformers' own function drops parts of kinds that it does not know.
 
     Raises:
-        ValueError: a part of no kind that there is.
+        ValueError: a part of a kind that nobody has registered.
     """
     conversation = BaseHandler.get_processor_inputs_from_messages(
         [{**message, "content": None} for message in messages], modality
@@ -82,7 +82,7 @@ def conversation_of(messages: list[dict], modality: Modality) -> list[dict]:
 
 def _chat_part(part: dict) -> dict:
     """A part of the Responses API (`input_text`, `output_text`, `input_image`) as one of chat completions."""
-    if not isinstance(part, dict) or part.get("type") in part:
+    if not isinstance(part, dict) or str(part.get("type")) in part:
         return part
     if "text" in part:
         return {**part, "type": "text"}

@@ -35,7 +35,12 @@ def media(tmp_path):
 
 
 def test_help_imports_no_torch():
-    code = "import sys; sys.argv = ['xllm', '--help']\nfrom xllm.cli import main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    code = (
+        "import sys; sys.argv = ['xllm', '--help']\n"
+        "from xllm.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     for command in ("init", "demo", "train", "chat", "evaluate", "inspect", "convert", "push"):

@@ -74,7 +74,7 @@ def test_modality_of_a_table(media):
 
 
 def test_rows_are_called_what_the_model_calls_them(media):
-    """A row `voice` is named by a table and by a tag; its part is audio, under whatever name data had for it before."""
+    """A row `voice` is named by a table and by a tag; its part is audio, whatever data called it before."""
     voices = MediaRows({"voice": "audio", "picture": "image"})
     path = write(media / "voices.jsonl", [{"file": "low.wav", "text": "low"}])
     for name in ("voice", "speech", "audio", None):

@@ -1,5 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Modules of the user's: a single file, or an installed module, that adds a kind of media or a converter when imported."""
+"""A user's own modules: a file or an installed module that adds a kind of media or a converter when imported."""
 
 import importlib
 import sys
@@ -11,15 +11,15 @@ from types import ModuleType
 def import_modules(names: Iterable[str]) -> list[ModuleType]:
     """Imports each module once; what it registers is known from then on.
 
-    A file is imported under its stem, and its folder joins the end of `sys.path`: the processes of a DataLoader, which get
-    `sys.path` and the names of classes, find the same classes by the same name.
+    A file is imported under its stem, and its folder joins the end of `sys.path`: the processes of a DataLoader, which
+    get `sys.path` and the names of classes, find the same classes by the same name.
 
     Args:
         names (`Iterable[str]`): dotted names of installed modules, or paths of `.py` files.
 
     Raises:
-        ValueError: no such module or file, a file name that is no module name or that another module has already, or an
-            error while it is imported. The message names the module.
+        ValueError: no such module or file, a file name that is no module name or that another module has already, or
+            an error while it is imported. The message names the module.
     """
     return [_import_file(Path(name)) if name.endswith(".py") else _import(name, name) for name in names]
 

@@ -1,9 +1,9 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """`xllm chat MODEL [--KIND FILE ...] [QUESTION]`: ask about files from disk; answers are streamed.
 
-KIND is what a row of the model reads: --image, --video and --speech of the paper's, others of modules of the user's;
-`xllm inspect MODEL` lists them. Without QUESTION it reads questions from standard input, one a line; `/KIND FILE` adds a
-file to the next question, `/new` starts over, `/quit` ends.
+KIND is what a row of the model reads: --image, --video and --speech for the paper's rows, others with --module;
+`xllm inspect MODEL` lists them. Without QUESTION it reads questions from standard input, one a line; `/KIND FILE` adds
+a file to the next question, `/new` starts over, `/quit` ends.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
 
 
 def media_options(modalities: dict) -> dict[str, str]:
-    """Names of options (and /commands) -> type of content part: of the kinds that a model's rows read, and of the rows."""
+    """Options (and /commands) -> type of content part: names of the kinds that a model reads, and of its rows."""
     from xllm.processing.media_kinds import MEDIA_KINDS
     from xllm.training.media_rows import parts_of_rows
 

@@ -21,8 +21,8 @@ def describe(model) -> dict:
     """What an X-LLM is made of.
 
     Returns:
-        `{"parameters": {part: count}, "modalities": {name: {...}}, "trainable_in_stage": {"2 image": count, ...}, "stage",
-        "towers", "lineage"}`.
+        `{"parameters": {part: count}, "modalities": {name: {...}}, "trainable_in_stage": {"2 image": count, ...},
+        "stage", "towers", "lineage"}`.
     """
     from xllm.modeling_xllm.tower_sources import part_of
     from xllm.training.media_rows import parts_of_rows

@@ -1,9 +1,9 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """`xllm serve MODEL`: an OpenAI-compatible server (that of `transformers serve`) for text, images, audio and video.
 
-POST /v1/chat/completions takes parts of the type text and of the kinds that the model reads (OpenAI's image_url and input_audio,
-video_url, ...), each a data:, http or file URL; "stream": true streams. The name to ask for is MODEL as it was given. Requests may name files and URLs that the
-server reads, so keep it to this machine or to people you trust.
+POST /v1/chat/completions takes parts of the type text and of the kinds that the model reads (OpenAI's image_url and
+input_audio, video_url, ...), each a data:, http or file URL; "stream": true streams. The name to ask for is MODEL as
+it was given. Requests may name files and URLs that the server reads: keep it to this machine or to people you trust.
 """
 
 import argparse
