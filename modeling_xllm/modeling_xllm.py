@@ -25,7 +25,7 @@ from .language_head import logits_and_loss
 from .language_models import language_model_of
 from .media_placement import find_tokens, join_items, place_media
 from .model_outputs import XLLMCausalLMOutputWithPast, XLLMModelOutputWithPast
-from .modeling_chatglm import ChatGLMLanguageModel  # noqa: F401  (registers the paper's language model)
+from .modeling_chatglm import ChatGLMLanguageModel
 from .modeling_encoders import FeatureGetters, XLLMEncoderModel, XLLMPreTrainedModel, train_unless_frozen
 from .real_tokens import real_tokens
 from .token_embedding import embed_tokens
@@ -351,4 +351,11 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
         )
 
 
-__all__ = ["XLLMEncoderModel", "XLLMForConditionalGeneration", "XLLMModel", "XLLMPreTrainedModel"]
+# ChatGLM, the paper's language model, is known wherever this module is: its own one registers it.
+__all__ = [
+    "ChatGLMLanguageModel",
+    "XLLMEncoderModel",
+    "XLLMForConditionalGeneration",
+    "XLLMModel",
+    "XLLMPreTrainedModel",
+]
