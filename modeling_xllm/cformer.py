@@ -80,8 +80,8 @@ class CFormer(PreTrainedModel):
         super().__init__(config)
         if config.cif_predictor == "none" and config.encoder_hidden_size != config.cif_hidden_size:
             raise ValueError(
-                f"without a CIF the inputs are its tokens: their width encoder_hidden_size {config.encoder_hidden_size} "
-                f"must be cif_hidden_size {config.cif_hidden_size}"
+                f"without a CIF the inputs are its tokens: their width encoder_hidden_size "
+                f"{config.encoder_hidden_size} must be cif_hidden_size {config.cif_hidden_size}"
             )
         self.cif = None if config.cif_predictor == "none" else ContinuousIntegrateAndFire(config)
         self.pre_proj = self.bert = None

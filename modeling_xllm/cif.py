@@ -136,13 +136,13 @@ def integrate_and_fire(
         is_last (`bool`): whether the rows end here.
 
     Returns:
-        [`CIFOutput`], its `fire_frames` counted from the start of the stream, without `quantity` and `alphas`. A row that
-        fires nothing has length 0.
+        [`CIFOutput`], its `fire_frames` counted from the start of the stream, without `quantity` and `alphas`. A row
+        that fires nothing has length 0.
 
     Raises:
-        ValueError: shapes that do not fit; a stream with `target_lengths` or `max_tokens`; thresholds out of range; NaN, Inf
-            or negative weights; a target beyond the real frames of its row while `one_token_per_frame`, or for a row
-            without any.
+        ValueError: shapes that do not fit; a stream with `target_lengths` or `max_tokens`; thresholds out of range;
+            NaN, Inf or negative weights; a target beyond the real frames of its row while `one_token_per_frame`, or
+            for a row without any.
 
     Source: Dong & Xu 2020, Algorithm 1; thresholds of the published CIF code.
     """

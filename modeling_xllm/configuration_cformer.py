@@ -31,8 +31,8 @@ class CFormerConfig(PreTrainedConfig):
 
     Args:
         encoder_hidden_size (`int`): width of the speech encoder's frames.
-        cif_predictor (`str`): what precedes the sigmoid of the frame weights: "conv", "dense" or "linear". "none": there
-            is no CIF, the inputs are its tokens already, as in the authors' data (512-d vectors).
+        cif_predictor (`str`): what precedes the sigmoid of the frame weights: "conv", "dense" or "linear". "none":
+            there is no CIF, the inputs are its tokens already, as in the authors' data (512-d vectors).
         cif_predictor_size (`int`, *optional*): channels of the conv or dense predictor; default `encoder_hidden_size`.
         cif_conv_kernel (`int`): frames the conv predictor sees, odd.
         cif_dropout (`float`): dropout of the predictor.

@@ -1,8 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Configuration of ChatGLM-6B, the language model of X-LLM (paper sec. 3; GLM, arXiv 2103.10360).
 
-Reads THUDM's own config.json: their field names are aliases of the usual ones. Two generations were published: vocabulary
-150528 (March 2023) and 130528 (April 2023 on); the ids of the special tokens follow from the vocabulary size.
+Reads THUDM's own config.json: their field names are aliases of the usual ones. Two generations were published:
+vocabulary 150528 (March 2023) and 130528 (April 2023 on); the ids of the special tokens follow from that size.
 """
 
 import math
@@ -49,8 +49,8 @@ class ChatGLMConfig(PreTrainedConfig):
             run did (its cosines are off by 0.1 at position 256). Off: tables are built in fp32.
         legacy_sop_position (`bool`, *optional*): position rule of March 2023: `<sop>` keeps its running position after
             a `[gMASK]`, instead of taking the mask's. Default: true for vocabulary 150528 only.
-        mask_token_id, gmask_token_id, bos_token_id (`<sop>`), eos_token_id (`<eop>`), pad_token_id (`int`, *optional*):
-            as published for the two known vocabularies; to be given for any other.
+        mask_token_id, gmask_token_id, bos_token_id (`<sop>`), eos_token_id (`<eop>`), pad_token_id (`int`,
+            *optional*): as published for the two known vocabularies; to be given for any other.
         initializer_range (`float`): standard deviation of fresh weights.
 
     Raises:
@@ -127,8 +127,8 @@ def _refuse_other_checkpoints(values: dict[str, Any]) -> None:
     """Raise for a config.json that says "chatglm" but is not the first generation in full precision."""
     if found := [name for name in LATER_GENERATION_FIELDS if name in values]:
         raise ValueError(
-            f"this is a ChatGLM2, ChatGLM3 or GLM-4 config (it has {', '.join(found)}), another architecture under the "
-            "same model_type: use THUDM/chatglm-6b here, or zai-org/glm-4-9b-hf with transformers' GlmForCausalLM"
+            f"this is a ChatGLM2, ChatGLM3 or GLM-4 config (it has {', '.join(found)}), another architecture "
+            "under the same model_type: use THUDM/chatglm-6b here, or zai-org/glm-4-9b-hf with GlmForCausalLM"
         )
     if bits := values.get("quantization_bit"):
         raise ValueError(
@@ -137,8 +137,8 @@ def _refuse_other_checkpoints(values: dict[str, Any]) -> None:
         )
     if values.get("pre_seq_len") is not None:
         raise ValueError(
-            f"pre_seq_len={values['pre_seq_len']}: P-tuning v2 prefixes are not supported, use PEFT's prefix tuning or "
-            "LoRA on query_key_value"
+            f"pre_seq_len={values['pre_seq_len']}: P-tuning v2 prefixes are not supported, use PEFT's prefix tuning "
+            "or LoRA on query_key_value"
         )
     if values.get("position_encoding_2d", True) is not True:
         raise ValueError("position_encoding_2d=False: no published ChatGLM uses one-dimensional positions")

@@ -4,8 +4,8 @@
 Everything that differs between image, video, speech or a modality of your own is a row of `XLLMConfig.modalities`; the
 model walks that table and has no other notion of a modality. Defaults are the paper's sizes.
 
-Deviation: the video row shares the image row's Q-Former by default, as the authors' code does; the paper draws a second
-Q-Former (`shares_converter_with=None` gives the video row its own).
+Deviation: the video row shares the image row's Q-Former by default, as the authors' code does; the paper draws a
+second Q-Former (`shares_converter_with=None` gives the video row its own).
 """
 
 from collections.abc import Mapping
@@ -54,8 +54,8 @@ class X2LConfig(PreTrainedConfig):
     Args:
         encoder (`str`, *optional*): the tower whose features are converted: "vision", "audio", a name of
             `XLLMConfig.extra_encoders`, or `None` when the inputs are feature vectors already.
-        input_name (`str`): argument of `forward` that carries this modality, e.g. "pixel_values". Several rows may read
-            the same one.
+        input_name (`str`): argument of `forward` that carries this modality, e.g. "pixel_values". Several rows may
+            read the same one.
         mask_name (`str`, *optional*): argument that carries its mask (1 = real frame), e.g. "input_features_mask".
         part (`str`, *optional*): type of the content parts that feed this row; by default the type that gives
             `input_name`.
@@ -68,8 +68,8 @@ class X2LConfig(PreTrainedConfig):
         subsampling_factor (`int`, *optional*): input frames (or samples) per encoder frame; a clip of n owns
             ceil(n / factor) placeholders, where the converter gives no fixed number. `XLLMConfig` fills it in for the
             encoders that `speech_encoders` knows; 1 for others.
-        token_level (`bool`): C-Former without an encoder only: the inputs `(clips, U, cif_hidden_size)` are tokens that
-            a CIF has fired before, such as the authors' `.npy` features; neither encoder nor CIF is run.
+        token_level (`bool`): C-Former without an encoder only: the inputs `(clips, U, cif_hidden_size)` are tokens
+            that a CIF has fired before, such as the authors' `.npy` features; neither encoder nor CIF is run.
         adapter_activation (`str`, *optional*): activation after the adapter's Linear; "relu" for the S-Adapter.
         converter_config (config or `dict`, *optional*): sizes of the converter; `None` where it has none, or shares
             another row's. `qformer_config` and `cformer_config` are older names of the same field.
@@ -173,7 +173,8 @@ class XLLMConfig(PreTrainedConfig):
             `generate` and the pipelines read; the same numbers as in the rows.
         towers (`dict[str, dict]`, *optional*): in a stage checkpoint, where each frozen part comes from.
         stage (`dict`, *optional*): which stage and modalities this checkpoint was trained in.
-        lineage (`list[dict]`, *optional*): of each stage: fingerprints of interfaces before and after, data, frozen tensors.
+        lineage (`list[dict]`, *optional*): of each stage: fingerprints of interfaces before and
+            after, data, frozen tensors.
 
     Raises:
         ValueError: an unknown encoder, converter or shared row, an encoder_hidden_size that is not its encoder's, two
@@ -284,8 +285,8 @@ class XLLMConfig(PreTrainedConfig):
             return
         if row.subsampling_factor not in (None, rule.stride):
             raise ValueError(
-                f"{where}.subsampling_factor is {row.subsampling_factor}, but {encoder.model_type} gives one frame for "
-                f"{rule.stride} of its inputs; leave it out"
+                f"{where}.subsampling_factor is {row.subsampling_factor}, but {encoder.model_type} gives one frame "
+                f"for {rule.stride} of its inputs; leave it out"
             )
         row.subsampling_factor = rule.stride
 
@@ -297,8 +298,8 @@ class XLLMConfig(PreTrainedConfig):
             )
         if other.converter != row.converter:
             raise ValueError(
-                f"{where} is a {row.converter!r}, so it cannot share the converter of {row.shares_converter_with!r}, a "
-                f"{other.converter!r}"
+                f"{where} is a {row.converter!r}, so it cannot share the converter of "
+                f"{row.shares_converter_with!r}, a {other.converter!r}"
             )
 
     def _place_token_ids(self) -> None:

@@ -6,8 +6,8 @@
     channel 1   0 0 0 0    0      1   2 3 4        place in the answer
     token type  0 0 0 0    0      1   1 1 1        0 = bidirectional prefix, 1 = causal
 
-Tokens with attention mask 0 (padding on either side, speech slots that did not fire) take no position: places are counted
-over the others. Such a token repeats the place of the one before it, so that decoding can go on from any last column.
+Tokens with attention mask 0 (padding on either side, speech slots that did not fire) take no position: places are
+counted over the others. Such a token repeats the place of the one before it, so that decoding can follow any column.
 
 Deviation: the published code counts padding and takes the first row's layout for the whole batch.
 """

@@ -7,9 +7,9 @@ A conversation that goes on gives the media of earlier turns as `modality_featur
     model.generate(input_ids, modality_features=features)                     # first turn
     model.generate(longer_input_ids, modality_features=features, **new_media)  # second turn
 
-With a causal language model `past_key_values` of the first turn may be passed on as well. A `PrefixLanguageModel` such as
-ChatGLM reads its prompt in both directions: the states of an earlier turn never saw the later ones, so a kept cache is
-refused and the prompt is read anew, over the kept features.
+With a causal language model `past_key_values` of the first turn may be passed on as well. A `PrefixLanguageModel`
+such as ChatGLM reads its prompt in both directions: the states of an earlier turn never saw the later ones, so a kept
+cache is refused and the prompt is read anew, over the kept features.
 
 Legend: B rows of text, L tokens, L' tokens of the prompt, D width.
 """
@@ -76,7 +76,7 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
         return nn.functional.pad(media_embeds, (0, 0, 0, missing))
 
     def _get_candidate_generator(self, *args, model_kwargs: dict, assistant_model=None, **kwargs):
-        # A language model without interfaces drafts from the text alone: drafts are checked, so the answer is the same.
+        # A language model without interfaces drafts from the text alone; drafts are checked all the same.
         if assistant_model is not None and not isinstance(assistant_model, XLLMGenerationMixin):
             model_kwargs = {name: value for name, value in model_kwargs.items() if name != "media_embeds"}
         return super()._get_candidate_generator(

@@ -2,9 +2,10 @@
 """ChatGLM-6B (first generation), the frozen language model of X-LLM (paper sec. 3; GLM, arXiv 2103.10360).
 
 Parameter names are THUDM's own, so that their checkpoints load without conversion:
-`{transformer: {word_embeddings, layers.N.{input_layernorm, attention, post_attention_layernorm, mlp}, final_layernorm},
-lm_head}`. Numerically it is the published model: residuals scaled by sqrt(2 * 28) behind the norm, queries, keys and values
-fused per head, two rotary axes with frequencies rounded to fp16, a bidirectional prefix up to `<sop>`.
+`{transformer: {word_embeddings, layers.N.{input_layernorm, attention, post_attention_layernorm, mlp},
+final_layernorm}, lm_head}`. Numerically it is the published model: residuals scaled by sqrt(2 * 28) behind the norm,
+queries, keys and values fused per head, two rotary axes with frequencies rounded to fp16, a bidirectional prefix up
+to `<sop>`.
 
 Deviations: padding and unfired media slots are masked and take no position (the published code counted them); angle
 tables are built in fp32 unless `config.rope_half_precision`; in training only supervised positions are projected.
@@ -37,7 +38,7 @@ from .token_embedding import embed_tokens
 class ChatGLMRotaryEmbedding(nn.Module):
     """Cosines and signed sines of both position channels, built once per forward.
 
-    Each head is split in two axes (channel 0, channel 1) of two halves; axis and frequency give one angle per position.
+    Each head is split in two axes (channel 0, channel 1) of two halves; axis and frequency give an angle per position.
     """
 
     def __init__(self, config: ChatGLMConfig):
@@ -90,8 +91,8 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention in plain matrix products. Scores are divided by the layer's number until they are in fp32, as published:
-    deep layers overflow fp16 otherwise."""
+    """Attention in plain matrix products. Scores are divided by the layer's number until they are in fp32, as
+    published: deep layers overflow fp16 otherwise."""
     coefficient = module.layer_idx + 1
     wide = torch.promote_types(query.dtype, torch.float32)
     scores = torch.matmul(query * (scaling / coefficient), key.transpose(2, 3)).to(wide) * coefficient  # (B, H, L, M)
@@ -240,8 +241,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         """Hidden states after the final norm.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): whole prompts ending in
-                `[gMASK]<sop>` and possibly an answer. Beside `inputs_embeds` they only give positions and mask.
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): whole prompts ending
+                in `[gMASK]<sop>` and possibly an answer. Beside `inputs_embeds` they only give positions and mask.
             attention_mask (`torch.Tensor` of shape `(batch_size, past + sequence_length)`, *optional*): 1 = real,
                 0 = attended by nobody and without a position, anywhere in the row. A 4-D mask is used as it is.
             position_ids (`torch.LongTensor` of shape `(2, batch_size, sequence_length)`, *optional*): see
@@ -306,8 +307,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             return position_ids, token_type_ids
         if input_ids is None:
             raise ValueError(
-                "inputs_embeds alone do not tell where <sop> is: add the input_ids they stand for (used for positions and "
-                "mask only), or position_ids (2, batch, length) and token_type_ids (batch, length)"
+                "inputs_embeds alone do not tell where <sop> is: add the input_ids they stand for (used for positions "
+                "and mask only), or position_ids (2, batch, length) and token_type_ids (batch, length)"
             )
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
             raise ValueError(
@@ -353,8 +354,8 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, LanguageModelGener
         """Logits, and the loss where labels are given. Arguments not listed are those of `ChatGLMModel.forward`.
 
         Args:
-            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): ids to predict, -100 where
-                none is asked for; shifted here. The published data asks for `<sop>`, the answer and `<eop>`.
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): ids to predict, -100
+                where none is asked for; shifted here. The published data asks for `<sop>`, the answer and `<eop>`.
             logits_to_keep (`int` or `torch.Tensor`): positions to project, 0 = all. In train mode with labels and 0
                 only supervised positions are projected and `logits` is `None`; pass the length to get all of them.
 
@@ -393,7 +394,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, LanguageModelGener
 
 
 class ChatGLMLanguageModel(PrefixLanguageModel):
-    """ChatGLM as the language model of an X-LLM: two position channels; it makes its mask of the token types itself."""
+    """ChatGLM as the language model of an X-LLM: two position channels; its model makes the mask itself."""
 
     causal_lm_class = ChatGLMForConditionalGeneration
 

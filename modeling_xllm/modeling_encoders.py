@@ -27,7 +27,7 @@ LN_VISION_EPS = 1e-5
 
 def is_trainable(module: nn.Module) -> bool:
     """Whether any parameter of `module` is being trained."""
-    # `module.parameters()` builds names and a set of what it has seen: five times slower, and `train` asks at every step.
+    # `module.parameters()` builds names and a set of what it has seen: five times slower at every training step.
     for parameter in module._parameters.values():
         if parameter is not None and parameter.requires_grad:
             return True
@@ -84,7 +84,7 @@ class XLLMPreTrainedModel(StageCheckpointMixin, PreTrainedModel):
 
 
 class FeatureGetters:
-    """`get_features` under the names that transformers uses for pictures, videos and sound, whatever their rows are called."""
+    """`get_features` under the names that transformers uses for images, videos and sound, whatever the rows' names."""
 
     def _features_of(self, input_name: str, *inputs, **kwargs) -> X2LOutput:
         row = self.config.row_that_reads(input_name)
@@ -145,7 +145,7 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
 
     def train(self, mode: bool = True):
         """`nn.Module.train`, except that frozen parts stay in eval mode: a tower, the language model, an interface's
-        converter or adapter, and the modules right inside a converter. Dropout and batch norm of theirs must not run."""
+        converter or adapter, and the modules right inside a converter. Their dropout must not run."""
         self.training = self.interfaces.training = self.extra_towers.training = mode
         towers = [child for child in self.children() if not isinstance(child, nn.ModuleDict)]
         for tower in [*towers, *self.extra_towers.values()]:
@@ -221,8 +221,8 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
             inputs, mask: as the row's `input_name` and `mask_name` arguments of `forward`.
 
         Returns:
-            `last_hidden_state` is the encoder's, one row per item: `(N, T, E)`, of a series `(N, F * T, E)` with zeros for
-            missing pictures; `hidden_states` and `attentions` of a series are those of its real pictures.
+            `last_hidden_state` is the encoder's, one row per item: `(N, T, E)`, of a series `(N, F * T, E)` with
+            zeros for missing pictures; `hidden_states` and `attentions` of a series are those of its real pictures.
 
         Raises:
             ValueError: no such modality.

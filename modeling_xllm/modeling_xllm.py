@@ -4,8 +4,8 @@
 Every modality takes one path: tower -> interface -> embeddings written over the placeholder tokens -> language model.
 The path is the modality table of `XLLMConfig`; training, generation and chat all walk it.
 
-Deviations from the authors' code: placeholders that no token fills are masked (there, the LLM sees them), and batches of
-any mixture are exact (there, one row at a time).
+Deviations from the authors' code: placeholders that no token fills are masked (there, the LLM sees them), and batches
+of any mixture are exact (there, one row at a time).
 
 Legend: B rows of text, L tokens, N items, D width.
 """
@@ -47,7 +47,7 @@ class XLLMModel(XLLMEncoderModel):
         self.post_init()
 
     def media_in(self, arguments: dict) -> dict[str, tuple]:
-        """The media among `forward`'s arguments, popped: modality -> (inputs, mask). Rows may read the same argument."""
+        """The media among `forward`'s arguments, popped: modality -> (inputs, mask). Rows may share one."""
         rows = self.config.modalities
         names = {name for row in rows.values() for name in (row.input_name, row.mask_name)}
         given = {name: arguments.pop(name, None) for name in names}
@@ -133,7 +133,7 @@ class XLLMModel(XLLMEncoderModel):
 
     def _touch_interfaces(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
         # Every rank of a distributed run must use every trained parameter, whichever modalities its batch holds, and a
-        # text-only batch must still have a graph. Added before the LLM: on the loss, sharded ranks wait for each other.
+        # text-only batch must still have a graph. Added before the LLM: on the loss, sharded ranks would wait.
         trained = [p.sum() for p in self.interfaces.parameters() if p.requires_grad]
         return inputs_embeds + 0.0 * sum(trained).to(inputs_embeds.dtype) if trained else inputs_embeds
 
@@ -240,14 +240,15 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
         """Compose a new model from published towers; its checkpoints will name them instead of storing them.
 
         Args:
-            language_model (`str`): folder or Hub id ("repo" or "repo@revision") of a causal LM; default the interfaces' own.
+            language_model (`str`): folder or Hub id ("repo" or "repo@revision") of a causal LM; by default what the
+                interfaces were trained with.
             encoders (`dict[str, str]`): "vision", "audio", a name of yours, or a modality -> folder or Hub id.
             interfaces (`dict[str, str]`): modality -> where it starts: a BLIP-2, BERT, X-LLM or published `.pth` file.
             modalities (`dict[str, X2LConfig]`, *optional*): the table; default the paper's three rows.
             config_fields: further fields of `XLLMConfig`.
 
         Raises:
-            StageCheckpointError, ConversionError: a source cannot be had, or its tensors are not those that are needed.
+            StageCheckpointError, ConversionError: a source cannot be had, or has not the tensors that are needed.
             ValueError: an interface cannot start from what is named.
         """
         try:  # composing does not travel with a checkpoint's code
@@ -293,8 +294,8 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
         """One pass over text and media; media are flat over the batch, in order of appearance in the text.
 
         Args:
-            input_ids, attention_mask (`(B, L)`): text with placeholder tokens; 1 = attend. In `inputs_embeds (B, L, D)`
-                instead of ids, placeholders are known by their embeddings.
+            input_ids, attention_mask (`(B, L)`): text with placeholder tokens; 1 = attend. In `inputs_embeds`
+                `(B, L, D)` instead of ids, placeholders are known by their embeddings.
             position_ids: `(B, L)`, or `(2, B, L)` with ChatGLM; token_type_ids (`(B, L)`, ChatGLM): 0 in the
                 bidirectional prefix. Both are derived when not given.
             pixel_values (`(images, 3, H, W)`): images.

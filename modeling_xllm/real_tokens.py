@@ -1,8 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """In training, only real tokens are computed: padding, and speech placeholders that no token fills, cost nothing.
 
-The authors pad every sample to a fixed length, and a clip owns one placeholder per encoder frame, several times the tokens it
-fires; a frozen language model would spend most of a step on them.
+The authors pad every sample to a fixed length, and a clip owns one placeholder per encoder frame, several times the
+tokens it fires; a frozen language model would spend most of a step on them.
 
 Legend: B rows, L tokens, R most real tokens in a row, D width.
 """
@@ -35,8 +35,8 @@ class RealTokens:
         return states.gather(1, self.columns[..., None].expand(-1, -1, states.shape[2]))
 
     def put_back(self, states: torch.Tensor) -> torch.Tensor:
-        """`(B, R, D)` to `(B, L, D)`. Where nothing was computed stands the state of the real token before, so that a token
-        behind a gap is predicted from what it follows; zero if there is none.
+        """`(B, R, D)` to `(B, L, D)`. Where nothing was computed stands the state of the real token before, so that a
+        token behind a gap is predicted from what it follows; zero if there is none.
         """
         whole = states.gather(1, self.place.clamp(min=0)[..., None].expand(-1, -1, states.shape[2]))
         return whole.masked_fill(self.place[..., None] < 0, 0)
@@ -45,8 +45,8 @@ class RealTokens:
 def real_tokens(
     model, attention_mask: torch.Tensor | None, past_key_values: Cache | None, use_cache: bool | None, kwargs: dict
 ) -> RealTokens | None:
-    """What `model` should compute of a batch, or `None` for all of it: outside training, with a cache or a mask of its own kind,
-    where the states of all layers are asked for, in a compiled graph, or where nothing would be saved.
+    """What `model` should compute of a batch, or `None` for all of it: outside training, with a cache or a mask of
+    its own kind, where the states of all layers are asked for, in a compiled graph, or where nothing would be saved.
     """
     if not model.training or past_key_values is not None or use_cache or torch.compiler.is_compiling():
         return None

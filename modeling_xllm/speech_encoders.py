@@ -1,9 +1,9 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """How speech encoders of transformers read time: one table for lengths, masks, windows and placeholder counts.
 
-A stack of convolutions with kernel k, stride s and padding p turns n positions into `floor((n + 2p - k) / s) + 1` each.
-Where 2p < k, as in every encoder below, that is never more than `ceil(n / product of the strides)`: the number of
-placeholders that the processor writes for a clip, which knows nothing of the encoder but that product.
+A stack of convolutions with kernel k, stride s and padding p turns n positions into `floor((n + 2p - k) / s) + 1`
+each. Where 2p < k, as in every encoder below, that is never more than `ceil(n / product of the strides)`: the number
+of placeholders that the processor writes for a clip, which knows nothing of the encoder but that product.
 
 Legend: N clips, L input positions (log-mel frames or samples), T encoder frames, W windows, S frames of one, E width.
 """
@@ -159,8 +159,8 @@ def _encode_windows(tower: PreTrainedModel, inputs, mask, window: int) -> BaseMo
     N, L = inputs.shape[:2]
     if L % window:
         raise ValueError(
-            f"{tower.config.model_type} reads windows of {window} frames, got {L}: pad the sound to a multiple of them "
-            "with silence before its features are computed, as the processor does"
+            f"{tower.config.model_type} reads windows of {window} frames, got {L}: pad the sound to a multiple of "
+            "them with silence before its features are computed, as the processor does"
         )
     used = mask.bool().reshape(N, -1, window).any(-1)  # (N, W)
     windows = inputs.reshape(N, L // window, window, -1)[used]

@@ -17,8 +17,8 @@ def embed_tokens(embedding: nn.Embedding, input_ids: torch.LongTensor) -> torch.
         torch_compilable_check(
             ((input_ids >= 0) & (input_ids < rows)).all(),
             lambda: (
-                f"input_ids must lie in 0..{rows - 1}, got {int(input_ids.min())}..{int(input_ids.max())}: the tokenizer is "
-                "not this model's (of ChatGLM-6B two vocabularies were published, 130528 and 150528)"
+                f"input_ids must lie in 0..{rows - 1}, got {int(input_ids.min())}..{int(input_ids.max())}: the "
+                "tokenizer is not this model's (of ChatGLM-6B two vocabularies were published, 130528 and 150528)"
             ),
         )
     return embedding(input_ids)

@@ -10,11 +10,12 @@
 A converter's class may say otherwise (`X2LConverter.trained_parts`): one without an objective of stage 1, such as
 "linear", has nothing to convert.
 
-Heads are what a stage-1 model adds to towers and interfaces; they are thrown away afterwards. Switches: `train_encoder`
-(stage 1: the speech encoder is trained with its C-Former, there being no published one), `train_query_tokens` (stage 3:
-the authors' code trains them too, the paper does not), `train_shared` (a converter that belongs to another row).
+Heads are what a stage-1 model adds to towers and interfaces; they are thrown away afterwards. Switches:
+`train_encoder` (stage 1: the speech encoder is trained with its C-Former, there being no published one),
+`train_query_tokens` (stage 3: the authors' code trains them too, the paper does not), `train_shared` (a converter
+that belongs to another row).
 
-Deviation: stage 0 is not the paper's; it trains the language model on text alone, to make a stand-in for a published one.
+Deviation: stage 0 is not the paper's; it trains the language model on text alone, to make a stand-in.
 """
 
 from collections.abc import Iterable
@@ -87,7 +88,7 @@ def declared_prefixes(
     train_query_tokens: bool = False,
     train_shared: bool = False,
 ) -> list[str]:
-    """Prefixes of the parameter names that a stage trains, heads of stage-1 models aside (read off `TRAINED_PARTS`)."""
+    """Prefixes of the parameter names that a stage trains, heads aside (read off `TRAINED_PARTS`)."""
     if stage is Stage.TEXT:
         return list(LANGUAGE_MODEL)
     prefixes = []

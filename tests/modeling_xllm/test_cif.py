@@ -109,7 +109,7 @@ def test_exactly_the_target_comes_out(dtype, T, one_token_per_frame, per_frame):
     assert torch.equal(out.lengths, targets)
     assert out.embeddings.dtype == dtype
     if per_frame == 1.0:
-        return  # a token from every frame: weight that waited for frames is taken back later, which half precision rounds
+        return  # a token from every frame: weight that waited is taken back later, which half precision rounds
     # Every token weighs one, the last one too; what is seen here is the rounding of the weights to `dtype`.
     tolerance = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}[dtype]
     torch.testing.assert_close(out.embeddings[out.mask].float(), torch.ones(targets.sum(), 1), atol=tolerance, rtol=0)

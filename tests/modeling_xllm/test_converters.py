@@ -1,5 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Converters found by name: one of the user's own through config, model, stages, checkpoints and `generate`; rows and inputs."""
+"""Converters found by name: one of the user's own through all that meets it; rows and inputs."""
 
 import copy
 

@@ -64,7 +64,7 @@ def test_modes_that_must_not_change_a_greedy_answer(model, mode):
 
 
 def test_the_order_of_interleaved_media_is_the_order_of_the_text(model):
-    """Swapping two items together with their placeholders' order changes the answer's scores; swapping both ways not."""
+    """Swapping two items together with their placeholders' order changes the scores; swapping both ways not."""
     ids, media = interleaved()
     scores = model(input_ids=ids, **media).logits[:, -1]
     swapped = {**media, "pixel_values": media["pixel_values"].flip(0)}
@@ -191,7 +191,7 @@ def test_the_compiled_step_says_the_same(kind):
     assert len(graphs) == 1
 
 
-# ---- conversations ------------------------------------------------------------------------------------------------------
+# ---- conversations
 
 
 class EncoderCalls:

@@ -1,5 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""What transformers expects of any model's interface, where its own suites (`tests/conformance`) once found us wanting."""
+"""What transformers expects of any model's interface, where its own suites once found us wanting."""
 
 import pytest
 import torch

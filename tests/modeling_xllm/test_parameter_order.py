@@ -1,5 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Parameters come in one order, so that the state of an optimizer, which knows them by number, fits a reopened model."""
+"""Parameters come in one order, so that an optimizer's state, which numbers them, fits a reopened model."""
 
 import pytest
 import torch

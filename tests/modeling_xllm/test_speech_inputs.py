@@ -117,7 +117,7 @@ def test_time_stamps_known_by_hand():
 
 
 def test_ten_minutes_of_speech():
-    """7,500 encoder frames, 3,000 tokens, 512 positions: every token has its neighbours, none an untrained position."""
+    """7,500 encoder frames, 3,000 tokens, 512 positions: every token has its neighbours, none untrained positions."""
     torch.manual_seed(0)
     config = CFormerConfig(
         encoder_hidden_size=8, cif_hidden_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
