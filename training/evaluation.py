@@ -13,7 +13,6 @@ went wrong counts.
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from xllm.modeling_xllm.converters import converter_class
 from xllm.training.collator import XLLMDataCollator
 from xllm.training.data import ChatDataset
 from xllm.training.media_rows import MediaRows, media_rows
-from xllm.training.metrics import accuracy, cer
+from xllm.training.metrics import METRICS
 from xllm.training.recipe import EvaluationSpec, RecipeError
 from xllm.training.sources import load_source
 from xllm.training.tasks import TASKS
@@ -102,10 +101,11 @@ def run_evaluation(
 
 def score(task: str, references: list[str], answers: list[str]) -> dict:
     """The figure of a task: `{"metric", "value", "n", ...}`."""
-    same = accuracy([text.strip() for text in references], [text.strip() for text in answers])
-    if TASKS[task].metric == "accuracy":
-        return {"metric": "accuracy", "value": same, "n": len(references)}
-    return {"metric": "cer", **asdict(cer(references, answers)), "accuracy": same, "n": len(references)}
+    metric, bare = TASKS[task].metric, [[text.strip() for text in texts] for texts in (references, answers)]
+    if metric == "accuracy":
+        return {"metric": metric, **METRICS[metric](*bare), "n": len(references)}
+    same = METRICS["accuracy"](*bare)["value"]
+    return {"metric": metric, **METRICS[metric](references, answers), "accuracy": same, "n": len(references)}
 
 
 def generate_answers(model, processor, rows: list[list[dict]], max_new_tokens: int) -> list[str]:

@@ -6,7 +6,7 @@ failed counts in full instead of being left out.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from jiwer import process_words
@@ -75,4 +75,12 @@ def _check_lengths(references: Sequence, hypotheses: Sequence) -> None:
         raise ValueError(f"{len(references)} references and {len(hypotheses)} hypotheses: expected as many of each")
 
 
-__all__ = ["ErrorRate", "accuracy", "cer", "wer"]
+# A metric of `xllm evaluate`: references and answers to its figures, "value" among them.
+METRICS: dict[str, Callable[[list[str], list[str]], dict]] = {
+    "cer": lambda references, answers: asdict(cer(references, answers)),
+    "wer": lambda references, answers: asdict(wer(references, answers)),
+    "accuracy": lambda references, answers: {"value": accuracy(references, answers)},
+}
+
+
+__all__ = ["METRICS", "ErrorRate", "accuracy", "cer", "wer"]

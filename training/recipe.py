@@ -47,7 +47,7 @@ class SourceSpec:
 
     Args:
         path (`str`): a file of samples; or `dataset`, a `datasets.Dataset` or list of samples, from Python only.
-        format (`str`): "auto" (told from the content) or one of `xllm.training.sources.FORMATS`.
+        format (`str`): "auto" (told from the content) or one of `xllm.training.sources.FORMS`.
         modality (`str`): of plain tables: a row of the modality table, or "text" for rows without media.
         file_column, text_column (`str`): of plain tables.
         prompts (`list[str]`): of tables and captions: one is drawn per sample and epoch; `{column}` is filled in.

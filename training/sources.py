@@ -16,7 +16,7 @@ A medium is of a kind (`processing.media_kinds`) that a row of the model reads; 
 import csv
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from xllm.training.media_rows import DataError, MediaRows
 from xllm.training.recipe import SourceSpec
 
 
-FORMATS = ("auto", "messages", "llava", "table", "captions", "features")
 TEXT_PROMPTS = ["{text}"]
 _LLAVA_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _NOT_A_PATH = re.compile(r"^(data:|[a-zA-Z][a-zA-Z0-9+.-]+://)")
@@ -123,8 +122,8 @@ def load_source(spec: SourceSpec, media: MediaRows | None = None) -> list[Sample
             not read, a file that does not exist, no rows left.
     """
     media = MediaRows() if media is None else media
-    if spec.format not in FORMATS:
-        raise DataError(f"format is {spec.format!r}; choose one of {', '.join(FORMATS)}")
+    if spec.format not in ("auto", *FORMS):
+        raise DataError(f"format is {spec.format!r}; choose one of auto, {', '.join(FORMS)}")
     if (spec.path is None) == (spec.dataset is None):
         raise DataError("a data source has either a `path` or, from Python, a `dataset`")
     if spec.limit is not None and spec.limit < 1:
@@ -173,15 +172,7 @@ def _is_selected(spec: SourceSpec, where: str, row: Mapping) -> bool:
 def _read_sample(spec: SourceSpec, where: str, row: Mapping, media: MediaRows) -> Sample:
     kind = spec.format if spec.format != "auto" else _tell_format(spec, where, row)
     try:
-        if kind == "messages":
-            return _from_messages(where, row)
-        if kind == "llava":
-            return _from_llava(where, row, media)
-        if kind == "captions":
-            return _from_captions(spec, where, row, media)
-        if kind == "features":
-            return _from_features(spec, where, row)
-        return _from_table(spec, where, row, media)
+        return FORMS[kind](spec, where, row, media)
     except KeyError as error:
         raise DataError(f"{where}: no column {error.args[0]!r}; the columns are {', '.join(map(str, row))}") from error
 
@@ -201,7 +192,7 @@ def _tell_format(spec: SourceSpec, where: str, row: Mapping) -> str:
     )
 
 
-def _from_messages(where: str, row: Mapping) -> Sample:
+def _from_messages(spec: SourceSpec, where: str, row: Mapping, media: MediaRows) -> Sample:
     messages = row["messages"]
     if isinstance(messages, str):
         messages = json.loads(messages)
@@ -225,7 +216,7 @@ def _check_turns(sample: Sample) -> Sample:
     return sample
 
 
-def _from_llava(where: str, row: Mapping, media: MediaRows) -> Sample:
+def _from_llava(spec: SourceSpec, where: str, row: Mapping, media: MediaRows) -> Sample:
     waiting: dict[str, list] = {}
     for name, part in media.names.items():
         waiting.setdefault(part, []).extend(_as_list(row.get(name)))
@@ -271,7 +262,7 @@ def _from_captions(spec: SourceSpec, where: str, row: Mapping, media: MediaRows)
     return Sample(where, media=[medium], prompts=_prompts(spec, part, where, row), answers=answers)
 
 
-def _from_features(spec: SourceSpec, where: str, row: Mapping) -> Sample:
+def _from_features(spec: SourceSpec, where: str, row: Mapping, media: MediaRows) -> Sample:
     try:
         parts, column, prompts = read_features(row)
     except ValueError as error:
@@ -337,4 +328,13 @@ def _resolve_media(sample: Sample, root: Path) -> None:
             part[key] = str(path)
 
 
-__all__ = ["FORMATS", "DataError", "Sample", "load_source", "read_rows"]
+# How a row of each form becomes a sample; `_tell_format` tells which form a row has.
+FORMS: dict[str, Callable[[SourceSpec, str, Mapping, MediaRows], Sample]] = {
+    "messages": _from_messages,
+    "llava": _from_llava,
+    "table": _from_table,
+    "captions": _from_captions,
+    "features": _from_features,
+}
+
+__all__ = ["FORMS", "DataError", "Sample", "load_source", "read_rows"]

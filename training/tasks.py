@@ -9,7 +9,7 @@ class Task:
     """One task of `xllm evaluate`.
 
     Args:
-        metric (`str`): "cer" or "accuracy".
+        metric (`str`): one of `xllm.training.metrics.METRICS`.
         hub_task (`str`): its name in a model card's results.
         stage_one (`str`, *optional*): objective of stage 1 whose model can do it too.
     """
