@@ -10,6 +10,7 @@ Deviation from the authors' code: it holds one fixed prompt per task and splits 
 import functools
 import json
 import os
+import posixpath
 from typing import Any
 
 from huggingface_hub import snapshot_download
@@ -336,7 +337,8 @@ def _load_readers(names: dict[str, str], source: str, subfolder: str, kwargs: di
     if not os.path.isdir(source):
         access = ("cache_dir", "force_download", "local_files_only", "token", "revision")
         access = {name: kwargs[name] for name in access if name in kwargs}
-        source = snapshot_download(source, allow_patterns=[f"{subfolder or '.'}/{n}/*" for n in names], **access)
+        patterns = [posixpath.join(subfolder, name, "*") for name in names]
+        source = snapshot_download(source, allow_patterns=patterns, **access)
     folders = {name: os.path.join(source, subfolder, name) for name in names}
     return {name: MEDIA_KINDS[name].reader_class.from_pretrained(folder) for name, folder in folders.items()}
 

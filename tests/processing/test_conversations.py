@@ -1,5 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""From conversations to inputs and answers: nothing added around the template, end tokens, users' text, thinking aloud."""
+"""From conversations to inputs and answers: nothing around the template, end tokens, users' text, thinking aloud."""
 
 import json
 
