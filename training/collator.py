@@ -221,7 +221,7 @@ class XLLMDataCollator:
             raise ValueError(f"task {self.task!r} takes batches of one kind, got {' and '.join(sorted(found))}")
         kind = MEDIA_KINDS[found.pop()]
         batch = self.processor(**{kind.inputs: media}, return_tensors="pt")
-        return dict(batch), [_text_of(messages) for messages in rows]
+        return dict(batch), [text_of(messages[-1]) for messages in rows]
 
     def _transcribe(self, rows: list[list[dict]]) -> dict[str, torch.Tensor]:
         batch, texts = self._encode_only(rows)
@@ -256,14 +256,14 @@ class XLLMDataCollator:
                 for clip, seed in enumerate(samples[owner].get("seed") for owner in owners)
             ]
             # A clip is known by what its sample answers; only a row with one clip says just that.
-            texts = [_text_of(rows[owner]) if owners.count(owner) == 1 else f"\0{owner}" for owner in owners]
+            texts = [text_of(rows[owner][-1]) if owners.count(owner) == 1 else f"\0{owner}" for owner in owners]
             for clip, changed in enumerate(self.augmentation.apply_to_features(clips, texts, rngs)):
                 features[clip, : lengths[clip]] = torch.from_numpy(np.ascontiguousarray(changed))
 
 
-def _text_of(messages: list[dict]) -> str:
-    """The text of the last answer."""
-    return "".join(part.get("text", "") for part in messages[-1]["content"])
+def text_of(message: dict) -> str:
+    """The text parts of a message, joined."""
+    return "".join(part.get("text", "") for part in message["content"])
 
 
 def pad_rows(rows: list[list[int]], value: int) -> torch.LongTensor:
@@ -272,4 +272,4 @@ def pad_rows(rows: list[list[int]], value: int) -> torch.LongTensor:
     return torch.tensor([row + [value] * (longest - len(row)) for row in rows], dtype=torch.long)
 
 
-__all__ = ["TASKS", "TextIds", "XLLMDataCollator", "pad_rows", "text_ids"]
+__all__ = ["TASKS", "TextIds", "XLLMDataCollator", "pad_rows", "text_ids", "text_of"]

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from xllm.modeling_xllm.converters import converter_class
-from xllm.training.collator import XLLMDataCollator
+from xllm.training.collator import XLLMDataCollator, text_of
 from xllm.training.data import ChatDataset
 from xllm.training.media_rows import MediaRows, media_rows
 from xllm.training.metrics import METRICS
@@ -82,10 +82,11 @@ def run_evaluation(
             f"evaluate: after stage 1 only {able} can be evaluated, not {spec.task}: there is no text without the LLM"
         )
     data = ChatDataset.from_specs(spec.data, processor, modalities)
-    references, answers = [], []
+    questions, references, answers = [], [], []
     for start in range(0, len(data), spec.batch_size):
         rows = [data[index]["messages"] for index in range(start, min(start + spec.batch_size, len(data)))]
-        references += ["".join(part.get("text", "") for part in row[-1]["content"]) for row in rows]
+        questions += [text_of(row[-2]) if len(row) > 1 else "" for row in rows]
+        references += [text_of(row[-1]) for row in rows]
         if stage_one is None:
             answers += generate_answers(model, processor, rows, spec.max_new_tokens)
         else:
@@ -95,7 +96,7 @@ def run_evaluation(
                 f"\r{spec.name}: {len(answers)}/{len(data)}\033[K" + ("\n" if len(answers) == len(data) else "")
             )
     if folder is not None:
-        _write_samples(Path(folder) / f"samples-{spec.name}.jsonl", data, references, answers)
+        _write_samples(Path(folder) / f"samples-{spec.name}.jsonl", data, questions, references, answers)
     return {"task": spec.task, **score(spec.task, references, answers)}
 
 
@@ -121,15 +122,16 @@ def _transcribe(stage_one, processor, rows: list[list[dict]]) -> list[str]:
     modality = stage_one.config.modality
     row = stage_one.config.modalities[modality]
     batch = XLLMDataCollator(processor, task="transcribe", modality=modality)([{"messages": row} for row in rows])
-    ids = stage_one.transcribe(*(batch[name].to(stage_one.device) for name in (row.input_name, row.mask_name)))
+    inputs = [batch[name].to(stage_one.device) for name in (row.input_name, row.mask_name) if name is not None]
+    ids = stage_one.transcribe(*inputs)
     return [text.strip() for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
-def _write_samples(path: Path, data: ChatDataset, references: list[str], answers: list[str]) -> None:
+def _write_samples(path: Path, data: ChatDataset, *texts: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
-        for sample, reference, answer in zip(data.samples, references, answers):
-            entry = {"where": sample.where, "reference": reference, "answer": answer}
+        for sample, question, reference, answer in zip(data.samples, *texts):
+            entry = {"where": sample.where, "question": question, "reference": reference, "answer": answer}
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 

@@ -17,6 +17,7 @@ from xllm.assembly.modules import import_modules
 from xllm.assembly.opening import load_checkpoint
 from xllm.assembly.presets import build_processor, build_tiny, save
 from xllm.cli import main
+from xllm.hub_cards.cards import model_card
 from xllm.modeling_xllm.configuration_xllm import XLLMConfig
 from xllm.modeling_xllm.converters import CONVERTERS
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
@@ -174,6 +175,22 @@ def test_a_client_of_the_server_sends_statuses(status_folder):
     output = model.generate(**inputs, max_new_tokens=3, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert reply.usage.prompt_tokens == inputs["input_ids"].shape[1]
     assert reply.choices[0].message.content == processor.decode(output, skip_special_tokens=True)
+
+
+def test_the_interactive_chat_takes_statuses(status_folder, files, capsys, monkeypatch):
+    lines = iter([f"/status {files / 'slow.status'}\n", "Speed?\n", "And now?\n", "/quit\n"])
+    monkeypatch.setattr("sys.stdin.readline", lambda: next(lines), raising=False)
+    assert main(["chat", status_folder, "--json", "--max-new-tokens", "2"]) == 0
+    asked = [json.loads(line)["question"] for line in capsys.readouterr().out.splitlines()]
+    assert asked == ["Speed?", "And now?"]
+
+
+def test_the_card_shows_how_to_ask_about_a_status(status_folder, tmp_path):
+    XLLMConfig.from_pretrained(status_folder).with_modalities(["status"]).save_pretrained(tmp_path)
+    card = model_card(tmp_path, "user/status")
+    assert '{"role": "user", "content": [{"type": "status", "path": "device.status"}, ' in card.text
+    assert "| status | none | status | at most one per position of its input |" in card.text
+    assert card.data.pipeline_tag == "any-to-any"
 
 
 def test_a_bad_status_is_named(status_folder, files, capsys):
