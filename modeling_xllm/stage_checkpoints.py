@@ -1,9 +1,10 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Stage checkpoints: only what was trained is stored; frozen parts are named by where they come from.
 
-`config.towers` maps a part of the model ("vision_tower", "audio_tower", an extra tower, "language_model" with its head)
-to its source, `{"name_or_path": ..., "revision": ...}`: a Hub repository or folder of that tower, or of a whole X-LLM.
-Parts without a source are stored. `from_pretrained` puts the whole model together again, and fails if a tensor is missing.
+`config.towers` maps a part of the model ("vision_tower", "audio_tower", an extra tower, "language_model" with its
+head) to its source, `{"name_or_path": ..., "revision": ...}`: a Hub repository or folder of that tower, or of a whole
+X-LLM. Parts without a source are stored. `from_pretrained` puts the whole model together again, and fails if a tensor
+is missing.
 """
 
 import copy
@@ -50,7 +51,9 @@ def quantize_language_model_only(quantization_config: Any) -> Any:
 
 
 def sample_towers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """A few values of each floating-point tensor of the parts that `config.towers` names: enough to see that one has changed."""
+    """A few values of each floating-point tensor of the parts that `config.towers` names: enough to see that one has
+    changed.
+    """
     samples = {}
     towers = getattr(model.config, "towers", None) or {}
     for key, value in model.state_dict().items() if towers else ():
@@ -80,8 +83,8 @@ class StageCheckpointMixin:
         A quantised language model that is such a part leaves no trace: its source holds it in full precision.
 
         Raises:
-            StageCheckpointError: such a part has changed since it was loaded (a merged LoRA, say): its source would bring back
-                what it was.
+            StageCheckpointError: such a part has changed since it was loaded (a merged LoRA, say): its source would
+                bring back what it was.
         """
         if not self.config.towers:
             super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
@@ -110,19 +113,22 @@ class StageCheckpointMixin:
             if key in now and now[key].dtype == before.dtype and not torch.equal(now[key], before):
                 part = part_of(key)
                 raise StageCheckpointError(
-                    f"{key} has changed since it was loaded, but the checkpoint would name {self.config.towers[part]} as its "
+                    f"{key} has changed since it was loaded, but the checkpoint would name "
+                    f"{self.config.towers[part]} as its "
                     f"source; to store {part} in the checkpoint, call config.towers.pop({part!r}) before saving"
                 )
 
     def save_interfaces(self, save_directory: str | os.PathLike, base: str | None = None, **kwargs) -> None:
-        """`save_pretrained` without any frozen part: what no source of `config.towers` holds is named as part of `base`.
+        """`save_pretrained` without any frozen part: what no source of `config.towers` holds is named as part of
+        `base`.
 
         Args:
             base (`str`, *optional*): folder or Hub id ("repo" or "repo@revision") of a whole X-LLM; default where this
                 model was loaded from.
 
         Raises:
-            StageCheckpointError: `base` does not hold these very tensors, so the model could not be put together again.
+            StageCheckpointError: `base` does not hold these very tensors, so the model could not be put together
+                again.
         """
         towers = dict(self.config.towers or {})
         state = self.state_dict()
@@ -159,8 +165,8 @@ class StageCheckpointMixin:
 
         A `quantization_config` is applied to the language model (see `quantize_language_model_only`).
 
-        `XLLMEncoderModel.from_pretrained(folder, modalities=["image"])` opens one interface with its encoder: neither the
-        language model nor the other encoders are read.
+        `XLLMEncoderModel.from_pretrained(folder, modalities=["image"])` opens one interface with its encoder: neither
+        the language model nor the other encoders are read.
 
         Args:
             modalities (`list[str]`, *optional*): only these rows of the table, and those whose converter they share.

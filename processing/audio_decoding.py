@@ -1,9 +1,10 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Sound from anywhere to a float32 mono waveform, with PyAV.
 
-Channels are averaged (FFmpeg's own down-mix of float samples would make two equal channels 1.41 times louder), and the rate is
-converted while the file streams through. A file that holds clearly less than its header promises is an error,
-not a shorter sound. Deviation from the authors' code: theirs posts the file to a feature service, without resampling or a mono check.
+Channels are averaged (FFmpeg's own down-mix of float samples would make two equal channels 1.41 times louder), and the
+rate is converted while the file streams through. A file that holds clearly less than its header promises is an error,
+not a shorter sound. Deviation from the authors' code: theirs posts the file to a feature service, without resampling
+or a mono check.
 """
 
 import os
@@ -71,7 +72,8 @@ def packet_end(packet: av.Packet) -> float:
 
 
 def check_end(container: av.container.InputContainer, end: float, name: str) -> None:
-    """Compares where the last packet of any stream ends with the length in the header (Matroska and WebM, whose header states it).
+    """Compares where the last packet of any stream ends with the length in the header (Matroska and WebM, whose header
+    states it).
 
     Raises:
         MediaError: a tenth of the file or more is missing.
@@ -229,9 +231,10 @@ def load_audio(source: Any, sampling_rate: int = 16_000, source_rate: int | None
     """Reads one sound.
 
     Args:
-        source: path, http(s)/file/data URL, base64 text, encoded bytes, a dict with `bytes`, `path`, `url` or `base64`, a waveform
-            (array, tensor or list of numbers; float in [-1, 1] or integer PCM; `(samples,)`, `(channels, samples)` or
-            `(samples, channels)`), a dict with `array` and `sampling_rate`, or a `Waveform`, whose samples are taken as they are.
+        source: path, http(s)/file/data URL, base64 text, encoded bytes, a dict with `bytes`, `path`, `url` or
+            `base64`, a waveform (array, tensor or list of numbers; float in [-1, 1] or integer PCM; `(samples,)`,
+            `(channels, samples)` or `(samples, channels)`), a dict with `array` and `sampling_rate`, or a `Waveform`,
+            whose samples are taken as they are.
         sampling_rate (`int`, *optional*, defaults to 16000): rate of the result in Hz.
         source_rate (`int`, *optional*): rate of a waveform given as an array, in Hz; the result's rate by default.
 
@@ -239,7 +242,8 @@ def load_audio(source: Any, sampling_rate: int = 16_000, source_rate: int | None
         `np.ndarray` of shape `(samples,)`: float32, mono, in [-1, 1] for integer PCM.
 
     Raises:
-        MediaError: no such file, no sound in it, damaged or cut off, values that are not finite, absurd rate or length.
+        MediaError: no such file, no sound in it, damaged or cut off, values that are not finite, absurd rate or
+            length.
     """
     if isinstance(source, Waveform) and source.sampling_rate == sampling_rate:
         return source.samples

@@ -1,10 +1,11 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Chat messages with media: cleaning of content parts, where their media are, and how a template writes them.
 
-A message's `content` is a string or a list of parts, `{"type": "text", ...}` or of a kind in `media_kinds`. A kind's other names
-and its types in OpenAI's API (`image_url`, `input_audio`, ...) are understood, keys whose value is None (a `datasets` table
-adds them) are dropped.
-The wrappers around the placeholders are the paper's (sec. 3.4 and the authors' prompts): `<Image>`, `<Video>`, `<Speech>`.
+A message's `content` is a string or a list of parts, `{"type": "text", ...}` or of a kind in `media_kinds`. A kind's
+other names and its types in OpenAI's API (`image_url`, `input_audio`, ...) are understood, keys whose value is None (a
+`datasets` table adds them) are dropped.
+The wrappers around the placeholders are the paper's (sec. 3.4 and the authors' prompts): `<Image>`, `<Video>`,
+`<Speech>`.
 """
 
 from typing import Any
@@ -112,7 +113,8 @@ _MEDIA_TO_TEXT = (
     "{%- else -%}"
     "{%- set ns.parts = [] -%}"
     "{%- for part in message['content'] -%}"
-    "{%- if part['type'] in media_parts -%}{%- set part = {'type': 'text', 'text': media_parts[part['type']]} -%}{%- endif -%}"
+    "{%- if part['type'] in media_parts -%}{%- set part = {'type': 'text', 'text': media_parts[part['type']]} "
+    "-%}{%- endif -%}"
     "{%- set ns.parts = ns.parts + [part] -%}"
     "{%- endfor -%}"
     "{%- set ns.messages = ns.messages + [dict(message, content=CONTENT)] -%}"
@@ -140,8 +142,9 @@ def with_media_parts(template: str | dict | None, parts: dict[str, tuple[str, st
     """A chat template that can write media parts.
 
     Args:
-        template (`str` or `dict`, *optional*): a tokenizer's template. One that reads `media_parts` (part type -> text) is given
-            it; in one that writes some of our placeholders, the other kinds come as text; any other is given messages whose
+        template (`str` or `dict`, *optional*): a tokenizer's template. One that reads `media_parts` (part type ->
+            text) is given it; in one that writes some of our placeholders, the other kinds come as text; any other is
+            given messages whose
             parts are joined to one string. Without one, a plain "role: text" template is made.
         parts (`dict[str, tuple[str, str]]`): part type -> its placeholder token, and what stands for it in a text.
 

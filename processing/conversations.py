@@ -1,8 +1,9 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """From conversations to model inputs: one path for training, evaluation, chat and server.
 
-A rendered conversation is complete: no tokenizer adds tokens of its own around it, as in the tokenizers' `apply_chat_template`.
-Templates of models that think aloud (`enable_thinking`) are asked for the answer alone, which is what X-LLM is trained on.
+A rendered conversation is complete: no tokenizer adds tokens of its own around it, as in the tokenizers'
+`apply_chat_template`. Templates of models that think aloud (`enable_thinking`) are asked for the answer alone, which
+is what X-LLM is trained on.
 """
 
 from typing import Any
@@ -29,8 +30,8 @@ class ConversationsMixin(ProcessorMixin):
         Args:
             conversations (`list[list[dict]]`): of chat messages; their media are sources or what `load` gave.
             add_generation_prompt (`bool`): end each row where the assistant's answer begins.
-            sanitize_control_tokens (`bool`): take what looks like a special token or a placeholder as the text it is, for messages
-                of users.
+            sanitize_control_tokens (`bool`): take what looks like a special token or a placeholder as the text it is,
+                for messages of users.
             return_tensors (`str`, *optional*): "pt" or "np"; `None` for lists of ids.
             kwargs: for `apply_chat_template`.
 
@@ -51,9 +52,11 @@ class ConversationsMixin(ProcessorMixin):
         )
 
     def encode_answers(self, conversations: list[list[dict]]) -> list[list[int]]:
-        """Ids of the last messages, as the template writes them after the prompt, to the end token: what a model has to say.
+        """Ids of the last messages, as the template writes them after the prompt, to the end token: what a model has
+        to say.
 
-        `encode_conversations([messages[:-1] for messages in conversations])` gives what stands before them, and all media.
+        `encode_conversations([messages[:-1] for messages in conversations])` gives what stands before them, and all
+        media.
 
         Args:
             conversations (`list[list[dict]]`): of chat messages, each ending with the assistant's answer.

@@ -1,8 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Pre-extracted CIF features: one vector per spoken token, from `.npy` files, as the authors' speech data has them.
 
-They take the place of sound for a model whose speech row is `token_level`: no encoder and no CIF are run. The authors' files
-are float32 `[L, 512]` of an encoder that was never published. Nothing is ever unpickled.
+They take the place of sound for a model whose speech row is `token_level`: no encoder and no CIF are run. The authors'
+files are float32 `[L, 512]` of an encoder that was never published. Nothing is ever unpickled.
 Legend: L tokens.
 """
 
@@ -49,7 +49,8 @@ def load_cif_features(source: Any, feature_size: int = 512) -> np.ndarray:
         `np.ndarray` of shape `(L, feature_size)`: float32, L at least 1.
 
     Raises:
-        MediaError: no such file, no `.npy` file, pickled objects in it, another shape, no floats, values that are not finite.
+        MediaError: no such file, no `.npy` file, pickled objects in it, another shape, no floats, values that are not
+            finite.
     """
     if isinstance(source, FiredTokens):
         return source.vectors
@@ -62,7 +63,8 @@ def load_cif_features(source: Any, feature_size: int = 512) -> np.ndarray:
     if features.dtype.kind != "f" or features.ndim != 2 or features.shape[1] != feature_size:
         raise MediaError(
             name,
-            f"CIF features are floats of shape (tokens, {feature_size}), got {features.dtype} of shape {features.shape}",
+            f"CIF features are floats of shape (tokens, {feature_size}), got {features.dtype} of shape "
+            f"{features.shape}",
         )
     if len(features) == 0:
         raise MediaError(name, "holds no features: 0 tokens")
@@ -115,8 +117,8 @@ class XLLMCIFFeatureExtractor(SequenceFeatureExtractor):
         """Features of one clip or of a list of clips; see `load_cif_features` for what a clip may be.
 
         Returns:
-            `BatchFeature` with `input_features` `(clips, L, feature_size)`, float32, and `input_features_mask` `(clips, L)`, int64, 1
-            for real vectors, which come first.
+            `BatchFeature` with `input_features` `(clips, L, feature_size)`, float32, and `input_features_mask`
+            `(clips, L)`, int64, 1 for real vectors, which come first.
 
         Raises:
             ValueError: no clips, or (as `MediaError`) a clip that cannot be used.

@@ -1,10 +1,12 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Waveform to log-mel filterbank frames, the input of the speech encoder (paper sec. 3.1: a Conformer over filterbank features).
+"""Waveform to log-mel filterbank frames, the input of the speech encoder (paper sec. 3.1: a Conformer over filterbank
+features).
 
-Kaldi's filterbank: frames of 25 ms every 10 ms, pre-emphasis, Povey window, 80 mel bins, natural logarithm, on 16-bit sample values.
-The filterbank is torchaudio's.
-Deviations: no dither (the same clip gives the same features); each clip is normalised to mean 0 and variance 1 per mel bin (a switch);
-a clip shorter than one frame is padded to it. The authors' code sends the wave to a feature service and reads back 512-d vectors.
+Kaldi's filterbank: frames of 25 ms every 10 ms, pre-emphasis, Povey window, 80 mel bins, natural logarithm, on 16-bit
+sample values. The filterbank is torchaudio's.
+Deviations: no dither (the same clip gives the same features); each clip is normalised to mean 0 and variance 1 per mel
+bin (a switch); a clip shorter than one frame is padded to it. The authors' code sends the wave to a feature service
+and reads back 512-d vectors.
 Legend: A samples, T frames.
 """
 
@@ -41,10 +43,13 @@ class XLLMFeatureExtractor(SequenceFeatureExtractor):
         sampling_rate (`int`, *optional*, defaults to 16000): rate the sound must have, in Hz.
         padding_value (`float`, *optional*, defaults to 0.0): value of padded frames.
         frame_length_ms, frame_shift_ms (`float`, *optional*, default to 25 and 10): window and hop.
-        min_frequency, max_frequency (`float`, *optional*, default to 20 and half the rate): edges of the mel bins in Hz.
+        min_frequency, max_frequency (`float`, *optional*, default to 20 and half the rate): edges of the mel bins in
+            Hz.
         do_normalize (`bool`, *optional*, defaults to `True`): mean 0 and variance 1, over what `normalize_over` says.
-        normalize_over (`str`, *optional*, defaults to `"bin"`): "bin", each mel bin over the clip; or "clip", all bins and frames
-            together, which keeps the shape of the spectrum: for clips of a single word, whose mean spectrum tells the word.
+        normalize_over (`str`, *optional*, defaults to `"bin"`): "bin", each mel bin over the clip; or "clip", all bins
+            and frames
+            together, which keeps the shape of the spectrum: for clips of a single word, whose mean spectrum tells the
+                word.
     """
 
     model_input_names = ["input_features", "input_features_mask"]
@@ -121,7 +126,8 @@ class XLLMFeatureExtractor(SequenceFeatureExtractor):
     def _check_rate(self, sampling_rate: int | None) -> None:
         if sampling_rate is None:
             logger.warning_once(
-                f"sampling_rate was not given: the sound is taken to have {self.sampling_rate} Hz; pass sampling_rate=... to have it checked"
+                f"sampling_rate was not given: the sound is taken to have {self.sampling_rate} Hz; pass "
+                "sampling_rate=... to have it checked"
             )
         elif sampling_rate != self.sampling_rate:
             raise ValueError(
@@ -145,7 +151,8 @@ class XLLMFeatureExtractor(SequenceFeatureExtractor):
 
         Args:
             raw_speech: a waveform (`Waveform`, array, tensor or list of floats, mono `(A,)`), or a list of them.
-            sampling_rate (`int`, *optional*): rate of the waveforms in Hz; another one than the extractor's is an error.
+            sampling_rate (`int`, *optional*): rate of the waveforms in Hz; another one than the extractor's is an
+                error.
             padding (`bool` or `str`, *optional*, defaults to `True`): `True` pads to the longest clip of the batch.
             max_length (`int`, *optional*): in frames, for `padding="max_length"` and `truncation`.
             truncation (`bool`, *optional*, defaults to `False`): cut clips to `max_length` frames.
@@ -154,11 +161,12 @@ class XLLMFeatureExtractor(SequenceFeatureExtractor):
             return_tensors (`str`, *optional*): `"pt"` or `"np"`.
 
         Returns:
-            `BatchFeature` with `input_features` `(clips, T, feature_size)`, float32 log-mel, and `input_features_mask` `(clips, T)`,
-            int64, 1 for real frames, which come first.
+            `BatchFeature` with `input_features` `(clips, T, feature_size)`, float32 log-mel, and `input_features_mask`
+            `(clips, T)`, int64, 1 for real frames, which come first.
 
         Raises:
-            ValueError: another sampling rate, no clips, or (as `MediaError`) a clip without samples or with values not finite.
+            ValueError: another sampling rate, no clips, or (as `MediaError`) a clip without samples or with values not
+                finite.
         """
         self._check_rate(sampling_rate)
         clips = self._list_clips(raw_speech)

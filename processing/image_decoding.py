@@ -2,8 +2,8 @@
 """Images from anywhere to RGB, with Pillow.
 
 Orientation (EXIF) is applied, 16-bit and float pictures are scaled to 8 bit, of an animation the first frame is taken.
-Deviation from the authors' code (`Image.open(...).convert("RGB")`): transparent pixels are laid on white, as a browser shows them,
-instead of showing whatever colour is stored under them.
+Deviation from the authors' code (`Image.open(...).convert("RGB")`): transparent pixels are laid on white, as a browser
+shows them, instead of showing whatever colour is stored under them.
 """
 
 import contextlib
@@ -104,7 +104,9 @@ def array_to_uint8(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def has_channels_first(shape: tuple[int, ...]) -> bool:
-    """Whether an array `(..., C, H, W)` or `(..., H, W, C)` is of the first kind: three channels are more likely than one or four."""
+    """Whether an array `(..., C, H, W)` or `(..., H, W, C)` is of the first kind: three channels are more likely than
+    one or four.
+    """
     for counts in ((3,), (1, 4)):
         if shape[-1] in counts:
             return False
@@ -128,9 +130,10 @@ def load_image(source: Any) -> Image.Image:
     """Reads one image.
 
     Args:
-        source: path, http(s)/file/data URL, base64 text, encoded bytes, `PIL.Image.Image` (returned as it is if it is upright RGB),
-            array or tensor of shape
-            `(H, W)`, `(H, W, C)` or `(C, H, W)` (0..255, or 0..1 for floats), or a dict with `bytes`, `path`, `url` or `base64`.
+        source: path, http(s)/file/data URL, base64 text, encoded bytes, `PIL.Image.Image` (returned as it is if it is
+            upright RGB), array or tensor of shape
+            `(H, W)`, `(H, W, C)` or `(C, H, W)` (0..255, or 0..1 for floats), or a dict with `bytes`, `path`, `url` or
+            `base64`.
 
     Returns:
         `PIL.Image.Image`: mode RGB, upright, of its own size.

@@ -1,8 +1,10 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""A model's modality rows as its processor sees them: which part each reads, its token, and how many of it an item takes.
+"""A model's modality rows as its processor sees them: which part each reads, its token, and how many of it an item
+takes.
 
-A row that takes `tokens_per_item` has as many placeholders for each item, or for each picture of a series; any other has one per
-`subsampling_factor` input positions, rounded up, an upper bound of the tokens that a CIF fires (the model masks the rest).
+A row that takes `tokens_per_item` has as many placeholders for each item, or for each picture of a series; any other
+has one per `subsampling_factor` input positions, rounded up, an upper bound of the tokens that a CIF fires (the model
+masks the rest).
 """
 
 from dataclasses import dataclass
@@ -18,13 +20,14 @@ class MediaRow:
     """One row.
 
     Args:
-        part (`str`, *optional*): type of the content part that it reads; by default that of its input, else the row's name.
+        part (`str`, *optional*): type of the content part that it reads; by default that of its input, else the row's
+            name.
         token (`str`, *optional*): placeholder of one embedding; by default the tokenizer's, or else the kind's.
         tokens_per_item (`int`, *optional*): placeholders of an item, or of each picture of a series.
         subsampling_factor (`int`): without `tokens_per_item`, input positions per placeholder.
         input_name, mask_name (`str`, *optional*): arguments of the model; by default the kind's.
-        wrapper (`str`, *optional*): tags around its placeholders; by default the kind's, or for further rows of one kind
-            the row's name.
+        wrapper (`str`, *optional*): tags around its placeholders; by default the kind's, or for further rows of one
+            kind the row's name.
     """
 
     part: str | None = None
@@ -98,7 +101,8 @@ def _is_main(name: str, rows: dict[str, MediaRow]) -> bool:
 
 
 def token_names(rows: dict[str, MediaRow]) -> dict[str, str]:
-    """Row -> attribute of tokenizer and processor that holds its token: `audio_token` for the main row that reads audio.
+    """Row -> attribute of tokenizer and processor that holds its token: `audio_token` for the main row that reads
+    audio.
 
     Raises:
         ValueError: two rows would have the same attribute.
@@ -119,18 +123,21 @@ def add_placeholder_tokens(
     """Gives a tokenizer a placeholder token per row without making the model's embedding larger.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): changed in place; afterwards it has `image_token`, `video_token`, `audio_token` (one
-            attribute per row) and their ids, and saves them.
+        tokenizer (`PreTrainedTokenizerBase`): changed in place; afterwards it has `image_token`, `video_token`,
+            `audio_token` (one attribute per row) and their ids, and saves them.
         vocab_size (`int`): rows of the model's embedding; the new ids must lie below it.
         reserved (`dict[str, str]`, *optional*): tokens of the vocabulary to use as placeholders, for instance
-            `{"image_token": "<|reserved_special_token_0|>"}`; the others are added as their rows call them (`<ImageHere>`).
-        modalities (`dict[str, dict]`, *optional*): the rows, as `XLLMProcessor` takes them; by default the paper's three.
+            `{"image_token": "<|reserved_special_token_0|>"}`; the others are added as their rows call them
+                (`<ImageHere>`).
+        modalities (`dict[str, dict]`, *optional*): the rows, as `XLLMProcessor` takes them; by default the paper's
+            three.
 
     Returns:
         `dict[str, int]`: the id of each placeholder, by attribute name.
 
     Raises:
-        ValueError: unknown key or token in `reserved`, one token for two placeholders, or no spare row in the embedding.
+        ValueError: unknown key or token in `reserved`, one token for two placeholders, or no spare row in the
+            embedding.
     """
     reserved = reserved or {}
     rows = complete_rows(default_rows(PAPER_KINDS, 1, 1) if modalities is None else modalities)
@@ -148,7 +155,8 @@ def add_placeholder_tokens(
     first_free = max(vocabulary.values(), default=-1) + 1
     if new and max(first_free, len(tokenizer)) + len(new) > vocab_size:
         raise ValueError(
-            f"no spare rows for {new}: the tokenizer uses {first_free} ids and the model's vocab_size is {vocab_size}; "
+            f"no spare rows for {new}: the tokenizer uses {first_free} ids and the model's vocab_size is "
+            f"{vocab_size}; "
             f"name tokens of the vocabulary to use instead with reserved={{{next(iter(own))!r}: ..., ...}}"
         )
     tokenizer.add_tokens(new, special_tokens=True)

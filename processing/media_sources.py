@@ -1,9 +1,10 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Where a medium comes from: a path, an http(s), file or data URL, bytes, base64 text or a `datasets` struct, opened as a byte stream.
+"""Where a medium comes from: a path, an http(s), file or data URL, bytes, base64 text or a `datasets` struct, opened
+as a byte stream.
 
-`open_media` turns all of them into one seekable binary file, and `MediaError` is the only exception that a medium which cannot be
-read may cause. Nothing is opened by name further down: the decoders get the stream, so a file cannot make them open another one.
-Deviation from the authors' code: theirs reads local absolute paths only.
+`open_media` turns all of them into one seekable binary file, and `MediaError` is the only exception that a medium
+which cannot be read may cause. Nothing is opened by name further down: the decoders get the stream, so a file cannot
+make them open another one. Deviation from the authors' code: theirs reads local absolute paths only.
 """
 
 import base64
@@ -123,7 +124,9 @@ def _open_path(path: str | os.PathLike) -> BinaryIO:
 
 
 def _is_base64(text: str) -> bool:
-    """Whether a string is encoded data and no file name: long, of the alphabet, and neither a file nor a name in a folder."""
+    """Whether a string is encoded data and no file name: long, of the alphabet, and neither a file nor a name in a
+    folder.
+    """
     if len(text) < _MIN_BASE64 or not _BASE64.match(text) or os.path.exists(text):
         return False
     folder = os.path.dirname(text)  # base64 of a JPEG starts with "/9j/"
@@ -172,8 +175,8 @@ def open_media(source: Any) -> Iterator[tuple[BinaryIO, str]]:
     """Opens a medium for reading.
 
     Args:
-        source (`str`, `os.PathLike`, `bytes` or `dict`): path, http(s)/file/data URL, base64 text, encoded bytes, or a dict with
-            one of `bytes`, `path`, `url`, `base64` (the first that is not None counts).
+        source (`str`, `os.PathLike`, `bytes` or `dict`): path, http(s)/file/data URL, base64 text, encoded bytes, or a
+            dict with one of `bytes`, `path`, `url`, `base64` (the first that is not None counts).
 
     Yields:
         a seekable binary file at its start, and the name of the medium for messages.

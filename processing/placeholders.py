@@ -1,5 +1,7 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""The processor's placeholders: tokens and ids of the rows, what stands in a text for a medium, and whether the numbers agree."""
+"""The processor's placeholders: tokens and ids of the rows, what stands in a text for a medium, and whether the
+numbers agree.
+"""
 
 import re
 
@@ -50,7 +52,9 @@ class PlaceholdersMixin(ProcessorMixin):
         return "".join(f"<{row.wrapper}>{run}</{row.wrapper}>" for row, run in zip(rows, runs))
 
     def create_mm_token_type_ids(self, input_ids: list) -> list[list[int]]:
-        """0 for text, otherwise the place of the kind in `MEDIA_KINDS`, from 1: image 1, video 2, audio 3, then your own."""
+        """0 for text, otherwise the place of the kind in `MEDIA_KINDS`, from 1: image 1, video 2, audio 3, then your
+        own.
+        """
         types = []
         for row in input_ids:
             ids = np.array(row.tolist() if hasattr(row, "tolist") else row)
@@ -68,7 +72,8 @@ class PlaceholdersMixin(ProcessorMixin):
                 raise ValueError(f"Found {named} {token} tokens in the text but no {kind.inputs} were passed.")
             if items is not None and named != len(items):
                 raise ValueError(
-                    f"The total number of {token} tokens in the prompts should be the same as the number of {kind.inputs} "
+                    f"The total number of {token} tokens in the prompts should be the same as the number of "
+                    f"{kind.inputs} "
                     f"passed. Found total {named} {token} tokens and {len(items)} {kind.inputs}."
                 )
 

@@ -1,10 +1,11 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Text and media to the inputs of X-LLM: one call for everything, placeholders written out to their full number.
 
-Each medium is named in the text by the placeholder token of its kind; the processor repeats it as often as the model's rows have
-embeddings for it (`media_rows`). A kind that several rows read is written as one wrapped run per row, in the rows' order. The
-paper (sec. 3.4) wraps the embeddings as text, `<Image>` ... `</Image>`; the chat template does that.
-Deviation from the authors' code: it holds one fixed prompt per task and splits it by string search; any conversation may be written here.
+Each medium is named in the text by the placeholder token of its kind; the processor repeats it as often as the model's
+rows have embeddings for it (`media_rows`). A kind that several rows read is written as one wrapped run per row, in the
+rows' order. The paper (sec. 3.4) wraps the embeddings as text, `<Image>` ... `</Image>`; the chat template does that.
+Deviation from the authors' code: it holds one fixed prompt per task and splits it by string search; any conversation
+may be written here.
 """
 
 import functools
@@ -36,22 +37,26 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
     """Image processor, video processor, feature extractor, readers of your own and tokenizer behind one call.
 
     ```python
-    >>> messages = [{"role": "user", "content": [{"type": "image", "path": "cat.jpg"}, {"type": "text", "text": "What is it?"}]}]
+    >>> messages = [{"role": "user", "content": [{"type": "image", "path": "cat.jpg"}, {"type": "text", "text": "What
+        is it?"}]}]
     >>> inputs = processor.encode_conversations([messages])
     >>> processor.batch_decode(model.generate(**inputs)[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     ```
 
     Args:
-        image_processor, video_processor, feature_extractor (*optional*): the media that the model knows; leave out the others. The
-            feature extractor is the one that the speech encoder was trained with, ours or one of transformers.
+        image_processor, video_processor, feature_extractor (*optional*): the media that the model knows; leave out the
+            others. The feature extractor is the one that the speech encoder was trained with, ours or one of
+            transformers.
         tokenizer (`PreTrainedTokenizerBase`): with a placeholder token per row (see `add_placeholder_tokens`).
-        chat_template (`str`, *optional*): Jinja template; by default the tokenizer's, taught to write media parts if it cannot, or else
-            a plain one.
-        num_query_tokens (`int`, *optional*, defaults to 32): embeddings per image and per video frame, without `modalities`.
-        subsampling_factor (`int`, *optional*, defaults to 8): mel frames (or samples) per frame of the speech encoder, without
+        chat_template (`str`, *optional*): Jinja template; by default the tokenizer's, taught to write media parts if
+            it cannot, or else a plain one.
+        num_query_tokens (`int`, *optional*, defaults to 32): embeddings per image and per video frame, without
             `modalities`.
+        subsampling_factor (`int`, *optional*, defaults to 8): mel frames (or samples) per frame of the speech encoder,
+            without `modalities`.
         readers (`dict[str, reader]`, *optional*): of further kinds, by type; see `MediaKind.reader_class`.
-        modalities (`dict[str, dict]`, *optional*): the model's rows, with the fields of `MediaRow`; by default one per kind.
+        modalities (`dict[str, dict]`, *optional*): the model's rows, with the fields of `MediaRow`; by default one per
+            kind.
 
     Raises:
         ValueError: no tokenizer, a row whose kind nobody reads here, or whose placeholder the tokenizer lacks.
@@ -93,7 +98,8 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
         self.modalities = {name: dict(vars(row)) for name, row in self.rows.items()}
         self.num_query_tokens = self._first(IMAGE, VIDEO, field="tokens_per_item", default=num_query_tokens)
         self.subsampling_factor = self._first(AUDIO, field="subsampling_factor", default=subsampling_factor)
-        # The base class wants every part it knows of; this object has only these (a partial can be pickled, a lambda cannot).
+        # The base class wants every part it knows of; this object has only these (a partial can be pickled, a lambda
+        # cannot).
         parts["tokenizer"] = tokenizer
         self.get_attributes = functools.partial(list, parts)
         if chat_template is None:
@@ -195,21 +201,24 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
         """Text and media to model inputs.
 
         Args:
-            images, videos, audio (*optional*): media in order of their placeholders in `text`, flat or as one list per row; each a
-                path, URL, encoded bytes, PIL image, array, dict with `bytes`, `path` or `array` + `sampling_rate`, or what `load`
-                gave. Media of your own kinds come under the names of their `MediaKind.inputs`.
+            images, videos, audio (*optional*): media in order of their placeholders in `text`, flat or as one list per
+                row; each a path, URL, encoded bytes, PIL image, array, dict with `bytes`, `path` or `array` +
+                `sampling_rate`, or what `load` gave. Media of your own kinds come under the names of their
+                `MediaKind.inputs`.
             text (`str` or `list[str]`, *optional*): rows with one placeholder token per medium.
-            kwargs: for the parts; as `text_kwargs={...}`, `images_kwargs`, `videos_kwargs`, `audio_kwargs`, or flat. A flat `padding`,
-                `truncation` or `max_length` is for the text only. Rows are padded on the left unless `padding_side` says otherwise.
+            kwargs: for the parts; as `text_kwargs={...}`, `images_kwargs`, `videos_kwargs`, `audio_kwargs`, or flat. A
+                flat `padding`, `truncation` or `max_length` is for the text only. Rows are padded on the left unless
+                `padding_side` says otherwise.
 
         Returns:
-            `BatchFeature` with `input_ids` and `attention_mask` `(rows, L)`; `pixel_values` `(images, 3, H, W)`; `pixel_values_videos`
-            `(videos, T, 3, H, W)` and `video_frame_mask` `(videos, T)`; `input_features` `(clips, frames, 80)` and
-            `input_features_mask` `(clips, frames)`; what is not given is absent.
+            `BatchFeature` with `input_ids` and `attention_mask` `(rows, L)`; `pixel_values` `(images, 3, H, W)`;
+            `pixel_values_videos` `(videos, T, 3, H, W)` and `video_frame_mask` `(videos, T)`; `input_features`
+            `(clips, frames, 80)` and `input_features_mask` `(clips, frames)`; what is not given is absent.
 
         Raises:
             MediaError: a medium that cannot be read.
-            ValueError: numbers of placeholders and media differ, truncation cuts placeholders, media of a kind this processor lacks.
+            ValueError: numbers of placeholders and media differ, truncation cuts placeholders, media of a kind this
+                processor lacks.
         """
         given = dict(zip(_ARGUMENTS, (images, videos, audio)))
         given |= {kind.inputs: kwargs.pop(kind.inputs) for kind in MEDIA_KINDS.values() if kind.inputs in kwargs}
@@ -331,7 +340,8 @@ def _load_readers(names: dict[str, str], source: str, subfolder: str, kwargs: di
     """Readers from their sub-folders of a folder or a Hub repository."""
     if unknown := [name for name in names if name not in MEDIA_KINDS]:
         raise ValueError(
-            f"{source}: processor_config.json names a reader of {unknown[0]} parts ({names[unknown[0]]}), a kind that is not "
+            f"{source}: processor_config.json names a reader of {unknown[0]} parts ({names[unknown[0]]}), a "
+            "kind that is not "
             "registered: import the module that registers it first (--module FILE)"
         )
     if not os.path.isdir(source):

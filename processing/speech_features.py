@@ -1,11 +1,12 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Waveforms to the inputs of any speech encoder, under one name and in one layout, whichever feature extractor it came with.
+"""Waveforms to the inputs of any speech encoder, under one name and in one layout, whichever feature extractor it came
+with.
 
-transformers' extractors differ in names (`input_features`, `input_values`), layout (Whisper's mel bins come first), masks and padding;
-the model reads `input_features` `(clips, time, features)`, or `(clips, samples)` for encoders of the waveform itself, with
-`input_features_mask` `(clips, time)`. Each clip goes through the extractor alone, so that a batch cannot change it.
-A clip longer than Whisper's 30 s is not cut: it gets as many windows as it needs, the last one filled with silence, as Whisper's own
-extractor fills it; the model encodes window by window.
+transformers' extractors differ in names (`input_features`, `input_values`), layout (Whisper's mel bins come first),
+masks and padding; the model reads `input_features` `(clips, time, features)`, or `(clips, samples)` for encoders of
+the waveform itself, with `input_features_mask` `(clips, time)`. Each clip goes through the extractor alone, so that a
+batch cannot change it. A clip longer than Whisper's 30 s is not cut: it gets as many windows as it needs, the last one
+filled with silence, as Whisper's own extractor fills it; the model encodes window by window.
 """
 
 from typing import Any

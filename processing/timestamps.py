@@ -56,13 +56,14 @@ class TimestampsMixin(ProcessorMixin):
 
         Args:
             sequences: rows of token ids.
-            fire_frames (*optional*): rows of as many numbers: the end of each token in encoder frames, as CIF gives it.
+            fire_frames (*optional*): rows of as many numbers: the end of each token in encoder frames, as CIF gives
+                it.
             kwargs: for the tokenizer, e.g. `skip_special_tokens=True`; what is skipped has no time stamp.
 
         Returns:
-            the texts; with `fire_frames` also, per row, a list of `{"token": str, "start": seconds, "end": seconds}` (the form of
-            transformers' Parakeet). A token starts where the one before it ended: CIF divides all of the clip among its tokens, pauses
-            included. Ids that are a character only together (bytes) are one entry.
+            the texts; with `fire_frames` also, per row, a list of `{"token": str, "start": seconds, "end": seconds}`
+            (the form of transformers' Parakeet). A token starts where the one before it ended: CIF divides all of the
+            clip among its tokens, pauses included. Ids that are a character only together (bytes) are one entry.
 
         Raises:
             ValueError: a row with more or fewer times than ids, or no known frame rate.

@@ -4,9 +4,10 @@
 As published: line breaks, tabs and runs of 2..80 spaces become pieces of their own, ids of text pieces are shifted by
 `num_image_tokens` (20000 in the first release, 0 later), a prompt ends with `[gMASK]<sop>`, padding is on the left.
 
-Deviations: the attention mask is `(batch, length)` with 1 = real and no `position_ids` are returned (the model makes them);
-the text "[gMASK]" is always the special token, so that a chat template can write it; nothing is appended to a prompt that
-holds `<sop>` already. Placeholder tokens take the first ids after the vocabulary, which the embedding matrix has to spare.
+Deviations: the attention mask is `(batch, length)` with 1 = real and no `position_ids` are returned (the model makes
+them); the text "[gMASK]" is always the special token, so that a chat template can write it; nothing is appended to a
+prompt that holds `<sop>` already. Placeholder tokens take the first ids after the vocabulary, which the embedding
+matrix has to spare.
 """
 
 import os
@@ -23,9 +24,10 @@ SPECIAL_PIECES = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>"
 MAX_BLANK_LENGTH = 80
 PLACEHOLDERS = {"image_token": "<ImageHere>", "video_token": "<VideoHere>", "audio_token": "<SpeechHere>"}
 
-# One question is written bare, several as rounds counted from 0: what the `chat` of the April 2023 code did, and what X-LLM
-# was trained on. Media stand before all text, whatever round they came in, as in the authors' code. Only the last answer
-# is generated text: earlier ones are part of the prefix and see what follows them. Its loss starts at `<sop>`, as published.
+# One question is written bare, several as rounds counted from 0: what the `chat` of the April 2023 code did, and what
+# X-LLM was trained on. Media stand before all text, whatever round they came in, as in the authors' code. Only the
+# last answer is generated text: earlier ones are part of the prefix and see what follows them. Its loss starts at
+# `<sop>`, as published.
 CHATGLM_CHAT_TEMPLATE = (
     "{%- set image = '<Image>' ~ (image_token | default('<ImageHere>')) ~ '</Image>' -%}"
     "{%- set video = '<Video>' ~ (video_token | default('<VideoHere>')) ~ '</Video>' -%}"
@@ -300,7 +302,9 @@ class ChatGLMTokenizer(SentencePieceBackend):
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """`prompt [gMASK] <sop>`, or `prompt [gMASK] <sop> answer <eop>`; a prompt with `<sop>` in it is left as it is."""
+        """`prompt [gMASK] <sop>`, or `prompt [gMASK] <sop> answer <eop>`; a prompt with `<sop>` in it is left as it
+        is.
+        """
         suffix = [] if self.bos_token_id in token_ids_0 else [self.gmask_token_id, self.bos_token_id]
         answer = [] if token_ids_1 is None else [*token_ids_1, self.eos_token_id]
         return [*token_ids_0, *suffix, *answer]

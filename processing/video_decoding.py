@@ -1,10 +1,11 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Video from anywhere to a few RGB frames, with PyAV.
 
-Two passes over the file: the packets are listed without decoding, then the wanted frames are decoded, each from the keyframe before it
-(`video_seeking`), and converted. Rotation is applied.
-Deviation from the authors' code (original: the first five whole seconds): by default the frames stand in the middle of `num_frames`
-equal parts of the clip, so that a long clip is seen to its end; `fps=1, max_frames=5` gives the authors' rule.
+Two passes over the file: the packets are listed without decoding, then the wanted frames are decoded, each from the
+keyframe before it (`video_seeking`), and converted. Rotation is applied.
+Deviation from the authors' code (original: the first five whole seconds): by default the frames stand in the middle of
+`num_frames` equal parts of the clip, so that a long clip is seen to its end; `fps=1, max_frames=5` gives the authors'
+rule.
 Legend: T frames, H height, W width.
 """
 
@@ -52,10 +53,12 @@ def frame_indices(
 
     Args:
         total (`int`): frames of the clip.
-        num_frames (`int`, *optional*): that many frames, in the middle of equal parts of the clip (all of a shorter one).
+        num_frames (`int`, *optional*): that many frames, in the middle of equal parts of the clip (all of a shorter
+            one).
         fps (`float`, *optional*): one frame at 0, 1/fps, 2/fps, ... seconds, instead of `num_frames`.
         max_frames (`int`, *optional*): of these, the first so many.
-        times (`list[float]`, *optional*): start of each frame in seconds, ascending; needed for `fps`, unless `source_fps` is given.
+        times (`list[float]`, *optional*): start of each frame in seconds, ascending; needed for `fps`, unless
+            `source_fps` is given.
         source_fps (`float`, *optional*): constant rate of the clip in Hz.
 
     Returns:
@@ -77,7 +80,8 @@ def frame_indices(
         if times is None:
             times = [i / source_fps for i in range(total)]
         steps = int((times[-1] - times[0]) * fps + 1e-6) + 1
-        # The frame on the screen at that moment is the last that began before it; the margin is for rounded timestamps.
+        # The frame on the screen at that moment is the last that began before it; the margin is for rounded
+        # timestamps.
         chosen = [bisect.bisect_right(times, times[0] + k / fps + 1e-4) - 1 for k in range(steps)]
         chosen = sorted(set(chosen))
     elif num_frames is not None and num_frames < total:
@@ -236,17 +240,17 @@ def load_video(
     """Reads frames of one video.
 
     Args:
-        source: path, http(s)/file/data URL, base64 text, encoded bytes, a dict with `bytes`, `path`, `url` or `base64`, an array or
-            tensor `(T, H, W, C)` or `(T, C, H, W)` (0..255, or 0..1 for floats), a list of frames (images, arrays or files), or
-            `Frames`, all of which are taken.
+        source: path, http(s)/file/data URL, base64 text, encoded bytes, a dict with `bytes`, `path`, `url` or
+            `base64`, an array or tensor `(T, H, W, C)` or `(T, C, H, W)` (0..255, or 0..1 for floats), a list of
+            frames (images, arrays or files), or `Frames`, all of which are taken.
         num_frames, fps, max_frames: which frames, as in `frame_indices`; all by default.
-        sample_indices_fn (`Callable`, *optional*): a rule of one's own, called with `metadata=` and `times=` (start of each frame in
-            seconds, or None), that returns ascending indices; replaces the three arguments above.
+        sample_indices_fn (`Callable`, *optional*): a rule of one's own, called with `metadata=` and `times=` (start of
+            each frame in seconds, or None), that returns ascending indices; replaces the three arguments above.
         metadata (`VideoMetadata`, *optional*): of frames given in memory, for their rate.
 
     Returns:
-        frames, uint8 `np.ndarray` of shape `(T, H, W, 3)`, RGB and upright, and the `VideoMetadata` of the whole clip, with
-        `frames_indices` of the frames kept.
+        frames, uint8 `np.ndarray` of shape `(T, H, W, 3)`, RGB and upright, and the `VideoMetadata` of the whole clip,
+        with `frames_indices` of the frames kept.
 
     Raises:
         MediaError: no such file, no moving picture in it, damaged or cut off, too large.

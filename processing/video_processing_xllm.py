@@ -1,10 +1,12 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Videos to the frames that the image encoder reads one by one (paper sec. 3.1: "we uniformly sample T frames", T = 5).
+"""Videos to the frames that the image encoder reads one by one (paper sec. 3.1: "we uniformly sample T frames", T =
+5).
 
-Same size and normalisation as the image processor (224 x 224, CLIP mean and deviation). Clips of different frame counts are padded
-and masked, so a clip with fewer frames takes fewer tokens.
-Deviations from the authors' code: uniform over the clip instead of its first five seconds (`fps=1, max_frames=5` gives theirs); the
-whole frame is resized, as for images, instead of short side and centre crop; missing frames are masked, theirs are read as black.
+Same size and normalisation as the image processor (224 x 224, CLIP mean and deviation). Clips of different frame
+counts are padded and masked, so a clip with fewer frames takes fewer tokens.
+Deviations from the authors' code: uniform over the clip instead of its first five seconds (`fps=1, max_frames=5` gives
+theirs); the whole frame is resized, as for images, instead of short side and centre crop; missing frames are masked,
+theirs are read as black.
 Legend: T frames, C channels, H height, W width.
 """
 
@@ -39,8 +41,8 @@ def _is_frame(item: Any) -> bool:
 def list_videos(videos: Any, depth: int = 0) -> list[Any]:
     """Flattens a video, a list of videos or one list per text row into a list of videos.
 
-    A list of images or of arrays of one frame is one video; so is a list of strings inside a row's list (files of frames). Strings,
-    paths, bytes, dicts and 4-D arrays are videos, a 5-D array is a batch of them.
+    A list of images or of arrays of one frame is one video; so is a list of strings inside a row's list (files of
+    frames). Strings, paths, bytes, dicts and 4-D arrays are videos, a 5-D array is a batch of them.
     """
     if isinstance(videos, (np.ndarray, torch.Tensor)):
         return list(videos) if videos.ndim == 5 else [videos]
@@ -60,7 +62,8 @@ class XLLMVideoProcessor(BaseVideoProcessor):
     ```
 
     Args (all optional, each also per call):
-        num_frames (`int`, defaults to 5): frames from the middle of so many equal parts of the clip; a shorter clip gives all it has.
+        num_frames (`int`, defaults to 5): frames from the middle of so many equal parts of the clip; a shorter clip
+            gives all it has.
         fps (`float`): one frame each 1/fps seconds from the beginning, instead of `num_frames`.
         max_frames (`int`): of the chosen frames keep the first so many.
         do_sample_frames (`bool`, defaults to `True`): `False` takes every frame.
@@ -87,13 +90,13 @@ class XLLMVideoProcessor(BaseVideoProcessor):
         """Reads, samples, resizes and normalises videos.
 
         Args:
-            videos: one video or a list; each a path, URL, bytes, dict with `bytes`/`path`/`url`, array or tensor `(T, H, W, C)` or
-                `(T, C, H, W)`, or a list of frames.
+            videos: one video or a list; each a path, URL, bytes, dict with `bytes`/`path`/`url`, array or tensor `(T,
+                H, W, C)` or `(T, C, H, W)`, or a list of frames.
             kwargs: the settings of the class, for this call only, and `return_tensors`.
 
         Returns:
-            `BatchFeature` with `pixel_values_videos` `(videos, T, 3, H, W)`, zeros after the last frame of a shorter video, and
-            `video_frame_mask` `(videos, T)`, int64, 1 for real frames.
+            `BatchFeature` with `pixel_values_videos` `(videos, T, 3, H, W)`, zeros after the last frame of a shorter
+            video, and `video_frame_mask` `(videos, T)`, int64, 1 for real frames.
 
         Raises:
             MediaError: a video that cannot be read.
@@ -114,7 +117,9 @@ class XLLMVideoProcessor(BaseVideoProcessor):
         times: list[float] | None = None,
         **kwargs: Any,
     ) -> np.ndarray:
-        """Indices of the frames to read; see `frame_indices`. `times` are the starts of the frames in seconds, where known."""
+        """Indices of the frames to read; see `frame_indices`. `times` are the starts of the frames in seconds, where
+        known.
+        """
         rule = {"num_frames": num_frames, "fps": fps, "max_frames": max_frames}
         return np.array(frame_indices(metadata.total_num_frames, times=times, source_fps=metadata.fps, **rule))
 

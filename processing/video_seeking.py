@@ -1,10 +1,10 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Which frames a film has, and decoding a few of them without the ones between.
 
-The packets are listed without decoding: their timestamps give the number of frames and the length, which containers often do not
-state, and their flags the keyframes, at which a decoder can begin. For each wanted frame it then begins at the last keyframe before.
-The frames are the same as those of a decoder that reads everything: where a file's timestamps or keyframes cannot be relied upon
-(`UntrustedIndex`), everything is read.
+The packets are listed without decoding: their timestamps give the number of frames and the length, which containers
+often do not state, and their flags the keyframes, at which a decoder can begin. For each wanted frame it then begins
+at the last keyframe before. The frames are the same as those of a decoder that reads everything: where a file's
+timestamps or keyframes cannot be relied upon (`UntrustedIndex`), everything is read.
 """
 
 import bisect
@@ -28,9 +28,11 @@ class UntrustedIndex(Exception):
 
 @dataclass
 class FrameIndex:
-    """Timestamps of all frames in order of showing (plain numbers where the file has none), and those of the keyframes.
+    """Timestamps of all frames in order of showing (plain numbers where the file has none), and those of the
+    keyframes.
 
-    `keyframes` is empty where they cannot be relied upon: timestamps that are missing, doubled or out of order, damaged packets.
+    `keyframes` is empty where they cannot be relied upon: timestamps that are missing, doubled or out of order,
+        damaged packets.
     """
 
     stamps: list[int]
@@ -76,7 +78,8 @@ def list_frames(container: av.container.InputContainer, stream: av.VideoStream, 
 
 
 def runs(index: FrameIndex, wanted: list[int]) -> list[tuple[int | None, list[int]]]:
-    """Wanted timestamps, ascending, in runs that are decoded without a seek between: (keyframe to begin at, timestamps).
+    """Wanted timestamps, ascending, in runs that are decoded without a seek between: (keyframe to begin at,
+    timestamps).
 
     The first run begins at `None`, the beginning of the file, unless enough frames can be skipped.
     """

@@ -1,9 +1,9 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Where a checkpoint comes from, and proof that what was frozen has not moved.
 
-`config.lineage` has an entry per stage: the interfaces' fingerprint before ("parent") and after ("weights"), the data's, and
-that of the frozen tensors. An entry's "parent" is the "weights" of the one before, so the chain can be checked; where
-interfaces of several runs were put together, their entries stand one run after the other.
+`config.lineage` has an entry per stage: the interfaces' fingerprint before ("parent") and after ("weights"), the
+data's, and that of the frozen tensors. An entry's "parent" is the "weights" of the one before, so the chain can be
+checked; where interfaces of several runs were put together, their entries stand one run after the other.
 """
 
 import hashlib
@@ -70,7 +70,8 @@ class FreezeReceipt:
         if moved:
             some = ", ".join(moved[:3]) + (" ..." if len(moved) > 3 else "")
             raise FrozenTensorError(
-                f"{len(moved)} frozen tensors have moved, nothing was saved: {some}; only what freeze_for_stage declares may be trained"
+                f"{len(moved)} frozen tensors have moved, nothing was saved: {some}; only what freeze_for_stage "
+                "declares may be trained"
             )
         self.checked = {"tensors": len(after), "sha256": _over(after)}
         return self.checked

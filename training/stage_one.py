@@ -1,8 +1,9 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """The stage-1 model of an interface, built around the composite's own modules (paper section 3.2, stage 1).
 
-Tower and interface are the composite's, not copies: what stage 1 trains is at once in the model that is saved. The heads are
-those of an earlier stage 1 of this interface, or new; the text side of a Q-Former may start from a BERT (`text_side`).
+Tower and interface are the composite's, not copies: what stage 1 trains is at once in the model that is saved. The
+heads are those of an earlier stage 1 of this interface, or new; the text side of a Q-Former may start from a BERT
+(`text_side`).
 """
 
 from pathlib import Path
@@ -41,8 +42,8 @@ def stage_one_task(config, modalities: list[str], objective: dict | None = None,
     """The collator's task of stage 1.
 
     Raises:
-        StageError: more than one modality (stage 1 trains each interface alone), a converter without a stage 1, a field
-            that `objective` may not set, a `text_side` where no text is read.
+        StageError: more than one modality (stage 1 trains each interface alone), a converter without a stage 1, a
+            field that `objective` may not set, a `text_side` where no text is read.
     """
     if len(modalities) != 1:
         raise StageError(
@@ -74,7 +75,8 @@ def build_stage_one(
     Args:
         model (`XLLMForConditionalGeneration`), processor (`XLLMProcessor`), modality (`str`).
         objective (`dict`, *optional*): fields of the stage-1 config, e.g. `{"ctc_weight": 0.5}`.
-        heads (*optional*): folder or Hub id of a checkpoint; the heads there, if it has any of this row, are continued.
+        heads (*optional*): folder or Hub id of a checkpoint; the heads there, if it has any of this row, are
+            continued.
         text_side (`str`, *optional*): see `read_text_side`; instead of the heads there.
         text_tokenizer (`str`, *optional*): of the text side; default that of its source, or else the language model's.
 

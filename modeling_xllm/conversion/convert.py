@@ -2,8 +2,8 @@
 """Published `.pth` files (LAVIS's BLIP-2, EVA-CLIP, the authors' own checkpoints) as weights of X-LLM.
 
 Names are declared in `layouts`, sizes read off the shapes in `sizes`. A name that is unexpected or
-missing, and a shape that does not fit, are errors. Several files are laid over each other in the order of `LAYOUTS`: the
-authors' stage-3 file over those of stage 2, the image's over the speech's.
+missing, and a shape that does not fit, are errors. Several files are laid over each other in the order of `LAYOUTS`:
+the authors' stage-3 file over those of stage 2, the image's over the speech's.
 """
 
 import re
@@ -123,7 +123,8 @@ def open_published(source: str, kind: str | None = None) -> PublishedFile:
     kind = kind or next((name for name, layout in LAYOUTS.items() if layout.is_like(heads)), None)
     if kind is None:
         raise ConversionError(
-            f"{source}: a checkpoint of another architecture: its names start with {', '.join(sorted(heads)[:5])}; known "
+            f"{source}: a checkpoint of another architecture: its names start with "
+            f"{', '.join(sorted(heads)[:5])}; known "
             f"are {', '.join(layout.title for layout in LAYOUTS.values())}"
         )
     if kind == "eva":
@@ -189,8 +190,8 @@ def convert(sources: list[str], kind: str | None = None, base: XLLMConfig | None
         base (`XLLMConfig`, *optional*): the model that the weights are to go into; what they leave out it has already.
 
     Raises:
-        ConversionError: as `open_published`; two files of one kind; a shape that does not fit; without `base`, a part of
-            the model that is in none of the files.
+        ConversionError: as `open_published`; two files of one kind; a shape that does not fit; without `base`, a part
+            of the model that is in none of the files.
     """
     if kind is not None and len(sources) > 1:
         raise ConversionError(f"kind {kind} with {len(sources)} files: there is one file of a kind; convert it alone")

@@ -1,8 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Declared names of the published files: which of our parameters they hold, and what they call them (original.md 4.4).
 
-A table goes from our name to theirs, so the names a file must have follow from the model itself: what is in the file and
-not in the table is unexpected, what follows from the table and is not in the file is missing.
+A table goes from our name to theirs, so the names a file must have follow from the model itself: what is in the file
+and not in the table is unexpected, what follows from the table and is not in the file is missing.
 """
 
 import re
@@ -54,8 +54,8 @@ SPEECH_BERT = {
 SPEECH_ADAPTER = {SPEECH + r"adapter\.(\w+)": r"post_bert_proj.\1"}
 SPEECH_FC = {SPEECH + r"adapter\.(\w+)": r"speech_feat_proj.\1"}
 
-# Of no use where present. Buffers are rebuilt. OPT's head is tied to its frozen embeddings; by LAVIS's saving rule (all but
-# frozen *parameters*, a tied one counted once) a file may hold it.
+# Of no use where present. Buffers are rebuilt. OPT's head is tied to its frozen embeddings; by LAVIS's saving rule
+# (all but frozen *parameters*, a tied one counted once) a file may hold it.
 BUFFERS = (
     r"(Qformer\.bert|speech_bert_adaptor)\.embeddings\.(position_ids|token_type_ids)",
     r"opt_model\.transformer\.layers\.\d+\.attention\.rotary_emb\.inv_freq",
@@ -78,7 +78,8 @@ class Layout:
 
     Args:
         title (`str`): for messages.
-        is_like (`Callable`): whether a file with these first parts of names ("Qformer", "opt_proj", ...) is of this kind.
+        is_like (`Callable`): whether a file with these first parts of names ("Qformer", "opt_proj", ...) is of this
+            kind.
         tables (tuple of tables): what it always holds; optional: what it holds wholly or not at all.
         dropped (tuple of patterns): what it may hold beside, and is left out.
     """

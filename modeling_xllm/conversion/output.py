@@ -1,8 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Writing converted weights: a folder of their own, or a copy of an X-LLM folder with them in it.
 
-A folder is written beside its place under another name and then moved there, so it is whole or absent. Tensors go from the
-memory-mapped source to the new file; only what has to be put together (a bias of two) is copied on the way.
+A folder is written beside its place under another name and then moved there, so it is whole or absent. Tensors go from
+the memory-mapped source to the new file; only what has to be put together (a bias of two) is copied on the way.
 """
 
 import json
@@ -48,7 +48,8 @@ def new_folder(output: str | os.PathLike) -> Iterator[Path]:
 def write_parts(conversion: Conversion, output: str | os.PathLike) -> None:
     """A folder with towers and interfaces, without a language model: a source for `from_towers` and `xllm init`.
 
-    `XLLMEncoderModel.from_pretrained` reads it; with the text side of stage 1, `XLLMForQFormerPreTraining.from_pretrained`.
+    `XLLMEncoderModel.from_pretrained` reads it; with the text side of stage 1,
+    `XLLMForQFormerPreTraining.from_pretrained`.
     """
     config = deepcopy(conversion.config)
     config.architectures = ["XLLMForQFormerPreTraining" if conversion.heads else "XLLMEncoderModel"]
@@ -61,8 +62,8 @@ def write_parts(conversion: Conversion, output: str | os.PathLike) -> None:
 def write_over(conversion: Conversion, model: str | os.PathLike, output: str | os.PathLike) -> None:
     """A copy of the X-LLM folder `model` in which the converted weights replace its own.
 
-    Its other files are copied as they are. A tower that it names instead of storing, and that changes, is stored. The text
-    side of stage 1 goes to a file of its own, as after stage 1.
+    Its other files are copied as they are. A tower that it names instead of storing, and that changes, is stored. The
+    text side of stage 1 goes to a file of its own, as after stage 1.
     """
     model, output = Path(model), Path(output)
     config = XLLMConfig.from_pretrained(model)

@@ -2,9 +2,10 @@
 """Reading a published `.pth` file: its tensors, memory-mapped, and nothing of it is ever run.
 
 The authors' runner stores `{"model", "optimizer", "config", "scaler", "epoch"}` (original.md 4.4), LAVIS the same, and
-"config" may be an object of a library that is not installed. PyTorch's weights-only loader refuses such a file. Here every
-class or function that it names is replaced by one inert class, so that the file can be read without importing, let alone
-calling, any of them; a tensor cannot hide behind such an object, because only tensors are accepted as weights.
+"config" may be an object of a library that is not installed. PyTorch's weights-only loader refuses such a file. Here
+every class or function that it names is replaced by one inert class, so that the file can be read without importing,
+let alone calling, any of them; a tensor cannot hide behind such an object, because only tensors are accepted as
+weights.
 """
 
 import pickle
@@ -50,7 +51,8 @@ def read_pth(path: str | Path) -> dict[str, torch.Tensor]:
         if not is_zip:
             raise ConversionError(f"{path}: not a file that torch.save wrote, or cut short") from error
         raise ConversionError(
-            f"{path}: damaged, or holds objects beside its tensors that cannot be skipped, and it is never unpickled here. "
+            f"{path}: damaged, or holds objects beside its tensors that cannot be skipped, and it is never "
+            "unpickled here. "
             "If you trust it, keep its weights alone: "
             "torch.save({'model': torch.load(FILE, weights_only=False)['model']}, NEW_FILE)"
         ) from error

@@ -1,5 +1,6 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Writes a ChatGLM as THUDM published theirs, for the tools that read that layout; `from_pretrained` reads it as it is.
+"""Writes a ChatGLM as THUDM published theirs, for the tools that read that layout; `from_pretrained` reads it as it
+is.
 
     config.json                           THUDM's names (`num_layers`, `inner_hidden_size`, ...) and its `auto_map`: to
                                           run THUDM's code, put its .py files beside

@@ -65,7 +65,8 @@ class QFormerPreTrainingConfig(XLLMConfig):
                 raise ValueError(f"{field} is {getattr(self, field)}, outside text_vocab_size {self.text_vocab_size}")
         if not 2 <= self.max_text_length <= self.text_max_positions:
             raise ValueError(
-                f"max_text_length is {self.max_text_length}; expected 2 to text_max_positions ({self.text_max_positions})"
+                f"max_text_length is {self.max_text_length}; expected 2 to text_max_positions "
+                f"({self.text_max_positions})"
             )
         if self.initial_temperature <= 0:
             raise ValueError(f"initial_temperature is {self.initial_temperature}, expected a positive number")

@@ -1,12 +1,12 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Prefix beam search over the frames of a CTC head (Graves 2012, sec. 7.5.3; Hannun et al. 2014, arXiv 1408.2873).
 
-A transcript's probability is the sum over all paths that spell it. Each prefix therefore carries two sums: of its paths
-that end in blank and of those that end in its last id; the same id again is a repeat after the latter, a new token only
-after the former.
+A transcript's probability is the sum over all paths that spell it. Each prefix therefore carries two sums: of its
+paths that end in blank and of those that end in its last id; the same id again is a repeat after the latter, a new
+token only after the former.
 
-torchaudio's `ctc_decoder` does the like, but needs flashlight-text, which has no wheels for Python 3.13 and later. There
-is no language model here.
+torchaudio's `ctc_decoder` does the like, but needs flashlight-text, which has no wheels for Python 3.13 and later.
+There is no language model here.
 """
 
 import math

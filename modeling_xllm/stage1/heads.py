@@ -1,8 +1,10 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""The throw-away heads of a stage-1 model (paper section 3.2): kept in a file beside the checkpoint, never inside the interface.
+"""The throw-away heads of a stage-1 model (paper section 3.2): kept in a file beside the checkpoint, never inside the
+interface.
 
-The file holds the heads and, in its metadata, the fields of the stage-1 config. With the X-LLM beside it, it is the trained
-stage-1 model: `XLLMForSpeechRecognition.from_pretrained(folder)` transcribes, and `xllm train` continues from it.
+The file holds the heads and, in its metadata, the fields of the stage-1 config. With the X-LLM beside it, it is the
+trained stage-1 model: `XLLMForSpeechRecognition.from_pretrained(folder)` transcribes, and `xllm train` continues from
+it.
 """
 
 import json
@@ -107,7 +109,8 @@ class StageOneHeadsMixin:
         """`PreTrainedModel.from_pretrained`; of an X-LLM whose last stage was stage 1, tower, interface and heads.
 
         Raises:
-            StageCheckpointError: it was not trained in stage 1, or a tensor is missing, too many, misshapen or altered.
+            StageCheckpointError: it was not trained in stage 1, or a tensor is missing, too many, misshapen or
+                altered.
         """
         source = pretrained_model_name_or_path
         if config is None and source is not None and not args:

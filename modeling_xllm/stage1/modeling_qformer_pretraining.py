@@ -5,8 +5,9 @@
 `media_proj`, `text_proj`, `itm_head`, `temperature`) is thrown away afterwards and kept in a file of its own.
 
 Deviations from BLIP-2: ln_vision belongs to the tower and is frozen with it; equal captions are not negatives of each
-other (`match_equal_texts`); gathered features carry gradients across ranks; in eval mode ITM takes the hardest negative
-instead of drawing one, so that an evaluation repeats; a video is compared through its best query of any real frame.
+other (`match_equal_texts`); gathered features carry gradients across ranks; in eval mode ITM takes the hardest
+negative instead of drawing one, so that an evaluation repeats; a video is compared through its best query of any real
+frame.
 
 Legend: B pairs, F frames (1 for an image), N query tokens of a frame, S encoder positions, L text tokens,
 E, H, P widths of encoder, Q-Former and projection.
@@ -80,8 +81,9 @@ class QueriedMedia:
 class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
     """Stage 1 for the image or the video interface: contrast, match and caption.
 
-    The batch holds one caption per item. Freeze the tower before training (`model.model.vision_tower.requires_grad_(False)`
-    or `freeze_for_stage`): it then runs in eval mode and without gradient memory. The adapter takes no part in stage 1.
+    The batch holds one caption per item. Freeze the tower before training
+    (`model.model.vision_tower.requires_grad_(False)` or `freeze_for_stage`): it then runs in eval mode and without
+    gradient memory. The adapter takes no part in stage 1.
 
         media --tower--> (B, F, S, E) --queries--> (B, F * N, H) --media_proj--> (B, F * N, P) --+
         text  --Q-Former without pictures--> (B, L, H) --[CLS], text_proj--> (B, P) -------------+-- ITC
@@ -96,8 +98,8 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
     _keys_to_ignore_on_load_missing = [
         r"model\.interfaces\..+\.adapter\."
     ]  # not in LAVIS's files, of no use in stage 1
-    # The losses are means over the batch, not sums over num_items_in_batch: with False the Trainer divides by the number
-    # of accumulation steps itself (transformers 5.23, trainer.py:517 and :2107).
+    # The losses are means over the batch, not sums over num_items_in_batch: with False the Trainer divides by the
+    # number of accumulation steps itself (transformers 5.23, trainer.py:517 and :2107).
     accepts_loss_kwargs = False
 
     def __init__(self, config: QFormerPreTrainingConfig):
@@ -211,7 +213,9 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
     def caption_states(
         self, media: QueriedMedia, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Hidden states `(B, L, H)` of captions whose first token is replaced by `[DEC]`; `lm_logits` are made of them."""
+        """Hidden states `(B, L, H)` of captions whose first token is replaced by `[DEC]`; `lm_logits` are made of
+        them.
+        """
         attention_mask = self._check_text(input_ids, attention_mask, items=media.frame_mask.shape[0])
         input_ids = input_ids.clone()
         input_ids[:, 0] = self.config.text_bos_token_id

@@ -6,8 +6,8 @@
     ITM     = CE of "do they belong together" on own pairs and on hard negatives drawn by softmax(s / temperature)
     ITG     = CE of each caption token given the queries and the tokens before it
 
-Deviation: equal captions may count as positives of each other (`equal_texts`), and gradients cross ranks exactly, where
-BLIP-2 lets none through the gathered features: the gradient is that of one process with the whole batch.
+Deviation: equal captions may count as positives of each other (`equal_texts`), and gradients cross ranks exactly,
+where BLIP-2 lets none through the gathered features: the gradient is that of one process with the whole batch.
 
 Legend: B pairs of this rank, W ranks, I items, T texts, Q queries of an item (all frames), P projection width.
 """
@@ -156,8 +156,8 @@ def world_rank() -> int:
 class _GatherRanks(torch.autograd.Function):
     """All ranks' tensors, one after the other; the gradient of the own part is summed over the ranks that used it.
 
-    `torch.distributed.nn.functional.all_gather` is deprecated, and over gloo it takes the numbers of a gradient that is not
-    contiguous in the wrong order (torch 2.14); what replaces it is private, and has another name in torch 2.13.
+    `torch.distributed.nn.functional.all_gather` is deprecated, and over gloo it takes the numbers of a gradient that
+    is not contiguous in the wrong order (torch 2.14); what replaces it is private, and has another name in torch 2.13.
     """
 
     @staticmethod
@@ -207,7 +207,8 @@ def common_sizes(batch: int, *sizes: int, device: torch.device) -> list[int]:
     table = torch.stack(everyone).tolist()
     if any(row[0] != batch for row in table):
         raise ValueError(
-            f"ranks hold batches of {[row[0] for row in table]} pairs; equal sizes are needed (dataloader_drop_last=True)"
+            f"ranks hold batches of {[row[0] for row in table]} pairs; equal sizes are needed "
+            "(dataloader_drop_last=True)"
         )
     return [max(row[index] for row in table) for index in range(1, len(table[0]))]
 

@@ -1,12 +1,13 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""The text side of a Q-Former: what stage 1 needs beside the interface, and throws away (BLIP-2 section 3.1, figure 2).
+"""The text side of a Q-Former: what stage 1 needs beside the interface, and throws away (BLIP-2 section 3.1, figure
+2).
 
 In BLIP-2 text and queries run through the same layers: they share self-attention and the input LayerNorm, only queries
-cross-attend to the picture, and each has a feed-forward block of its own. Of this the interface keeps everything but the
-text embeddings and the text feed-forward blocks. Those live here, in a module of their own that borrows the interface's
-Q-Former layer by layer. So the Q-Former trained in stage 1 *is* the module the composite model has (same config, same
-keys, `use_qformer_text_input=False`): nothing is filtered out when it is handed on, and nothing of the text side can
-slip into it.
+cross-attend to the picture, and each has a feed-forward block of its own. Of this the interface keeps everything but
+the text embeddings and the text feed-forward blocks. Those live here, in a module of their own that borrows the
+interface's Q-Former layer by layer. So the Q-Former trained in stage 1 *is* the module the composite model has (same
+config, same keys, `use_qformer_text_input=False`): nothing is filtered out when it is handed on, and nothing of the
+text side can slip into it.
 
     encode    text alone, both directions                                        -> ITC
     match     text and queries see each other; queries also see their picture    -> ITM

@@ -15,7 +15,8 @@ SLOW_TOKENIZER = "needs a tokenizer of the tokenizers library; ChatGLM's is sent
 OVERWRITES = "overwrites the weight file of a checkpoint, which is refused: its SHA-256 is in config.json"
 SUBTRACTS_MASKS = "its message subtracts boolean masks; test_model_interface.py compares tuple and dict itself"
 LOWER_CASE = (
-    "SentencePieceBackend lower-cases added tokens, but not the text before it looks for them; no published folder sets "
+    "SentencePieceBackend lower-cases added tokens, but not the text before it looks for them; no published "
+    "folder sets "
     "do_lower_case"
 )
 NO_PROCESSOR = "reads `.tokenizer` of the tokenizer, which is a processor's"

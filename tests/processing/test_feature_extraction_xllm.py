@@ -1,5 +1,7 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Log-mel frames: against an independent Kaldi filterbank, and what the rest of the package counts on (counts, masks, errors)."""
+"""Log-mel frames: against an independent Kaldi filterbank, and what the rest of the package counts on (counts, masks,
+errors).
+"""
 
 import sys
 

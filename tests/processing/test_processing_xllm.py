@@ -1,5 +1,7 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""The processor: exact ids and placeholder counts, mixed batches, conversations, files, and what it says to wrong input."""
+"""The processor: exact ids and placeholder counts, mixed batches, conversations, files, and what it says to wrong
+input.
+"""
 
 import base64
 import pickle
@@ -47,7 +49,8 @@ def media(tmp_path):
     return tmp_path
 
 
-# ---- one call -------------------------------------------------------------------------------------------------------------------
+# ---- one call
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def test_placeholders_are_written_out(processor, media):
@@ -139,7 +142,8 @@ def test_counts_from_sizes_equal_real_counts(processor):
     assert counts.num_audio_tokens == [6, 1]
 
 
-# ---- wrong input ----------------------------------------------------------------------------------------------------------------
+# ---- wrong input
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -189,7 +193,8 @@ def test_wrong_construction():
         XLLMProcessor(feature_extractor=placeholder_tokenizer(), tokenizer=placeholder_tokenizer())
 
 
-# ---- conversations --------------------------------------------------------------------------------------------------------------
+# ---- conversations
+# --------------------------------------------------------------------------------------------------------------
 
 
 def talk(*parts):
@@ -327,7 +332,8 @@ def test_decoding(processor):
     assert processor.post_process_image_text_to_text(ids) == ["what", "is a cat"]
 
 
-# ---- files ----------------------------------------------------------------------------------------------------------------------
+# ---- files
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_time_stamps(processor):
@@ -397,7 +403,8 @@ def test_a_processor_can_be_sent_to_a_worker(processor):
     assert copy(text="<SpeechHere>", audio=sine(0.1), sampling_rate=16_000)["input_ids"] == [[SPEECH]]
 
 
-# ---- placeholders for any tokenizer ---------------------------------------------------------------------------------------------
+# ---- placeholders for any tokenizer
+# ---------------------------------------------------------------------------------------------
 
 
 def test_placeholders_take_spare_rows():

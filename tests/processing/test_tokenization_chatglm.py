@@ -255,7 +255,8 @@ def text(value: str) -> dict:
         (
             [("user", "a"), ("assistant", "b"), ("user", [text("c"), {"type": "audio"}, {"type": "video"}])],
             True,
-            "<Speech><SpeechHere></Speech><Video><VideoHere></Video>[Round 0]\n问：a\n答：b\n[Round 1]\n问：c\n答：[gMASK]<sop>",
+            "<Speech><SpeechHere></Speech><Video><VideoHere></Video>[Round 0]\n问：a\n答：b\n[Round "
+            "1]\n问：c\n答：[gMASK]<sop>",
         ),
     ],
 )

@@ -1,5 +1,7 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Which frames of a film are read, from every kind of container; frame i of the test films is a grey of level 10 + 8 i."""
+"""Which frames of a film are read, from every kind of container; frame i of the test films is a grey of level 10 + 8
+i.
+"""
 
 import io
 

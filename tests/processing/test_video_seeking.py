@@ -74,7 +74,8 @@ def test_frames_are_those_of_decoding_everything(tmp_path, name, codec, seeks):
     if seeks:
         frames, decoded = read(path)
         np.testing.assert_array_equal(frames, everything[WANTED])
-        # 9 frames up to 8, 14 from 30 up to 43, 15 from 60 up to 74 and from 75 up to 89, or a few leading pictures more.
+        # 9 frames up to 8, 14 from 30 up to 43, 15 from 60 up to 74 and from 75 up to 89, or a few leading pictures
+        # more.
         assert decoded < 75
 
 

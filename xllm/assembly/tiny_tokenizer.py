@@ -27,19 +27,22 @@ def train_sentencepiece(
 ) -> Path:
     """Train a vocabulary and write it as `ice_text.model`; the same sentences give the same file.
 
-    Ids as published: `<unk>` 0, `<s>` 1, `</s>` 2, `<pad>` 3, `<n>` 4, the text pieces, then `[MASK]`, `[gMASK]`, `[sMASK]`,
-    `<unused_0>`, `<sop>`, `<eop>`, `<ENC>`, `<dBLOCK>`, `<|tab|>`, `<|blank_2|>`.., the wrappers, the words, the bytes.
+    Ids as published: `<unk>` 0, `<s>` 1, `</s>` 2, `<pad>` 3, `<n>` 4, the text pieces, then `[MASK]`, `[gMASK]`,
+        `[sMASK]`,
+    `<unused_0>`, `<sop>`, `<eop>`, `<ENC>`, `<dBLOCK>`, `<|tab|>`, `<|blank_2|>`.., the wrappers, the words, the
+    bytes.
 
     Args:
         sentences (`Iterable[str]`): the text to learn from; every character of it is in the vocabulary.
         path (`str` or `Path`): the file to write, or a folder, which gets an `ice_text.model`.
         vocab_size (`int`): most text pieces to learn (fewer where the text has fewer); at least its characters.
         model_type (`str`): "unigram" or "bpe".
-        word_level (`bool`): each word of the sentences (between spaces) becomes one token, each digit too. Unigram only.
+        word_level (`bool`): each word of the sentences (between spaces) becomes one token, each digit too. Unigram
+            only.
         byte_fallback (`bool`): write unknown characters as bytes, 256 more pieces, instead of `<unk>`.
         max_blank_length (`int`): longest run of spaces with a piece of its own; 0 for none (no tab piece either).
-        normalization (`str`): sentencepiece's rule; "nmt_nfkc" writes full-width punctuation half-width, as the published
-            model seems to (its `chat` turned it back); "identity" keeps every character.
+        normalization (`str`): sentencepiece's rule; "nmt_nfkc" writes full-width punctuation half-width, as the
+            published model seems to (its `chat` turned it back); "identity" keeps every character.
         user_defined_symbols (`tuple[str, ...]`): strings that are always one token.
 
     Returns:

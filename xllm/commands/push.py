@@ -1,8 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """`xllm push MODEL REPO [--stage N]`: a stage as one commit with weights, code, processor and card, and a tag, stageN.
 
-Towers that came from the Hub are named by id and commit, not stored; those from local folders are. What is no part of a
-checkpoint stays here, and is named. A push that was interrupted can be repeated.
+Towers that came from the Hub are named by id and commit, not stored; those from local folders are. What is no part of
+a checkpoint stays here, and is named. A push that was interrupted can be repeated.
 """
 
 import argparse
