@@ -4,7 +4,6 @@
 A folder may hold anything: logs that name local files, optimisers, data, keys. Whatever is not on the list stays.
 """
 
-import json
 import shutil
 from pathlib import Path
 
@@ -18,8 +17,15 @@ from xllm.modeling_xllm.modeling_encoders import XLLMEncoderModel
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
 from xllm.modeling_xllm.stage1.modeling_qformer_pretraining import XLLMForQFormerPreTraining
 from xllm.modeling_xllm.stage1.modeling_speech_recognition import XLLMForSpeechRecognition
-from xllm.modeling_xllm.stage_checkpoints import part_of
-from xllm.modeling_xllm.weight_files import StageCheckpointError, check_finite, check_fit, verify_weights, weight_files
+from xllm.modeling_xllm.tower_sources import part_of
+from xllm.modeling_xllm.weight_files import (
+    StageCheckpointError,
+    check_finite,
+    check_fit,
+    read_json,
+    verify_weights,
+    weight_files,
+)
 
 
 INDEX = "model.safetensors.index.json"
@@ -28,11 +34,6 @@ FILES |= {"config.json", "generation_config.json", "processor_config.json", "pre
 FILES |= {"tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json"}
 FILES |= {"chat_template.jinja", "losses.png", "results.json"}
 LICENCE_LINE = b"# Copyright 2026 The X-LLM Transformers Authors."
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object from a file, empty if there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def check_weights(folder: Path) -> None:

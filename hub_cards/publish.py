@@ -20,9 +20,10 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from safetensors import SafetensorError
 
 from xllm.hub_cards.cards import model_card, read_results
-from xllm.hub_cards.contents import check_weights, gather, read_json, stale_files
+from xllm.hub_cards.contents import check_weights, gather, stale_files
 from xllm.hub_cards.remote_code import export_code
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
+from xllm.modeling_xllm.weight_files import read_json
 
 
 logger = logging.getLogger(__name__)

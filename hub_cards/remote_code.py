@@ -9,15 +9,11 @@ writes code), keeps one Auto class per model, and cannot bring modules of two fo
 """
 
 import shutil
-import sys
 from pathlib import Path
 
 from xllm import public_names
-from xllm.assembly.module_copies import ModuleCopyError, copy_module, flat_files, modules_of
-from xllm.hub_cards.contents import read_json
-from xllm.modeling_xllm.converters import CONVERTERS
-from xllm.modeling_xllm.weight_files import write_json
-from xllm.processing.media_kinds import MEDIA_KINDS
+from xllm.assembly.module_copies import copy_module, flat_files, user_modules
+from xllm.modeling_xllm.weight_files import read_json, write_json
 
 
 # Auto class -> "module.Class". The config comes from the model's module: of each module that a local folder names,
@@ -66,25 +62,4 @@ def export_code(folder: str | Path) -> list[str]:
     return [file.name for file in (*flat_files().values(), *files)]
 
 
-def user_modules(folder: Path, config: dict, processor: dict) -> list[Path]:
-    """Files of the user's modules that a checkpoint needs: named in its configs, or the home of its converters and kinds.
-
-    Raises:
-        ValueError: a module that is named is neither imported nor beside the checkpoint.
-    """
-    kinds = [MEDIA_KINDS[name] for name in processor.get("readers", ()) if name in MEDIA_KINDS]
-    names = {row.get("converter") for row in (config.get("modalities") or {}).values()}
-    classes = [CONVERTERS[name] for name in sorted(names & CONVERTERS.keys())]
-    classes += [item for kind in kinds for item in (kind.reader_class, kind.load, kind.read)]
-    found = {Path(module.__file__).stem: Path(module.__file__) for module in modules_of(classes)}
-    for name in dict.fromkeys([*config.get("modules", ()), *processor.get("modules", ())]):
-        if name not in found:
-            imported = getattr(sys.modules.get(name), "__file__", None)
-            beside = folder / f"{name}.py"
-            if not beside.is_file() and imported is None:
-                raise ModuleCopyError(f"{beside}: no such file; give the module that config.json names with --module")
-            found[name] = beside if beside.is_file() else Path(imported)
-    return list(found.values())
-
-
-__all__ = ["export_code", "user_modules"]
+__all__ = ["export_code"]

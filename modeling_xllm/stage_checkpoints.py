@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.quantizers.auto import AutoQuantizationConfig
 
@@ -86,26 +87,22 @@ class StageCheckpointMixin:
             StageCheckpointError: such a part has changed since it was loaded (a merged LoRA, say): its source would
                 bring back what it was.
         """
-        if not self.config.towers:
-            super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
-            return self._finish(save_directory, kwargs)
-        self._fail_if_towers_moved()
-        state_dict = self.state_dict() if state_dict is None else state_dict
-        state_dict = {key: value for key, value in state_dict.items() if part_of(key) not in self.config.towers}
         quantizer, config = getattr(self, "hf_quantizer", None), self.config
-        if quantizer is not None and "language_model" in config.towers:
+        if config.towers:
+            self._fail_if_towers_moved()
+            state_dict = self.state_dict() if state_dict is None else state_dict
+            state_dict = {key: value for key, value in state_dict.items() if part_of(key) not in config.towers}
+        if quantizer is not None and "language_model" in (config.towers or ()):
             self.hf_quantizer, self.config = None, copy.copy(config)
             del self.config.quantization_config
         try:
             super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        except SafetensorError as error:  # no space left, say
+            raise OSError(f"{save_directory}: cannot write the weights: {error}") from error
         finally:
             self.hf_quantizer, self.config = quantizer, config
-        return self._finish(save_directory, kwargs)
-
-    @staticmethod
-    def _finish(folder: str | os.PathLike, arguments: dict) -> None:
-        if arguments.get("is_main_process", True) and not arguments.get("distributed_checkpoint"):
-            record_weights(folder)
+        if kwargs.get("is_main_process", True) and not kwargs.get("distributed_checkpoint"):
+            record_weights(save_directory)
 
     def _fail_if_towers_moved(self) -> None:
         now = sample_towers(self)

@@ -189,6 +189,11 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: str | os.PathLike, m
         aside.unlink(missing_ok=True)
 
 
+def read_json(path: Path) -> dict:
+    """A JSON object from a file, empty if there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def write_json(path: str | os.PathLike, settings: dict) -> None:
     """Replace a JSON file of a checkpoint as a whole: it is the new one or the old one, never half of it."""
     path = Path(path)
@@ -231,6 +236,7 @@ __all__ = [
     "check_fit",
     "copy_tensors",
     "pinned_revision",
+    "read_json",
     "read_tensors",
     "record_weights",
     "resolve_source",

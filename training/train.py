@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
+from xllm.assembly.presets import save
 from xllm.modeling_xllm.tower_sources import part_of
 from xllm.modeling_xllm.weight_files import copy_tensors
 from xllm.training.augmentation import Augmentation
@@ -86,7 +87,10 @@ class _Prepared:
 
 
 def train(
-    recipe: str | Path | Mapping | Recipe, overrides: Iterable[str] | Mapping[str, Any] = (), progress: bool = True
+    recipe: str | Path | Mapping | Recipe,
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+    progress: bool = True,
+    trust_remote_code: bool = False,
 ) -> TrainingResult:
     """Run all stages of a recipe.
 
@@ -94,12 +98,13 @@ def train(
         recipe: a YAML file, the name of a shipped recipe, a dict of the same form, or a `Recipe`.
         overrides: `"a.b=value"` strings, or a mapping of dotted keys.
         progress (`bool`): show progress on standard error.
+        trust_remote_code (`bool`): run the user's modules that lie beside the model.
 
     Raises:
         RecipeError: see `load_recipe`. StageError: a stage does not fit the model. DataError: see `load_source`.
         CheckpointError: the model cannot be opened. ValueError: the output folder is in use.
     """
-    recipe, model, processor, prepared = _prepare_all(recipe, overrides)
+    recipe, model, processor, prepared = _prepare_all(recipe, overrides, trust_remote_code)
     output = Path(recipe.output_dir).expanduser()
     results, heads = [], defaultdict(lambda: recipe.model)
     for stage in prepared:
@@ -111,9 +116,13 @@ def train(
     return TrainingResult(results)
 
 
-def check(recipe: str | Path | Mapping | Recipe, overrides: Iterable[str] | Mapping[str, Any] = ()) -> list[str]:
+def check(
+    recipe: str | Path | Mapping | Recipe,
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+    trust_remote_code: bool = False,
+) -> list[str]:
     """What `train` would do, a line per stage, after all its checks; nothing is trained or written."""
-    recipe, model, _, prepared = _prepare_all(recipe, overrides)
+    recipe, model, _, prepared = _prepare_all(recipe, overrides, trust_remote_code)
     lines = []
     for stage in prepared:
         freeze_for_stage(model, stage.stage, stage.modalities, **_switches(stage.spec))
@@ -123,12 +132,12 @@ def check(recipe: str | Path | Mapping | Recipe, overrides: Iterable[str] | Mapp
     return lines
 
 
-def _prepare_all(recipe, overrides) -> tuple[Recipe, Any, Any, list[_Prepared]]:
+def _prepare_all(recipe, overrides, trust_remote_code: bool = False) -> tuple[Recipe, Any, Any, list[_Prepared]]:
     recipe = load_recipe(recipe, overrides)
     for stage in recipe.stages:
         _check_folder(Path(recipe.output_dir).expanduser() / stage.folder)
     set_seed(recipe.seed)
-    model, processor = _open_model(recipe)
+    model, processor = _open_model(recipe, trust_remote_code)
     media = {}  # what one stage has decoded the next need not
     return recipe, model, processor, [_prepare(model, processor, stage, recipe.seed, media) for stage in recipe.stages]
 
@@ -164,14 +173,14 @@ def _check_folder(folder: Path) -> None:
         raise ValueError(f"{folder}: exists and is not an empty folder; choose another output_dir")
 
 
-def _open_model(recipe: Recipe):
+def _open_model(recipe: Recipe, trust_remote_code: bool = False):
     if recipe.init is not None:
         from xllm.training.standins import build_standin
 
         return build_standin(recipe.init, recipe.source)
     from xllm.assembly.opening import load_checkpoint
 
-    model, processor = load_checkpoint(recipe.model)
+    model, processor = load_checkpoint(recipe.model, trust_remote_code)
     for tower in (model.config.towers or {}).values():
         if tower["name_or_path"].startswith("."):  # relative to this checkpoint, but the next one lies elsewhere
             tower["name_or_path"] = str(Path(recipe.model, tower["name_or_path"]).resolve())
@@ -317,8 +326,7 @@ def _save(model, processor, folder: Path, receipt: FreezeReceipt) -> None:
     """Write the checkpoint beside the logs, completely or not at all."""
     saving = folder / SAVING
     shutil.rmtree(saving, ignore_errors=True)
-    model.save_pretrained(saving)
-    processor.save_pretrained(saving)
+    save(model, processor, saving)
     receipt.write(saving)
     for path in sorted(saving.iterdir(), key=lambda path: path.name == "config.json"):
         os.replace(path, folder / path.name)

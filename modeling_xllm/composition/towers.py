@@ -185,8 +185,15 @@ def _are_equal(part: str, *sources: dict) -> bool:
 def _part_config(part: str, source: dict) -> PreTrainedConfig:
     """Config of a tower, wherever it is: alone, in a BLIP-2 or CTC model, in an X-LLM."""
     at = "@".join(filter(None, (source["name_or_path"], source["revision"])))
-    if part != "language_model":
-        return encoder_config(at, encoder_of(part))
+    return text_config(at) if part == "language_model" else encoder_config(at, encoder_of(part))
+
+
+def text_config(at: str) -> PreTrainedConfig:
+    """Config of the language model in folder or repository `at`: alone, or of an X-LLM.
+
+    Raises:
+        ValueError: it is not a causal language model for text alone.
+    """
     config = published_config(at)
     if isinstance(config, XLLMConfig):
         return config.text_config

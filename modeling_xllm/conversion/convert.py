@@ -26,6 +26,8 @@ from xllm.modeling_xllm.weight_files import check_fit
 # Parts that files hold without the interface around them: fixed names, whatever the sizes.
 _OWN = ("converter.query_tokens", "adapter.weight", "adapter.bias")
 LOOSE_KEYS = {f"model.interfaces.{name}.{key}" for name in ("image", "video", "speech") for key in _OWN}
+# First names of a language model in the state_dict() of a whole model.
+WHOLE_MODEL = r"(\w*(llama|glm|opt|llm|lang|language)_?model|transformer|lm_head|model)\."
 LN_VISION = "model.vision_tower.post_layernorm."
 
 
@@ -94,6 +96,10 @@ class PublishedFile:
             if these
         ]
         if problems:
+            if any(re.match(WHOLE_MODEL, name) for name in self.tensors.keys() - declared):
+                problems.append(
+                    "a whole model's state_dict() holds its language model too: keep the trained part alone"
+                )
             raise ConversionError(f"{self.label}: {'; '.join(problems)}")
         return names
 

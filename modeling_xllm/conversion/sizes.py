@@ -104,7 +104,7 @@ def _speech_row(shapes: Shapes) -> X2LConfig:
             "type_vocab_size": shapes.size(bert + "embeddings.token_type_embeddings.weight", 0),
         }
     row = default_modalities()["speech"]
-    row.encoder, row.encoder_hidden_size, row.subsampling_factor = None, features, 1
+    row.encoder, row.encoder_hidden_size, row.subsampling_factor, row.token_level = None, features, 1, True
     row.cformer_config = CFormerConfig(
         cif_predictor="none", encoder_hidden_size=features, cif_hidden_size=features, hidden_size=width, **sizes
     )

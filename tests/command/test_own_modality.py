@@ -91,7 +91,9 @@ def test_the_command_answers_in_a_process_of_its_own(status_folder, files, capsy
     missing = run("--status", "slow.status")
     assert missing.returncode == 1
     (line,) = [line for line in missing.stderr.splitlines() if line.startswith("xllm")]
-    assert "'status'" in line
+    assert "uses the module status_modality: give it with --module status_modality.py, or run the copy beside" in line
+    trusted = run("--status", "slow.status", "--trust-remote-code")
+    assert trusted.stdout == answered.stdout, trusted.stderr
 
 
 def test_init_and_inspect_name_the_row(status_folder, tmp_path, capsys):

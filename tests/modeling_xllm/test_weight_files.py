@@ -8,6 +8,7 @@ import stat
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 
@@ -120,6 +121,15 @@ def test_weights_are_as_readable_as_their_config(tmp_path):
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "model.safetensors").stat().st_mode) == 0o644
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", fail)
+    with pytest.raises(OSError, match="cannot write the weights: .*No space left"):
+        tiny_model().save_pretrained(tmp_path)
 
 
 def test_an_index_names_files_of_its_own_folder_only(folder, tmp_path):

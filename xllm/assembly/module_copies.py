@@ -21,6 +21,9 @@ from transformers.utils import HF_MODULES_CACHE
 import xllm
 import xllm.modeling_xllm
 import xllm.processing
+from xllm.modeling_xllm.converters import CONVERTERS
+from xllm.modeling_xllm.weight_files import read_json, write_json
+from xllm.processing.media_kinds import MEDIA_KINDS
 
 
 class ModuleCopyError(ValueError):
@@ -130,4 +133,44 @@ def native_module(copy: str | Path) -> Path:
     return path
 
 
-__all__ = ["ModuleCopyError", "copy_module", "flat_files", "modules_of", "native_module", "travelling_text"]
+def user_modules(folder: Path, config: dict, processor: dict) -> list[Path]:
+    """Files of the user's modules that a checkpoint needs: named in its configs, or of its converters and kinds.
+
+    Raises:
+        ValueError: a module that is named is neither imported nor beside the checkpoint.
+    """
+    kinds = [MEDIA_KINDS[name] for name in processor.get("readers", ()) if name in MEDIA_KINDS]
+    names = {row.get("converter") for row in (config.get("modalities") or {}).values()}
+    classes = [CONVERTERS[name] for name in sorted(names & CONVERTERS.keys())]
+    classes += [item for kind in kinds for item in (kind.reader_class, kind.load, kind.read)]
+    found = {Path(module.__file__).stem: Path(module.__file__) for module in modules_of(classes)}
+    for name in dict.fromkeys([*config.get("modules", ()), *processor.get("modules", ())]):
+        if name not in found:
+            imported = getattr(sys.modules.get(name), "__file__", None)
+            beside = folder / f"{name}.py"
+            if not beside.is_file() and imported is None:
+                raise ModuleCopyError(f"{beside}: no such file; give the module that config.json names with --module")
+            found[name] = beside if beside.is_file() else Path(imported)
+    return list(found.values())
+
+
+def copy_user_modules(folder: str | Path) -> None:
+    """Copy the user's modules that the checkpoint in `folder` uses beside it, and name them in its configs."""
+    folder = Path(folder)
+    config, processor = (read_json(folder / name) for name in ("config.json", "processor_config.json"))
+    if files := user_modules(folder, config, processor):
+        names = {"modules": [copy_module(file, folder) for file in files]}
+        write_json(folder / "config.json", {**config, **names})
+        write_json(folder / "processor_config.json", {**processor, **names})
+
+
+__all__ = [
+    "ModuleCopyError",
+    "copy_module",
+    "copy_user_modules",
+    "flat_files",
+    "modules_of",
+    "native_module",
+    "travelling_text",
+    "user_modules",
+]

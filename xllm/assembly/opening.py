@@ -3,14 +3,18 @@
 
 import contextlib
 import os
+import sys
 
 
 class CheckpointError(ValueError):
     """A folder or Hub id is not an X-LLM checkpoint that can be opened."""
 
 
-def load_checkpoint(name_or_path: str):
+def load_checkpoint(name_or_path: str, trust_remote_code: bool = False):
     """Model in eval mode and its processor, from a folder, a Hub id, or "id@revision" (branch, tag or commit).
+
+    Args:
+        trust_remote_code (`bool`): run the user's modules that lie beside the checkpoint; no other code is ever run.
 
     Raises:
         CheckpointError: there is no such folder, it holds no X-LLM, or a file of it is missing or damaged.
@@ -18,14 +22,14 @@ def load_checkpoint(name_or_path: str):
     from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
     from xllm.processing.processing_xllm import XLLMProcessor
 
-    name, revision, config = open_config(name_or_path)
+    name, revision, config = open_config(name_or_path, trust_remote_code)
     with _checkpoint_errors(name_or_path):
         model = XLLMForConditionalGeneration.from_pretrained(name, config=config, revision=revision)
         processor = XLLMProcessor.from_pretrained(name, revision=revision)
     return model.eval(), processor
 
 
-def load_skeleton(name_or_path: str):
+def load_skeleton(name_or_path: str, trust_remote_code: bool = False):
     """The model of a checkpoint without any weight, to be looked at: only `config.json` is read.
 
     Raises:
@@ -35,39 +39,67 @@ def load_skeleton(name_or_path: str):
 
     from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
 
-    config = open_config(name_or_path)[2]
+    config = open_config(name_or_path, trust_remote_code)[2]
     with torch.device("meta"):
         return XLLMForConditionalGeneration(config)
 
 
 @contextlib.contextmanager
 def _checkpoint_errors(name_or_path: str):
+    from pickle import UnpicklingError
+
+    from jinja2 import TemplateError
     from safetensors import SafetensorError
 
+    formats = (SafetensorError, UnpicklingError, TemplateError)
     try:
         yield
     except CheckpointError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, KeyError, *formats) as error:
         raise CheckpointError(f"{name_or_path}: cannot open the checkpoint: {error}") from error
 
 
-def open_config(name_or_path: str):
+def open_config(name_or_path: str, trust_remote_code: bool = False):
     """Folder or Hub id, revision, and the config of an X-LLM."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
     from xllm.modeling_xllm.weight_files import split_source
 
-    name, revision = name_or_path, None
-    if not os.path.exists(name_or_path):
-        name, revision = split_source(name_or_path)
+    name, revision = split_source(name_or_path)
     # A name that looks like a path is never asked of the Hub.
     looks_local = name.startswith((".", "/", "~")) or os.sep not in name or os.path.exists(name)
     if looks_local and not os.path.isfile(os.path.join(name, "config.json")):
         what = "has no config.json" if os.path.isdir(name) else "is not a folder"
         raise CheckpointError(f"{name_or_path}: not a checkpoint: it {what}")
     with _checkpoint_errors(name_or_path):
-        config = AutoConfig.from_pretrained(name, revision=revision)
-        if config.model_type != "xllm":
-            raise CheckpointError(f"{name_or_path}: a {config.model_type} checkpoint, not an X-LLM; see `xllm init`")
+        values = PreTrainedConfig.get_config_dict(name, revision=revision)[0]
+        if values.get("model_type") != "xllm":
+            kind = values.get("model_type", "nameless")
+            raise CheckpointError(f"{name_or_path}: a {kind} checkpoint, not an X-LLM; see `xllm init`")
+        _import_user_modules(name_or_path, name, revision, values.get("modules") or (), trust_remote_code)
+        # The classes are those of this package: what auto_map names is not run.
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     return name, revision, config
+
+
+def _import_user_modules(shown: str, name: str, revision: str | None, modules: list[str], trusted: bool) -> None:
+    """Import the modules that a checkpoint names, unless they have been: with `--module`, or from beside it."""
+    from transformers.utils import cached_file
+
+    from xllm.assembly.module_copies import native_module
+    from xllm.assembly.modules import import_modules
+
+    if not isinstance(modules, (list, tuple)) or not all(
+        isinstance(one, str) and one.isidentifier() for one in modules
+    ):
+        raise CheckpointError(f"{shown}: config.json: modules is {modules!r}, expected a list of names")
+    for module in modules:
+        if module in sys.modules:
+            continue
+        if not trusted:
+            raise CheckpointError(
+                f"{shown}: uses the module {module}: give it with --module {module}.py, or run the copy beside the "
+                "checkpoint with --trust-remote-code"
+            )
+        import_modules([str(native_module(cached_file(name, f"{module}.py", revision=revision)))])

@@ -19,7 +19,9 @@ from transformers import (
 )
 from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 
+from xllm.assembly.module_copies import copy_user_modules
 from xllm.assembly.tiny_tokenizer import train_sentencepiece
+from xllm.modeling_xllm.composition.towers import text_config
 from xllm.modeling_xllm.configuration_cformer import CFormerConfig
 from xllm.modeling_xllm.configuration_chatglm import ChatGLMConfig
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig, default_modalities
@@ -146,40 +148,106 @@ def _feature_extractor(config: XLLMConfig, row: X2LConfig, source: str | None):
     return speech_extractor(source, config.encoder_config(row.encoder))
 
 
-def compose(towers: Towers, output_dir: str | Path, kinds: Iterable[str] = ()) -> Path:
+def compose(
+    towers: Towers,
+    output_dir: str | Path,
+    kinds: Iterable[str] = (),
+    size: tuple[int, int] | None = None,
+    reserved: dict[str, str] | None = None,
+) -> Path:
     """Compose published towers into a checkpoint folder (interfaces stored, towers named by id and revision).
 
-    It has the modalities whose encoder is named, or, where none is, the paper's three; and a row of each of `kinds`.
+    It has the modalities whose encoder or interface is named, or, where none is, the paper's three; and a row of each of
+    `kinds`.
+
+    Args:
+        size (`tuple[int, int]`, *optional*): width and layers of what starts from no source; default those of BERT base,
+            or of a language model that is smaller.
+        reserved (`dict[str, str]`, *optional*): row -> token of the vocabulary that is its placeholder.
     """
-    rows = default_modalities()
+    text = text_config(towers.language_model)
+    width, layers = size or (min(768, text.hidden_size), min(12, text.num_hidden_layers))
+    is_small = size is not None or width < 768
+    rows = _sized_rows(width, layers) if is_small else default_modalities()
     named = {rows[key].encoder if key in rows else key for key in towers.encoders}
-    read = {name: row for name, row in rows.items() if row.encoder in named}
+    read = {name: row for name, row in rows.items() if row.encoder in named or name in towers.interfaces}
     model = XLLMForConditionalGeneration.from_towers(
         language_model=towers.language_model,
         encoders=towers.encoders,
         interfaces=towers.interfaces,
         modalities={**(read or rows), **added_rows(kinds)},
+        **(_sized_towers(width, layers) if is_small else {}),
     )
     name, revision = split_source(towers.language_model)
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    _add_tokens(model.config, tokenizer)
+    _add_tokens(model.config, tokenizer, reserved)
     image_size = model.config.vision_config.image_size
     speech_source = towers.encoders.get("audio", towers.encoders.get("speech"))
     save(model, build_processor(model.config, tokenizer, image_size, speech_source), output_dir)
     return Path(output_dir)
 
 
-def _add_tokens(config: XLLMConfig, tokenizer) -> None:
-    """A placeholder per row for the tokenizer, and their ids for the rows."""
+def _heads(width: int, layers: int) -> dict[str, int]:
+    heads = max(count for count in (1, 2, 4, width // 64) if count and width % count == 0)
+    return {
+        "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": 4 * width,
+    }  # fmt: skip
+
+
+def _sized_rows(width: int, layers: int) -> dict[str, X2LConfig]:
+    """The paper's rows with converters of another size."""
+    rows, sizes = default_modalities(), _heads(width, layers)
+    for row in rows.values():
+        if row.converter_config is not None:
+            row.converter_config = type(row.converter_config)(**sizes)
+    return rows
+
+
+def _sized_towers(width: int, layers: int) -> dict[str, PreTrainedConfig]:
+    """Encoders of that size, for those that no source is named for."""
+    sizes = _heads(width, layers)
+    return {
+        "vision_config": Blip2VisionConfig(initializer_range=0.02, **sizes),
+        "audio_config": ParakeetEncoderConfig(layerdrop=0.0, **sizes),
+    }
+
+
+def rope_note(folder: str | Path) -> str:
+    """A line on rotary angles for a ChatGLM of half precision, else nothing."""
+    text = XLLMConfig.from_pretrained(folder).text_config
+    is_half = str(getattr(text, "dtype", "")).endswith("float16")
+    if not is_half or getattr(text, "rope_half_precision", True):
+        return ""
+    return (
+        "note: rotary angles are computed in float32; for the very numbers of the published half-precision model set "
+        "text_config.rope_half_precision to true in config.json\n"
+    )
+
+
+def _add_tokens(config: XLLMConfig, tokenizer, reserved: dict[str, str] | None = None) -> None:
+    """A placeholder per row for the tokenizer, and their ids for the rows.
+
+    Raises:
+        ValueError: `reserved` names no row, or the embedding has no spare row for a new token.
+    """
     rows = processor_rows(config)
-    ids = add_placeholder_tokens(tokenizer, config.text_config.vocab_size, modalities=rows)
-    config.set_token_ids(**{name: ids[attribute] for name, attribute in token_names(complete_rows(rows)).items()})
+    names, reserved = token_names(complete_rows(rows)), reserved or {}
+    if unknown := reserved.keys() - rows.keys():
+        raise ValueError(f"--reserve: no row {', '.join(sorted(unknown))}; the rows are {', '.join(rows)}")
+    given = {names[name]: token for name, token in reserved.items()}
+    try:
+        ids = add_placeholder_tokens(tokenizer, config.text_config.vocab_size, given, modalities=rows)
+    except ValueError as error:
+        hint = "; or, in xllm init, --reserve ROW=TOKEN" if "no spare rows" in str(error) else ""
+        raise ValueError(f"{error}{hint}") from error
+    config.set_token_ids(**{name: ids[attribute] for name, attribute in names.items()})
 
 
 def save(model: XLLMForConditionalGeneration, processor: XLLMProcessor, output_dir: str | Path) -> None:
-    """Model and processor in one folder."""
+    """Model and processor in one folder, with a copy of each of the user's modules that they use."""
     model.save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
+    copy_user_modules(output_dir)
 
 
 def build_tiny(output_dir: str | Path, kinds: Iterable[str] = ()) -> Path:

@@ -97,13 +97,13 @@ def run(args: argparse.Namespace) -> int:
     """One question, or a conversation over standard input."""
     from xllm.assembly.opening import load_checkpoint, open_config
 
-    options = media_options(open_config(args.model)[2].modalities)
+    options = media_options(open_config(args.model, args.trust_remote_code)[2].modalities)
     pending = []
     for option, file in args.media:
         if option not in (known := [f"--{name}" for name in options]):
             args.wrong_usage(f"argument {option}: this model takes {', '.join(known) or 'no media'}")
         pending.append({"type": options[option.removeprefix("--")], "path": file})
-    chat = Chat(*load_checkpoint(args.model), args)
+    chat = Chat(*load_checkpoint(args.model, args.trust_remote_code), args)
     if args.question is not None:
         _answer(chat, args.question, pending)
         return 0

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if args.task not in TASKS:
         raise ValueError(f"task is {args.task!r}; choose one of {', '.join(TASKS)}")
     where, exclude = _columns(args.where, "--where"), _columns(args.exclude, "--exclude")
-    rows = open_config(args.model)[2].modalities
+    rows = open_config(args.model, args.trust_remote_code)[2].modalities
     source = SourceSpec(
         path=args.data,
         modality=args.modality or row_of_task(args.task, rows),
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         name=args.task, task=args.task, data=[source], max_new_tokens=args.max_new_tokens, batch_size=args.batch_size
     )
     check_evaluation(spec, MediaRows(parts_of_rows(rows)))
-    model, processor = load_checkpoint(args.model)
+    model, processor = load_checkpoint(args.model, args.trust_remote_code)
     folder = None if args.output is None else Path(args.output)
     found = run_evaluation(model, processor, spec, folder=folder, progress=True)
     if args.json:

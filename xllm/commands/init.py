@@ -3,7 +3,7 @@
 
 import argparse
 import sys
-from pathlib import Path
+from copy import deepcopy
 
 
 def add_parser(subparsers) -> argparse.ArgumentParser:
@@ -25,6 +25,18 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     parser.add_argument(
         "--modality", action="append", default=[], metavar="KIND", help="add a row for a kind that --module registers"
     )
+    parser.add_argument(
+        "--interface-size",
+        metavar="WIDTHxLAYERS",
+        help="of new interfaces, e.g. 256x4; default BERT base (768x12), or the language model's if that is smaller",
+    )
+    parser.add_argument(
+        "--reserve",
+        action="append",
+        default=[],
+        metavar="ROW=TOKEN",
+        help="a token of the vocabulary as placeholder ('image=<|reserved_0|>'), where the embedding has no spare row",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of weights that are not loaded")
     return parser
 
@@ -41,20 +53,28 @@ def run(args: argparse.Namespace) -> int:
     from transformers import set_seed
 
     from xllm.assembly import presets
+    from xllm.modeling_xllm.conversion.output import new_folder
 
-    output = Path(args.output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output}: exists and is not an empty folder")
     if args.preset is None and args.language_model is None:
         raise ValueError("give --preset, or --language-model (with --encoder and --interface)")
     set_seed(args.seed)
-    if args.preset == "tiny":
-        presets.build_tiny(output, args.modality)
-    else:
-        towers = presets.PRESETS[args.preset] if args.preset else presets.Towers(args.language_model)
-        towers.language_model = args.language_model or towers.language_model
-        towers.encoders.update(_pairs(args.encoder, "--encoder"))
-        towers.interfaces.update(_pairs(args.interface, "--interface"))
-        presets.compose(towers, output, args.modality)
-    sys.stdout.write(f"wrote {output}\n")
+    with new_folder(args.output) as folder:
+        if args.preset == "tiny":
+            presets.build_tiny(folder, args.modality)
+        else:
+            towers = deepcopy(presets.PRESETS[args.preset]) if args.preset else presets.Towers(args.language_model)
+            towers.language_model = args.language_model or towers.language_model
+            towers.encoders.update(_pairs(args.encoder, "--encoder"))
+            towers.interfaces.update(_pairs(args.interface, "--interface"))
+            size = _size(args.interface_size) if args.interface_size else None
+            presets.compose(towers, folder, args.modality, size, _pairs(args.reserve, "--reserve"))
+        half = presets.rope_note(folder)
+    sys.stdout.write(f"{half}wrote {args.output}\n")
     return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, layers = text.partition("x")
+    if not (width.isdecimal() and layers.isdecimal() and int(width) % 8 == 0 and int(width) * int(layers)):
+        raise ValueError(f"--interface-size takes WIDTHxLAYERS, the width a multiple of 8 (256x4), got {text!r}")
+    return int(width), int(layers)

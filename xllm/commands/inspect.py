@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the description of a model."""
     from xllm.assembly.opening import load_skeleton
 
-    report = describe(load_skeleton(args.model))
+    report = describe(load_skeleton(args.model, args.trust_remote_code))
     if args.json:
         sys.stdout.write(json.dumps(report, indent=2) + "\n")
         return 0

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not is_serve_available():
         raise ImportError("the server needs openai, fastapi and uvicorn: pip install 'xllm-transformers[serve]'")
-    open_config(args.model)
+    open_config(args.model, args.trust_remote_code)
     _check_port(args.host, args.port)
     from xllm.serving import XLLMServe
 

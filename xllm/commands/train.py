@@ -23,10 +23,10 @@ def run(args: argparse.Namespace) -> int:
     from xllm.training.train import check, train, write_summary
 
     if args.check:
-        stages = check(args.recipe, args.overrides)
+        stages = check(args.recipe, args.overrides, trust_remote_code=args.trust_remote_code)
         sys.stdout.write("".join(f"{line}\n" for line in stages))
         return 0
-    result = train(args.recipe, args.overrides)
+    result = train(args.recipe, args.overrides, trust_remote_code=args.trust_remote_code)
     if not args.json:
         write_summary(result, sys.stdout)
         return 0
