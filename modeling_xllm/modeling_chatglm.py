@@ -129,9 +129,9 @@ class ChatGLMAttention(nn.Module):
         # Back to the value's dtype: under autocast the tables are wider than the projection.
         rotated = rotate_query_key(fused[..., :2, :], *position_embeddings).to(value.dtype)
         query, key = rotated[..., 0, :].transpose(1, 2), rotated[..., 1, :].transpose(1, 2)
-        value = value.transpose(1, 2)
+        value = value.transpose(1, 2)  # (B, H, L, D), like query and key
         if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+            key, value = past_key_values.update(key, value, self.layer_idx)  # (B, H, M, D)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -271,7 +271,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         mask = PrefixLanguageModel(self.config).mask(inputs_embeds, attention_mask, past_key_values, token_type_ids)
         position_embeddings = self.rotary_emb(position_ids, inputs_embeds.dtype)
-        hidden_states = inputs_embeds
+        hidden_states = inputs_embeds  # (B, L, hidden size), as behind every layer
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,

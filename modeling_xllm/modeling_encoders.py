@@ -183,7 +183,7 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
         inputs = inputs.to(tower.dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_trainable(tower)):
             if row.num_frames is not None:
-                pictures = inputs.flatten(0, 1)
+                pictures = inputs.flatten(0, 1)  # (N, F, 3, H, W) -> (N * F, 3, H, W)
                 return tower(pictures if mask is None else pictures[mask.bool().flatten()], **kwargs), None
             if inputs.dim() == 4:
                 return tower(inputs, **kwargs), None
@@ -205,7 +205,7 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
             num_placeholders=None if is_fixed or mask is None else -(-mask.sum(-1) // row.subsampling_factor),  # ceil
             target_lengths=target_lengths,
         )
-        features.last_hidden_state = outputs.last_hidden_state
+        features.last_hidden_state = outputs.last_hidden_state  # (N, T, E), of a series (R, T, E)
         features.hidden_states = outputs.get("hidden_states")
         features.attentions = outputs.get("attentions")
         return features

@@ -7,7 +7,7 @@ The path is the modality table of `XLLMConfig`; training, generation and chat al
 Deviations from the authors' code: placeholders that no token fills are masked (there, the LLM sees them), and batches
 of any mixture are exact (there, one row at a time).
 
-Legend: B rows of text, L tokens, N items, D width.
+Legend: B rows of text, L tokens, R most real tokens in a row, N items, D width.
 """
 
 import importlib
@@ -120,7 +120,7 @@ class XLLMModel(XLLMEncoderModel):
             row = self.config.modalities[name]
             if row.token_id is None:
                 raise ValueError(f"modalities[{name!r}].token_id is not set: no token stands for this modality")
-            embeds, keep = place_media(input_ids == row.token_id, items, name)
+            embeds, keep = place_media(input_ids == row.token_id, items, name)  # (B, L, D), (B, L)
             media_embeds = media_embeds + embeds.to(media_embeds)
             keep = nn.functional.pad(keep, (attention_mask.shape[1] - keep.shape[1], 0), value=True)
             attention_mask = attention_mask * keep.to(attention_mask)
@@ -146,7 +146,7 @@ class XLLMModel(XLLMEncoderModel):
         features = self.encode_items(media, earlier, rows=input_ids.shape[0]) or None
         if features:
             media_embeds, attention_mask = self.place_features(input_ids, attention_mask, features)
-        placeholders = self.placeholder_mask(input_ids)
+        placeholders = self.placeholder_mask(input_ids)  # (B, L)
         if media_embeds is None:  # behind a prompt, a drafted or compiled step may read anything
             torch_compilable_check(
                 ~(placeholders.any() & (past_length == 0)),
@@ -155,7 +155,8 @@ class XLLMModel(XLLMEncoderModel):
         if inputs_embeds is None:  # placeholder ids never reach the embedding as themselves
             inputs_embeds = embed_tokens(self.get_input_embeddings(), input_ids.masked_fill(placeholders, 0))
         if media_embeds is not None:
-            inputs_embeds = torch.where(placeholders[..., None], media_embeds.to(inputs_embeds), inputs_embeds)
+            media_embeds = media_embeds.to(inputs_embeds)
+            inputs_embeds = torch.where(placeholders[..., None], media_embeds, inputs_embeds)  # (B, L, D)
         return inputs_embeds, attention_mask, features
 
     @can_return_tuple
@@ -192,7 +193,8 @@ class XLLMModel(XLLMEncoderModel):
         use_cache = False if self.training and use_cache is None else use_cache
         tokens = real_tokens(self, attention_mask, past_key_values, use_cache, kwargs) if layout else None
         if tokens is not None:
-            inputs_embeds, attention_mask = tokens.take_states(inputs_embeds), tokens.mask.to(attention_mask.dtype)
+            inputs_embeds = tokens.take_states(inputs_embeds)  # (B, L, D) -> (B, R, D)
+            attention_mask = tokens.mask.to(attention_mask.dtype)  # (B, R)
             layout = {name: tokens.take(value) for name, value in layout.items()}  # (..., B, L) -> (..., B, R)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
@@ -202,7 +204,7 @@ class XLLMModel(XLLMEncoderModel):
             **kwargs,
         )
         if tokens is not None:
-            outputs.last_hidden_state = tokens.put_back(outputs.last_hidden_state)
+            outputs.last_hidden_state = tokens.put_back(outputs.last_hidden_state)  # (B, R, D) -> (B, L, D)
         return XLLMModelOutputWithPast(**outputs, modality_features=features)
 
 

@@ -102,7 +102,7 @@ def _frame_to_mono(frame: av.AudioFrame) -> np.ndarray:
 
 
 def _missing_wav_part(file: BinaryIO) -> str | None:
-    """Says how much a RIFF file lacks of the data that its header announces; FFmpeg plays such files without a word."""
+    """Says how much a RIFF file lacks of what its header announces; FFmpeg plays such files without a word."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     try:

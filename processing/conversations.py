@@ -108,7 +108,7 @@ class ConversationsMixin(ProcessorMixin):
         return conversations, is_batched
 
     def _resolve_audio_loading_params(self, processor_kwargs: dict) -> dict:
-        """The caller's `sampling_rate` is the rate of waveforms in the conversation; what goes on has the extractor's."""
+        """The caller's `sampling_rate` is that of the conversation's waveforms; what goes on has the extractor's."""
         nested = processor_kwargs.get("audio_kwargs", {})
         own = None if self.feature_extractor is None else self.feature_extractor.sampling_rate
         given = processor_kwargs.get("sampling_rate", nested.get("sampling_rate"))
@@ -117,7 +117,7 @@ class ConversationsMixin(ProcessorMixin):
     def _multimodal_inputs_from_conversations(
         self, conversations: list[list[dict]], audio_loading_params: dict, load_audio_from_video: bool = False
     ) -> tuple[list, list, list, dict]:
-        """Collects the media of cleaned conversations; `load_audio_from_video` is ignored: a video gives frames only."""
+        """The media of cleaned conversations; `load_audio_from_video` is ignored: a video gives frames only."""
         media = [media_of(messages) for messages in conversations]
         rows = {kind.inputs: [row[kind.type] for row in media] for kind in MEDIA_KINDS.values()}
         sounds = [source for row in rows.pop(AUDIO.inputs) for source in row]

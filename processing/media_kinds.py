@@ -1,11 +1,11 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Kinds of media: one entry per type of content part, for everything that handles media from the file to the answer.
 
-Processor, chat templates, collator, data sources, commands, server and cards loop over this table and over the model's rows;
-nothing else knows the names. Your own kind is one more entry:
+Processor, chat templates, collator, data sources, commands, server and cards loop over this table and over the model's
+rows; nothing else knows the names. Your own kind is one more entry:
 
 ```python
->>> register_media_kind(MediaKind("status", reader_class=StatusReader, row={"converter": "linear", "encoder": None, ...}))
+>>> register_media_kind(MediaKind("status", reader_class=StatusReader, row={"converter": "linear", ...}))
 ```
 """
 
@@ -53,25 +53,32 @@ class MediaKind:
     Args:
         type (`str`): of the part, `{"type": "image", "image": ...}`.
         inputs (`str`): argument of `XLLMProcessor.__call__` that carries such media; by default the type.
-        reader (`str`): part of the processor that turns decoded media into tensors; by default the type, for readers that are
-            given as `XLLMProcessor(..., readers={type: reader})`.
+        reader (`str`): part of the processor that turns decoded media into tensors; by default the type, for readers
+            that are given as `XLLMProcessor(..., readers={type: reader})`.
         reader_class (`type`): its class, with `from_pretrained(folder)`, `save_pretrained(folder)` and
-            `__call__(items, return_tensors="pt")`, which returns `{input_name: (items, ...), mask_name: (items, positions)}`.
+            `__call__(items, return_tensors="pt")`, which returns `{input_name: (items, ...), mask_name: (items,
+            positions)}`.
         own_readers (`tuple[type, ...]`): of an Auto class, the readers that it need not know: they are found by name.
-        input_name (`str`), mask_name (`str`, *optional*): the reader's main output and its mask (1 = real), arguments of the
-            model; by default what the row says, or "<type>_values" and no mask.
-        load (`Callable`): source and reader to a decoded medium, which passes through it unchanged. By default the reader's own
-            `load(source)`; without one the reader gets the source itself: a path or URL, a dict with `bytes`, or what the part holds.
-        load_in_reader (`bool`): `XLLMProcessor.__call__` leaves the loading to the reader, whose arguments say what to load.
+        input_name (`str`), mask_name (`str`, *optional*): the reader's main output and its mask (1 = real), arguments
+            of the model; by default what the row says, or "<type>_values" and no mask.
+        load (`Callable`): source and reader to a decoded medium, which passes through it unchanged. By default the
+            reader's own `load(source)`; without one the reader gets the source itself: a path or URL, a dict with
+            `bytes`, or what the part holds.
+        load_in_reader (`bool`): `XLLMProcessor.__call__` leaves the loading to the reader, whose arguments say what to
+            load.
         read (`Callable`): reader, decoded items and keywords to tensors; by default the reader itself.
         is_item (`Callable`, *optional*): what is one item and no list of them; `None` where `split` decides.
         split (`Callable`, *optional*): nested lists of items to a flat list.
-        series (`bool`): an item is a series of pictures, the real ones marked by the mask; each takes a row's `tokens_per_item`.
-        fixed (`bool`): an item (each picture of a series) takes `num_query_tokens` placeholders unless its row says otherwise.
-        count (`Callable`, *optional*): reader and size of an item to its pictures or input positions, without reading it.
+        series (`bool`): an item is a series of pictures, the real ones marked by the mask; each takes a row's
+            `tokens_per_item`.
+        fixed (`bool`): an item (each picture of a series) takes `num_query_tokens` placeholders unless its row says
+            otherwise.
+        count (`Callable`, *optional*): reader and size of an item to its pictures or input positions, without reading
+            it.
         wrapper (`str`): name of the tags around its placeholders in a prompt (paper, section 3.4).
         placeholder (`str`): default token that stands for one embedding.
-        row (`dict`): fields of the `X2LConfig` row that a new model gets for it; empty for the paper's, which the model knows.
+        row (`dict`): fields of the `X2LConfig` row that a new model gets for it; empty for the paper's, which the
+            model knows.
         row_name (`str`): name of the row that reads this kind by default; the type if it is left out.
         aliases, openai_types (`tuple[str, ...]`): other names of the type, and the types of OpenAI's content parts.
         extensions (`tuple[str, ...]`): of its files, in lower case.
@@ -79,8 +86,8 @@ class MediaKind:
         option (`str`): option of the command line, `--option FILE`; by default the row's name.
         example (`str`): file name in examples of model cards.
         hub_task (`str`): of the Hub's pipelines, what a model does that reads nothing but such media.
-        augmented_as (`tuple[str, ...]`): what training may augment of it: "picture" or "waveform" of the decoded medium,
-            "features" of the reader's output.
+        augmented_as (`tuple[str, ...]`): what training may augment of it: "picture" or "waveform" of the decoded
+            medium, "features" of the reader's output.
     """
 
     type: str
@@ -158,8 +165,8 @@ def register_media_kind(kind: MediaKind) -> MediaKind:
     Raises:
         ValueError: another kind has its type, one of its other names, its argument, placeholder or option.
     """
-    if not kind.type.isidentifier():
-        raise ValueError(f"media kind {kind.type!r}: a type is a name of letters, digits and _")
+    if not kind.type.isidentifier() or "text" in (kind.type, kind.inputs, *kind.other_names):
+        raise ValueError(f"media kind {kind.type!r}: a type is a name of letters, digits and _, and 'text' is taken")
     for other in MEDIA_KINDS.values():
         if other.type == kind.type:
             continue
@@ -189,7 +196,7 @@ def media_kind(name: str) -> MediaKind:
 
 
 def part_of_row(name: str, input_name: str | None = None, part: str | None = None) -> str:
-    """The type of content part that row `name` of a model reads: its `part`; else the kind of its input; else its own name."""
+    """The type of part that row `name` of a model reads: its `part`; else the kind of its input; else its own name."""
     of_input = (kind.type for kind in MEDIA_KINDS.values() if kind.input_name == input_name)
     return part or next(of_input, name)
 

@@ -173,7 +173,7 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
         return kind.load(source, self.reader(kind), **kwargs)
 
     def _items(self, kind: MediaKind, media: Any, text: list[str] | None) -> list[Any]:
-        """The media of one kind as a flat list, decoded; in lists per row, each must hold what its row of text names."""
+        """The media of one kind as a flat list, decoded; of lists per row, each must hold what its text names."""
         token = getattr(self, kind.token_name, None)
         nested = isinstance(media, (list, tuple)) and kind.is_item is not None and not kind.is_item(media)
         if nested and text is not None and token and len(media) == len(text):

@@ -236,7 +236,7 @@ class ChatGLMTokenizer(SentencePieceBackend):
         return self.sp_model.piece_to_id(token) + self.num_image_tokens
 
     def _convert_id_to_token(self, index: int) -> str:
-        """Piece of an id; ids without one (the embedding has more rows than there are pieces) give the unknown token."""
+        """Piece of an id; ids without one (the embedding has more rows than pieces) give the unknown token."""
         number = index - self.num_image_tokens
         if 0 <= number < self.num_pieces:
             return self.sp_model.id_to_piece(number)

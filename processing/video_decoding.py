@@ -35,7 +35,7 @@ _ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: a cover, not a film
 
 @dataclass(frozen=True, eq=False)
 class Frames:
-    """Frames of a video that are chosen already: `frames` `(T, H, W, 3)`, uint8, and what is known of the whole clip."""
+    """Frames of a video, chosen already: `frames` `(T, H, W, 3)`, uint8, and what is known of the whole clip."""
 
     frames: np.ndarray
     metadata: VideoMetadata | None = None

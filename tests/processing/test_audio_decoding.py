@@ -58,8 +58,10 @@ def test_every_kind_of_source_gives_the_same_sound(tmp_path):
     text = base64.b64encode(data).decode()
     expected = load_audio(path)
     sources = [
-        str(path), path.as_uri(), data, bytearray(data), text, f"data:audio/wav;base64,{text}", {"bytes": data, "path": None},
-        {"bytes": None, "path": str(path)}, {"base64": text}, {"url": path.as_uri()}, {"array": expected, "sampling_rate": 16_000},
+        str(path), path.as_uri(), data, bytearray(data), text, f"data:audio/wav;base64,{text}",
+        {"bytes": data, "path": None},
+        {"bytes": None, "path": str(path)}, {"base64": text}, {"url": path.as_uri()},
+        {"array": expected, "sampling_rate": 16_000},
         expected, torch.from_numpy(expected), expected.tolist(),
     ]  # fmt: skip
     for source in sources:

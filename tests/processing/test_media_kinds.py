@@ -251,6 +251,8 @@ def test_names_of_kinds():
         register_media_kind(MediaKind("other", aliases=("speech",)))
     with pytest.raises(ValueError, match="letters, digits and _"):
         register_media_kind(MediaKind("my kind"))
+    with pytest.raises(ValueError, match="'text' is taken"):
+        register_media_kind(MediaKind("text"))
     assert {kind.token_name: kind.placeholder for kind in MEDIA_KINDS.values()} == PLACEHOLDERS
 
 

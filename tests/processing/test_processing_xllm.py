@@ -219,8 +219,10 @@ def test_media_of_a_conversation_reach_the_model(processor, media):
     data = (media / "red.png").read_bytes()
     image_forms = [
         {"path": str(media / "red.png")}, {"image": str(media / "red.png")}, {"url": (media / "red.png").as_uri()},
-        {"url": "data:image/png;base64," + base64.b64encode(data).decode()}, {"base64": base64.b64encode(data).decode()},
-        {"bytes": data, "path": None}, {"image": RED}, {"image": np.asarray(RED)}, {"image": {"bytes": data, "path": None}},
+        {"url": "data:image/png;base64," + base64.b64encode(data).decode()},
+        {"base64": base64.b64encode(data).decode()},
+        {"bytes": data, "path": None}, {"image": RED}, {"image": np.asarray(RED)},
+        {"image": {"bytes": data, "path": None}},
     ]  # fmt: skip
     expected = processor(images=RED, return_tensors="pt")["pixel_values"]
     for form in image_forms:
@@ -232,18 +234,21 @@ def test_media_of_a_conversation_reach_the_model(processor, media):
 
 def test_sound_and_film_in_every_form(processor, media):
     sound, film = media / "tone.wav", media / "film.mp4"
+    encoded = base64.b64encode(sound.read_bytes()).decode()
     for part in (
-        {"type": "audio", "path": str(sound)}, {"type": "speech", "speech": str(sound)}, {"type": "audio", "bytes": sound.read_bytes()},
+        {"type": "audio", "path": str(sound)}, {"type": "speech", "speech": str(sound)},
+        {"type": "audio", "bytes": sound.read_bytes()},
         {"type": "audio", "audio": sine()}, {"type": "audio", "array": sine(rate=8_000), "sampling_rate": 8_000},
         {"type": "audio", "audio": {"array": sine(), "sampling_rate": 16_000}},
-        {"type": "input_audio", "input_audio": {"data": base64.b64encode(sound.read_bytes()).decode(), "format": "wav"}},
+        {"type": "input_audio", "input_audio": {"data": encoded, "format": "wav"}},
         {"type": "audio_url", "audio_url": {"url": sound.as_uri()}},
     ):  # fmt: skip
         batch = processor.apply_chat_template(talk(part), tokenize=True, return_dict=True, return_tensors="pt")
         assert batch["input_features"].shape == (1, 48, 80)
         assert batch["input_ids"][0].tolist().count(SPEECH) == 6
     for part in (
-        {"type": "video", "path": str(film)}, {"type": "video", "bytes": film.read_bytes()}, {"type": "video", "video": grey_frames(3)},
+        {"type": "video", "path": str(film)}, {"type": "video", "bytes": film.read_bytes()},
+        {"type": "video", "video": grey_frames(3)},
         {"type": "video", "video": [RED, RED, RED]}, {"type": "video_url", "video_url": {"url": str(film)}},
     ):  # fmt: skip
         batch = processor.apply_chat_template(talk(part), tokenize=True, return_dict=True, return_tensors="pt")
@@ -270,7 +275,8 @@ def test_a_batch_of_conversations(processor, media):
         ],
     ]
     batch = processor.apply_chat_template(
-        conversations, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True, load_audio_from_video=True,
+        conversations, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True,
+        load_audio_from_video=True,
         processor_kwargs={"num_frames": 32, "padding": True},
     )  # fmt: skip
     assert [row.tolist().count(IMAGE) for row in batch["input_ids"]] == [2, 0, 2]
@@ -333,7 +339,7 @@ def test_decoding(processor):
 
 
 # ---- files
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_time_stamps(processor):

@@ -1,5 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""ChatGLMTokenizer against sentencepiece itself, on models of the published kinds (ice_text.model is not available)."""
+"""ChatGLMTokenizer against sentencepiece itself, on models of the published kinds (without ice_text.model)."""
 
 import copy
 import json
@@ -136,7 +136,8 @@ def test_wrappers_are_encoded_apart_as_the_authors_did(model_file, tmp_path):
     parts = ["<Image>", "</Image>", "<Speech>", "</Speech>", "seven dogs"]
     pieces = [published_encode(plain, part) for part in parts]
     expected = [
-        *pieces[0], *[tokenizer.image_token_id] * 3, *pieces[1], *pieces[2], tokenizer.audio_token_id, *pieces[3], *pieces[4],
+        *pieces[0], *[tokenizer.image_token_id] * 3, *pieces[1], *pieces[2],
+        tokenizer.audio_token_id, *pieces[3], *pieces[4],
     ]  # fmt: skip
     text = "<Image>" + "<ImageHere>" * 3 + "</Image><Speech><SpeechHere></Speech>seven dogs"
     assert tokenizer(text, add_special_tokens=False)["input_ids"] == expected
