@@ -18,12 +18,10 @@ from huggingface_hub import snapshot_download
 from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import _MARKED_RE, MultiModalData
 
-from .chat_parts import with_media_parts
-from .conversations import ConversationsMixin
+from .conversations import ConversationsMixin, with_media_parts
 from .media_kinds import AUDIO, IMAGE, MEDIA_KINDS, PAPER_KINDS, VIDEO, MediaKind, media_kind
-from .media_rows import add_placeholder_tokens, complete_rows, default_rows, tensors_by_row
-from .placeholders import PlaceholdersMixin
-from .timestamps import TimestampsMixin
+from .media_rows import PlaceholdersMixin, add_placeholder_tokens, complete_rows, default_rows, tensors_by_row
+from .speech_features import TimestampsMixin
 
 
 # A flat keyword of these is meant for the text; only `audio_kwargs={...}` reaches the feature extractor with them.

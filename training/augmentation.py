@@ -20,7 +20,7 @@ import torch
 from torchaudio.functional import mask_along_axis
 from torchvision.transforms import v2
 
-from xllm.processing.resampling import resample
+from xllm.processing.audio_decoding import resample
 from xllm.training.strict import RecipeError, nearest
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from xllm.processing.chat_parts import clean_messages, media_of
+from xllm.processing.conversations import clean_messages, media_of
 from xllm.processing.media_kinds import MEDIA_KINDS
 from xllm.training.augmentation import Augmentation
 

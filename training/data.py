@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from transformers.utils import logging
 
 from xllm.processing.audio_decoding import Waveform
-from xllm.processing.chat_parts import part_source
+from xllm.processing.conversations import part_source
 from xllm.processing.feature_extraction_cif import XLLMCIFFeatureExtractor
 from xllm.processing.media_kinds import MEDIA_KINDS
 from xllm.processing.media_sources import MediaError

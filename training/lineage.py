@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from xllm.processing.chat_parts import part_source
+from xllm.processing.conversations import part_source
 from xllm.training.sources import Sample
 from xllm.training.stages import frozen_tensors
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xllm.processing.chat_parts import clean_messages
+from xllm.processing.conversations import clean_messages
 from xllm.processing.media_kinds import MEDIA_KINDS
 from xllm.training.authors_layouts import CAPTIONED, SPEECH, read_captions, read_features, tell_layout
 from xllm.training.media_rows import DataError, MediaRows

@@ -13,7 +13,7 @@ from transformers.cli.serve import Serve
 from transformers.cli.serving import utils as serving_utils
 from transformers.cli.serving.utils import BaseHandler, Modality
 
-from xllm.processing.chat_parts import clean_part
+from xllm.processing.conversations import clean_part
 from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
 
 

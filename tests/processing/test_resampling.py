@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from xllm.processing.resampling import StreamResampler, resample
+from xllm.processing.audio_decoding import StreamResampler, resample
 
 
 def stream(samples: np.ndarray, source_rate: int, target_rate: int, chunk: int) -> np.ndarray:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from xllm.processing.resampling import resample
+from xllm.processing.audio_decoding import resample
 from xllm.training.augmentation import AUGMENTATIONS, Augmentation
 
 

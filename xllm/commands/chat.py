@@ -50,7 +50,7 @@ class Chat:
         import torch
         from transformers import TextStreamer
 
-        from xllm.processing.chat_parts import part_source
+        from xllm.processing.conversations import part_source
 
         # Files are opened once; later turns hold what was decoded.
         content = [

@@ -36,7 +36,7 @@ from xllm.demo.questions import TASKS, Facts, answer, random_question, transcrip
 from xllm.demo.settings import DemoScale
 from xllm.demo.voices import random_utterance, split_voices, synthesise
 from xllm.demo.waveforms import SAMPLING_RATE, augment_waveform, write_wave
-from xllm.processing.resampling import resample
+from xllm.processing.audio_decoding import resample
 
 
 FRAMES_PER_SECOND = 2

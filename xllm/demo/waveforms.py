@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xllm.processing.resampling import resample
+from xllm.processing.audio_decoding import resample
 
 
 SAMPLING_RATE = 16_000  # Hz
