@@ -13,12 +13,13 @@ code cuts the end of the prompt, and with it the question).
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from xllm.processing.conversations import clean_messages, media_of
 from xllm.processing.media_kinds import MEDIA_KINDS
@@ -29,8 +30,7 @@ TASKS = ("chat", "transcribe", "contrast")
 IGNORE = -100
 
 
-@dataclass(frozen=True)
-class TextIds:
+class TextIds(NamedTuple):
     """Ids around a stage-1 text: `cls` opens it, `dec` opens a caption to generate, `sep` ends it, `pad` fills up."""
 
     cls: int
@@ -40,7 +40,7 @@ class TextIds:
     vocab_size: int
 
 
-def text_ids(tokenizer) -> TextIds:
+def text_ids(tokenizer: PreTrainedTokenizerBase) -> TextIds:
     """The ids that stage 1 of a Q-Former reads a tokenizer's text with.
 
     A BERT tokenizer gives `[CLS]`, `[SEP]` and `[PAD]`; `[DEC]` is one new id behind its vocabulary (as in BLIP-2).
@@ -49,20 +49,14 @@ def text_ids(tokenizer) -> TextIds:
     Raises:
         ValueError: the tokenizer has no such tokens.
     """
-    size = len(tokenizer)
-    ids = {
-        "cls": next(iter(_given(tokenizer, "cls_token_id", "gmask_token_id", "bos_token_id", "eos_token_id")), None),
-        "sep": next(iter(_given(tokenizer, "sep_token_id", "eos_token_id")), None),
-    }
-    if missing := [name for name, value in ids.items() if value is None]:
-        raise ValueError(f"tokenizer {type(tokenizer).__name__} has no token to be {' and '.join(missing)} of a text")
-    pad = next(iter(_given(tokenizer, "pad_token_id")), ids["sep"])
-    return TextIds(**ids, dec=size, pad=pad, vocab_size=size + 1)
-
-
-def _given(tokenizer, *names: str) -> list[int]:
-    values = (getattr(tokenizer, name, None) for name in names)
-    return [value for value in values if isinstance(value, int)]
+    found = {}
+    roles = {"cls": ("cls", "gmask", "bos", "eos"), "sep": ("sep", "eos"), "pad": ("pad", "sep", "eos")}
+    for role, names in roles.items():
+        values = [getattr(tokenizer, f"{name}_token_id", None) for name in names]
+        if (value := next((value for value in values if isinstance(value, int)), None)) is None:
+            raise ValueError(f"tokenizer {type(tokenizer).__name__} has no token to be {role} of a text")
+        found[role] = value
+    return TextIds(**found, dec=len(tokenizer), vocab_size=len(tokenizer) + 1)
 
 
 class XLLMDataCollator:
@@ -77,7 +71,6 @@ class XLLMDataCollator:
     `datasets` struct; keys whose value is None are dropped), the last message being the assistant's.
 
     Args:
-        processor (`XLLMProcessor`): tokenizer, feature extractors and chat template.
         task (`str`): "chat", "transcribe" or "contrast".
         max_length (`int`, *optional*): tokens of a row of "chat", placeholders included; of a text of "contrast" (32).
         loss_on (`str`): "last" turn of the assistant, or "all": a conversation of n answers then becomes n rows, each
@@ -105,13 +98,8 @@ class XLLMDataCollator:
             raise ValueError(f"task is {task!r}; choose one of {', '.join(TASKS)}")
         if loss_on not in ("last", "all"):
             raise ValueError(f"loss_on is {loss_on!r}; choose last or all")
-        self.processor = processor
-        self.task = task
-        self.max_length = max_length
-        self.loss_on = loss_on
-        self.augmentation = augmentation
-        self.modality = modality
-        self.text_tokenizer = text_tokenizer
+        self.processor, self.task, self.max_length, self.loss_on = processor, task, max_length, loss_on
+        self.augmentation, self.modality, self.text_tokenizer = augmentation, modality, text_tokenizer
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """A batch of tensors; see the table above.
@@ -143,28 +131,22 @@ class XLLMDataCollator:
 
     def _chat(self, rows: list[list[dict]]) -> dict[str, torch.Tensor]:
         if self.loss_on == "all":
-            rows = [
-                messages[: index + 1]
-                for messages in rows
-                for index, message in enumerate(messages)
-                if message["role"] == "assistant"
-            ]
+            answered = [(row, index) for row in rows for index, turn in enumerate(row) if turn["role"] == "assistant"]
+            rows = [row[: index + 1] for row, index in answered]
         # rows is changed in place: turns that do not fit are dropped, and the batch is made once more.
         while True:
-            batch, prompts, answers = self._encode_chat(rows)
+            batch = dict(self.processor.encode_conversations([row[:-1] for row in rows], add_generation_prompt=True))
+            ids, mask = batch.pop("input_ids"), batch.pop("attention_mask").bool()
+            prompts, answers = (
+                [row[keep].tolist() for row, keep in zip(ids, mask)],
+                self.processor.encode_answers(rows),
+            )
             lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers)]
             too_long = [i for i, length in enumerate(lengths) if length > (self.max_length or math.inf)]
             if not too_long:
                 return {**batch, **self._pack(prompts, answers)}
             for index in too_long:
                 rows[index] = self._drop_oldest_turn(rows[index], len(prompts[index]), len(answers[index]))
-
-    def _encode_chat(self, rows: list[list[dict]]) -> tuple[dict, list[list[int]], list[list[int]]]:
-        """Media tensors, and the ids of prompts and answers."""
-        batch = dict(self.processor.encode_conversations([row[:-1] for row in rows], add_generation_prompt=True))
-        ids, mask = batch.pop("input_ids"), batch.pop("attention_mask").bool()
-        prompt_ids = [row[keep].tolist() for row, keep in zip(ids, mask)]
-        return batch, prompt_ids, self.processor.encode_answers(rows)
 
     def _drop_oldest_turn(self, messages: list[dict], prompt: int, answer: int) -> list[dict]:
         """The conversation without its oldest question and answer that hold no media."""
@@ -184,9 +166,8 @@ class XLLMDataCollator:
         tokenizer = self.processor.tokenizer
         begins = tokenizer.bos_token_id
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        ids, labels = [], []
+        ids, labels = [prompt + answer for prompt, answer in zip(prompts, answers)], []
         for prompt, answer in zip(prompts, answers):
-            ids.append(prompt + answer)
             targets = [IGNORE] * len(prompt) + answer
             if prompt and begins is not None and prompt[-1] == begins:
                 targets[len(prompt) - 1] = begins  # ChatGLM's <sop>: learnt at [gMASK]
@@ -201,27 +182,24 @@ class XLLMDataCollator:
 
     def _parts_of_task(self) -> list[str]:
         """Types of content part that the task takes: of the row that it trains, or of every row that suits it."""
-        rows = self.processor.rows
         if self.modality is not None:
-            return [rows[self.modality].part]
-        suitable = [row.part for row in rows.values() if (row.tokens_per_item is None) == (self.task == "transcribe")]
-        return list(dict.fromkeys(suitable))
+            return [self.processor.rows[self.modality].part]
+        rows, is_listened = self.processor.rows.values(), self.task == "transcribe"
+        return list(dict.fromkeys(row.part for row in rows if (row.tokens_per_item is None) == is_listened))
 
     def _encode_only(self, rows: list[list[dict]]) -> tuple[dict[str, torch.Tensor], list[str]]:
         """Tensors of the one medium of each sample, all of one kind, and the samples' answers."""
-        wanted, media, found = self._parts_of_task(), [], set()
+        wanted, media = self._parts_of_task(), defaultdict(list)
         for messages in rows:
             items = [(part, item) for part, many in media_of(messages).items() for item in many]
             if len(items) != 1 or items[0][0] not in wanted:
                 got = ", ".join(part for part, _ in items) or "none"
                 raise ValueError(f"task {self.task!r} takes one {' or '.join(wanted)} per sample, got {got}")
-            found.add(items[0][0])
-            media.append(items[0][1])
-        if len(found) > 1:
-            raise ValueError(f"task {self.task!r} takes batches of one kind, got {' and '.join(sorted(found))}")
-        kind = MEDIA_KINDS[found.pop()]
-        batch = self.processor(**{kind.inputs: media}, return_tensors="pt")
-        return dict(batch), [text_of(messages[-1]) for messages in rows]
+            media[items[0][0]].append(items[0][1])
+        if len(media) > 1:
+            raise ValueError(f"task {self.task!r} takes batches of one kind, got {' and '.join(sorted(media))}")
+        inputs = {MEDIA_KINDS[part].inputs: items for part, items in media.items()}
+        return dict(self.processor(**inputs, return_tensors="pt")), [text_of(messages[-1]) for messages in rows]
 
     def _transcribe(self, rows: list[list[dict]]) -> dict[str, torch.Tensor]:
         batch, texts = self._encode_only(rows)
@@ -272,4 +250,4 @@ def pad_rows(rows: list[list[int]], value: int) -> torch.LongTensor:
     return torch.tensor([row + [value] * (longest - len(row)) for row in rows], dtype=torch.long)
 
 
-__all__ = ["TASKS", "TextIds", "XLLMDataCollator", "pad_rows", "text_ids", "text_of"]
+__all__ = ["XLLMDataCollator", "text_ids", "text_of"]

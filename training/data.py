@@ -7,6 +7,7 @@ have seen, with any number of workers.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,17 +32,14 @@ logger = logging.get_logger(__name__)
 
 
 class ChatDataset(Dataset):
-    """Samples as conversations whose media are decoded: `{"messages": [...]}`, for `XLLMDataCollator`.
-
-    Which augmentation a medium gets is said by its kind (`augmented_as` of `processing.media_kinds`).
-
-    With an `augmentation` each sample also has a "seed", from which the collator draws the augmentation of features.
+    """Samples as conversations whose media are decoded: `{"messages", "where"}`, for `XLLMDataCollator`.
 
     Args:
         sources (`list[list[Sample]]`): samples by source.
         processor (`XLLMProcessor`): opens and decodes media (`load`): at its sampling rate, the frames it chooses.
         weights (`list[float]`, *optional*): how often each source's samples come per epoch, on average; default 1.
-        augmentation (`Augmentation`, *optional*): of waveforms and pictures; that of features is the collator's.
+        augmentation (`Augmentation`, *optional*): of waveforms and pictures, as their kinds say (`augmented_as`); that
+            of features is the collator's, from the "seed" that each sample then has.
         on_error (`str`): "raise" a `MediaError`, or "skip" the sample: the next good one takes its place.
         cache_media (`bool` or `dict`): keep decoded media in memory (once per worker); a dict is shared by the data
             sets that get it, of one processor.
@@ -58,22 +56,18 @@ class ChatDataset(Dataset):
         cache_media: bool | dict = False,
         seed: int = 0,
     ):
-        weights = [1.0] * len(sources) if weights is None else list(weights)
+        self._weights = [1.0] * len(sources) if weights is None else list(weights)
         reads_features = isinstance(processor.feature_extractor, XLLMCIFFeatureExtractor)
         if reads_features and augmentation is not None and augmentation.handles("waveform"):
             raise DataError("augmentation changes waveforms, but this model reads pre-extracted features of speech")
-        if len(weights) != len(sources) or any(weight <= 0 for weight in weights):
-            raise DataError(f"weights must be {len(sources)} positive numbers, one per source; got {weights}")
+        if len(self._weights) != len(sources) or any(weight <= 0 for weight in self._weights):
+            raise DataError(f"weights must be {len(sources)} positive numbers, one per source; got {self._weights}")
         self.samples = [sample for source in sources for sample in source]
-        self.processor = processor
-        self.augmentation = augmentation
-        self.on_error = on_error
-        self.seed = seed
-        self.cache: dict[str, Any] | None = {} if cache_media is True else None
-        if isinstance(cache_media, dict):
-            self.cache = cache_media
+        self.processor, self.augmentation, self.on_error, self.seed = processor, augmentation, on_error, seed
+        self.cache: dict[str, Any] | None = (
+            {} if cache_media is True else None if cache_media is False else cache_media
+        )
         self._bounds = np.cumsum([0, *(len(source) for source in sources)])
-        self._weights = weights
         # Shared between workers, so that the log can count what any of them has left out.
         self._skipped = torch.zeros(len(self.samples), dtype=torch.uint8).share_memory_()
         self.set_epoch(0)
@@ -81,8 +75,7 @@ class ChatDataset(Dataset):
     @classmethod
     def from_specs(cls, specs: Iterable[SourceSpec], processor, modalities: Iterable[str] = (), **kwargs):
         """Read the sources of a recipe for training the rows `modalities`; see `load_source` and the class."""
-        specs = list(specs)
-        media = media_rows(processor, modalities)
+        specs, media = list(specs), media_rows(processor, modalities)
         sources = [load_source(spec, media) for spec in specs]
         return cls(sources, processor, weights=[spec.weight for spec in specs], **kwargs)
 
@@ -119,9 +112,8 @@ class ChatDataset(Dataset):
                     logger.warning(f"skipped {self.samples[place].where}: {error}")
                 self._skipped[place] = 1
                 continue
-            if self.augmentation is None:
-                return {"messages": messages}
-            return {"messages": messages, "seed": int(rng.integers(2**31))}
+            item = {"messages": messages, "where": self.samples[place].where}
+            return item if self.augmentation is None else {**item, "seed": int(rng.integers(2**31))}
         raise MediaError("no sample of the data can be decoded")
 
     def skipped(self) -> list[str]:
@@ -129,34 +121,26 @@ class ChatDataset(Dataset):
         return [self.samples[index].where for index in self._skipped.nonzero().flatten().tolist()]
 
     def _decode(self, sample: Sample, rng: np.random.Generator) -> list[dict]:
-        messages = []
-        for message in sample.conversation(lambda n: int(rng.integers(n))):
-            content = message["content"]
-            messages.append({**message, "content": [self._decode_part(part, rng) for part in content]})
-        return messages
+        messages = sample.conversation(lambda n: int(rng.integers(n)))
+        return [{**turn, "content": [self._decode_part(part, rng) for part in turn["content"]]} for turn in messages]
 
     def _decode_part(self, part: dict, rng: np.random.Generator) -> dict:
         kind = part["type"]
         if kind == "text":
             return part
         source = part_source(part)
-        key = f"{kind}:{source}" if self.cache is not None and isinstance(source, str) else None
-        medium = self.cache.get(key) if key is not None else None
-        if medium is None:
+        if self.cache is None or not isinstance(source, str):
             medium = self.processor.load(kind, source)
-            if key is not None:
-                self.cache[key] = medium
-        return {"type": kind, kind: self._augment(kind, medium, rng)}
-
-    def _augment(self, kind: str, medium: Any, rng: np.random.Generator) -> Any:
+        elif (medium := self.cache.get(f"{kind}:{source}")) is None:
+            medium = self.cache[f"{kind}:{source}"] = self.processor.load(kind, source)
         for what in MEDIA_KINDS[kind].augmented_as:
             if self.augmentation is not None and what != "features" and self.augmentation.handles(what):
-                medium = _changed(medium, lambda values, what=what: self.augmentation.apply(what, values, rng))
-        return medium
+                medium = _changed(medium, partial(self.augmentation.apply, what, rng=rng))
+        return {"type": kind, kind: medium}
 
 
 def _changed(medium: Any, change: Callable[[np.ndarray], np.ndarray]) -> Any:
-    """A decoded medium whose values have been changed; what is known of it besides them stays."""
+    """A decoded medium with its values changed; what else is known of it stays."""
     if isinstance(medium, Image.Image):
         return Image.fromarray(change(np.asarray(medium)))
     if isinstance(medium, Frames):

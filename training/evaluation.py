@@ -13,6 +13,7 @@ went wrong counts.
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -23,15 +24,12 @@ from xllm.training.data import ChatDataset
 from xllm.training.media_rows import MediaRows, media_rows
 from xllm.training.metrics import METRICS
 from xllm.training.recipe import EvaluationSpec, RecipeError
-from xllm.training.sources import load_source
+from xllm.training.sources import Sample, load_source
 from xllm.training.tasks import TASKS
 
 
-def check_evaluation(spec: EvaluationSpec, media: MediaRows | None = None) -> None:
-    """Find out what is wrong with an evaluation before anything is trained.
-
-    Args:
-        media (`MediaRows`, *optional*): what the model reads.
+def check_evaluation(spec: EvaluationSpec, media: MediaRows) -> list[list[Sample]]:
+    """The samples of an evaluation, by source, before anything is trained; `media` is what the model reads.
 
     Raises:
         RecipeError: an unknown task. DataError: its data cannot be read.
@@ -40,8 +38,7 @@ def check_evaluation(spec: EvaluationSpec, media: MediaRows | None = None) -> No
         raise RecipeError(f"evaluate: task is {spec.task!r}; choose one of {', '.join(TASKS)}")
     if not spec.data:
         raise RecipeError(f"evaluate: {spec.name} has no data")
-    for source in spec.data:
-        load_source(source, media)
+    return [load_source(source, media) for source in spec.data]
 
 
 def row_of_task(task: str, modalities: dict) -> str | None:
@@ -57,56 +54,61 @@ def run_evaluation(
     model,
     processor,
     spec: EvaluationSpec,
-    modalities=(),
+    modalities: Iterable[str] = (),
     folder: Path | None = None,
     stage_one=None,
     progress: bool = False,
+    sources: list[list[Sample]] | None = None,
 ) -> dict:
     """Answer every sample and compare.
 
     Args:
-        model (`XLLMForConditionalGeneration`), processor (`XLLMProcessor`), spec (`EvaluationSpec`).
         modalities: rows in question, for plain tables whose modality is not given.
         folder (`Path`, *optional*): gets `samples-<name>.jsonl` with question, reference and answer of each sample.
         stage_one (`XLLMForSpeechRecognition`, *optional*): transcribes with the heads of stage 1 instead of the LLM.
         progress (`bool`): show how far it is on standard error, if that is a terminal.
+        sources (*optional*): what `check_evaluation` returned; without it the data files are read here.
 
     Returns:
         `{"task", "metric", "value", "n"}`, for cer also `substitutions`, `deletions`, `insertions`, `reference`,
         `accuracy` (answers without any error).
     """
-    check_evaluation(spec, media_rows(processor, modalities))
+    if sources is None:
+        sources = check_evaluation(spec, media_rows(processor, modalities))
     if stage_one is not None and TASKS[spec.task].stage_one is None:
         able = ", ".join(name for name, task in TASKS.items() if task.stage_one is not None)
         raise RecipeError(
             f"evaluate: after stage 1 only {able} can be evaluated, not {spec.task}: there is no text without the LLM"
         )
-    data = ChatDataset.from_specs(spec.data, processor, modalities)
-    questions, references, answers = [], [], []
+    data = ChatDataset(sources, processor, weights=[source.weight for source in spec.data])
+    samples: list[dict[str, str]] = []
     for start in range(0, len(data), spec.batch_size):
-        rows = [data[index]["messages"] for index in range(start, min(start + spec.batch_size, len(data)))]
-        questions += [text_of(row[-2]) if len(row) > 1 else "" for row in rows]
-        references += [text_of(row[-1]) for row in rows]
+        batch = [data[index] for index in range(start, min(start + spec.batch_size, len(data)))]
+        rows = [sample["messages"] for sample in batch]
         if stage_one is None:
-            answers += generate_answers(model, processor, rows, spec.max_new_tokens)
+            answers = generate_answers(model, processor, rows, spec.max_new_tokens)
         else:
-            answers += _transcribe(stage_one, processor, rows)
+            answers = _transcribe(stage_one, processor, rows)
+        for sample, row, answer in zip(batch, rows, answers):
+            question = text_of(row[-2]) if len(row) > 1 else ""
+            texts = {"question": question, "reference": text_of(row[-1]), "answer": answer}
+            samples.append({"where": sample["where"], **texts})
         if progress and sys.stderr.isatty():
-            sys.stderr.write(
-                f"\r{spec.name}: {len(answers)}/{len(data)}\033[K" + ("\n" if len(answers) == len(data) else "")
-            )
+            end = "\n" if len(samples) == len(data) else ""
+            sys.stderr.write(f"\r{spec.name}: {len(samples)}/{len(data)}\033[K{end}")
     if folder is not None:
-        _write_samples(Path(folder) / f"samples-{spec.name}.jsonl", data, questions, references, answers)
-    return {"task": spec.task, **score(spec.task, references, answers)}
+        path = Path(folder, f"samples-{spec.name}.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
+        path.write_text("".join(lines), encoding="utf-8")
+    references, answers = ([sample[key] for sample in samples] for key in ("reference", "answer"))
+    return {"task": spec.task, **_score(TASKS[spec.task].metric, references, answers)}
 
 
-def score(task: str, references: list[str], answers: list[str]) -> dict:
-    """The figure of a task: `{"metric", "value", "n", ...}`."""
-    metric, bare = TASKS[task].metric, [[text.strip() for text in texts] for texts in (references, answers)]
-    if metric == "accuracy":
-        return {"metric": metric, **METRICS[metric](*bare), "n": len(references)}
-    same = METRICS["accuracy"](*bare)["value"]
-    return {"metric": metric, **METRICS[metric](references, answers), "accuracy": same, "n": len(references)}
+def _score(metric: str, references: list[str], answers: list[str]) -> dict:
+    same = METRICS["accuracy"]([text.strip() for text in references], [text.strip() for text in answers])
+    found = same if metric == "accuracy" else {**METRICS[metric](references, answers), "accuracy": same["value"]}
+    return {"metric": metric, **found, "n": len(references)}
 
 
 def generate_answers(model, processor, rows: list[list[dict]], max_new_tokens: int) -> list[str]:
@@ -127,12 +129,4 @@ def _transcribe(stage_one, processor, rows: list[list[dict]]) -> list[str]:
     return [text.strip() for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
-def _write_samples(path: Path, data: ChatDataset, *texts: list[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for sample, question, reference, answer in zip(data.samples, *texts):
-            entry = {"where": sample.where, "question": question, "reference": reference, "answer": answer}
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-
-
-__all__ = ["TASKS", "check_evaluation", "generate_answers", "row_of_task", "run_evaluation", "score"]
+__all__ = ["check_evaluation", "generate_answers", "row_of_task", "run_evaluation"]

@@ -39,17 +39,7 @@ def _over(hashes: dict[str, str]) -> str:
 
 
 class FreezeReceipt:
-    """Hashes of every frozen tensor of `model`, taken now; see `frozen_tensors` for what counts.
-
-    Example:
-
-    ```python
-    >>> receipt = FreezeReceipt(model)
-    >>> trainer.train()
-    >>> receipt.check()  # FrozenTensorError if anything moved
-    >>> receipt.write(folder)
-    ```
-    """
+    """Hashes of every frozen tensor of `model` (see `frozen_tensors`), taken now, to be checked after training."""
 
     def __init__(self, model: nn.Module):
         self.model = model
@@ -66,8 +56,7 @@ class FreezeReceipt:
             FrozenTensorError: a tensor has moved, or is no longer frozen; the message names it.
         """
         after = self._hashes()
-        moved = sorted(name for name, value in self.before.items() if after.get(name) != value)
-        if moved:
+        if moved := sorted(name for name, value in self.before.items() if after.get(name) != value):
             some = ", ".join(moved[:3]) + (" ..." if len(moved) > 3 else "")
             raise FrozenTensorError(
                 f"{len(moved)} frozen tensors have moved, nothing was saved: {some}; only what freeze_for_stage "
@@ -96,18 +85,16 @@ def data_fingerprint(samples: Iterable[Sample]) -> dict:
 
     Two folders with the same data file have the same fingerprint: of a path only the last part counts.
     """
-    digest, names, count = hashlib.sha256(), {}, 0
+    digest, sources = hashlib.sha256(), []
     for sample in samples:
-        names[sample.source] = None
-        count += 1
+        sources.append(sample.source)
         if sample.messages is None:
             content = [[_portable(part) for part in sample.media], sample.prompts, sample.answers]
         else:
-            content = [
-                [message["role"], [_portable(part) for part in message["content"]]] for message in sample.messages
-            ]
+            content = [[turn["role"], [_portable(part) for part in turn["content"]]] for turn in sample.messages]
         digest.update(json.dumps(content, ensure_ascii=False).encode() + b"\n")
-    return {"names": [name for name in names if name], "samples": count, "sha256": digest.hexdigest()}
+    names = [name for name in dict.fromkeys(sources) if name]
+    return {"names": names, "samples": len(sources), "sha256": digest.hexdigest()}
 
 
 def _portable(part: dict) -> list[str]:
@@ -120,26 +107,12 @@ def _portable(part: dict) -> list[str]:
 
 def lineage_entry(stage: int, modalities: list[str], parent: str, weights: str, data: dict, frozen: dict) -> dict:
     """One entry of `config.lineage`; see the module's first lines."""
+    entry = {"stage": stage, "modalities": modalities, "parent": parent, "weights": weights, "data": data}
     try:
         package = f"{PACKAGE} {version(PACKAGE)}"
     except PackageNotFoundError:  # run from a checkout
         package = PACKAGE
-    return {
-        "stage": stage,
-        "modalities": modalities,
-        "parent": parent,
-        "weights": weights,
-        "data": data,
-        "frozen": frozen,
-        "package": package,
-    }
+    return {**entry, "frozen": frozen, "package": package}
 
 
-__all__ = [
-    "RECEIPT_NAME",
-    "FreezeReceipt",
-    "FrozenTensorError",
-    "data_fingerprint",
-    "interfaces_fingerprint",
-    "lineage_entry",
-]
+__all__ = ["FreezeReceipt", "FrozenTensorError", "data_fingerprint", "interfaces_fingerprint", "lineage_entry"]

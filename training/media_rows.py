@@ -16,17 +16,11 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class MediaRows:
-    """The media that data may hold.
-
-    Args:
-        rows (`dict[str, str]`): rows of the model -> type of the content part that each reads; without a model, those
-            of the table of kinds.
-        trained (`tuple[str, ...]`): rows that the stage trains; a plain table is of that row if there is just one.
+    """Rows of the model -> the type of content part that each reads (without a model, those of the table of kinds);
+    and the rows that the stage trains: if it is one, a plain table is of that.
     """
 
-    rows: Mapping[str, str] = field(
-        default_factory=lambda: {kind.row_name: kind.type for kind in MEDIA_KINDS.values()}
-    )
+    rows: Mapping[str, str] = field(default_factory=lambda: {k.row_name: k.type for k in MEDIA_KINDS.values()})
     trained: tuple[str, ...] = ()
 
     @cached_property
@@ -38,10 +32,9 @@ class MediaRows:
 
     def part(self, where: str, name: str) -> str:
         """The type of content part called `name`, or a `DataError` if no row of the model reads it."""
-        part = self.names.get(name)
-        if part not in self.rows.values():
+        if self.names.get(name) not in self.rows.values():
             raise DataError(f"{where}: no row of the model reads {name!r}; its rows are {self.listed}")
-        return part
+        return self.names[name]
 
     @property
     def listed(self) -> str:

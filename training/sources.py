@@ -19,7 +19,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from xllm.processing.conversations import clean_messages
 from xllm.processing.media_kinds import MEDIA_KINDS
@@ -36,24 +35,20 @@ _MAX_PATH = 1000  # longer strings are base64
 
 @dataclass
 class Sample:
-    """One conversation, or what it is drawn from.
+    """One conversation (`messages`, cleaned, the assistant's turn last), or what it is drawn from: content parts that
+    open the user's turn (`media`), `prompts` and `answers`, of which one each is drawn per epoch.
 
-    Args:
-        where (`str`): "file:line", for messages.
-        messages (`list`, *optional*): a whole conversation, cleaned, ending with the assistant's turn.
-        media (`list`): else: content parts that open the user's turn,
-        prompts, answers (`list[str]`): of which one each is drawn per epoch.
-        source (`str`): name of its source.
+    `where` is its place, "file:line", `source` the name of its source.
     """
 
     where: str
-    messages: list | None = None
-    media: list = field(default_factory=list)
+    messages: list[dict] | None = None
+    media: list[dict] = field(default_factory=list)
     prompts: list[str] = field(default_factory=lambda: [""])
     answers: list[str] = field(default_factory=list)
     source: str = ""
 
-    def conversation(self, draw) -> list[dict]:
+    def conversation(self, draw: Callable[[int], int]) -> list[dict]:
         """The messages; `draw(n)` gives a number below n for the choice of prompt and answer."""
         if self.messages is not None:
             return self.messages
@@ -70,9 +65,9 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
     """(place, row) of each row of a data file.
 
     Raises:
-        DataError: unknown extension, not that format, a row that is no mapping; the message names file and line.
+        DataError: no such file, unknown extension, not that format; the message names file and line.
     """
-    suffix = path.suffix.lower()
+    suffix, place = path.suffix.lower(), str(path)
     try:
         if suffix == ".json":
             rows = json.loads(path.read_text(encoding="utf-8"))
@@ -81,7 +76,11 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
                 raise DataError(f"{path}: expected a JSON list of samples, got {type(rows).__name__}")
             yield from ((f"{path}[{index}]", row) for index, row in enumerate(rows))
         elif suffix == ".jsonl":
-            yield from _read_jsonl(path)
+            with path.open(encoding="utf-8") as file:
+                for number, line in enumerate(file, start=1):
+                    place = f"{path}:{number}"
+                    if line.strip():
+                        yield place, json.loads(line)
         elif suffix in (".csv", ".tsv"):
             with path.open(encoding="utf-8-sig", newline="") as file:
                 reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",")
@@ -96,26 +95,11 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such data file") from error
     except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a {suffix[1:]} file: {error}") from error
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[str, dict]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield f"{path}:{number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}:{number}: not JSON: {error}") from error
+        raise DataError(f"{place}: not {'JSON' if suffix.startswith('.json') else suffix[1:]}: {error}") from error
 
 
 def load_source(spec: SourceSpec, media: MediaRows | None = None) -> list[Sample]:
-    """All samples of a source.
-
-    Args:
-        spec (`SourceSpec`): where and how to read.
-        media (`MediaRows`, *optional*): what the model reads; by default every kind that there is.
+    """All samples of a source; `media` is what the model reads, by default every kind that there is.
 
     Raises:
         DataError: an unknown format or column, a row without its text or medium, or with a medium that the model does
@@ -143,15 +127,13 @@ def load_source(spec: SourceSpec, media: MediaRows | None = None) -> list[Sample
             continue
         sample = _read_sample(spec, where, row, media)
         sample.source = name
-        _check_media(sample, media)
-        _resolve_media(sample, root)
+        _place_media(sample, media, root)
         samples.append(sample)
         if spec.limit is not None and len(samples) >= spec.limit:
             break
     if not samples:
-        raise DataError(
-            f"{spec.path or name}: no row is left (where {spec.where or 'any'}, exclude {spec.exclude or 'none'})"
-        )
+        chosen = f"where {spec.where or 'any'}, exclude {spec.exclude or 'none'}"
+        raise DataError(f"{spec.path or name}: no row is left ({chosen})")
     return samples
 
 
@@ -160,21 +142,26 @@ def _is_selected(spec: SourceSpec, where: str, row: Mapping) -> bool:
         for column, values in table.items():
             values = values if isinstance(values, (list, tuple)) else [values]
             if column not in row and wanted:
-                raise DataError(
-                    f"{where}: no column {column!r} to choose by; the columns are {', '.join(map(str, row))}"
-                )
+                raise DataError(f"{where}: no column {column!r} to choose by; the columns are {_columns(row)}")
             found = str(row.get(column)) in {str(value) for value in values}  # a CSV file has only strings
             if found != wanted:
                 return False
     return True
 
 
+def _columns(row: Mapping) -> str:
+    return ", ".join(map(str, row))
+
+
 def _read_sample(spec: SourceSpec, where: str, row: Mapping, media: MediaRows) -> Sample:
-    kind = spec.format if spec.format != "auto" else _tell_format(spec, where, row)
+    form = FORMS[spec.format if spec.format != "auto" else _tell_format(spec, where, row)]
     try:
-        return FORMS[kind](spec, where, row, media)
+        sample = form(spec, where, row, media)
     except KeyError as error:
-        raise DataError(f"{where}: no column {error.args[0]!r}; the columns are {', '.join(map(str, row))}") from error
+        raise DataError(f"{where}: no column {error.args[0]!r}; the columns are {_columns(row)}") from error
+    if sample.messages is not None and (not sample.messages or sample.messages[-1].get("role") != "assistant"):
+        raise DataError(f"{where}: the last message must be the assistant's: it is what the model learns to say")
+    return sample
 
 
 def _tell_format(spec: SourceSpec, where: str, row: Mapping) -> str:
@@ -187,17 +174,15 @@ def _tell_format(spec: SourceSpec, where: str, row: Mapping) -> str:
     if spec.text_column in row:
         return "table"
     raise DataError(
-        f"{where}: cannot tell the format from the columns {', '.join(map(str, row))}; expected messages, "
+        f"{where}: cannot tell the format from the columns {_columns(row)}; expected messages, "
         f"conversations, or {spec.file_column!r} and {spec.text_column!r} (set file_column, text_column)"
     )
 
 
 def _from_messages(spec: SourceSpec, where: str, row: Mapping, media: MediaRows) -> Sample:
     messages = row["messages"]
-    if isinstance(messages, str):
-        messages = json.loads(messages)
     try:
-        cleaned = clean_messages(messages)
+        cleaned = clean_messages(json.loads(messages) if isinstance(messages, str) else messages)
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{where}: messages: {error}") from error
     for message in cleaned:
@@ -205,21 +190,14 @@ def _from_messages(spec: SourceSpec, where: str, row: Mapping, media: MediaRows)
             message["content"] = [{"type": "text", "text": message["content"]}]
         if not isinstance(message.get("content"), list):
             raise DataError(f"{where}: a message has no content")
-    return _check_turns(Sample(where, messages=cleaned))
-
-
-def _check_turns(sample: Sample) -> Sample:
-    if not sample.messages or sample.messages[-1].get("role") != "assistant":
-        raise DataError(
-            f"{sample.where}: the last message must be the assistant's: it is what the model learns to say"
-        )
-    return sample
+    return Sample(where, messages=cleaned)
 
 
 def _from_llava(spec: SourceSpec, where: str, row: Mapping, media: MediaRows) -> Sample:
-    waiting: dict[str, list] = {}
+    waiting: dict[str, list] = {part: [] for part in media.names.values()}
     for name, part in media.names.items():
-        waiting.setdefault(part, []).extend(_as_list(row.get(name)))
+        found = [] if row.get(name) is None else row[name]
+        waiting[part] += found if isinstance(found, (list, tuple)) else [found]
     tag = re.compile(f"<({'|'.join(map(re.escape, media.names))})>")
     messages = []
     for turn in row["conversations"]:
@@ -228,28 +206,20 @@ def _from_llava(spec: SourceSpec, where: str, row: Mapping, media: MediaRows) ->
             raise DataError(f"{where}: a turn is from {turn.get('from')!r}; expected one of {', '.join(_LLAVA_ROLES)}")
         content = []
         for index, piece in enumerate(tag.split(turn.get("value", turn.get("content", "")))):
-            if index % 2 == 0:
-                if piece.strip():
-                    content.append({"type": "text", "text": piece.strip()})
-                continue
-            part = media.names[piece]
-            if not waiting[part]:
-                raise DataError(f"{where}: the text names more <{piece}> than the row holds")
-            content.append({"type": part, part: waiting[part].pop(0)})
+            if index % 2:  # a tag
+                part = media.names[piece]
+                if not waiting[part]:
+                    raise DataError(f"{where}: the text names more <{piece}> than the row holds")
+                content.append({"type": part, part: waiting[part].pop(0)})
+            elif piece.strip():
+                content.append({"type": "text", "text": piece.strip()})
         messages.append({"role": role, "content": content})
-    unnamed = [{"type": part, part: medium} for part, items in waiting.items() for medium in items]
-    first = next((message for message in messages if message["role"] == "user"), None)
-    if unnamed and first is None:
-        raise DataError(f"{where}: no user turn for its media")
-    if unnamed:
+    if unnamed := [{"type": part, part: medium} for part, items in waiting.items() for medium in items]:
+        first = next((message for message in messages if message["role"] == "user"), None)
+        if first is None:
+            raise DataError(f"{where}: no user turn for its media")
         first["content"] = [*unnamed, *first["content"]]
-    return _check_turns(Sample(where, messages=messages))
-
-
-def _as_list(value: Any) -> list:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+    return Sample(where, messages=messages)
 
 
 def _from_captions(spec: SourceSpec, where: str, row: Mapping, media: MediaRows) -> Sample:
@@ -300,24 +270,15 @@ def _fill(template: str, where: str, row: Mapping) -> str:
         raise DataError(f"{where}: cannot fill in {template!r}: {error}") from error
 
 
-def _media_parts(sample: Sample) -> Iterator[dict]:
-    for message in sample.messages or [{"content": sample.media}]:
-        yield from (part for part in message["content"] if part["type"] != "text")
-
-
-def _check_media(sample: Sample, media: MediaRows) -> None:
-    """Every medium of a sample must be of a kind that a row of the model reads."""
-    for part in _media_parts(sample):
+def _place_media(sample: Sample, media: MediaRows, root: Path) -> None:
+    """Relative paths become paths below `root`. A row of the model must read each medium, and a named file exist."""
+    messages = sample.messages or [{"content": sample.media}]
+    for part in [part for message in messages for part in message["content"] if part["type"] != "text"]:
         if part["type"] not in media.rows.values():
             raise DataError(
                 f"{sample.where}: holds a content part of type {part['type']!r}, which no row of the model reads; its "
                 f"rows are {media.listed}"
             )
-
-
-def _resolve_media(sample: Sample, root: Path) -> None:
-    """Relative paths become paths below `root`; a local file that is named must exist."""
-    for part in _media_parts(sample):
         for key in ("path", "url", part["type"]):
             value = part.get(key)
             if not isinstance(value, str) or _NOT_A_PATH.match(value) or len(value) > _MAX_PATH:

@@ -20,6 +20,7 @@ Deviation: stage 0 is not the paper's; it trains the language model on text alon
 
 from collections.abc import Iterable
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import nn
@@ -65,45 +66,32 @@ def resolve_stage(stage: int | str | Stage) -> Stage:
         raise StageError(f"stage is {stage!r}; choose one of {choices}") from error
 
 
-def resolve_modalities(config, modalities: Iterable[str] | str | None) -> list[str]:
-    """The rows to train, in the table's order; all of them for `None`.
-
-    Raises:
-        StageError: an unknown modality; the message lists the rows of `config.modalities`.
-    """
+def resolve_modalities(config: Any, modalities: Iterable[str] | str | None) -> list[str]:
+    """The rows to train, in the model's order; all of them for `None`. StageError: there is no such row."""
     rows = list(config.modalities)
-    if modalities is None:
-        return rows
-    wanted = [modalities] if isinstance(modalities, str) else list(modalities)
+    wanted = [modalities] if isinstance(modalities, str) else list(rows if modalities is None else modalities)
     if unknown := [name for name in wanted if name not in rows]:
         raise StageError(f"modalities: no row {', '.join(map(repr, unknown))}; this model has {', '.join(rows)}")
     return [name for name in rows if name in wanted]
 
 
-def declared_prefixes(
-    config,
-    stage: Stage,
-    modalities: list[str],
-    train_encoder: bool = False,
-    train_query_tokens: bool = False,
-    train_shared: bool = False,
-) -> list[str]:
-    """Prefixes of the parameter names that a stage trains, heads aside (read off `TRAINED_PARTS`)."""
+def _declared(config: Any, stage: Stage, modalities: list[str], switches: set[str]) -> tuple[str, ...]:
+    """The modules that a stage trains, heads aside: read off `TRAINED_PARTS`, each path with a dot at its end."""
     if stage is Stage.TEXT:
-        return list(LANGUAGE_MODEL)
-    prefixes = []
+        return LANGUAGE_MODEL
+    paths = []
     for name in modalities:
         row = config.modalities[name]
         converter = converter_class(row.converter)
         parts = list(converter.trained_parts(int(stage), TRAINED_PARTS[stage]))
-        if stage is Stage.INTEGRATE and train_query_tokens and converter.query_parameter:
+        if "train_query_tokens" in switches and converter.query_parameter:
             parts.append(f"converter.{converter.query_parameter}")
-        prefixes += [f"model.interfaces.{name}.{part}" for part in parts]
-        if train_shared and row.shares_converter_with and "converter" in parts:
-            prefixes.append(f"model.interfaces.{row.shares_converter_with}.converter")
-        if train_encoder and row.encoder is not None:
-            prefixes.append(f"model.{tower_of(row.encoder)}.")
-    return prefixes
+        paths += [f"model.interfaces.{name}.{part}." for part in parts]
+        if "train_shared" in switches and row.shares_converter_with and "converter" in parts:
+            paths.append(f"model.interfaces.{row.shares_converter_with}.converter.")
+        if "train_encoder" in switches and row.encoder is not None:
+            paths.append(f"model.{tower_of(row.encoder)}.")
+    return tuple(paths)
 
 
 def freeze_for_stage(
@@ -121,13 +109,11 @@ def freeze_for_stage(
     behind `get_peft_model`, on its `get_base_model()`.
 
     Args:
-        model: any X-LLM model whose parameters are named as in `XLLMForConditionalGeneration`; in stage 1 also
-            `XLLMForQFormerPreTraining` and `XLLMForSpeechRecognition`, whose heads are trained too.
+        model: an X-LLM; in stage 1 also `XLLMForQFormerPreTraining` and `XLLMForSpeechRecognition`, whose heads are
+            trained too.
         stage (`int` or `str`): 1 or "convert", 2 or "align", 3 or "integrate"; 0 or "text" for a stand-in LLM.
-        modalities (`list[str]`, *optional*): rows of the table; default all.
-        train_encoder (`bool`): stage 1 only: train the towers of these rows as well.
-        train_query_tokens (`bool`): stage 3 only: train the query tokens as well, as the authors' code does.
-        train_shared (`bool`): stages 1 and 2: train a converter that a row borrows from another one.
+        modalities (`list[str]`, *optional*): rows of the model; default all.
+        train_encoder, train_query_tokens, train_shared (`bool`): see the module's first lines.
 
     Returns:
         names of the trainable parameters, in the model's order.
@@ -141,25 +127,26 @@ def freeze_for_stage(
         raise StageError(f"train_encoder belongs to stage 1; in stage {stage.value} the encoders are frozen")
     if train_query_tokens and stage is not Stage.INTEGRATE:
         raise StageError("train_query_tokens belongs to stage 3; stages 1 and 2 train the query tokens anyway")
-    prefixes = declared_prefixes(model.config, stage, modalities, train_encoder, train_query_tokens, train_shared)
-    adapters = peft_parameters(model)
+    given = {"train_encoder": train_encoder, "train_query_tokens": train_query_tokens, "train_shared": train_shared}
+    declared = _declared(model.config, stage, modalities, {name for name, is_on in given.items() if is_on})
+    adapters = _peft_parameters(model)
 
     def is_trained(name: str) -> bool:
         is_head = stage is Stage.CONVERT and not name.startswith(COMPOSITE_PARTS)
-        is_declared = _has_prefix(name, prefixes) or is_head
+        is_declared = f"{name}.".startswith(declared) or is_head
         return name in adapters or is_declared and ".base_layer." not in name
 
-    names = [name for name, _ in model.named_parameters() if is_trained(name)]
-    if not any(_has_prefix(name, prefixes) for name in names):
+    trained = {name: is_trained(name) for name, _ in model.named_parameters()}
+    names = [name for name, is_on in trained.items() if is_on]
+    if not any(f"{name}.".startswith(declared) for name in names):
         what = ", ".join(f"{name} ({model.config.modalities[name].converter})" for name in modalities)
         raise StageError(f"stage {stage.value} ({stage.name.lower()}) trains nothing of {what or 'no modality'}")
-    trained = set(names)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trained)
+        parameter.requires_grad_(trained[name])
     return names
 
 
-def peft_parameters(model: nn.Module) -> set[str]:
+def _peft_parameters(model: nn.Module) -> set[str]:
     """Names of the parameters that PEFT's layers (LoRA, DoRA, ...) add; the weights under them are `base_layer`s."""
     return {
         f"{path}.{kind}.{name}"
@@ -168,10 +155,6 @@ def peft_parameters(model: nn.Module) -> set[str]:
         if hasattr(module, "base_layer")
         for name, _ in getattr(module, kind).named_parameters()
     }
-
-
-def _has_prefix(name: str, prefixes: list[str]) -> bool:
-    return any(name == prefix or name.startswith(prefix.rstrip(".") + ".") for prefix in prefixes)
 
 
 def frozen_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -187,15 +170,5 @@ def frozen_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return frozen
 
 
-__all__ = [
-    "LANGUAGE_MODEL",
-    "TRAINED_PARTS",
-    "Stage",
-    "StageError",
-    "declared_prefixes",
-    "freeze_for_stage",
-    "frozen_tensors",
-    "peft_parameters",
-    "resolve_modalities",
-    "resolve_stage",
-]
+__all__ = ["LANGUAGE_MODEL", "Stage", "StageError", "freeze_for_stage", "frozen_tensors", "resolve_modalities"]
+__all__ += ["resolve_stage"]

@@ -37,6 +37,7 @@ from xllm.training.evaluation import check_evaluation, run_evaluation
 from xllm.training.lineage import FreezeReceipt, data_fingerprint, interfaces_fingerprint, lineage_entry
 from xllm.training.media_rows import media_rows
 from xllm.training.recipe import Recipe, RecipeError, StageSpec, load_recipe
+from xllm.training.sources import Sample
 from xllm.training.stage_one import build_stage_one, save_stage_one, stage_one_task
 from xllm.training.stages import Stage, StageError, freeze_for_stage, resolve_modalities, resolve_stage
 from xllm.training.strict import build
@@ -79,6 +80,7 @@ class _Prepared:
     eval: ChatDataset | None
     augmentation: Augmentation
     arguments: dict[str, Any]
+    evaluations: list[list[list[Sample]]]  # samples of each evaluation, by source
 
     @property
     def title(self) -> str:
@@ -202,12 +204,11 @@ def _prepare(model, processor, spec: StageSpec, seed: int, media: dict | None = 
     common["cache_media"] = spec.data.cache_media and (True if media is None else media)
     train_set = ChatDataset.from_specs(spec.data.train, augmentation=augmentation, **common)
     eval_set = ChatDataset.from_specs(spec.data.eval, **common) if spec.data.eval else None
-    for evaluation in spec.evaluate:
-        check_evaluation(evaluation, media_rows(processor, modalities))
+    evaluations = [check_evaluation(evaluation, media_rows(processor, modalities)) for evaluation in spec.evaluate]
     arguments = {"eval_strategy": "epoch" if eval_set else "no", **spec.trainer}
     if eval_set is None and arguments["eval_strategy"] != "no":
         raise RecipeError(f"trainer.eval_strategy is {arguments['eval_strategy']!r}, but data.eval is empty")
-    prepared = _Prepared(spec, stage, modalities, train_set, eval_set, augmentation, arguments)
+    prepared = _Prepared(spec, stage, modalities, train_set, eval_set, augmentation, arguments, evaluations)
     try:
         _training_arguments(prepared, Path("unused"), seed)
     except (TypeError, ValueError) as error:
@@ -270,10 +271,10 @@ def _run(
         _save(model, processor, folder, receipt)
     if learner is not model:
         save_stage_one(learner, processor, folder)
-    for evaluation in spec.evaluate:
+    for evaluation, sources in zip(spec.evaluate, prepared.evaluations):
         stage_one = learner if learner is not model else None
         result.evaluations[evaluation.name] = run_evaluation(
-            model, processor, evaluation, modalities, folder=folder, stage_one=stage_one, progress=progress
+            model, processor, evaluation, modalities, folder, stage_one, progress, sources
         )
     if result.evaluations:
         text = json.dumps(result.evaluations, indent=2, ensure_ascii=False)

@@ -4,6 +4,9 @@
 Everything works without it too: model + `XLLMDataCollator` + `transformers.Trainer` train any stage.
 """
 
+from collections import defaultdict
+from statistics import fmean
+
 import torch
 from torch.nn import functional as F
 from transformers import Trainer
@@ -16,14 +19,13 @@ TERMS = ("itc_loss", "itm_loss", "itg_loss", "ce_loss", "quantity_loss", "ctc_lo
 
 
 class XLLMTrainer(Trainer):
-    """Logs `loss_<modalities>` (of the rows that hold them, e.g. `loss_image`, `loss_image+speech`, `loss_text`) in
-    stages 2 and 3, and `<term>` (e.g. `ctc_loss`) in stage 1: means since the last entry, over the rows or batches of
-    this process.
+    """Logs `loss_<modalities>` (`loss_image`, `loss_image+speech`, `loss_text`) in stages 2 and 3, and `<term>`
+    (`ctc_loss`) in stage 1: means since the last entry, over the samples or batches of this process.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._sums: dict[str, list[float]] = {}
+        self._losses: defaultdict[str, list[float]] = defaultdict(list)  # since the last entry of the log
         self._logits: torch.Tensor | None = None
         self.receipt: FreezeReceipt | None = None  # made when training starts, unless one is given
 
@@ -57,22 +59,17 @@ class XLLMTrainer(Trainer):
             share = _share_of_batch(inputs, num_items_in_batch)
             for name in TERMS:
                 if outputs.get(name) is not None:
-                    self._add(name, float(outputs[name].detach()) / share)
+                    self._losses[name].append(float(outputs[name].detach()) / share)
             if self._logits is not None and self._logits.dim() == 2 and "input_ids" in inputs:
                 for name, value in losses_by_modality(self.model.config, inputs, self._logits):
-                    self._add(f"loss_{name}", value)
+                    self._losses[f"loss_{name}"].append(value)
             self._logits = None
         return (loss, outputs) if return_outputs else loss
 
-    def _add(self, name: str, value: float) -> None:
-        total = self._sums.setdefault(name, [0.0, 0])
-        total[0] += value
-        total[1] += 1
-
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs:
-            logs.update({name: round(total / count, 6) for name, (total, count) in sorted(self._sums.items())})
-            self._sums.clear()
+            logs.update({name: round(fmean(values), 6) for name, values in sorted(self._losses.items())})
+            self._losses.clear()
         super().log(logs, *args, **kwargs)
 
 
@@ -86,12 +83,12 @@ def _share_of_batch(inputs: dict, num_items_in_batch) -> float:
 
 @torch.no_grad()
 def losses_by_modality(config, inputs: dict, logits: torch.Tensor) -> list[tuple[str, float]]:
-    """(modalities in the row joined by "+", or "text"; mean loss of its targets) of each row that has a target.
+    """(modalities of a sample joined by "+", or "text"; mean loss of its targets) of each sample that has a target.
 
     Args:
-        config (`XLLMConfig`): gives the placeholder ids.
         inputs: `input_ids` and `labels`, both `(B, L)`.
-        logits (`torch.FloatTensor` of shape `(S, V)`): of the S positions whose next token is a target, row by row.
+        logits (`torch.FloatTensor` of shape `(S, V)`): of the S positions whose next token is a target, sample by
+            sample.
     """
     targets = inputs["labels"][:, 1:]
     kept = targets != IGNORE

@@ -32,10 +32,7 @@ def _training_arguments() -> dict[str, Any]:
 
 
 def check_argument(where: str, name: str, value: Any) -> Any:
-    """The value of one field of `TrainingArguments`, in its type.
-
-    Args:
-        where (`str`): the mapping it stands in, for messages.
+    """The value of one field of `TrainingArguments`, in its type; `where` names the mapping, for messages.
 
     Raises:
         RecipeError: no such field, one that the runner sets, a value of another kind, a tracker that is not installed.

@@ -12,12 +12,14 @@ from transformers import Trainer, TrainingArguments
 
 from xllm import XLLMForConditionalGeneration, XLLMProcessor
 from xllm.assembly.opening import CheckpointError, load_checkpoint
+from xllm.training import sources
 from xllm.training import train as train_module
 from xllm.training.callbacks import ProgressCallback, format_seconds
 from xllm.training.collator import XLLMDataCollator
+from xllm.training.evaluation import run_evaluation
 from xllm.training.plots import loss_curves
-from xllm.training.recipe import RecipeError
-from xllm.training.sources import DataError
+from xllm.training.recipe import EvaluationSpec, RecipeError, SourceSpec
+from xllm.training.sources import DataError, read_rows
 from xllm.training.stages import LANGUAGE_MODEL, StageError, freeze_for_stage
 from xllm.training.train import check, run_stage, train, write_summary
 from xllm.training.trainer import losses_by_modality
@@ -162,7 +164,9 @@ def test_skipped_samples_are_in_the_log(tiny, media, tmp_path):
     assert (last["skipped_samples"], last["skipped"]) == (1, ["dataset[1]"])
 
 
-def test_evaluations_after_a_stage(tiny_checkpoint, table, tmp_path):
+def test_evaluations_after_a_stage(tiny_checkpoint, table, tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(sources, "read_rows", lambda path: read.append(path) or read_rows(path))
     recipe = {
         "model": str(tiny_checkpoint),
         "output_dir": str(tmp_path),
@@ -178,9 +182,26 @@ def test_evaluations_after_a_stage(tiny_checkpoint, table, tmp_path):
         assert found == json.loads((stage.folder / "results.json").read_text())["all"]
         samples = [json.loads(line) for line in (stage.folder / "samples-all.jsonl").read_text().splitlines()]
         assert [sample["reference"] for sample in samples] == ["low", "high"]
+    assert len(read) == 4  # of each stage the training data and the evaluation's, once
     out = io.StringIO()
     write_summary(result, out)
     assert "all: cer" in out.getvalue()
+
+
+def test_weighted_samples_of_an_evaluation_are_written_with_their_own_rows(tiny, tmp_path):
+    texts = {"a": ["one", "two"], "b": ["three"]}
+    data = [
+        SourceSpec(name=name, dataset=[{"text": text} for text in texts[name]], modality="text", weight=weight)
+        for name, weight in (("a", 2.0), ("b", 1.0))
+    ]
+    found = run_evaluation(
+        *tiny, EvaluationSpec(name="x", task="qa", data=data, max_new_tokens=1, batch_size=2), folder=tmp_path
+    )
+    samples = [json.loads(line) for line in (tmp_path / "samples-x.jsonl").read_text().splitlines()]
+    asked = [(sample["where"], sample["question"], sample["reference"]) for sample in samples]
+    first, second = ("a[0]", "one", "one"), ("a[1]", "two", "two")
+    assert asked == [first, second, first, second, ("b[0]", "three", "three")]
+    assert found["n"] == 5
 
 
 def test_the_same_seed_gives_the_same_weights(tiny_checkpoint, table, tmp_path):

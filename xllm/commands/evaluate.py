@@ -70,10 +70,10 @@ def run(args: argparse.Namespace) -> int:
     spec = EvaluationSpec(
         name=args.task, task=args.task, data=[source], max_new_tokens=args.max_new_tokens, batch_size=args.batch_size
     )
-    check_evaluation(spec, MediaRows(parts_of_rows(rows)))
+    sources = check_evaluation(spec, MediaRows(parts_of_rows(rows)))
     model, processor = load_checkpoint(args.model, args.trust_remote_code)
     folder = None if args.output is None else Path(args.output)
-    found = run_evaluation(model, processor, spec, folder=folder, progress=True)
+    found = run_evaluation(model, processor, spec, folder=folder, progress=True, sources=sources)
     if args.json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
         return 0
