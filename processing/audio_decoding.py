@@ -44,13 +44,9 @@ class Waveform:
 
 
 def open_container(file: BinaryIO, name: str) -> av.container.InputContainer:
-    """Opens a byte stream with FFmpeg. Playlists cannot reach other files or the network: no protocol is allowed.
-
-    Raises:
-        MediaError: the content is no audio or video format.
-    """
+    """Opens a byte stream with FFmpeg. Playlists cannot reach other files or the network: no protocol is allowed."""
     try:
-        return av.open(file, metadata_errors="ignore", options={"protocol_whitelist": "none"})
+        return av.open(file, "r", metadata_errors="ignore", options={"protocol_whitelist": "none"})
     except PYAV_ERRORS as error:
         raise MediaError(name, f"not an audio or video file, or damaged ({av_reason(error)})") from error
 
@@ -75,12 +71,7 @@ def packet_end(packet: av.Packet) -> float:
 
 
 def check_end(container: av.container.InputContainer, end: float, name: str) -> None:
-    """Compares where the last packet of any stream ends with the length in the header (Matroska and WebM, whose header
-    states it).
-
-    Raises:
-        MediaError: a tenth of the file or more is missing.
-    """
+    """`MediaError` where a tenth or more of the length in the header is missing (Matroska and WebM state it)."""
     start = max(container.start_time or 0, 0) / av.time_base
     promised = (container.duration or 0) / av.time_base
     if "matroska" in container.format.name and end - start < _LEAST_LENGTH * promised - 0.1:
@@ -143,7 +134,7 @@ def _promised_seconds(container: av.container.InputContainer, stream: av.AudioSt
             return None
     elif "flac" not in kinds:
         return None
-    return None if stream.duration is None else float(stream.duration * stream.time_base)
+    return float(stream.duration * stream.time_base) if stream.duration and stream.time_base else None
 
 
 def _decode_stream(
@@ -157,7 +148,7 @@ def _decode_stream(
             if packet.stream.index != stream.index:
                 continue
             packets += packet.size > 0
-            for frame in packet.decode():
+            for frame in stream.decode(packet):
                 yield frame.sample_rate, _frame_to_mono(frame)
     except PYAV_ERRORS as error:
         raise MediaError(name, f"damaged sound ({av_reason(error)})") from error
@@ -177,7 +168,7 @@ def _decode_audio(file: BinaryIO, name: str, sampling_rate: int) -> np.ndarray:
         raise MediaError(name, missing)
     with open_container(file, name) as container:
         stream = container.streams.best("audio")
-        if stream is None:
+        if not isinstance(stream, av.AudioStream):
             raise MediaError(name, missing_stream(container, "audio", "sound"))
         promised = _promised_seconds(container, stream, file)
         resampler = None
@@ -236,17 +227,15 @@ def load_audio(source: Any, sampling_rate: int = 16_000, source_rate: int | None
     Args:
         source: path, http(s)/file/data URL, base64 text, encoded bytes, a dict with `bytes`, `path`, `url` or
             `base64`, a waveform (array, tensor or list of numbers; float in [-1, 1] or integer PCM; `(samples,)`,
-            `(channels, samples)` or `(samples, channels)`), a dict with `array` and `sampling_rate`, or a `Waveform`,
-            whose samples are taken as they are.
-        sampling_rate (`int`, *optional*, defaults to 16000): rate of the result in Hz.
-        source_rate (`int`, *optional*): rate of a waveform given as an array, in Hz; the result's rate by default.
+            `(channels, samples)` or `(samples, channels)`), a dict with `array` and `sampling_rate`, or a `Waveform`.
+        sampling_rate: of the result in Hz.
+        source_rate: of a waveform given as an array, in Hz; the result's by default.
 
     Returns:
-        `np.ndarray` of shape `(samples,)`: float32, mono, in [-1, 1] for integer PCM.
+        `(samples,)`, float32, mono, in [-1, 1] for integer PCM.
 
     Raises:
-        MediaError: no such file, no sound in it, damaged or cut off, values that are not finite, absurd rate or
-            length.
+        MediaError: no such file, no sound in it, damaged or cut off, not finite, absurd rate or length.
     """
     if isinstance(source, Waveform) and source.sampling_rate == sampling_rate:
         return source.samples
@@ -296,14 +285,9 @@ def _convert(samples: np.ndarray, ratio: Fraction) -> np.ndarray:
 
 
 def resample(samples: np.ndarray, source_rate: float, target_rate: float) -> np.ndarray:
-    """A whole waveform at another rate.
+    """A whole waveform `(samples,)` at another rate: `(samples * target_rate / source_rate,)`, float32, at least one.
 
-    Args:
-        samples (`np.ndarray` of shape `(samples,)`): at `source_rate`.
-        source_rate, target_rate (`float`): in Hz, or their ratio to 1; it is met to within 1e-6.
-
-    Returns:
-        `np.ndarray` of shape `(samples * target_rate / source_rate,)`, rounded, at least one: float32.
+    Rates are in Hz, or a ratio to 1, which is met to within 1e-6.
     """
     samples = np.ascontiguousarray(samples, dtype=np.float32)
     ratio = _ratio(source_rate, target_rate)
@@ -315,11 +299,7 @@ def resample(samples: np.ndarray, source_rate: float, target_rate: float) -> np.
 
 
 class StreamResampler:
-    """Chunks of a waveform to another rate, in bounded memory: `push` them in order, then `finish`.
-
-    Args:
-        source_rate, target_rate (`int`): in Hz.
-    """
+    """Chunks of a waveform to another rate (Hz), in bounded memory: `push` them in order, then `finish`."""
 
     def __init__(self, source_rate: int, target_rate: int):
         self.source_rate = source_rate

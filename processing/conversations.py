@@ -142,11 +142,10 @@ def with_media_parts(template: str | dict | None, parts: dict[str, tuple[str, st
     """A chat template that can write media parts.
 
     Args:
-        template (`str` or `dict`, *optional*): a tokenizer's template. One that reads `media_parts` (part type ->
-            text) is given it; in one that writes some of our placeholders, the other kinds come as text; any other is
-            given messages whose
-            parts are joined to one string. Without one, a plain "role: text" template is made.
-        parts (`dict[str, tuple[str, str]]`): part type -> its placeholder token, and what stands for it in a text.
+        template: a tokenizer's. One that reads `media_parts` (part type -> text) is given it; in one that writes some
+            of our placeholders, the other kinds come as text; any other is given messages whose parts are joined to
+            one string. Without one, a plain "role: text" template is made.
+        parts: part type -> its placeholder token, and what stands for it in a text.
 
     Returns:
         the template, or the dict of templates, to render.
@@ -182,11 +181,10 @@ class ConversationsMixin(ProcessorMixin):
         """Conversations to model inputs: `apply_chat_template` with everything switched on.
 
         Args:
-            conversations (`list[list[dict]]`): of chat messages; their media are sources or what `load` gave.
-            add_generation_prompt (`bool`): end each row where the assistant's answer begins.
-            sanitize_control_tokens (`bool`): take what looks like a special token or a placeholder as the text it is,
-                for messages of users.
-            return_tensors (`str`, *optional*): "pt" or "np"; `None` for lists of ids.
+            conversations: lists of chat messages; their media are sources or what `load` gave.
+            add_generation_prompt: end each row where the assistant's answer begins.
+            sanitize_control_tokens: take what looks like a special token or placeholder as text, for users' messages.
+            return_tensors: "pt" or "np"; `None` for lists of ids.
             kwargs: for `apply_chat_template`.
 
         Returns:
@@ -206,17 +204,10 @@ class ConversationsMixin(ProcessorMixin):
         )
 
     def encode_answers(self, conversations: list[list[dict]]) -> list[list[int]]:
-        """Ids of the last messages, as the template writes them after the prompt, to the end token: what a model has
-        to say.
+        """Ids of each conversation's last message, the assistant's, as the template writes it after the prompt.
 
-        `encode_conversations([messages[:-1] for messages in conversations])` gives what stands before them, and all
-        media.
-
-        Args:
-            conversations (`list[list[dict]]`): of chat messages, each ending with the assistant's answer.
-
-        Returns:
-            `list[list[int]]`: one row per conversation, ending with the end token if the tokenizer has one.
+        They end with the end token if the tokenizer has one. `encode_conversations([messages[:-1] for messages in
+        conversations])` gives what stands before them, and all media.
         """
         texts = [self._answer_text(messages) for messages in conversations]
         return [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]

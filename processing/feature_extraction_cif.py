@@ -41,16 +41,14 @@ def load_cif_features(source: Any, feature_size: int = 512) -> np.ndarray:
     """Reads the features of one clip.
 
     Args:
-        source: path, http(s)/file/data URL, bytes or dict (see `open_media`) of a `.npy` file; an array or tensor; or
-            `FiredTokens`, which are taken as they are.
-        feature_size (`int`, *optional*, defaults to 512): width the vectors must have.
+        source: a `.npy` file in any form that `open_media` takes, an array or tensor, or `FiredTokens`.
+        feature_size: width the vectors must have.
 
     Returns:
-        `np.ndarray` of shape `(L, feature_size)`: float32, L at least 1.
+        `(L, feature_size)`, float32, L at least 1.
 
     Raises:
-        MediaError: no such file, no `.npy` file, pickled objects in it, another shape, no floats, values that are not
-            finite.
+        MediaError: no such file, no `.npy` file, pickled objects in it, another shape, no floats, not finite.
     """
     if isinstance(source, FiredTokens):
         return source.vectors
@@ -61,11 +59,8 @@ def load_cif_features(source: Any, feature_size: int = 512) -> np.ndarray:
         source = source.detach().float().cpu().numpy()
     features, name = (source, name) if isinstance(source, np.ndarray) else _read_npy(source)
     if features.dtype.kind != "f" or features.ndim != 2 or features.shape[1] != feature_size:
-        raise MediaError(
-            name,
-            f"CIF features are floats of shape (tokens, {feature_size}), got {features.dtype} of shape "
-            f"{features.shape}",
-        )
+        got = f"{features.dtype} of shape {features.shape}"
+        raise MediaError(name, f"CIF features are floats of shape (tokens, {feature_size}), got {got}")
     if len(features) == 0:
         raise MediaError(name, "holds no features: 0 tokens")
     with np.errstate(over="ignore"):
@@ -83,9 +78,7 @@ class XLLMCIFFeatureExtractor(SequenceFeatureExtractor):
     >>> batch["input_features"].shape, batch["input_features_mask"].shape  # (2, L, 512), (2, L)
     ```
 
-    Args:
-        feature_size (`int`, *optional*, defaults to 512): width of the vectors.
-        padding_value (`float`, *optional*, defaults to 0.0): value of padded vectors.
+    `feature_size` is the width of the vectors, `padding_value` fills up shorter clips.
     """
 
     model_input_names = ["input_features", "input_features_mask"]

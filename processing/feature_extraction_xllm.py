@@ -1,6 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Waveform to log-mel filterbank frames, the input of the speech encoder (paper sec. 3.1: a Conformer over filterbank
-features).
+"""Waveform to log-mel filterbank frames, the input of the speech encoder (paper sec. 3.1).
 
 Kaldi's filterbank: frames of 25 ms every 10 ms, pre-emphasis, Povey window, 80 mel bins, natural logarithm, on 16-bit
 sample values. The filterbank is torchaudio's.
@@ -39,17 +38,14 @@ class XLLMFeatureExtractor(SequenceFeatureExtractor):
     ```
 
     Args:
-        feature_size (`int`, *optional*, defaults to 80): mel bins.
-        sampling_rate (`int`, *optional*, defaults to 16000): rate the sound must have, in Hz.
-        padding_value (`float`, *optional*, defaults to 0.0): value of padded frames.
-        frame_length_ms, frame_shift_ms (`float`, *optional*, default to 25 and 10): window and hop.
-        min_frequency, max_frequency (`float`, *optional*, default to 20 and half the rate): edges of the mel bins in
-            Hz.
-        do_normalize (`bool`, *optional*, defaults to `True`): mean 0 and variance 1, over what `normalize_over` says.
-        normalize_over (`str`, *optional*, defaults to `"bin"`): "bin", each mel bin over the clip; or "clip", all bins
-            and frames
-            together, which keeps the shape of the spectrum: for clips of a single word, whose mean spectrum tells the
-                word.
+        feature_size: mel bins.
+        sampling_rate: rate the sound must have, in Hz.
+        padding_value: value of padded frames.
+        frame_length_ms, frame_shift_ms: window and hop.
+        min_frequency, max_frequency: edges of the mel bins in Hz; the upper one is half the rate by default.
+        do_normalize: to mean 0 and variance 1.
+        normalize_over: "bin", each mel bin over the clip; or "clip", all bins and frames together, which keeps the
+            shape of the spectrum: for clips of a single word, whose mean spectrum tells the word.
     """
 
     model_input_names = ["input_features", "input_features_mask"]
@@ -151,22 +147,16 @@ class XLLMFeatureExtractor(SequenceFeatureExtractor):
 
         Args:
             raw_speech: a waveform (`Waveform`, array, tensor or list of floats, mono `(A,)`), or a list of them.
-            sampling_rate (`int`, *optional*): rate of the waveforms in Hz; another one than the extractor's is an
-                error.
-            padding (`bool` or `str`, *optional*, defaults to `True`): `True` pads to the longest clip of the batch.
-            max_length (`int`, *optional*): in frames, for `padding="max_length"` and `truncation`.
-            truncation (`bool`, *optional*, defaults to `False`): cut clips to `max_length` frames.
-            pad_to_multiple_of (`int`, *optional*): in frames.
-            return_attention_mask (`bool`, *optional*): without effect: the mask is always returned.
-            return_tensors (`str`, *optional*): `"pt"` or `"np"`.
+            sampling_rate: of the waveforms in Hz; another one than the extractor's is an error.
+            padding, max_length, truncation, pad_to_multiple_of, return_tensors: as in `pad`; lengths are in frames.
+            return_attention_mask: without effect: the mask is always returned.
 
         Returns:
             `BatchFeature` with `input_features` `(clips, T, feature_size)`, float32 log-mel, and `input_features_mask`
             `(clips, T)`, int64, 1 for real frames, which come first.
 
         Raises:
-            ValueError: another sampling rate, no clips, or (as `MediaError`) a clip without samples or with values not
-                finite.
+            ValueError: another sampling rate, no clips, or (as `MediaError`) a clip that is empty or not finite.
         """
         self._check_rate(sampling_rate)
         clips = self._list_clips(raw_speech)

@@ -65,7 +65,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     except PILLOW_ERRORS as error:
         raise MediaError(name, f"damaged image ({error})") from error
     turned = False
-    with contextlib.suppress(PILLOW_ERRORS):  # broken EXIF data beside sound pixels: there is no orientation to apply
+    with contextlib.suppress(*PILLOW_ERRORS):  # broken EXIF data beside sound pixels: there is no orientation to apply
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         image = ImageOps.exif_transpose(image) if turned else image
     if image.mode == "RGB" and not _has_transparency(image):
@@ -104,9 +104,7 @@ def array_to_uint8(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def has_channels_first(shape: tuple[int, ...]) -> bool:
-    """Whether an array `(..., C, H, W)` or `(..., H, W, C)` is of the first kind: three channels are more likely than
-    one or four.
-    """
+    """Whether an array is `(..., C, H, W)`, not `(..., H, W, C)`: three channels are likelier than one or four."""
     for counts in ((3,), (1, 4)):
         if shape[-1] in counts:
             return False
@@ -130,13 +128,12 @@ def load_image(source: Any) -> Image.Image:
     """Reads one image.
 
     Args:
-        source: path, http(s)/file/data URL, base64 text, encoded bytes, `PIL.Image.Image` (returned as it is if it is
-            upright RGB), array or tensor of shape
-            `(H, W)`, `(H, W, C)` or `(C, H, W)` (0..255, or 0..1 for floats), or a dict with `bytes`, `path`, `url` or
-            `base64`.
+        source: path, http(s)/file/data URL, base64 text, encoded bytes, a dict with `bytes`, `path`, `url` or
+            `base64`, a PIL image (returned as it is if it is upright RGB), or an array or tensor `(H, W)`, `(H, W, C)`
+            or `(C, H, W)`, 0..255, or 0..1 for floats.
 
     Returns:
-        `PIL.Image.Image`: mode RGB, upright, of its own size.
+        the picture, upright, in RGB and its own size.
 
     Raises:
         MediaError: no such file, not an image, damaged, or more than `MAX_PIXELS` pixels.

@@ -51,43 +51,34 @@ class MediaKind:
     """One type of content part. For your own kind `type`, `reader_class` and `row` are enough.
 
     Args:
-        type (`str`): of the part, `{"type": "image", "image": ...}`.
-        inputs (`str`): argument of `XLLMProcessor.__call__` that carries such media; by default the type.
-        reader (`str`): part of the processor that turns decoded media into tensors; by default the type, for readers
-            that are given as `XLLMProcessor(..., readers={type: reader})`.
-        reader_class (`type`): its class, with `from_pretrained(folder)`, `save_pretrained(folder)` and
-            `__call__(items, return_tensors="pt")`, which returns `{input_name: (items, ...), mask_name: (items,
-            positions)}`.
-        own_readers (`tuple[type, ...]`): of an Auto class, the readers that it need not know: they are found by name.
-        input_name (`str`), mask_name (`str`, *optional*): the reader's main output and its mask (1 = real), arguments
-            of the model; by default what the row says, or "<type>_values" and no mask.
-        load (`Callable`): source and reader to a decoded medium, which passes through it unchanged. By default the
-            reader's own `load(source)`; without one the reader gets the source itself: a path or URL, a dict with
-            `bytes`, or what the part holds.
-        load_in_reader (`bool`): `XLLMProcessor.__call__` leaves the loading to the reader, whose arguments say what to
-            load.
-        read (`Callable`): reader, decoded items and keywords to tensors; by default the reader itself.
-        is_item (`Callable`, *optional*): what is one item and no list of them; `None` where `split` decides.
-        split (`Callable`, *optional*): nested lists of items to a flat list.
-        series (`bool`): an item is a series of pictures, the real ones marked by the mask; each takes a row's
-            `tokens_per_item`.
-        fixed (`bool`): an item (each picture of a series) takes `num_query_tokens` placeholders unless its row says
-            otherwise.
-        count (`Callable`, *optional*): reader and size of an item to its pictures or input positions, without reading
-            it.
-        wrapper (`str`): name of the tags around its placeholders in a prompt (paper, section 3.4).
-        placeholder (`str`): default token that stands for one embedding.
-        row (`dict`): fields of the `X2LConfig` row that a new model gets for it; empty for the paper's, which the
-            model knows.
-        row_name (`str`): name of the row that reads this kind by default; the type if it is left out.
-        aliases, openai_types (`tuple[str, ...]`): other names of the type, and the types of OpenAI's content parts.
-        extensions (`tuple[str, ...]`): of its files, in lower case.
-        prompts (`tuple[str, ...]`): what a table of files and texts asks where it names no prompt.
-        option (`str`): option of the command line, `--option FILE`; by default the row's name.
-        example (`str`): file name in examples of model cards.
-        hub_task (`str`): of the Hub's pipelines, what a model does that reads nothing but such media.
-        augmented_as (`tuple[str, ...]`): what training may augment of it: "picture" or "waveform" of the decoded
-            medium, "features" of the reader's output.
+        type: of the part, `{"type": "image", "image": ...}`.
+        inputs: argument of `XLLMProcessor.__call__` that carries such media; by default the type.
+        reader: part of the processor that turns decoded media into tensors; by default the type, for readers given as
+            `XLLMProcessor(..., readers={type: reader})`.
+        reader_class: its class, with `from_pretrained(folder)`, `save_pretrained(folder)` and `__call__(items,
+            return_tensors="pt")`, which returns `{input_name: (items, ...), mask_name: (items, positions)}`.
+        own_readers: of an Auto class, the readers that it need not know: they are found by name.
+        input_name, mask_name: the reader's main output and its mask (1 = real), arguments of the model; by default
+            what the row says, or "<type>_values" and no mask.
+        load: source and reader to a decoded medium; decoded media pass unchanged. By default the reader's own
+            `load(source)`; without one the reader gets the source itself.
+        load_in_reader: the reader's arguments say what to load, so `XLLMProcessor.__call__` leaves loading to it.
+        read: reader, decoded items and keywords to tensors; by default the reader itself.
+        is_item, split: what is one item and no list of them; or, instead, nested lists of items to a flat list.
+        series: an item is a series of pictures, each of which takes a row's `tokens_per_item`; the mask tells the real
+            ones.
+        fixed: an item (each picture of a series) takes `num_query_tokens` placeholders unless its row says otherwise.
+        count: reader and size of an item to its pictures or input positions, without reading it.
+        wrapper, placeholder: name of the tags in a prompt (paper, section 3.4), and default token of one embedding.
+        row: fields of the `X2LConfig` row that a new model gets for it; empty for the paper's, which the model knows.
+        row_name, option: name of the row that reads it by default, and command line option; type and row name if left
+            out.
+        aliases, openai_types: other names of the type, and the types of OpenAI's content parts.
+        extensions, example: endings of its files in lower case, and a file name for model cards.
+        prompts: what a table of files and texts asks where it names no prompt.
+        hub_task: pipeline on the Hub of a model that reads nothing but such media.
+        augmented_as: what training may augment: "picture" or "waveform" of the decoded medium, "features" of the
+            reader's output.
     """
 
     type: str

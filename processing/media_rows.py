@@ -23,14 +23,12 @@ class MediaRow:
     """One row.
 
     Args:
-        part (`str`, *optional*): type of the content part that it reads; by default that of its input, else the row's
-            name.
-        token (`str`, *optional*): placeholder of one embedding; by default the tokenizer's, or else the kind's.
-        tokens_per_item (`int`, *optional*): placeholders of an item, or of each picture of a series.
-        subsampling_factor (`int`): without `tokens_per_item`, input positions per placeholder.
-        input_name, mask_name (`str`, *optional*): arguments of the model; by default the kind's.
-        wrapper (`str`, *optional*): tags around its placeholders; by default the kind's, or for further rows of one
-            kind the row's name.
+        part: type of the content part that it reads; by default that of its input, else the row's name.
+        token: placeholder of one embedding; by default the tokenizer's, or else the kind's.
+        tokens_per_item: placeholders of an item, or of each picture of a series.
+        subsampling_factor: without `tokens_per_item`, input positions per placeholder.
+        input_name, mask_name: arguments of the model; by default the kind's.
+        wrapper: tags around its placeholders; by default the kind's, or for further rows of a kind the row's name.
     """
 
     part: str | None = None
@@ -126,21 +124,18 @@ def add_placeholder_tokens(
     """Gives a tokenizer a placeholder token per row without making the model's embedding larger.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): changed in place; afterwards it has `image_token`, `video_token`,
-            `audio_token` (one attribute per row) and their ids, and saves them.
-        vocab_size (`int`): rows of the model's embedding; the new ids must lie below it.
-        reserved (`dict[str, str]`, *optional*): tokens of the vocabulary to use as placeholders, for instance
-            `{"image_token": "<|reserved_special_token_0|>"}`; the others are added as their rows call them
-                (`<ImageHere>`).
-        modalities (`dict[str, dict]`, *optional*): the rows, as `XLLMProcessor` takes them; by default the paper's
-            three.
+        tokenizer: changed in place; it gets `image_token`, `video_token`, ... (one attribute per row) with their ids,
+            and saves them.
+        vocab_size: rows of the model's embedding; the new ids must lie below it.
+        reserved: tokens of the vocabulary to use, e.g. `{"image_token": "<|reserved_special_token_0|>"}`; the other
+            placeholders are added under their rows' names (`<ImageHere>`).
+        modalities: the rows, as `XLLMProcessor` takes them; by default the paper's three.
 
     Returns:
-        `dict[str, int]`: the id of each placeholder, by attribute name.
+        the id of each placeholder, by attribute name.
 
     Raises:
-        ValueError: unknown key or token in `reserved`, one token for two placeholders, or no spare row in the
-            embedding.
+        ValueError: unknown key or token in `reserved`, one token for two placeholders, or no spare row.
     """
     reserved = reserved or {}
     rows = complete_rows(default_rows(PAPER_KINDS, 1, 1) if modalities is None else modalities)
@@ -159,8 +154,8 @@ def add_placeholder_tokens(
     if new and max(first_free, len(tokenizer)) + len(new) > vocab_size:
         raise ValueError(
             f"no spare rows for {new}: the tokenizer uses {first_free} ids and the model's vocab_size is "
-            f"{vocab_size}; "
-            f"name tokens of the vocabulary to use instead with reserved={{{next(iter(own))!r}: ..., ...}}"
+            f"{vocab_size}; name tokens of the vocabulary to use instead with "
+            f"reserved={{{next(iter(own))!r}: ..., ...}}"
         )
     tokenizer.add_tokens(new, special_tokens=True)
     tokenizer._set_model_specific_special_tokens(tokens)  # what `extra_special_tokens={...}` does at construction
@@ -251,9 +246,7 @@ class PlaceholdersMixin(ProcessorMixin):
         return "".join(f"<{row.wrapper}>{run}</{row.wrapper}>" for row, run in zip(rows, runs))
 
     def create_mm_token_type_ids(self, input_ids: list) -> list[list[int]]:
-        """0 for text, otherwise the place of the kind in `MEDIA_KINDS`, from 1: image 1, video 2, audio 3, then your
-        own.
-        """
+        """0 for text, else the place of the kind in `MEDIA_KINDS` from 1: image, video, audio, then your own."""
         types = []
         for row in input_ids:
             ids = np.array(row.tolist() if hasattr(row, "tolist") else row)
@@ -272,8 +265,7 @@ class PlaceholdersMixin(ProcessorMixin):
             if items is not None and named != len(items):
                 raise ValueError(
                     f"The total number of {token} tokens in the prompts should be the same as the number of "
-                    f"{kind.inputs} "
-                    f"passed. Found total {named} {token} tokens and {len(items)} {kind.inputs}."
+                    f"{kind.inputs} passed. Found total {named} {token} tokens and {len(items)} {kind.inputs}."
                 )
 
     def _write_out(self, text: list[str], replacements: dict[str, list[str]]) -> tuple[list[str], list[list[dict]]]:

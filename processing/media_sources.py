@@ -32,12 +32,7 @@ _MIN_BASE64 = 64  # a shorter string is taken for a file name
 
 
 class MediaError(ValueError):
-    """An image, video or sound that cannot be used, with its name and the reason in one line.
-
-    Args:
-        source (`str`): the file, URL or a short description of the bytes.
-        reason (`str`, *optional*): what is wrong with it.
-    """
+    """A medium that cannot be used: its file, URL or short description, and the reason, in one line."""
 
     def __init__(self, source: str, reason: str | None = None):
         # Both stay in `args`, so that the error survives pickling between data loader workers.
@@ -124,9 +119,7 @@ def _open_path(path: str | os.PathLike) -> BinaryIO:
 
 
 def _is_base64(text: str) -> bool:
-    """Whether a string is encoded data and no file name: long, of the alphabet, and neither a file nor a name in a
-    folder.
-    """
+    """Whether a string is encoded data: long, of the alphabet, and neither a file nor a name in a folder."""
     if len(text) < _MIN_BASE64 or not _BASE64.match(text) or os.path.exists(text):
         return False
     folder = os.path.dirname(text)  # base64 of a JPEG starts with "/9j/"
@@ -175,8 +168,8 @@ def open_media(source: Any) -> Iterator[tuple[BinaryIO, str]]:
     """Opens a medium for reading.
 
     Args:
-        source (`str`, `os.PathLike`, `bytes` or `dict`): path, http(s)/file/data URL, base64 text, encoded bytes, or a
-            dict with one of `bytes`, `path`, `url`, `base64` (the first that is not None counts).
+        source: path, http(s)/file/data URL, base64 text, encoded bytes, or a dict with one of `bytes`, `path`, `url`,
+            `base64` (the first that is not None counts).
 
     Yields:
         a seekable binary file at its start, and the name of the medium for messages.

@@ -42,19 +42,14 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
     ```
 
     Args:
-        image_processor, video_processor, feature_extractor (*optional*): the media that the model knows; leave out the
-            others. The feature extractor is the one that the speech encoder was trained with, ours or one of
-            transformers.
-        tokenizer (`PreTrainedTokenizerBase`): with a placeholder token per row (see `add_placeholder_tokens`).
-        chat_template (`str`, *optional*): Jinja template; by default the tokenizer's, taught to write media parts if
-            it cannot, or else a plain one.
-        num_query_tokens (`int`, *optional*, defaults to 32): embeddings per image and per video frame, without
-            `modalities`.
-        subsampling_factor (`int`, *optional*, defaults to 8): mel frames (or samples) per frame of the speech encoder,
-            without `modalities`.
-        readers (`dict[str, reader]`, *optional*): of further kinds, by type; see `MediaKind.reader_class`.
-        modalities (`dict[str, dict]`, *optional*): the model's rows, with the fields of `MediaRow`; by default one per
-            kind.
+        image_processor, video_processor, feature_extractor: the media that the model knows; leave out the others. The
+            feature extractor is the one that the speech encoder was trained with, ours or one of transformers.
+        tokenizer: with a placeholder token per row (see `add_placeholder_tokens`).
+        chat_template: Jinja; by default the tokenizer's, taught to write media parts if it cannot, or a plain one.
+        num_query_tokens: embeddings per image and per video frame, without `modalities`.
+        subsampling_factor: mel frames (or samples) per frame of the speech encoder, without `modalities`.
+        readers: of further kinds, by type; see `MediaKind.reader_class`.
+        modalities: the model's rows, with the fields of `MediaRow`; by default one per kind.
 
     Raises:
         ValueError: no tokenizer, a row whose kind nobody reads here, or whose placeholder the tokenizer lacks.
@@ -157,15 +152,13 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
         """Opens and decodes one medium; what comes back is taken as it is wherever media are taken.
 
         Args:
-            kind (`str`): its type of content part, e.g. "image".
+            kind: its type of content part, e.g. "image".
             source: path, URL, encoded bytes, dict with `bytes`, `path` or `array`, array, or a medium decoded before.
             kwargs: for sound, `source_rate`: rate of bare arrays in Hz.
 
         Returns:
-            a PIL image, `Frames`, a `Waveform`, or what the loader of your kind gives.
-
-        Raises:
-            MediaError: it cannot be read.
+            a PIL image, `Frames`, a `Waveform`, or what the loader of your kind gives; `MediaError` if it cannot be
+            read.
         """
         kind = media_kind(kind) if isinstance(kind, str) else kind
         return kind.load(source, self.reader(kind), **kwargs)
@@ -199,11 +192,10 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
         """Text and media to model inputs.
 
         Args:
-            images, videos, audio (*optional*): media in order of their placeholders in `text`, flat or as one list per
-                row; each a path, URL, encoded bytes, PIL image, array, dict with `bytes`, `path` or `array` +
-                `sampling_rate`, or what `load` gave. Media of your own kinds come under the names of their
-                `MediaKind.inputs`.
-            text (`str` or `list[str]`, *optional*): rows with one placeholder token per medium.
+            images, videos, audio: media in order of their placeholders in `text`, flat or one list per row; each a
+                path, URL, encoded bytes, PIL image, array, dict with `bytes`, `path` or `array` + `sampling_rate`, or
+                what `load` gave. Media of your own kinds come under the names of their `MediaKind.inputs`.
+            text: rows with one placeholder token per medium.
             kwargs: for the parts; as `text_kwargs={...}`, `images_kwargs`, `videos_kwargs`, `audio_kwargs`, or flat. A
                 flat `padding`, `truncation` or `max_length` is for the text only. Rows are padded on the left unless
                 `padding_side` says otherwise.
@@ -325,9 +317,7 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
             part_class = next((own for own in kind.own_readers if own.__name__ in saved), kind.reader_class)
             arguments.append(part_class.from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs))
         arguments.append(
-            cls._load_tokenizer_from_pretrained(
-                "tokenizer", pretrained_model_name_or_path, subfolder=subfolder, **kwargs
-            )
+            cls._load_tokenizer_from_pretrained("tokenizer", pretrained_model_name_or_path, subfolder, **kwargs)
         )
         if names := processor_dict.get("readers"):
             processor_dict["readers"] = _load_readers(names, str(pretrained_model_name_or_path), subfolder, kwargs)
@@ -338,9 +328,8 @@ def _load_readers(names: dict[str, str], source: str, subfolder: str, kwargs: di
     """Readers from their sub-folders of a folder or a Hub repository."""
     if unknown := [name for name in names if name not in MEDIA_KINDS]:
         raise ValueError(
-            f"{source}: processor_config.json names a reader of {unknown[0]} parts ({names[unknown[0]]}), a "
-            "kind that is not "
-            "registered: import the module that registers it first (--module FILE)"
+            f"{source}: processor_config.json names a reader of {unknown[0]} parts ({names[unknown[0]]}), a kind that "
+            "is not registered: import the module that registers it first (--module FILE)"
         )
     if not os.path.isdir(source):
         access = ("cache_dir", "force_download", "local_files_only", "token", "revision")

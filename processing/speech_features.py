@@ -1,6 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Waveforms to the inputs of any speech encoder, under one name and in one layout, whichever feature extractor it came
-with.
+"""Waveforms to the inputs of any speech encoder, and from what CIF fired back to seconds.
 
 transformers' extractors differ in names (`input_features`, `input_values`), layout (Whisper's mel bins come first),
 masks and padding; the model reads `input_features` `(clips, time, features)`, or `(clips, samples)` for encoders of
@@ -29,10 +28,9 @@ def extract_speech(
     """Features of clips that have the extractor's sampling rate.
 
     Args:
-        extractor: an `XLLMFeatureExtractor` or a speech feature extractor of transformers.
-        clips (`list[Waveform]`): of that rate; for an `XLLMCIFFeatureExtractor` its `FiredTokens`.
-        return_tensors (`str`, *optional*): "pt" or "np".
-        kwargs: for the extractor.
+        extractor: ours or a speech feature extractor of transformers; `kwargs` are for it.
+        clips: `Waveform`s of that rate; for an `XLLMCIFFeatureExtractor` its `FiredTokens`.
+        return_tensors: "pt" or "np".
 
     Returns:
         `BatchFeature` with `input_features` `(clips, time, features)` or `(clips, samples)`, padded on the right, and
@@ -71,7 +69,7 @@ def _as_list(row: Any) -> list:
 
 
 class TimestampsMixin(ProcessorMixin):
-    """For a processor with `tokenizer`, `feature_extractor` and `subsampling_factor`."""
+    """When each token was spoken, for a processor with `tokenizer`, `feature_extractor`, `subsampling_factor`."""
 
     @property
     def seconds_per_frame(self) -> float:
@@ -82,9 +80,7 @@ class TimestampsMixin(ProcessorMixin):
         """
         extractor = self.feature_extractor
         if isinstance(extractor, XLLMCIFFeatureExtractor):
-            raise ValueError(
-                "time stamps need sound, but this model reads pre-extracted CIF features, without any time"
-            )
+            raise ValueError("time stamps need sound, but this model reads pre-extracted CIF features, without time")
         # Two lengths: what the first and the last window take of a clip cancels out.
         short, long = (num_positions(extractor, seconds * extractor.sampling_rate) for seconds in (2, 4))
         return 2 * self.subsampling_factor / (long - short)
@@ -108,8 +104,7 @@ class TimestampsMixin(ProcessorMixin):
 
         Args:
             sequences: rows of token ids.
-            fire_frames (*optional*): rows of as many numbers: the end of each token in encoder frames, as CIF gives
-                it.
+            fire_frames: rows of as many numbers: the end of each token in encoder frames, as CIF gives it.
             kwargs: for the tokenizer, e.g. `skip_special_tokens=True`; what is skipped has no time stamp.
 
         Returns:

@@ -82,11 +82,11 @@ def append_pieces(
     Two serialised protobuf messages in a row are their merge, so no protobuf library is needed.
 
     Args:
-        model_proto (`bytes`): contents of a `.model` file.
-        control, user_defined, normal (`tuple[str, ...]`): never found in text; always found whole; found where their
-            score 0 is best, which makes them win over any sequence of ordinary pieces.
-        byte_fallback (`bool`): add the 256 byte pieces and switch the fallback on.
-        max_blank_length (`int`): `<|tab|>` and `<|blank_2|>` to this length are added; 0 for none.
+        model_proto: contents of a `.model` file.
+        control, user_defined, normal: never found in text; always found whole; found where their score 0 is best,
+            which makes them win over any sequence of ordinary pieces.
+        byte_fallback: add the 256 byte pieces and switch the fallback on.
+        max_blank_length: `<|tab|>` and `<|blank_2|>` to this length are added; 0 for none.
     """
     blanks = ("<|tab|>", *(f"<|blank_{length}|>" for length in range(2, max_blank_length + 1)))
     pieces = [(piece, 3) for piece in control]
@@ -128,16 +128,13 @@ class ChatGLMTokenizer(SentencePieceBackend):
     ```
 
     Args:
-        vocab_file (`str`): path of `ice_text.model`.
-        bos_token, eos_token, pad_token, unk_token, mask_token, gmask_token (`str`): published special tokens;
-            `bos_token` opens the answer, `eos_token` closes it.
-        image_token, video_token, audio_token (`str`): stand for one embedding of a medium each; new ids.
-        num_image_tokens (`int`): ids before the first text piece.
-        do_lower_case, remove_space (`bool`): published options, off in all published folders.
-        chat_template (`str`, *optional*): by default the published round format, see `CHATGLM_CHAT_TEMPLATE`.
-
-    Raises:
-        ValueError: no vocabulary file.
+        vocab_file: path of `ice_text.model`; without one, a `ValueError`.
+        bos_token, eos_token, pad_token, unk_token, mask_token, gmask_token: published special tokens; `bos_token`
+            opens the answer, `eos_token` closes it.
+        image_token, video_token, audio_token: stand for one embedding of a medium each; new ids.
+        num_image_tokens: ids before the first text piece.
+        do_lower_case, remove_space: published options, off in all published folders.
+        chat_template: by default the published round format, see `CHATGLM_CHAT_TEMPLATE`.
 
     Source: ChatGLM-6B tokenization code, April-May 2023; tokenizer_config.json of THUDM/chatglm-6b.
     """
@@ -302,9 +299,7 @@ class ChatGLMTokenizer(SentencePieceBackend):
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """`prompt [gMASK] <sop>`, or `prompt [gMASK] <sop> answer <eop>`; a prompt with `<sop>` in it is left as it
-        is.
-        """
+        """`prompt [gMASK] <sop>`, or with an answer `prompt [gMASK] <sop> answer <eop>`; no second `<sop>`."""
         suffix = [] if self.bos_token_id in token_ids_0 else [self.gmask_token_id, self.bos_token_id]
         answer = [] if token_ids_1 is None else [*token_ids_1, self.eos_token_id]
         return [*token_ids_0, *suffix, *answer]

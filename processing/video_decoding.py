@@ -52,17 +52,14 @@ def frame_indices(
     """Chooses frames of a clip; never more than it has, each at most once.
 
     Args:
-        total (`int`): frames of the clip.
-        num_frames (`int`, *optional*): that many frames, in the middle of equal parts of the clip (all of a shorter
-            one).
-        fps (`float`, *optional*): one frame at 0, 1/fps, 2/fps, ... seconds, instead of `num_frames`.
-        max_frames (`int`, *optional*): of these, the first so many.
-        times (`list[float]`, *optional*): start of each frame in seconds, ascending; needed for `fps`, unless
-            `source_fps` is given.
-        source_fps (`float`, *optional*): constant rate of the clip in Hz.
+        total: frames of the clip.
+        num_frames: that many frames, in the middle of equal parts of the clip (all of a shorter one).
+        fps: one frame at 0, 1/fps, 2/fps, ... seconds, instead of `num_frames`.
+        max_frames: of these, the first so many.
+        times, source_fps: for `fps`, the start of each frame in seconds, ascending, or the constant rate of the clip.
 
     Returns:
-        `list[int]`: ascending indices in `range(total)`.
+        ascending indices in `range(total)`.
 
     Raises:
         ValueError: both rules at once, a count or rate below 1 or 0, or `fps` for frames whose times are unknown.
@@ -80,10 +77,8 @@ def frame_indices(
         if times is None:
             times = [i / source_fps for i in range(total)]
         steps = int((times[-1] - times[0]) * fps + 1e-6) + 1
-        # The frame on the screen at that moment is the last that began before it; the margin is for rounded
-        # timestamps.
-        chosen = [bisect.bisect_right(times, times[0] + k / fps + 1e-4) - 1 for k in range(steps)]
-        chosen = sorted(set(chosen))
+        # On the screen is the last frame that began before; the margin is for rounded timestamps.
+        chosen = sorted({bisect.bisect_right(times, times[0] + k / fps + 1e-4) - 1 for k in range(steps)})
     elif num_frames is not None and num_frames < total:
         chosen = [(2 * i + 1) * total // (2 * num_frames) for i in range(num_frames)]
     else:
@@ -244,9 +239,9 @@ def load_video(
             `base64`, an array or tensor `(T, H, W, C)` or `(T, C, H, W)` (0..255, or 0..1 for floats), a list of
             frames (images, arrays or files), or `Frames`, all of which are taken.
         num_frames, fps, max_frames: which frames, as in `frame_indices`; all by default.
-        sample_indices_fn (`Callable`, *optional*): a rule of one's own, called with `metadata=` and `times=` (start of
-            each frame in seconds, or None), that returns ascending indices; replaces the three arguments above.
-        metadata (`VideoMetadata`, *optional*): of frames given in memory, for their rate.
+        sample_indices_fn: another rule instead: called with `metadata=` and `times=` (start of each frame in seconds,
+            or None), it returns ascending indices.
+        metadata: of frames given in memory, for their rate.
 
     Returns:
         frames, uint8 `np.ndarray` of shape `(T, H, W, 3)`, RGB and upright, and the `VideoMetadata` of the whole clip,

@@ -1,6 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Videos to the frames that the image encoder reads one by one (paper sec. 3.1: "we uniformly sample T frames", T =
-5).
+"""Videos to the frames that the image encoder reads one by one (paper sec. 3.1: T = 5, uniformly sampled).
 
 Same size and normalisation as the image processor (224 x 224, CLIP mean and deviation). Clips of different frame
 counts are padded and masked, so a clip with fewer frames takes fewer tokens.
@@ -61,12 +60,9 @@ class XLLMVideoProcessor(BaseVideoProcessor):
     >>> batch["pixel_values_videos"].shape, batch["video_frame_mask"].shape  # (2, T, 3, 224, 224), (2, T)
     ```
 
-    Args (all optional, each also per call):
-        num_frames (`int`, defaults to 5): frames from the middle of so many equal parts of the clip; a shorter clip
-            gives all it has.
-        fps (`float`): one frame each 1/fps seconds from the beginning, instead of `num_frames`.
-        max_frames (`int`): of the chosen frames keep the first so many.
-        do_sample_frames (`bool`, defaults to `True`): `False` takes every frame.
+    Args (each also per call):
+        num_frames, fps, max_frames: which frames, see `frame_indices`; 5 from the middle of equal parts by default.
+        do_sample_frames: `False` takes every frame.
         size, do_resize, resample, do_rescale, do_normalize, image_mean, image_std: as in any video processor.
     """
 
@@ -90,8 +86,7 @@ class XLLMVideoProcessor(BaseVideoProcessor):
         """Reads, samples, resizes and normalises videos.
 
         Args:
-            videos: one video or a list; each a path, URL, bytes, dict with `bytes`/`path`/`url`, array or tensor `(T,
-                H, W, C)` or `(T, C, H, W)`, or a list of frames.
+            videos: one or a list; each in any form that `load_video` takes.
             kwargs: the settings of the class, for this call only, and `return_tensors`.
 
         Returns:
@@ -117,9 +112,7 @@ class XLLMVideoProcessor(BaseVideoProcessor):
         times: list[float] | None = None,
         **kwargs: Any,
     ) -> np.ndarray:
-        """Indices of the frames to read; see `frame_indices`. `times` are the starts of the frames in seconds, where
-        known.
-        """
+        """Indices of the frames to read; see `frame_indices`."""
         rule = {"num_frames": num_frames, "fps": fps, "max_frames": max_frames}
         return np.array(frame_indices(metadata.total_num_frames, times=times, source_fps=metadata.fps, **rule))
 

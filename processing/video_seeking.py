@@ -28,11 +28,9 @@ class UntrustedIndex(Exception):
 
 @dataclass
 class FrameIndex:
-    """Timestamps of all frames in order of showing (plain numbers where the file has none), and those of the
-    keyframes.
+    """Timestamps of all frames in order of showing (plain numbers where the file has none) and of the keyframes.
 
-    `keyframes` is empty where they cannot be relied upon: timestamps that are missing, doubled or out of order,
-        damaged packets.
+    `keyframes` is empty where they cannot be relied upon: missing, doubled or unordered timestamps, damaged packets.
     """
 
     stamps: list[int]
@@ -50,16 +48,20 @@ def list_frames(container: av.container.InputContainer, stream: av.VideoStream, 
     Raises:
         MediaError: no frames, or the file ends long before its header says.
     """
-    stamps, keyframes, end, trusted = [], [], 0.0, True
+    stamps: list[int] = []
+    keyframes: list[int] = []
+    end, trusted, numbered, step = 0.0, True, False, float(stream.time_base or 0)
     try:
         for packet in container.demux():
             if packet.size == 0 or packet.is_discard:
                 continue
             end = max(end, packet_end(packet))
             if packet.stream.index == stream.index:
-                stamps.append(packet.pts if packet.pts is not None else packet.dts)
+                stamp = packet.dts if packet.pts is None else packet.pts
+                numbered = numbered or stamp is None
+                stamps.append(len(stamps) if stamp is None else stamp)
                 trusted = trusted and packet.pts is not None and not packet.is_corrupt
-                if packet.is_keyframe:
+                if packet.is_keyframe and packet.pts is not None:
                     keyframes.append(packet.pts)
     except PYAV_ERRORS as error:
         raise MediaError(name, f"damaged video ({av_reason(error)})") from error
@@ -67,22 +69,18 @@ def list_frames(container: av.container.InputContainer, stream: av.VideoStream, 
         raise MediaError(name, "holds no video frames")
     if stream.frames and len(stamps) < _LEAST_PART * stream.frames - 1:
         raise MediaError(name, f"cut off: {len(stamps)} of {stream.frames} video frames are there")
-    if None in stamps:
+    if numbered:
         return FrameIndex(list(range(len(stamps))), [])
     stamps.sort()
     if len(stamps) > 1:  # a packet may not say how long it lasts: the last one is taken to last as long as the others
         mean = (stamps[-1] - stamps[0]) / (len(stamps) - 1)
-        check_end(container, max(end, float((stamps[-1] + mean) * stream.time_base)), name)
+        check_end(container, max(end, (stamps[-1] + mean) * step), name)
     trusted = trusted and len(set(stamps)) == len(stamps) and keyframes == sorted(keyframes)
     return FrameIndex(stamps, keyframes if trusted else [])
 
 
 def runs(index: FrameIndex, wanted: list[int]) -> list[tuple[int | None, list[int]]]:
-    """Wanted timestamps, ascending, in runs that are decoded without a seek between: (keyframe to begin at,
-    timestamps).
-
-    The first run begins at `None`, the beginning of the file, unless enough frames can be skipped.
-    """
+    """Ascending timestamps in runs without a seek between: (first keyframe, `None` for the start; timestamps)."""
     found: list[tuple[int | None, list[int]]] = [(None, [])]
     place = 0  # of the frame that is decoded next
     for stamp in wanted:
