@@ -5,10 +5,10 @@
 
 The S-Adapter behind it belongs to the interface (`x2l_interfaces`).
 
-Deviations from the authors' code: CIF is part of the module (there, a private service delivered its output); the idle
-word embeddings and pooler of BERT are left out; tokens that did not fire are zero and masked (there, the LLM saw
-them); clips of more than `max_position_embeddings` tokens (512, about two minutes of speech) are read in overlapping
-windows.
+Deviations from the authors' code: CIF is part of the module (there, a private service delivered its output); padding
+is zeroed before the convolution of its weight predictor, so that a clip does not depend on its batch; the idle word
+embeddings and pooler of BERT are left out; tokens that did not fire are zero and masked (there, the LLM saw them);
+clips of more than `max_position_embeddings` tokens (512, about two minutes) are read in overlapping windows.
 
 Legend: B clips, T encoder frames, U tokens, P positions of the transformer, W windows, H width.
 """
@@ -22,8 +22,102 @@ from transformers import BertModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .cif import CIFOutput, ContinuousIntegrateAndFire
+from .cif import CIFOutput, CIFState, integrate_and_fire
 from .configuration_cformer import CFormerConfig
+
+
+class ContinuousIntegrateAndFire(nn.Module):
+    """CIF with its weight predictor and output projection.
+
+    `alphas = sigmoid(w . f(hidden) + b)` with `f` by `config.cif_predictor`: "conv" (as published: Conv1d over
+    `cif_conv_kernel` frames, dropout, no activation), "dense" (Linear, ReLU, dropout) or "linear" (identity). A Linear
+    without bias follows where `config.cif_hidden_size` differs from `config.encoder_hidden_size`.
+
+    Source: Dong & Xu 2020 sec. 3; weight predictor of the published CIF code.
+    """
+
+    def __init__(self, config: CFormerConfig):
+        super().__init__()
+        self.config = config
+        width = config.encoder_hidden_size
+        predictor_size = config.cif_predictor_size or width
+        self.conv = self.dense = self.output_proj = None
+        if config.cif_predictor == "conv":
+            kernel = config.cif_conv_kernel
+            self.conv = nn.Conv1d(width, predictor_size, kernel, padding=kernel // 2)
+        elif config.cif_predictor == "dense":
+            self.dense = nn.Linear(width, predictor_size)
+        self.dropout = nn.Dropout(config.cif_dropout)
+        self.weight_proj = nn.Linear(width if config.cif_predictor == "linear" else predictor_size, 1)
+        if config.cif_hidden_size != width:
+            self.output_proj = nn.Linear(width, config.cif_hidden_size, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform linear maps with zero bias, as published; a convolution starts as torch starts one."""
+        for linear in filter(None, (self.dense, self.weight_proj, self.output_proj)):
+            init.xavier_uniform_(linear.weight)
+            if linear.bias is not None:
+                init.zeros_(linear.bias)
+
+    def predict_alphas(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Frame weights `(B, T)` in float32, 0 where `mask` is 0."""
+        if hidden.shape[1] == 0:  # a convolution refuses to see nothing
+            return hidden.new_zeros(mask.shape, dtype=torch.float32)
+        features = hidden.masked_fill(~mask[..., None], 0)
+        if self.conv is not None:
+            features = self.conv(features.transpose(1, 2)).transpose(1, 2)
+        elif self.dense is not None:
+            features = F.relu(self.dense(features))
+        if self.config.cif_predictor != "linear":
+            features = self.dropout(features)
+        alphas = self.weight_proj(features).squeeze(-1).float().sigmoid()
+        return alphas.masked_fill(~mask, 0)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        target_lengths: torch.Tensor | None = None,
+        max_tokens: int | None = None,
+        state: CIFState | None = None,
+        is_last: bool = True,
+    ) -> CIFOutput:
+        """Fires `hidden (B, T, D)` into `(B, U, cif_hidden_size)`; arguments and errors as [`integrate_and_fire`].
+
+        `quantity` and `alphas` of the output are the weights before any scaling to `target_lengths`, for the quantity
+        loss. In a stream they are those of the frames that this call integrated: with a conv predictor a frame waits
+        for the `cif_conv_kernel // 2` frames after it, at the latest for the last chunk.
+        """
+        mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device) if mask is None else mask.bool()
+        start, end = 0, hidden.shape[1]
+        reach = 0 if self.conv is None else self.conv.kernel_size[0] // 2
+        if state is not None:
+            hidden, mask = torch.cat([state.context, hidden], 1), torch.cat([state.context_mask, mask], 1)
+            start, end = state.integrated, hidden.shape[1]
+        if not is_last:
+            end = max(start, end - reach)
+        alphas = self.predict_alphas(hidden, mask)[:, start:end]
+        fired = integrate_and_fire(
+            hidden[:, start:end],
+            alphas,
+            mask[:, start:end],
+            target_lengths,
+            fire_threshold=self.config.cif_fire_threshold,
+            tail_threshold=self.config.cif_tail_threshold,
+            one_token_per_frame=self.config.cif_one_token_per_frame,
+            max_tokens=max_tokens,
+            state=state,
+            is_last=is_last,
+        )
+        if fired.state is not None:
+            kept = max(0, end - reach)
+            fired.state.context, fired.state.context_mask = hidden[:, kept:], mask[:, kept:]
+            fired.state.integrated = end - kept
+        if self.output_proj is not None:
+            fired.embeddings = self.output_proj(fired.embeddings)
+        fired.quantity, fired.alphas = alphas.sum(1), alphas
+        return fired
 
 
 @dataclass
@@ -31,13 +125,9 @@ class CFormerOutput(ModelOutput):
     """Tokens of a batch of clips.
 
     Args:
-        embeddings (`torch.FloatTensor` of shape `(B, U, H)`): the tokens, zero where none fired.
-        mask (`torch.BoolTensor` of shape `(B, U)`): True where a token fired; a clip's tokens come first.
-        lengths (`torch.LongTensor` of shape `(B,)`): tokens per clip, 0 for a clip that fires nothing.
-        fire_frames (`torch.FloatTensor` of shape `(B, U)`): end of each token, in (fractional) encoder frames. None,
-            like the two below, where the inputs were tokens already.
-        alphas (`torch.FloatTensor` of shape `(B, T)`): frame weights before any scaling.
-        quantity (`torch.FloatTensor` of shape `(B,)`): their sum, the soft token count.
+        embeddings (`(B, U, H)`), mask (`(B, U)`), lengths (`(B,)`): the tokens, a clip's own first; 0 is possible.
+        fire_frames (`(B, U)`), alphas (`(B, T)`), quantity (`(B,)`): as in [`CIFOutput`]; `None` where the inputs were
+            tokens already.
     """
 
     embeddings: torch.FloatTensor | None = None
@@ -57,15 +147,7 @@ def _as_fired(tokens, mask, target_lengths) -> CIFOutput:
 
 
 class CFormer(PreTrainedModel):
-    """CIF, then a transformer over the fired tokens.
-
-    Example:
-
-    ```python
-    >>> cformer = CFormer(CFormerConfig())
-    >>> tokens = cformer(frames, frame_mask)
-    ```
-    """
+    """CIF, then a transformer over the fired tokens: `CFormer(CFormerConfig())(frames, frame_mask)`."""
 
     config: CFormerConfig
     base_model_prefix = "cformer"
@@ -120,11 +202,10 @@ class CFormer(PreTrainedModel):
         """Turns the frames of each clip into tokens.
 
         Args:
-            hidden (`torch.FloatTensor` of shape `(B, T, encoder_hidden_size)`): frames of the speech encoder.
-            mask (`torch.BoolTensor` of shape `(B, T)`, *optional*): True at real frames.
-            target_lengths (`torch.LongTensor` of shape `(B,)`, *optional*): tokens to fire (training).
-            token_level (`bool`): `hidden (B, U, cif_hidden_size)` holds tokens that a CIF has fired before, the real
-                ones first; ours is passed by. Always so with `cif_predictor="none"`.
+            hidden (`(B, T, encoder_hidden_size)`), mask (`(B, T)`): frames of the speech encoder, True at real ones.
+            target_lengths (`(B,)`): tokens to fire (training).
+            token_level: `hidden (B, U, cif_hidden_size)` holds tokens that a CIF has fired before, the real ones
+                first; ours is passed by. Always so with `cif_predictor="none"`.
 
         Returns:
             [`CFormerOutput`] with U = the longest clip; under `torch.export` and `torch.compile` U = T.
@@ -146,14 +227,8 @@ class CFormer(PreTrainedModel):
             elif embeddings.numel():
                 embeddings = self._contextualise(embeddings, fired.mask)
             embeddings = embeddings.masked_fill(~fired.mask[..., None], 0)
-        return CFormerOutput(
-            embeddings=embeddings,
-            mask=fired.mask,
-            lengths=fired.lengths,
-            fire_frames=fired.fire_frames,
-            alphas=fired.alphas,
-            quantity=fired.quantity,
-        )
+        names = ("mask", "lengths", "fire_frames", "alphas", "quantity")
+        return CFormerOutput(embeddings=embeddings, **{name: fired.get(name) for name in names})
 
     def _contextualise(self, embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         attention_mask = mask.clone()
@@ -185,4 +260,4 @@ class CFormer(PreTrainedModel):
         return windows.flatten(1, 2).gather(1, flat[..., None].expand(-1, -1, H))
 
 
-__all__ = ["CFormer", "CFormerConfig", "CFormerOutput"]
+__all__ = ["CFormer", "CFormerConfig", "CFormerOutput", "ContinuousIntegrateAndFire"]

@@ -1,9 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Continuous integrate-and-fire (CIF): from encoder frames to token-level embeddings, without a loop over frames.
 
-Source: Dong & Xu 2020, "CIF: Continuous Integrate-and-Fire for End-to-End Speech Recognition"; X-LLM (arXiv
-2305.04160) sec. 3.1, where CIF is the first half of the C-Former. The constants are those of the published CIF code (a
-neuron fires at 0.99, a token weighs exactly 1.0).
+Source: Dong & Xu 2020, "CIF: Continuous Integrate-and-Fire for End-to-End Speech Recognition", and the published CIF
+code (a neuron fires at 0.99, a token weighs exactly 1.0). In X-LLM (sec. 3.1) it is the first half of the C-Former.
 
 Every frame `t` carries a weight `a_t` in [0, 1]. A token is closed as soon as the weights gathered for it reach the
 threshold, and the frame in which that happens is shared between the closed and the next token:
@@ -27,22 +26,17 @@ With the prefix sum `S_t = a_0 + ... + a_t` the recursion has a closed form, and
 
 Deviations from the published code, all on purpose: the end rule runs for every row (there: only for rows with
 padding); with targets exactly `U` tokens come out (there: rounding loses the last token of every second utterance);
-prefix sums are taken in float64 whatever the dtype of the inputs; an all-zero token still counts; padding is zeroed
-before the convolution of the weight predictor, so that a row does not depend on the batch it is in.
+prefix sums are taken in float64 whatever the dtype of the inputs; an all-zero token still counts.
 
-Legend: B batch, T frames, U tokens, D width.
+Legend: B batch, T frames, U tokens, D width; S_t prefix sums, k_t tokens closed up to and including frame t.
 """
 
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from transformers import initialization as init
 from transformers.utils import ModelOutput
-
-from .cif_arithmetic import check_arguments, count_fires, last_end, pick_width, prepare, split_weights, sum_tokens
-from .configuration_cformer import CFormerConfig
 
 
 @dataclass
@@ -50,14 +44,11 @@ class CIFState:
     """Where a stream stands between two chunks; each call returns a new one, and the old one stays as it was.
 
     Args:
-        total (`torch.DoubleTensor` of shape `(B,)`): weight of all frames integrated so far.
-        fired (`torch.LongTensor` of shape `(B,)`): tokens closed so far; `total - fired` is the open token's weight.
-        embedding (`torch.FloatTensor` of shape `(B, D)`): the open token's weighted sum so far.
-        frames (`int`): frames integrated so far, masked ones included.
-        end (`torch.LongTensor` of shape `(B,)`): frames up to the end of the last real one.
-        context (`torch.FloatTensor` of shape `(B, C, D)`), context_mask (`(B, C)`), integrated (`int`): of
-            [`ContinuousIntegrateAndFire`] with a conv predictor: the last frames received, which it reads again, and
-            how many of them are integrated already; the others wait for their right neighbours.
+        total, fired (`(B,)`): weight of all frames so far, tokens closed so far; `total - fired` is the open token's.
+        embedding (`(B, D)`): the open token's weighted sum so far.
+        frames (`int`), end (`(B,)`): frames so far, masked ones included; frames up to the end of the last real one.
+        context (`(B, C, D)`), context_mask (`(B, C)`), integrated (`int`): with a conv predictor the last frames
+            received, which it reads again, and how many of them are integrated; the others wait for their neighbours.
     """
 
     total: torch.DoubleTensor | None = None
@@ -75,15 +66,11 @@ class CIFOutput(ModelOutput):
     """What CIF fires.
 
     Args:
-        embeddings (`torch.FloatTensor` of shape `(B, U, D)`): the tokens, zero behind the last one of a row.
-        mask (`torch.BoolTensor` of shape `(B, U)`): True where a token fired.
-        lengths (`torch.LongTensor` of shape `(B,)`): tokens per row; 0 is possible.
-        fire_frames (`torch.FloatTensor` of shape `(B, U)`): end of each token, in frames from the start of the row:
-            `f + x` when it was completed after the part `x` of frame `f`. Multiply by the frame step for seconds. 0
-            where `mask` is False.
-        quantity (`torch.FloatTensor` of shape `(B,)`, *optional*): sum of the unscaled weights, i.e. the soft token
-            count.
-        alphas (`torch.FloatTensor` of shape `(B, T)`, *optional*): the unscaled weights, 0 on padding.
+        embeddings (`(B, U, D)`), mask (`(B, U)`), lengths (`(B,)`): the tokens, zero where `mask` is False, and their
+            number, which may be 0.
+        fire_frames (`(B, U)`): end of each token in frames from the start of the row: `f + x` when it was completed
+            after the part `x` of frame `f`. Multiply by the frame step for seconds. 0 where `mask` is False.
+        alphas (`(B, T)`), quantity (`(B,)`), *optional*: the unscaled weights, 0 on padding, and their sum.
         state ([`CIFState`], *optional*): after a chunk that is not the last, what the next chunk needs.
     """
 
@@ -118,22 +105,19 @@ def integrate_and_fire(
     the last chunk, which may be empty.
 
     Args:
-        hidden (`torch.FloatTensor` of shape `(B, T, D)`): encoder states.
-        alphas (`torch.FloatTensor` of shape `(B, T)`): weights >= 0, ordinarily in [0, 1]; ignored where `mask` is 0.
-        mask (`torch.BoolTensor` of shape `(B, T)`, *optional*): True on real frames; all are real by default.
-        target_lengths (`torch.LongTensor` of shape `(B,)`, *optional*): the weights are scaled to sum to these,
-            exactly so many tokens come out, and the tail rule does not apply. Without it: the published inference
-            rule.
-        fire_threshold (`float`): a token closes when its gathered weight reaches this; its quantum is 1.0 all the
-            same.
-        tail_threshold (`float`): weight above which the token left open at the end of a row is emitted.
-        one_token_per_frame (`bool`): as published; weight beyond it waits for the next frame, and with targets the
-            last real frame closes what is still missing. False: a frame closes as many tokens as its weight completes,
-            so targets may exceed the number of frames. Without targets and with weights <= 1 the two are the same.
-        max_tokens (`int`, *optional*): fixed width U. Nothing is then read back from the device (for captured graphs):
-            values are not checked, and rows that fire more are cut to it. By default U is the longest row.
-        state ([`CIFState`], *optional*): of the chunk before; None at the start of a stream.
-        is_last (`bool`): whether the rows end here.
+        hidden (`(B, T, D)`): encoder states.
+        alphas (`(B, T)`): weights >= 0, ordinarily in [0, 1]; ignored where `mask` is 0.
+        mask (`(B, T)`): True on real frames; all are real by default.
+        target_lengths (`(B,)`): the weights are scaled to sum to these, exactly so many tokens come out, and the tail
+            rule does not apply. Without it: the published inference rule.
+        fire_threshold: a token closes when its gathered weight reaches this; its quantum is 1.0 all the same.
+        tail_threshold: weight above which the token left open at the end of a row is emitted.
+        one_token_per_frame: as published; weight beyond it waits for the next frame, and with targets the last real
+            frame closes what is still missing. False: a frame closes as many tokens as its weight completes, so
+            targets may exceed the number of frames. Without targets and with weights <= 1 the two are the same.
+        max_tokens: fixed width U. Nothing is then read back from the device (for captured graphs): values are not
+            checked, and rows that fire more are cut to it. By default U is the longest row.
+        state, is_last: what the chunk before returned, `None` at the start of a stream; whether the rows end here.
 
     Returns:
         [`CIFOutput`], its `fire_frames` counted from the start of the stream, without `quantity` and `alphas`. A row
@@ -143,32 +127,28 @@ def integrate_and_fire(
         ValueError: shapes that do not fit; a stream with `target_lengths` or `max_tokens`; thresholds out of range;
             NaN, Inf or negative weights; a target beyond the real frames of its row while `one_token_per_frame`, or
             for a row without any.
-
-    Source: Dong & Xu 2020, Algorithm 1; thresholds of the published CIF code.
     """
-    check_arguments(hidden, alphas, mask, target_lengths, fire_threshold, tail_threshold)
+    _check_arguments(hidden, alphas, mask, target_lengths, fire_threshold, tail_threshold)
     if state is not None or not is_last:
         if target_lengths is not None or max_tokens is not None:
-            raise ValueError(
-                "a stream takes no target_lengths and no max_tokens: its total is not known before its end"
-            )
+            raise ValueError("a stream takes no target_lengths and no max_tokens: its total is known at its end only")
         return _integrate_chunk(
             hidden, alphas, mask, state, is_last, fire_threshold, tail_threshold, one_token_per_frame
         )  # fmt: skip
-    hidden, alphas, mask, target_lengths = prepare(hidden, alphas, mask, target_lengths)
+    hidden, alphas, mask, target_lengths = _prepare(hidden, alphas, mask, target_lengths)
     sums = alphas.cumsum(1)
-    fired = count_fires(sums, mask, target_lengths, fire_threshold, one_token_per_frame)
+    fired = _count_fires(sums, mask, target_lengths, fire_threshold, one_token_per_frame)
     lengths = fired[:, -1]
     if target_lengths is None:
         lengths = lengths + (sums[:, -1] - lengths > tail_threshold)
-    U = pick_width(alphas, sums, lengths, mask, target_lengths, one_token_per_frame, max_tokens)
+    U = _pick_width(alphas, sums, lengths, mask, target_lengths, one_token_per_frame, max_tokens)
     if max_tokens is not None:
         fired, lengths = fired.clamp(0, U).cummax(1).values, lengths.clamp(0, U)
     has_tail = lengths > fired[:, -1]
     rest = torch.where(has_tail, sums[:, -1] - fired[:, -1] + 1e-10, 1.0)[:, None]
     carry = torch.zeros_like(rest)
-    *parts, fire_frames = split_weights(alphas, sums, mask, fired, lengths, U, carry, rest)
-    embeddings = sum_tokens(hidden, *parts[:2], fired, parts[2], mask)
+    *parts, fire_frames = _split_weights(alphas, sums, mask, fired, lengths, U, carry, rest)
+    embeddings = _sum_tokens(hidden, *parts[:2], fired, parts[2], mask)
     lengths = lengths.to(hidden.device)
     fired_mask = torch.arange(U, device=hidden.device) < lengths[:, None]
     return CIFOutput(embeddings, fired_mask, lengths, fire_frames.float().to(hidden.device))
@@ -179,7 +159,7 @@ def _integrate_chunk(
 ) -> CIFOutput:  # fmt: skip
     """Continues a stream: the open token comes in with the state and, the stream not ending here, goes out with it."""
     B, T, D = hidden.shape
-    hidden, alphas, mask, _ = prepare(hidden, alphas, mask, None)
+    hidden, alphas, mask, _ = _prepare(hidden, alphas, mask, None)
     if state is None:
         zero = torch.zeros_like(mask[:, 0], dtype=torch.long)
         state = CIFState(zero.double(), zero, hidden.new_zeros(B, D), 0, zero)
@@ -188,18 +168,18 @@ def _integrate_chunk(
     before = state.fired[:, None]
     # One running sum over the whole stream, so that rounding is that of the whole.
     sums = torch.cat([state.total[:, None], alphas], 1).cumsum(1)[:, 1:]
-    fired = count_fires(sums, mask, None, fire_threshold, one_token_per_frame, before)
+    fired = _count_fires(sums, mask, None, fire_threshold, one_token_per_frame, before)
     total, sums, fired = sums[:, -1], sums - before, fired - before
     closed, weight = fired[:, -1], sums[:, -1] - fired[:, -1]
     has_tail = (weight > tail_threshold) & is_last
-    U = pick_width(alphas, sums, closed + has_tail, mask, None, one_token_per_frame, None)
-    *parts, fire_frames = split_weights(
+    U = _pick_width(alphas, sums, closed + has_tail, mask, None, one_token_per_frame, None)
+    *parts, fire_frames = _split_weights(
         alphas, sums, mask, fired, closed + 1, U + 1, state.total[:, None] - before, torch.ones_like(weight)[:, None]
     )
-    tokens = sum_tokens(hidden, *parts[:2], fired, parts[2], mask)
+    tokens = _sum_tokens(hidden, *parts[:2], fired, parts[2], mask)
     tokens = torch.cat([tokens[:, :1] + state.embedding[:, None], tokens[:, 1:]], 1)
     place = torch.arange(U + 1, device=mask.device)
-    end = torch.where(mask.any(1), state.frames + last_end(mask), state.end)
+    end = torch.where(mask.any(1), state.frames + _last_end(mask), state.end)
     fire_frames = torch.where(place < closed[:, None], state.frames + fire_frames, end[:, None])
     closed, weight, has_tail = (value.to(hidden.device)[:, None] for value in (closed, weight, has_tail))
     place = place.to(hidden.device)
@@ -216,98 +196,204 @@ def _integrate_chunk(
     )
 
 
-class ContinuousIntegrateAndFire(nn.Module):
-    """CIF with its weight predictor and output projection.
+def _paired_dots(table: torch.Tensor, index: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """`table[index[i]] . vectors[i]` for all i, in blocks that stay in a CPU's cache; at least in float32."""
+    exact = torch.promote_types(vectors.dtype, torch.float32)  # fp16 products overflow
+    step = max(1, (1 << 18 if vectors.device.type == "cpu" else 1 << 26) // vectors.shape[1])
+    blocks = zip(index.split(step), vectors.split(step))
+    return torch.cat([(table.index_select(0, ids).to(exact) * block.to(exact)).sum(-1) for ids, block in blocks])
 
-    `alphas = sigmoid(w . f(hidden) + b)` with `f` by `config.cif_predictor`: "conv" (as published: Conv1d over
-    `cif_conv_kernel` frames, dropout, no activation), "dense" (Linear, ReLU, dropout) or "linear" (identity). A Linear
-    without bias follows where `config.cif_hidden_size` differs from `config.encoder_hidden_size`.
 
-    Source: Dong & Xu 2020 sec. 3; weight predictor of the published CIF code.
+class _WeightedSegmentSum(torch.autograd.Function):
+    """Tokens as weighted sums of runs of frames, and the gradients, with nothing of size B*T*D in between.
+
+    One list of T + U (frame, token) pairs per row serves both directions, because along it neither index ever falls:
+    read token by token it is the forward pass, read frame by frame the gradient of `hidden`.
     """
 
-    def __init__(self, config: CFormerConfig):
-        super().__init__()
-        self.config = config
-        width = config.encoder_hidden_size
-        predictor_size = config.cif_predictor_size or width
-        self.conv = self.dense = self.output_proj = None
-        if config.cif_predictor == "conv":
-            kernel = config.cif_conv_kernel
-            self.conv = nn.Conv1d(width, predictor_size, kernel, padding=kernel // 2)
-        elif config.cif_predictor == "dense":
-            self.dense = nn.Linear(width, predictor_size)
-        self.dropout = nn.Dropout(config.cif_dropout)
-        self.weight_proj = nn.Linear(width if config.cif_predictor == "linear" else predictor_size, 1)
-        if config.cif_hidden_size != width:
-            self.output_proj = nn.Linear(width, config.cif_hidden_size, bias=False)
-        self.reset_parameters()
+    @staticmethod
+    def forward(ctx, hidden, open_weights, close_weights, fired, fire_index, source):
+        B, T, D = hidden.shape
+        U = close_weights.shape[1]
+        rows = torch.arange(B, device=hidden.device)[:, None]
+        steps = torch.arange(T, device=hidden.device)
+        tokens = torch.arange(U, device=hidden.device)
+        # Frame t opens after k_t tokens have closed; token u closes after f_u frames have opened.
+        open_slots, close_slots = steps + fired, fire_index + tokens
+        slots = torch.cat([open_slots, close_slots], 1)
+        close_frames = source.gather(1, fire_index.clamp(max=T - 1))
 
-    def reset_parameters(self) -> None:
-        """Xavier-uniform linear maps with zero bias, as published; a convolution starts as torch starts one."""
-        for linear in filter(None, (self.dense, self.weight_proj, self.output_proj)):
-            init.xavier_uniform_(linear.weight)
-            if linear.bias is not None:
-                init.zeros_(linear.bias)
+        def merge(opened, closed):
+            merged = torch.cat([opened, closed], 1)
+            return torch.empty_like(merged).scatter_(1, slots, merged).flatten()
 
-    def predict_alphas(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Frame weights `(B, T)` in float32, 0 where `mask` is 0."""
-        if hidden.shape[1] == 0:  # a convolution refuses to see nothing
-            return hidden.new_zeros(mask.shape, dtype=torch.float32)
-        features = hidden.masked_fill(~mask[..., None], 0)
-        if self.conv is not None:
-            features = self.conv(features.transpose(1, 2)).transpose(1, 2)
-        elif self.dense is not None:
-            features = F.relu(self.dense(features))
-        if self.config.cif_predictor != "linear":
-            features = self.dropout(features)
-        alphas = self.weight_proj(features).squeeze(-1).float().sigmoid()
-        return alphas.masked_fill(~mask, 0)
-
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        mask: torch.Tensor | None = None,
-        target_lengths: torch.Tensor | None = None,
-        max_tokens: int | None = None,
-        state: CIFState | None = None,
-        is_last: bool = True,
-    ) -> CIFOutput:
-        """Fires `hidden (B, T, D)` into `(B, U, cif_hidden_size)`; arguments and errors as [`integrate_and_fire`].
-
-        `quantity` and `alphas` of the output are the weights before any scaling to `target_lengths`, for the quantity
-        loss. In a stream they are those of the frames that this call integrated: with a conv predictor a frame waits
-        for the `cif_conv_kernel // 2` frames after it, at the latest for the last chunk.
-        """
-        mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device) if mask is None else mask.bool()
-        start, end = 0, hidden.shape[1]
-        reach = 0 if self.conv is None else self.conv.kernel_size[0] // 2
-        if state is not None:
-            hidden, mask = torch.cat([state.context, hidden], 1), torch.cat([state.context_mask, mask], 1)
-            start, end = state.integrated, hidden.shape[1]
-        if not is_last:
-            end = max(start, end - reach)
-        alphas = self.predict_alphas(hidden, mask)[:, start:end]
-        fired = integrate_and_fire(
-            hidden[:, start:end],
-            alphas,
-            mask[:, start:end],
-            target_lengths,
-            fire_threshold=self.config.cif_fire_threshold,
-            tail_threshold=self.config.cif_tail_threshold,
-            one_token_per_frame=self.config.cif_one_token_per_frame,
-            max_tokens=max_tokens,
-            state=state,
-            is_last=is_last,
+        frame_ids = merge(source + rows * T, close_frames + rows * T)
+        token_ids = merge(fired.clamp(max=U - 1) + rows * U, (tokens + rows * U).contiguous())
+        weights = merge(open_weights.to(hidden.dtype), close_weights.to(hidden.dtype))
+        first = torch.zeros_like(rows)
+        token_starts = (torch.cat([first, close_slots[:, :-1] + 1], 1) + rows * (T + U)).flatten()
+        frame_starts = (torch.cat([first, open_slots[:, :-1] + 1], 1) + rows * (T + U)).flatten()
+        ctx.save_for_backward(hidden, weights, token_ids, frame_starts, source, fired, close_frames)
+        out = F.embedding_bag(
+            frame_ids, hidden.reshape(B * T, D), token_starts, mode="sum", per_sample_weights=weights
         )
-        if fired.state is not None:
-            kept = max(0, end - reach)
-            fired.state.context, fired.state.context_mask = hidden[:, kept:], mask[:, kept:]
-            fired.state.integrated = end - kept
-        if self.output_proj is not None:
-            fired.embeddings = self.output_proj(fired.embeddings)
-        fired.quantity, fired.alphas = alphas.sum(1), alphas
-        return fired
+        return out.view(B, U, D)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        hidden, weights, token_ids, frame_starts, source, fired, close_frames = ctx.saved_tensors
+        B, T, D = hidden.shape
+        U = grad.shape[1]
+        hidden, grad = hidden.reshape(B * T, D), grad.reshape(B * U, D).to(hidden.dtype)
+        rows = torch.arange(B, device=hidden.device)[:, None]
+        grad_hidden = grad_open = grad_close = None
+        if ctx.needs_input_grad[0]:
+            grad_hidden = F.embedding_bag(token_ids, grad, frame_starts, mode="sum", per_sample_weights=weights)
+            grad_hidden = grad_hidden.view(B, T, D)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            token_of_frame = (fired.clamp(max=U - 1) + rows * U).flatten()
+            frame_of_token = (close_frames + rows * T).flatten()
+            grad_open = _paired_dots(grad, token_of_frame, hidden).view(B, T)
+            grad_close = _paired_dots(hidden, frame_of_token, grad).view(B, U)
+        return grad_hidden, grad_open, grad_close, None, None, None
 
 
-__all__ = ["CIFOutput", "CIFState", "ContinuousIntegrateAndFire", "integrate_and_fire"]
+def _check_arguments(hidden, alphas, mask, target_lengths, fire_threshold, tail_threshold) -> None:
+    """Raises the ValueErrors of `integrate_and_fire` that need no look at the values."""
+    if hidden.dim() != 3:
+        raise ValueError(f"hidden must have shape (B, T, D), got {tuple(hidden.shape)}")
+    for name, tensor, expected in (
+        ("alphas", alphas, hidden.shape[:2]),
+        ("mask", mask, hidden.shape[:2]),
+        ("target_lengths", target_lengths, hidden.shape[:1]),
+    ):
+        if tensor is not None and tensor.shape != expected:
+            raise ValueError(f"{name} must have shape {tuple(expected)} beside hidden, got {tuple(tensor.shape)}")
+    if not 0 < fire_threshold <= 1:
+        raise ValueError(f"fire_threshold must lie in (0, 1], got {fire_threshold}")
+    if not 0 <= tail_threshold <= 1:
+        raise ValueError(f"tail_threshold must lie in [0, 1], got {tail_threshold}")
+
+
+def _prepare(hidden, alphas, mask, target_lengths):
+    """The arguments where and in the precision in which prefix sums are taken, the weights scaled to their targets."""
+    if mask is None:
+        mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+    if hidden.shape[1] == 0:  # one masked frame keeps the arithmetic defined
+        hidden, alphas, mask = F.pad(hidden, (0, 0, 0, 1)), F.pad(alphas, (0, 1)), F.pad(mask, (0, 1))
+    # float64 keeps 20,000 frames of rounding below 1e-11; MPS has none, so there the (B, T) vectors visit the CPU.
+    device = torch.device("cpu") if hidden.device.type == "mps" else hidden.device
+    mask = mask.to(device).bool()
+    alphas = torch.where(mask, alphas.to(device), 0).double()
+    if target_lengths is not None:
+        target_lengths = target_lengths.to(device).long()
+        alphas = _scale_to_targets(alphas, mask, target_lengths)
+    return hidden, alphas, mask, target_lengths
+
+
+def _scale_to_targets(alphas: torch.Tensor, mask: torch.Tensor, target_lengths: torch.Tensor) -> torch.Tensor:
+    """a_t U / sum(a): the weights of a row sum to its target. A row of zeros is spread evenly over its real frames."""
+    total = alphas.sum(1, keepdim=True)
+    silent = total <= 0
+    spread = torch.where(silent, mask.to(alphas.dtype), alphas)
+    total = torch.where(silent, mask.sum(1, keepdim=True).to(alphas.dtype).clamp(min=1), total)
+    return spread * (target_lengths.to(alphas.dtype)[:, None] / total)
+
+
+@torch.no_grad()
+def _count_fires(sums, mask, target_lengths, fire_threshold, one_token_per_frame, before=0) -> torch.Tensor:
+    """k_t, the tokens closed up to and including frame t, `(B, T)` int64; `before (B, 1)` of them before frame 0."""
+    fired = torch.floor(sums + (1.0 - fire_threshold)).long()
+    real = mask.long().cumsum(1)
+    if one_token_per_frame:
+        # k_t = min(k_{t-1} + 1, n_t) without its recursion: the tightest of the bounds n_s + (t - s), s <= t.
+        fired = real + torch.cummin(fired - real, 1).values.clamp(max=before)
+    if target_lengths is not None:
+        at_end = real == real[:, -1:]
+        target = target_lengths.long()[:, None]
+        fired = torch.where(at_end & (real > 0), target, torch.minimum(fired, target))
+    return fired
+
+
+@torch.no_grad()
+def _pick_width(alphas, sums, lengths, mask, target_lengths, one_token_per_frame, max_tokens) -> int:
+    """Width U of the result. One transfer from the device carries it and the verdict on the values."""
+    if max_tokens is not None or lengths.numel() == 0:
+        return max_tokens or 0
+    valid = (alphas >= 0).all() & sums[:, -1].isfinite().all()
+    missing = torch.zeros_like(lengths)
+    if target_lengths is not None:
+        frames = mask.sum(1)
+        room = frames if one_token_per_frame else torch.where(frames > 0, target_lengths.long(), 0)
+        missing = (target_lengths.long() - room).clamp(min=0)
+    width, valid, lost = torch.stack([lengths.max(), valid.long(), missing.max()]).tolist()
+    if not valid:
+        raise ValueError(
+            "alphas must be finite and not negative, got NaN, Inf or a negative weight: check the encoder"
+        )
+    if lost:
+        row = int(missing.argmax())
+        frames = int(mask[row].sum())
+        hint = " or set one_token_per_frame=False to let several tokens fire in one frame" if frames else ""
+        raise ValueError(
+            f"target_lengths[{row}] is {int(target_lengths[row])} but the row has {frames} real frames: drop such "
+            f"samples{hint}"
+        )
+    return width
+
+
+def _split_weights(alphas, sums, mask, fired, lengths, U, carry, rest):
+    """What each frame gives to the token it leaves open `(B, T)` and to the token it closes `(B, U)`.
+
+    Also the closing frame of every token (T: none) and the end of every token in fractional frames, both `(B, U)`.
+    `carry (B, 1)` is the weight gathered before frame 0, a part of `sums`; `rest (B, 1)` divides the last open token.
+    """
+    B, T = alphas.shape
+    lengths = lengths[:, None]
+    sums_before, fired_before = torch.cat([carry, sums[:, :-1]], 1), F.pad(fired[:, :-1], (1, 0))
+    open_weights = torch.where(fired == fired_before, alphas, sums - fired)
+    open_weights = torch.where(fired == fired[:, -1:], open_weights / rest, open_weights)
+    open_weights = torch.where(mask & (fired < lengths), open_weights, 0.0)
+
+    tokens = torch.arange(U, device=fired.device).expand(B, U).contiguous()
+    fire_index = torch.searchsorted(fired.contiguous(), tokens, right=True)
+    frame = fire_index.clamp(max=T - 1)
+    missing = tokens + 1 - sums_before.gather(1, frame)
+    # A token that opens and closes inside one frame takes 1.0 of it; only the first to close continues an older one.
+    close_weights = torch.where(fired_before.gather(1, frame) == tokens, missing, 1.0)
+    close_weights = torch.where(fire_index < T, close_weights, 0.0)
+    with torch.no_grad():
+        part = (missing / alphas.gather(1, frame).clamp(min=1e-12)).clamp(0, 1)
+        fire_frames = torch.where(fire_index < T, frame + part, _last_end(mask)[:, None])
+        fire_frames = torch.where(tokens < lengths, fire_frames, 0)
+    return open_weights, close_weights, fire_index, fire_frames
+
+
+def _last_end(mask: torch.Tensor) -> torch.Tensor:
+    """Frames up to the end of the last real one, `(B,)` int64; 0 in a row without any."""
+    return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
+
+
+def _sum_tokens(hidden, open_weights, close_weights, fired, fire_index, mask) -> torch.Tensor:
+    """The tokens `(B, U, D)`: weighted sums of `hidden`, with the weights and indices of `_split_weights`."""
+    B, U = close_weights.shape
+    if U == 0 or B == 0:
+        return hidden.new_zeros(B, U, hidden.shape[2])
+    vectors = (open_weights, close_weights, fired, fire_index, _last_real_frame(mask))
+    return _WeightedSegmentSum.apply(hidden, *(vector.to(hidden.device) for vector in vectors))
+
+
+def _last_real_frame(mask: torch.Tensor) -> torch.Tensor:
+    """For each frame the last real one up to it, so that padding, which may hold NaN, is never even read.
+
+    Before the first real frame: the first; in a row without any: one of another row, as an index that leaves the row.
+    """
+    B, T = mask.shape
+    last = torch.where(mask, torch.arange(T, device=mask.device), -1).cummax(1).values
+    last = torch.where(last < 0, mask.long().argmax(1, keepdim=True), last)
+    elsewhere = mask.flatten().long().argmax() - torch.arange(B, device=mask.device)[:, None] * T
+    return torch.where(mask.any(1, keepdim=True), last, elsewhere)
+
+
+__all__ = ["CIFOutput", "CIFState", "integrate_and_fire"]

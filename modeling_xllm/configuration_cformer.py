@@ -13,15 +13,9 @@ CIF_PREDICTORS = ("conv", "dense", "linear", "none")
 TRANSFORMERS = ("bert", "none")
 # What the C-Former's transformer has in common with a BERT.
 BERT_SIZES = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "layer_norm_eps",
-)
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
+    "max_position_embeddings", "type_vocab_size", "layer_norm_eps",
+)  # fmt: skip
 BERT_FIELDS = (*BERT_SIZES, "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
 
 
@@ -36,16 +30,11 @@ class CFormerConfig(PreTrainedConfig):
         cif_predictor_size (`int`, *optional*): channels of the conv or dense predictor; default `encoder_hidden_size`.
         cif_conv_kernel (`int`): frames the conv predictor sees, odd.
         cif_dropout (`float`): dropout of the predictor.
-        cif_fire_threshold (`float`): gathered weight at which a token closes, in (0, 1]; its quantum is 1.0 all the
-            same.
-        cif_tail_threshold (`float`): weight above which the token left open at the end of a clip is emitted.
-        cif_one_token_per_frame (`bool`): at most one token per frame, as published; see [`integrate_and_fire`].
+        cif_fire_threshold, cif_tail_threshold (`float`), cif_one_token_per_frame (`bool`): see [`integrate_and_fire`].
         cif_hidden_size (`int`): width of the fired tokens; a projection is added where it differs from the encoder's.
         transformer (`str`): "bert" (Linear, ReLU, then a BERT encoder) or "none", the authors' "fc" variant: the fired
             tokens are the output, and the adapter after the C-Former is all that is trained beside the CIF.
-        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, hidden_act, hidden_dropout_prob,
-            attention_probs_dropout_prob, max_position_embeddings, type_vocab_size, layer_norm_eps: as in
-            [`BertConfig`]. With `transformer="none"`, `hidden_size` is set to `cif_hidden_size`.
+        The others are those of [`BertConfig`]; with `transformer="none"`, `hidden_size` is set to `cif_hidden_size`.
 
     Raises:
         ValueError: an unknown predictor or transformer, an even kernel, thresholds out of range, heads that do not

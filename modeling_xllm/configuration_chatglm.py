@@ -12,21 +12,10 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 
+TOKEN_ID_NAMES = ("mask_token_id", "gmask_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
 PUBLISHED_TOKEN_IDS = {
-    150528: {
-        "mask_token_id": 150000,
-        "gmask_token_id": 150001,
-        "bos_token_id": 150004,
-        "eos_token_id": 150005,
-        "pad_token_id": 20003,
-    },
-    130528: {
-        "mask_token_id": 130000,
-        "gmask_token_id": 130001,
-        "bos_token_id": 130004,
-        "eos_token_id": 130005,
-        "pad_token_id": 3,
-    },
+    150528: dict(zip(TOKEN_ID_NAMES, (150000, 150001, 150004, 150005, 20003))),
+    130528: dict(zip(TOKEN_ID_NAMES, (130000, 130001, 130004, 130005, 3))),
 }
 # Fields that only the later architectures write, all of which call themselves "chatglm" too.
 LATER_GENERATION_FIELDS = ("padded_vocab_size", "multi_query_attention", "ffn_hidden_size", "rmsnorm", "kv_channels")
@@ -96,7 +85,7 @@ class ChatGLMConfig(PreTrainedConfig):
             if theirs in kwargs:
                 setattr(self, ours, kwargs.pop(theirs))
         published = PUBLISHED_TOKEN_IDS.get(self.vocab_size, {})
-        for name in PUBLISHED_TOKEN_IDS[130528]:
+        for name in TOKEN_ID_NAMES:
             if getattr(self, name) is None:
                 setattr(self, name, published.get(name))
         if self.legacy_sop_position is None:

@@ -1,14 +1,14 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Configuration of X-LLM (arXiv 2305.04160): the language model, the towers, and one table of modalities.
 
-Everything that differs between image, video, speech or a modality of your own is a row of `XLLMConfig.modalities`; the
+Everything that differs between image, video, speech or your own modality is a row of `XLLMConfig.modalities`; the
 model walks that table and has no other notion of a modality. Defaults are the paper's sizes.
 
 Deviation: the video row shares the image row's Q-Former by default, as the authors' code does; the paper draws a
 second Q-Former (`shares_converter_with=None` gives the video row its own).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -36,6 +36,10 @@ def _as_config(value: dict | PreTrainedConfig | None, default: PreTrainedConfig,
         return AutoConfig.for_model(model_type, **values)
     except ValueError as error:
         raise ValueError(f"{row}: transformers knows no model_type {model_type!r}") from error
+
+
+def _fields(value: dict | PreTrainedConfig | None) -> dict:
+    return value.to_dict() if isinstance(value, PreTrainedConfig) else dict(value or {})
 
 
 def _older_name(key: str) -> property:
@@ -100,15 +104,27 @@ class X2LConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
-        chosen = converter_class(self.converter).config_key
-        for key in {kind.config_key for kind in CONVERTERS.values()} - {None}:
-            value = kwargs.pop(key, None)
-            if value is not None and key == chosen:
-                self.converter_config = value
+        self._take_older_names(kwargs)
         if unknown := set(kwargs) - set(PreTrainedConfig().to_dict()) - {"transformers_version"}:
             raise ValueError(f"a modality row has no field {', '.join(map(repr, sorted(unknown)))}")
         self.complete()
         super().__post_init__(**kwargs)
+
+    def _take_older_names(self, fields: dict) -> None:
+        """`converter_config` under another name, popped from `fields`; it must belong to this converter."""
+        kind = converter_class(self.converter)
+        for key in {kind.config_key for kind in CONVERTERS.values()} - {None}:
+            if (value := fields.pop(key, None)) is None:
+                continue
+            if key != kind.config_key:
+                raise ValueError(f"{key} does not belong to a {self.converter!r} converter; leave it out")
+            if self.converter_config is not None:
+                given, older = (kind.config_class(**_fields(one)) for one in (self.converter_config, value))
+                if given.to_dict() != older.to_dict():
+                    raise ValueError(
+                        f"{key} is an older name of converter_config, and the two differ; give one of them"
+                    )
+            self.converter_config = value
 
     def complete(self) -> None:
         """Make the converter's config what its class takes, and let the class check the row."""
@@ -118,7 +134,7 @@ class X2LConfig(PreTrainedConfig):
                 why = f"{kind.__name__} has no sizes" if kind.config_class is None else "the row shares another's"
                 raise ValueError(f"converter_config must be None: {why}")
         elif not isinstance(sizes, kind.config_class):
-            values = sizes.to_dict() if isinstance(sizes, PreTrainedConfig) else dict(sizes or {})
+            values = _fields(sizes)
             model_type = values.pop("model_type", kind.config_class.model_type)
             if model_type != kind.config_class.model_type:
                 raise ValueError(
@@ -169,12 +185,11 @@ class XLLMConfig(PreTrainedConfig):
         audio_config: speech encoder over log-mel frames; default a Conformer with 8x convolutional subsampling.
         extra_encoders (`dict[str, config]`): further towers, by name.
         modalities (`dict[str, X2LConfig | dict]`): the table; default `default_modalities()`.
-        image_token_id, video_token_id, audio_token_id (`int`, *optional*): placeholder ids under the names that
-            `generate` and the pipelines read; the same numbers as in the rows.
+        image_token_id, video_token_id, audio_token_id (`int`, *optional*): the rows' placeholder ids under the names
+            that `generate` and the pipelines read.
         towers (`dict[str, dict]`, *optional*): in a stage checkpoint, where each frozen part comes from.
         stage (`dict`, *optional*): which stage and modalities this checkpoint was trained in.
-        lineage (`list[dict]`, *optional*): of each stage: fingerprints of interfaces before and
-            after, data, frozen tensors.
+        lineage (`list[dict]`, *optional*): per stage: interfaces before and after, data, frozen tensors.
 
     Raises:
         ValueError: an unknown encoder, converter or shared row, an encoder_hidden_size that is not its encoder's, two
@@ -193,7 +208,7 @@ class XLLMConfig(PreTrainedConfig):
     vision_config: dict | PreTrainedConfig | None = None
     audio_config: dict | PreTrainedConfig | None = None
     extra_encoders: dict | None = None
-    modalities: Any = None  # a mapping, checked below in words of its own
+    modalities: Any = None  # a mapping; checked below, where the message can name the row
     image_token_id: int | None = None
     video_token_id: int | None = None
     audio_token_id: int | None = None
@@ -204,9 +219,7 @@ class XLLMConfig(PreTrainedConfig):
     lineage: list | None = None
 
     def __post_init__(self, **kwargs):
-        kwargs.pop(
-            "weight_files", None
-        )  # digests of the files beside a config.json: of those alone, see weight_files.py
+        kwargs.pop("weight_files", None)  # digests of the files beside a config.json, see weight_files.py
         # EVA's published initializer_range is 1e-10, a constant network until weights are loaded.
         vision_default = Blip2VisionConfig(initializer_range=self.initializer_range)
         audio_default = ParakeetEncoderConfig(hidden_size=512, num_hidden_layers=12, intermediate_size=2048)
@@ -227,7 +240,7 @@ class XLLMConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _row(self, name: str, row: X2LConfig | Mapping) -> X2LConfig:
-        """A row of this config's own: what the caller passed stays as it is."""
+        """A copy of a row: what the caller passed stays as it is."""
         if not isinstance(row, (X2LConfig, Mapping)):
             raise ValueError(f"modalities[{name!r}] must be an X2LConfig or a mapping of its fields, got {row!r}")
         try:
@@ -276,12 +289,7 @@ class XLLMConfig(PreTrainedConfig):
                 f"({encoder.model_type}) are {width} wide; leave it out"
             )
         row.encoder_hidden_size = width
-        self._check_stride(where, row, encoder)
-
-    @staticmethod
-    def _check_stride(where: str, row: X2LConfig, encoder: PreTrainedConfig) -> None:
-        rule = speech_input(encoder)
-        if rule is None:
+        if (rule := speech_input(encoder)) is None:
             return
         if row.subsampling_factor not in (None, rule.stride):
             raise ValueError(
@@ -309,13 +317,10 @@ class XLLMConfig(PreTrainedConfig):
             ("video_token_id", "pixel_values_videos"),
             ("audio_token_id", "input_features"),
         ):
-            name = self.row_that_reads(input_name)
-            if name is None:
-                continue
-            row = self.modalities[name]
-            if row.token_id is None:
-                row.token_id = getattr(self, field)
-            setattr(self, field, row.token_id)
+            if (name := self.row_that_reads(input_name)) is not None:
+                row = self.modalities[name]
+                row.token_id = getattr(self, field) if row.token_id is None else row.token_id
+                setattr(self, field, row.token_id)
         vocab_size = self.text_config.vocab_size
         ids = {name: row.token_id for name, row in self.modalities.items() if row.token_id is not None}
         for name, token_id in ids.items():
@@ -327,11 +332,19 @@ class XLLMConfig(PreTrainedConfig):
             raise ValueError(f"two rows of modalities have the same token_id: {ids}")
 
     def set_token_ids(self, **ids: int) -> None:
-        """Set the placeholder ids of modalities by name, once the tokenizer is known (`set_token_ids(image=5)`)."""
+        """Set the placeholder ids of modalities by name, once the tokenizer is known (`set_token_ids(image=5)`).
+
+        Raises:
+            ValueError: no such row, or ids that do not fit.
+        """
+        self._check_names(ids)
         for name, token_id in ids.items():
-            if name in self.modalities:
-                self.modalities[name].token_id = token_id
+            self.modalities[name].token_id = token_id
         self._place_token_ids()
+
+    def _check_names(self, names: Iterable[str]) -> None:
+        if unknown := [name for name in names if name not in self.modalities]:
+            raise ValueError(f"modalities: no row {', '.join(unknown)}; the rows are {', '.join(self.modalities)}")
 
     def with_modalities(self, names: list[str]) -> "XLLMConfig":
         """A copy with these rows only, and those whose converter they share.
@@ -339,8 +352,7 @@ class XLLMConfig(PreTrainedConfig):
         Raises:
             ValueError: no such row; the message lists them.
         """
-        if unknown := [name for name in names if name not in self.modalities]:
-            raise ValueError(f"modalities: no row {', '.join(unknown)}; the rows are {', '.join(self.modalities)}")
+        self._check_names(names)
         kept = {*names, *(self.modalities[name].shares_converter_with for name in names)}
         config = deepcopy(self)
         config.modalities = {name: row for name, row in config.modalities.items() if name in kept}

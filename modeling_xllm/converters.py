@@ -7,7 +7,7 @@
     | cformer | `CFormerConverter` | as many as its CIF fires                 | recognition |
     | linear  | `LinearConverter`  | one per feature vector                   | none        |
 
-A converter of your own is a subclass of [`X2LConverter`] and one call of [`register_converter`]; configuration, model,
+Your own converter is a subclass of [`X2LConverter`] and one call of [`register_converter`]; configuration, model,
 stages and checkpoints ask the class and compare no names.
 
 Legend: N items, T encoder frames, Q query tokens, K tokens per item (padded), E, C widths.
@@ -17,6 +17,7 @@ import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -34,8 +35,7 @@ class ConverterOutput(ModelOutput):
     """What a converter makes of a batch of items; any output with these two fields will do.
 
     Args:
-        embeddings (`torch.FloatTensor` of shape `(N, K, C)`): the tokens, the real ones of each item first.
-        mask (`torch.BoolTensor` of shape `(N, K)`, *optional*): True at real tokens; default all of them.
+        embeddings (`(N, K, C)`), mask (`(N, K)`): the tokens, the real ones of each item first; default all are real.
     """
 
     embeddings: torch.FloatTensor | None = None
@@ -163,11 +163,15 @@ def _take_blip2_sizes(row: PreTrainedConfig, published: PreTrainedConfig) -> Non
     row.num_query_tokens = published.num_query_tokens
 
 
+def _take_sizes(names: tuple[str, ...], row: PreTrainedConfig, published: PreTrainedConfig) -> None:
+    for name in names:
+        setattr(row.converter_config, name, getattr(published, name))
+
+
 def _take_bert_sizes_for_queries(row: PreTrainedConfig, published: PreTrainedConfig) -> None:
     if row.shares_converter_with is not None:
         raise ValueError(f"the Q-Former belongs to {row.shares_converter_with}: name the BERT there")
-    for name in (*BERT_SIZES[:5], "layer_norm_eps"):
-        setattr(row.converter_config, name, getattr(published, name))
+    _take_sizes((*BERT_SIZES[:5], "layer_norm_eps"), row, published)
 
 
 _QFORMER_LAYER = r"converter\.qformer\.encoder\.layer\.\d+\."
@@ -176,7 +180,7 @@ _QFORMER_LAYER = r"converter\.qformer\.encoder\.layer\.\d+\."
 class QFormerConverter(X2LConverter):
     """Query tokens that read an encoder's features through a Q-Former (BLIP-2; paper section 3.1).
 
-    A row that shares another's converter has query tokens of its own and no `qformer`.
+    A row that shares another's converter has its own query tokens and no `qformer`.
     """
 
     config_class = Blip2QFormerConfig
@@ -224,14 +228,14 @@ class QFormerConverter(X2LConverter):
         return row.num_query_tokens
 
     @classmethod
-    def output_size(cls, owner_row: PreTrainedConfig) -> int:
-        return owner_row.converter_config.hidden_size
-
-    @classmethod
     def check_row(cls, row: PreTrainedConfig) -> None:
         super().check_row(row)
         if row.num_query_tokens < 1:
             raise ValueError(f"num_query_tokens must be positive, got {row.num_query_tokens}")
+
+    @classmethod
+    def output_size(cls, owner_row: PreTrainedConfig) -> int:
+        return owner_row.converter_config.hidden_size
 
     def init_weights_of_its_own(self, std: float) -> None:
         init.normal_(self.query_tokens, std=std)
@@ -245,11 +249,6 @@ class QFormerConverter(X2LConverter):
             encoder_attention_mask=None if mask is None else mask.to(hidden.dtype),
         )
         return ConverterOutput(embeddings=output.last_hidden_state)
-
-
-def _take_bert_sizes(row: PreTrainedConfig, published: PreTrainedConfig) -> None:
-    for name in BERT_SIZES:
-        setattr(row.converter_config, name, getattr(published, name))
 
 
 def check_speech(modality: str, inputs: torch.Tensor, mask: torch.Tensor | None) -> None:
@@ -278,7 +277,7 @@ class CFormerConverter(X2LConverter, CFormer):
     stage_one = "recognition"
     sources: ClassVar = {
         "bert": PublishedSource(
-            _take_bert_sizes,
+            partial(_take_sizes, BERT_SIZES),
             {"": "converter.bert."},
             ignored=(r"embeddings\.word_embeddings\.", r"pooler\."),
             fills=r"converter\.bert\.",

@@ -31,11 +31,8 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
     def encode_media(
         self, inputs: Mapping[str, torch.Tensor], earlier: dict[str, X2LOutput] | None = None
     ) -> dict[str, X2LOutput]:
-        """Encode media for several calls of `forward` or `generate`, which take the result as `modality_features`.
-
-        Args:
-            inputs: the processor's output; what is not a medium is passed over.
-            earlier (`dict[str, X2LOutput]`, *optional*): of earlier turns of one conversation; new items come behind.
+        """Encode the media among a processor's `inputs` for several calls of `forward` or `generate`, which take the
+        result as `modality_features`; behind those of `earlier` turns of one conversation.
         """
         return self.model.encode_items(self.model.media_in(dict(inputs)), earlier)
 

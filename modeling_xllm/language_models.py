@@ -5,23 +5,26 @@
 [`PrefixLanguageModel`] one that reads its prompt in both directions, such as ChatGLM (`modeling_chatglm`). Another
 language model with a mask or positions of its own is a subclass and one call of [`register_language_model`].
 
-Legend: B rows, L tokens, D width.
+Below it is what ChatGLM and the composite both do around their layers: token ids to embeddings, states to logits and
+loss, and in training no computation for padding and for placeholders that no token fills. (The authors pad every
+sample to a fixed length, and a clip owns several times the placeholders that it fires: most of a step, otherwise.)
+
+Legend: B rows, L tokens, R most real tokens in a row, D width, V vocabulary.
 """
 
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, Cache, PreTrainedConfig, PreTrainedModel
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.masking_utils import create_causal_mask, create_masks_for_generate
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import torch_compilable_check
 
 
 class LanguageModel:
-    """Any causal language model of transformers.
-
-    Args:
-        config (`PreTrainedConfig`): of the language model itself.
-    """
+    """Any causal language model of transformers, known by its config."""
 
     # What opens a checkpoint of it, with its head.
     causal_lm_class: type = AutoModelForCausalLM
@@ -36,11 +39,8 @@ class LanguageModel:
     def layout(
         self, input_ids: torch.LongTensor | None, attention_mask: torch.Tensor | None, past_length: int = 0
     ) -> dict[str, torch.Tensor]:
-        """Arguments of `forward` that say where the tokens behind the `past_length` cached ones stand.
-
-        Args:
-            input_ids (`(B, L)`, *optional*): these tokens; `None` where only embeddings are known.
-            attention_mask (`(B, past_length + L)`, *optional*): 1 = attended; only those take a position.
+        """Arguments of `forward` that say where the tokens `(B, L)` behind the `past_length` cached ones stand; in the
+        mask `(B, past_length + L)` 1 = attended, and only those take a position.
         """
         if attention_mask is None or attention_mask.dim() != 2:
             return {}
@@ -232,11 +232,107 @@ class LanguageModelGenerationMixin(GenerationMixin):
         return language_model.generation_mask(token_type_ids, is_first_iteration, config=config, **kwargs)
 
 
+def embed_tokens(embedding: nn.Embedding, input_ids: torch.LongTensor) -> torch.FloatTensor:
+    """`embedding(input_ids)`, `(B, L)` to `(B, L, D)`.
+
+    Raises:
+        ValueError: an id outside the vocabulary; the message gives its range and that of the ids.
+    """
+    rows = embedding.num_embeddings
+    if input_ids.shape[1] > 1:  # single tokens come from our own logits; the check would stall each decoding step
+        torch_compilable_check(
+            ((input_ids >= 0) & (input_ids < rows)).all(),
+            lambda: (
+                f"input_ids must lie in 0..{rows - 1}, got {int(input_ids.min())}..{int(input_ids.max())}: the "
+                "tokenizer is not this model's (of ChatGLM-6B two vocabularies were published, 130528 and 150528)"
+            ),
+        )
+    return embedding(input_ids)
+
+
+def logits_and_loss(
+    model: PreTrainedModel,
+    hidden_states: torch.Tensor,
+    labels: torch.LongTensor | None,
+    logits_to_keep: int | torch.Tensor,
+    **kwargs,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Project hidden states to the vocabulary with the `lm_head` of `model`.
+
+    Args:
+        hidden_states (`(B, L, D)`): after the final norm.
+        labels (`(B, L)`): ids to predict, -100 where none; shifted here.
+        logits_to_keep: positions to project; 0 = all, or, in train mode with labels, the supervised ones: a row of a
+            large vocabulary costs more than all layers' activations of a token.
+
+    Returns:
+        logits `(B, positions, V)`, or `None` where only supervised positions were projected; the loss, if labels.
+    """
+    wants_all = not isinstance(logits_to_keep, int) or logits_to_keep != 0 or kwargs.get("shift_labels") is not None
+    if labels is None or wants_all or not model.training:
+        logits = model.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
+        if labels is None:
+            return logits, None
+        return logits, model.loss_function(logits, labels, vocab_size=logits.shape[-1], **kwargs)
+    supervised = labels[:, 1:] != -100
+    logits = model.lm_head(hidden_states[:, :-1][supervised])
+    targets = labels[:, 1:][supervised]
+    return None, model.loss_function(logits, None, vocab_size=logits.shape[-1], shift_labels=targets, **kwargs)
+
+
+class RealTokens:
+    """The attended tokens of each row moved together, `(B, L)` to `(B, R)`; in `attention_mask (B, L)` 1 = real."""
+
+    def __init__(self, attention_mask: torch.Tensor):
+        real = attention_mask.bool()
+        counts = real.sum(1)
+        self.place = real.cumsum(1) - 1  # of each column's last real token among the R
+        width = max(1, int(counts.max()))
+        self.columns = (~real).byte().argsort(dim=1, stable=True)[:, :width]
+        self.mask = torch.arange(width, device=real.device) < counts[:, None]
+
+    def take(self, values: torch.Tensor) -> torch.Tensor:
+        """`(..., B, L)` to `(..., B, R)`, e.g. positions."""
+        return values.gather(-1, self.columns.expand(*values.shape[:-1], -1))
+
+    def take_states(self, states: torch.Tensor) -> torch.Tensor:
+        """`(B, L, D)` to `(B, R, D)`."""
+        return states.gather(1, self.columns[..., None].expand(-1, -1, states.shape[2]))
+
+    def put_back(self, states: torch.Tensor) -> torch.Tensor:
+        """`(B, R, D)` to `(B, L, D)`. Where nothing was computed stands the state of the real token before, so that a
+        token behind a gap is predicted from what it follows; zero if there is none.
+        """
+        whole = states.gather(1, self.place.clamp(min=0)[..., None].expand(-1, -1, states.shape[2]))
+        return whole.masked_fill(self.place[..., None] < 0, 0)
+
+
+def real_tokens(
+    model, attention_mask: torch.Tensor | None, past_key_values: Cache | None, use_cache: bool | None, kwargs: dict
+) -> RealTokens | None:
+    """What `model` should compute of a batch, or `None` for all of it: outside training, with a cache or a 4-D mask,
+    where the states of all layers are asked for, in a compiled graph, or where nothing would be saved.
+    """
+    if not model.training or past_key_values is not None or use_cache or torch.compiler.is_compiling():
+        return None
+    names = ("output_hidden_states", "output_attentions")
+    if any(kwargs.get(name, getattr(model.config, name, False)) for name in names):
+        return None
+    if attention_mask is None or attention_mask.dim() != 2:
+        return None
+    tokens = RealTokens(attention_mask)
+    return tokens if tokens.mask.shape[1] < attention_mask.shape[1] else None
+
+
 __all__ = [
     "LANGUAGE_MODELS",
     "LanguageModel",
     "LanguageModelGenerationMixin",
     "PrefixLanguageModel",
+    "RealTokens",
+    "embed_tokens",
     "language_model_of",
+    "logits_and_loss",
+    "real_tokens",
     "register_language_model",
 ]

@@ -5,10 +5,17 @@ Parameter names are THUDM's own, so that their checkpoints load without conversi
 `{transformer: {word_embeddings, layers.N.{input_layernorm, attention, post_attention_layernorm, mlp},
 final_layernorm}, lm_head}`. Numerically it is the published model: residuals scaled by sqrt(2 * 28) behind the norm,
 queries, keys and values fused per head, two rotary axes with frequencies rounded to fp16, a bidirectional prefix up
-to `<sop>`.
+to `<sop>`:
 
-Deviations: padding and unfired media slots are masked and take no position (the published code counted them); angle
-tables are built in fp32 unless `config.rope_half_precision`; in training only supervised positions are projected.
+    tokens      x x x x [gMASK] <sop> a b c        x: media and prompt, seen in both directions
+    channel 0   0 1 2 3    4      4   4 4 4        place in the prefix; the answer sits where the mask is
+    channel 1   0 0 0 0    0      1   2 3 4        place in the answer
+    token type  0 0 0 0    0      1   1 1 1        0 = bidirectional prefix, 1 = causal
+
+Deviations: padding and unfired media slots are masked and take no position (the published code counted them, and took
+the first row's layout for the whole batch); such a token repeats the place of the one before it, so that decoding can
+follow any column. Angle tables are built in fp32 unless `config.rope_half_precision`; in training only supervised
+positions are projected.
 
 Legend: B batch, L tokens, M cached and new tokens, H heads, D head width, V vocabulary.
 """
@@ -23,16 +30,104 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, torch_compilable_check
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_chatglm import ChatGLMConfig
-from .generation_chatglm import chatglm_positions, freeze_answer
-from .language_head import logits_and_loss
-from .language_models import LanguageModelGenerationMixin, PrefixLanguageModel, register_language_model
-from .real_tokens import real_tokens
-from .token_embedding import embed_tokens
+from .language_models import (
+    LanguageModelGenerationMixin,
+    PrefixLanguageModel,
+    embed_tokens,
+    logits_and_loss,
+    real_tokens,
+    register_language_model,
+)
+
+
+def chatglm_positions(
+    input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, config: ChatGLMConfig
+) -> tuple[torch.LongTensor, torch.LongTensor]:
+    """Positions and token types of whole prompts (with or without an answer behind `<sop>`).
+
+    Args:
+        input_ids (`(B, L)`): only the ids of `<sop>`, `[gMASK]` and `[MASK]` matter; placeholders of media may be any
+            other id, also outside the vocabulary.
+        attention_mask (`(B, L)`): 1 = real, 0 anywhere.
+        config: ids, longest input, position rule.
+
+    Returns:
+        `position_ids (2, B, L)` and `token_type_ids (B, L)`.
+
+    Raises:
+        ValueError: a row without `<sop>`, or without `[gMASK]` and `[MASK]`, or with more real tokens than
+            `max_position_embeddings`.
+
+    Source: ChatGLM-6B `get_masks` and `get_position_ids`.
+    """
+    keep = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    place = keep.cumsum(-1).sub_(1).clamp_(min=0)
+    sop_place, has_sop = _first_place(input_ids == config.bos_token_id, keep, place)
+    mask_place, has_mask = _first_place(input_ids == config.gmask_token_id, keep, place)
+    uses_gmask = has_mask
+    if config.mask_token_id is not None:
+        plain_place, has_plain = _first_place(input_ids == config.mask_token_id, keep, place)
+        mask_place = torch.where(uses_gmask, mask_place, plain_place)
+        has_mask = uses_gmask | has_plain
+    _check_layout(keep, has_sop, has_mask, config)
+
+    answer = place >= sop_place
+    channel_0 = torch.where(answer, mask_place, place)
+    if config.legacy_sop_position:
+        # March 2023 wrote [gMASK] right before <sop>, gave <sop> its running place and decoded at the mask's.
+        legacy = torch.where(place == sop_place, place, torch.where(answer, sop_place - 1, place))
+        channel_0 = torch.where(uses_gmask, legacy, channel_0)
+    channel_1 = (place - sop_place + 1).clamp_(min=0)
+    return torch.stack((channel_0, channel_1)), answer.long()
+
+
+def _first_place(hits: torch.Tensor, keep: torch.Tensor, place: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Place of the first unmasked hit per row, and whether there is one; both `(batch_size, 1)`."""
+    hits = hits & keep
+    return place.gather(1, hits.int().argmax(-1, keepdim=True)), hits.any(-1, keepdim=True)
+
+
+def _check_layout(keep: torch.Tensor, has_sop: torch.Tensor, has_mask: torch.Tensor, config: ChatGLMConfig) -> None:
+    is_empty = ~keep.any(-1, keepdim=True)
+    if keep.shape[1] > config.max_position_embeddings:
+        lengths = keep.sum(-1)
+        torch_compilable_check(
+            (lengths <= config.max_position_embeddings).all(),
+            lambda: (
+                f"input_ids has {int(lengths.max())} tokens in a row, the model takes max_sequence_length="
+                f"{config.max_position_embeddings}: cut the history from the left or use fewer frames"
+            ),
+        )
+
+    def describe(found: torch.Tensor, wanted: str) -> str:
+        row = int((~found).int().argmax())
+        return (
+            f"row {row} of input_ids has no {wanted}: a ChatGLM prompt ends with [gMASK]<sop>, which its tokenizer "
+            "appends (add_special_tokens=True) and its chat template writes; both generations have ids of their own"
+        )
+
+    ok = has_sop | is_empty
+    torch_compilable_check(ok.all(), lambda: describe(ok, f"<sop> (id {config.bos_token_id})"))
+    has_mask = has_mask | is_empty
+    names = f"[gMASK] (id {config.gmask_token_id}) nor [MASK] (id {config.mask_token_id})"
+    torch_compilable_check(has_mask.all(), lambda: describe(has_mask, names))
+
+
+def freeze_answer(position_ids: torch.LongTensor) -> torch.LongTensor:
+    """Put channel 0 of all tokens behind `<sop>` back to the mask's place.
+
+    Assisted decoding extends positions by one per drafted token in every channel. `<sop>` itself tells the mask's
+    place, or one more under the rule of March 2023 (then the last place of the prefix is the mask's).
+    """
+    channel_0, channel_1 = position_ids
+    sop_place = channel_0.gather(1, (channel_1 == 1).int().argmax(-1, keepdim=True))
+    prefix_end = channel_0.masked_fill(channel_1 > 0, 0).amax(-1, keepdim=True)
+    return torch.stack((torch.where(channel_1 > 1, torch.minimum(sop_place, prefix_end), channel_0), channel_1))
 
 
 class ChatGLMRotaryEmbedding(nn.Module):
@@ -241,16 +336,13 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         """Hidden states after the final norm.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): whole prompts ending
-                in `[gMASK]<sop>` and possibly an answer. Beside `inputs_embeds` they only give positions and mask.
-            attention_mask (`torch.Tensor` of shape `(batch_size, past + sequence_length)`, *optional*): 1 = real,
-                0 = attended by nobody and without a position, anywhere in the row. A 4-D mask is used as it is.
-            position_ids (`torch.LongTensor` of shape `(2, batch_size, sequence_length)`, *optional*): see
-                `chatglm_positions`, which makes them from `input_ids`; needed with a filled cache.
-            past_key_values (`Cache`, *optional*): keys and values of what came before; must hold the whole prefix.
-            inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*).
-            token_type_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): 0 = bidirectional
-                prefix, 1 = causal; follows from `position_ids` when not given.
+            input_ids (`(B, L)`), inputs_embeds (`(B, L, hidden_size)`): whole prompts ending in `[gMASK]<sop>` and
+                possibly an answer. Ids beside embeddings only give positions and mask.
+            attention_mask (`(B, M)`): 1 = real, 0 = attended by nobody and without a position, anywhere in the row. A
+                4-D mask is used as it is.
+            position_ids (`(2, B, L)`), token_type_ids (`(B, L)`): see `chatglm_positions`, which makes them from
+                `input_ids`; positions are needed with a filled cache.
+            past_key_values: keys and values of what came before; must hold the whole prefix.
 
         Raises:
             ValueError: neither ids nor embeddings; embeddings without ids and positions; ids outside the vocabulary;
@@ -354,42 +446,21 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, LanguageModelGener
         """Logits, and the loss where labels are given. Arguments not listed are those of `ChatGLMModel.forward`.
 
         Args:
-            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): ids to predict, -100
-                where none is asked for; shifted here. The published data asks for `<sop>`, the answer and `<eop>`.
-            logits_to_keep (`int` or `torch.Tensor`): positions to project, 0 = all. In train mode with labels and 0
-                only supervised positions are projected and `logits` is `None`; pass the length to get all of them.
+            labels (`(B, L)`): ids to predict, -100 where none is asked for; shifted here. The published data asks for
+                `<sop>`, the answer and `<eop>`.
+            logits_to_keep: positions to project, 0 = all. In train mode with labels and 0 only supervised positions
+                are projected and `logits` is `None`; pass the length to get all of them.
 
         Returns:
-            `CausalLMOutputWithPast`: `loss` (mean cross-entropy over the labels, or sum / `num_items_in_batch`) and
-            `logits` of shape `(batch_size, positions, vocab_size)`.
+            `loss` (mean cross-entropy over the labels, or sum / `num_items_in_batch`), `logits (B, positions, V)`.
         """
         if self.training and labels is not None and use_cache is None:
             use_cache = False
-        outputs: BaseModelOutputWithPast = self.transformer(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            token_type_ids=token_type_ids,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        logits, loss = logits_and_loss(
-            self.lm_head,
-            outputs.last_hidden_state,
-            labels,
-            logits_to_keep,
-            self.loss_function,
-            self.training,
-            **kwargs,
-        )
+        text = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, token_type_ids)
+        outputs: BaseModelOutputWithPast = self.transformer(*text, use_cache=use_cache, **kwargs)
+        logits, loss = logits_and_loss(self, outputs.last_hidden_state, labels, logits_to_keep, **kwargs)
         return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            loss, logits, outputs.past_key_values, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
 

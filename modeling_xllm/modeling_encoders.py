@@ -87,8 +87,7 @@ class FeatureGetters:
     """`get_features` under the names that transformers uses for images, videos and sound, whatever the rows' names."""
 
     def _features_of(self, input_name: str, *inputs, **kwargs) -> X2LOutput:
-        row = self.config.row_that_reads(input_name)
-        if row is None:
+        if (row := self.config.row_that_reads(input_name)) is None:
             raise ValueError(f"no row of config.modalities reads {input_name}")
         return self.get_features(row, *inputs, **kwargs)
 
@@ -139,10 +138,6 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
         tower.post_layernorm.eps = LN_VISION_EPS
         return tower
 
-    def tower(self, name: str) -> PreTrainedModel:
-        """The tower called `name` in the modality table."""
-        return {"vision": self.vision_tower, "audio": self.audio_tower, **self.extra_towers}[name]
-
     def train(self, mode: bool = True):
         """`nn.Module.train`, except that frozen parts stay in eval mode: a tower, the language model, an interface's
         converter or adapter, and the modules right inside a converter. Their dropout must not run."""
@@ -165,8 +160,7 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
 
         Args:
             inputs: `(N, 3, H, W)` pictures, `(N, F, 3, H, W)` series of pictures, `(N, frames, features)` sequences or
-                `(N, samples)` waveforms.
-            mask (`(N, F)`, `(N, frames)` or `(N, samples)`, *optional*): 1 at real pictures, frames or samples.
+                `(N, samples)` waveforms; mask: 1 at real pictures, frames or samples.
 
         Returns:
             the tower's output, its `last_hidden_state` being `(N, T, E)`, or `(R, T, E)` for the R real pictures of
@@ -179,7 +173,7 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
         converter_class(row.converter).check_inputs(modality, inputs, mask)
         if row.encoder is None:
             return BaseModelOutput(last_hidden_state=inputs), None if mask is None else mask.bool()
-        tower = self.tower(row.encoder)
+        tower = {"vision": self.vision_tower, "audio": self.audio_tower, **self.extra_towers}[row.encoder]
         inputs = inputs.to(tower.dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_trainable(tower)):
             if row.num_frames is not None:
@@ -217,8 +211,7 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
         """What the language model would read of one modality's items (`pooler_output`: one tensor per item).
 
         Args:
-            modality (`str`): a row of the table.
-            inputs, mask: as the row's `input_name` and `mask_name` arguments of `forward`.
+            modality: a row of the table; inputs, mask: as its `input_name` and `mask_name` arguments of `forward`.
 
         Returns:
             `last_hidden_state` is the encoder's, one row per item: `(N, T, E)`, of a series `(N, F * T, E)` with

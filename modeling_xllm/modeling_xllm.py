@@ -12,28 +12,39 @@ Legend: B rows of text, L tokens, R most real tokens in a row, N items, D width.
 
 import importlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
 
 from .configuration_xllm import X2LConfig, XLLMConfig
 from .generation_xllm import XLLMGenerationMixin
-from .language_head import logits_and_loss
-from .language_models import language_model_of
-from .media_placement import find_tokens, join_items, place_media
-from .model_outputs import XLLMCausalLMOutputWithPast, XLLMModelOutputWithPast
+from .language_models import embed_tokens, language_model_of, logits_and_loss, real_tokens
 from .modeling_chatglm import ChatGLMLanguageModel
 from .modeling_encoders import FeatureGetters, XLLMEncoderModel, XLLMPreTrainedModel, train_unless_frozen
-from .real_tokens import real_tokens
-from .token_embedding import embed_tokens
-from .x2l_interfaces import X2LOutput
+from .x2l_interfaces import X2LOutput, find_tokens, join_items, place_media
 
 
 # Arguments of `forward` that only a row of the table can read.
 MEDIA_ARGUMENTS = ("pixel_values", "pixel_values_videos", "video_frame_mask", "input_features", "input_features_mask")
+
+
+@dataclass
+class XLLMModelOutputWithPast(BaseModelOutputWithPast):
+    """Output of the language model without its head, and what each modality given in this call became."""
+
+    modality_features: dict[str, X2LOutput] | None = None
+
+
+@dataclass
+class XLLMCausalLMOutputWithPast(CausalLMOutputWithPast):
+    """`logits (B, L or logits_to_keep, vocab)`, `loss` when labels are given, and `modality_features` as above."""
+
+    modality_features: dict[str, X2LOutput] | None = None
 
 
 class XLLMModel(XLLMEncoderModel):
@@ -48,19 +59,16 @@ class XLLMModel(XLLMEncoderModel):
 
     def media_in(self, arguments: dict) -> dict[str, tuple]:
         """The media among `forward`'s arguments, popped: modality -> (inputs, mask). Rows may share one."""
-        rows = self.config.modalities
-        names = {name for row in rows.values() for name in (row.input_name, row.mask_name)}
+        rows = self.config.modalities.items()
+        names = {name for _, row in rows for name in (row.input_name, row.mask_name)}
         given = {name: arguments.pop(name, None) for name in names}
-        return {
-            name: (given[row.input_name], given[row.mask_name])
-            for name, row in rows.items()
-            if given[row.input_name] is not None
-        }
+        media = {name: (given[row.input_name], given[row.mask_name]) for name, row in rows}
+        return {name: (inputs, mask) for name, (inputs, mask) in media.items() if inputs is not None}
 
     def placeholder_ids(self, without: Iterable[str] = ()) -> list[int]:
         """Token ids that stand for media, but those of the modalities `without`."""
-        rows = [row for name, row in self.config.modalities.items() if name not in without]
-        return [row.token_id for row in rows if row.token_id is not None]
+        rows = self.config.modalities.items()
+        return [row.token_id for name, row in rows if row.token_id is not None and name not in without]
 
     def placeholder_mask(self, input_ids: torch.LongTensor, without: Iterable[str] = ()) -> torch.BoolTensor:
         """True at the placeholder tokens of any modality but those of `without`, `(B, L)`."""
@@ -74,11 +82,11 @@ class XLLMModel(XLLMEncoderModel):
 
         Args:
             media: modality -> (inputs, mask), as `media_in` returns.
-            earlier (`dict[str, X2LOutput]`, *optional*): items encoded before; the new ones come behind them.
-            rows (`int`): rows of the text.
+            earlier: items encoded before; the new ones come behind them.
+            rows: rows of the text.
 
         Returns:
-            modality -> `X2LOutput` of its items, in order of appearance in the text.
+            modality -> its items, in order of appearance in the text.
 
         Raises:
             ValueError: earlier and new items of one modality in a batch of several rows, whose order is unknown.
@@ -100,8 +108,7 @@ class XLLMModel(XLLMEncoderModel):
         """Write encoded media over the placeholders.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(B, L)`): the text.
-            attention_mask (`(B, M)`, *optional*): of the text, with M - L cached tokens before it.
+            input_ids (`(B, L)`), attention_mask (`(B, M)`): the text, with M - L cached tokens before it.
             features: as `encode_items` returns.
 
         Returns:
@@ -161,18 +168,9 @@ class XLLMModel(XLLMEncoderModel):
 
     @can_return_tuple
     def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        media_embeds: torch.FloatTensor | None = None,
-        modality_features: dict[str, X2LOutput] | None = None,
-        use_cache: bool | None = None,
-        **kwargs,
-    ) -> XLLMModelOutputWithPast:
+        self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
+        token_type_ids=None, media_embeds=None, modality_features=None, use_cache=None, **kwargs,
+    ) -> XLLMModelOutputWithPast:  # fmt: skip
         """See `XLLMForConditionalGeneration.forward`, also for the media; returns `last_hidden_state (B, L, D)`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -211,11 +209,9 @@ class XLLMModel(XLLMEncoderModel):
 class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGenerationMixin):
     """X-LLM: text, images, videos and speech in, text out.
 
-    Example:
-
     ```python
-    >>> inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
-    >>> answer = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
+    inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
+    answer = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
     ```
     """
 
@@ -242,11 +238,11 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
         """Compose a new model from published towers; its checkpoints will name them instead of storing them.
 
         Args:
-            language_model (`str`): folder or Hub id ("repo" or "repo@revision") of a causal LM; by default what the
-                interfaces were trained with.
-            encoders (`dict[str, str]`): "vision", "audio", a name of yours, or a modality -> folder or Hub id.
-            interfaces (`dict[str, str]`): modality -> where it starts: a BLIP-2, BERT, X-LLM or published `.pth` file.
-            modalities (`dict[str, X2LConfig]`, *optional*): the table; default the paper's three rows.
+            language_model: folder or Hub id ("repo" or "repo@revision") of a causal LM; by default what the interfaces
+                were trained with.
+            encoders: "vision", "audio", a name of yours, or a modality -> folder or Hub id.
+            interfaces: modality -> where it starts: a BLIP-2, BERT, X-LLM or published `.pth` file.
+            modalities: the table; default the paper's three rows.
             config_fields: further fields of `XLLMConfig`.
 
         Raises:
@@ -261,9 +257,7 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
         cls.check_towers(config, tensors)
         return cls.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
 
-    def get_features(
-        self, modality: str, inputs: torch.Tensor, mask: torch.Tensor | None = None, **kwargs
-    ) -> X2LOutput:
+    def get_features(self, modality: str, inputs: torch.Tensor, mask: torch.Tensor | None = None, **kwargs):
         """See `XLLMEncoderModel.get_features`."""
         return self.model.get_features(modality, inputs, mask, **kwargs)
 
@@ -316,42 +310,15 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
         Raises:
             ValueError: placeholders and media disagree, or media without a row that reads them.
         """
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            token_type_ids=token_type_ids,
-            media_embeds=media_embeds,
-            modality_features=modality_features,
-            pixel_values=pixel_values,
-            pixel_values_videos=pixel_values_videos,
-            video_frame_mask=video_frame_mask,
-            input_features=input_features,
-            input_features_mask=input_features_mask,
-            use_cache=use_cache,
-            **kwargs,
-        )
+        text = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, token_type_ids)
+        media = (pixel_values, pixel_values_videos, video_frame_mask, input_features, input_features_mask)
+        media = dict(zip(MEDIA_ARGUMENTS, media))
+        outputs = self.model(*text, media_embeds, modality_features, use_cache=use_cache, **media, **kwargs)
         if labels is not None:  # collators that copy input_ids would teach it to say placeholders
             labels = labels.masked_fill(self.model.placeholder_mask(labels), -100)
-        logits, loss = logits_and_loss(
-            self.lm_head,
-            outputs.last_hidden_state,
-            labels,
-            logits_to_keep,
-            self.loss_function,
-            self.training,
-            **kwargs,
-        )
-        return XLLMCausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            modality_features=outputs.modality_features,
-        )
+        logits, loss = logits_and_loss(self, outputs.last_hidden_state, labels, logits_to_keep, **kwargs)
+        others = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        return XLLMCausalLMOutputWithPast(loss=loss, logits=logits, **others)
 
 
 # ChatGLM, the paper's language model, is known wherever this module is: its own one registers it.

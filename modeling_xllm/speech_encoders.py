@@ -112,10 +112,10 @@ def encode_sequences(
     """Run an encoder of sequences so that a clip's frames are the same alone and in a padded batch.
 
     Args:
-        inputs (`torch.FloatTensor` of shape `(N, L, features)` or `(N, L)`): log-mel frames, or samples.
-        mask (`(N, L)`, *optional*): 1 at real positions, which come first.
-        subsampling_factor (`int`): only for an encoder that `RULES` does not know: its input positions per frame. A
-            clip of n positions is then taken to have ceil(n / factor) frames.
+        inputs (`(N, L, features)` or `(N, L)`), mask (`(N, L)`): log-mel frames, or samples; 1 at real ones, which
+            come first.
+        subsampling_factor: only for an encoder that `RULES` does not know: its input positions per frame. A clip of n
+            positions is then taken to have ceil(n / factor) frames.
 
     Returns:
         the encoder's output with `last_hidden_state (N, T, E)`, and the mask `(N, T)` of real frames.

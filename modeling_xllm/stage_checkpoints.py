@@ -162,11 +162,8 @@ class StageCheckpointMixin:
 
         A `quantization_config` is applied to the language model (see `quantize_language_model_only`).
 
-        `XLLMEncoderModel.from_pretrained(folder, modalities=["image"])` opens one interface with its encoder: neither
-        the language model nor the other encoders are read.
-
-        Args:
-            modalities (`list[str]`, *optional*): only these rows of the table, and those whose converter they share.
+        `XLLMEncoderModel.from_pretrained(folder, modalities=["image"])` opens these rows of the table, and those whose
+        converter they share: neither the language model nor the other encoders are read.
 
         Raises:
             StageCheckpointError: a tower cannot be had, or a tensor of the model is in none of the sources.
@@ -242,7 +239,7 @@ class StageCheckpointMixin:
     def _gather_weights(
         cls, config, path: str, revision: str | None, hub: dict, is_subset: bool, heads: dict | None = None
     ) -> dict[str, torch.Tensor]:
-        """State dict of a stage checkpoint, its towers and the `heads` of stage 1, complete and of the right shapes."""
+        """State dict of a stage checkpoint, its towers and stage 1's `heads`, complete and of the right shapes."""
         model = cls._skeleton(config)
         shapes = model._expected_shapes()
         # Checkpoints are written by models with a head; the models without one have the same names less "model.".

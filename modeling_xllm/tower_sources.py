@@ -39,10 +39,7 @@ def load_whole(
     auto, name_or_path: str, revision: str | None = None, may_hold: str = ".*", **kwargs
 ) -> PreTrainedModel:
     """`auto.from_pretrained`, where a tensor that would be left random is an error (but a pooler, which nobody reads).
-
-    Args:
-        auto: a model or Auto class.
-        may_hold (`str`): pattern of names that the checkpoint may hold beside those of the model.
+    The checkpoint may hold tensors beside the model's whose names match the pattern `may_hold`.
 
     Raises:
         StageCheckpointError: the checkpoint lacks tensors, or holds others; the message lists them.
@@ -93,8 +90,7 @@ def read_tower(part: str, name_or_path: str, revision: str | None = None, **hub)
     """State dict of one part, under the names it has in X-LLM.
 
     Args:
-        part (`str`): "vision_tower", "audio_tower", "extra_towers.<name>" or "language_model" (which brings its head).
-        name_or_path (`str`): Hub id or folder: the tower's own, a model of `TOWER_PREFIXES` or a whole X-LLM.
+        name_or_path: Hub id or folder: the tower's own, a model of `TOWER_PREFIXES` or a whole X-LLM.
         hub: `token`, `cache_dir` and the like, as in `from_pretrained`.
 
     Raises:

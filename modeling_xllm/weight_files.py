@@ -1,8 +1,9 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Weight files of a checkpoint: reading named tensors, and being sure that they are all there and unchanged.
 
-`config.json` holds the SHA-256 of each weight file beside it ("weight_files"). Only saving a model writes this record, and only
-opening the same folder reads it; a config in memory has none. Whoever changes a weight file by hand removes its entry.
+`config.json` holds the SHA-256 of each weight file beside it ("weight_files"). Only saving a model writes this record,
+and only opening the same folder reads it; a config in memory has none. Whoever changes a weight file by hand removes
+its entry.
 """
 
 import hashlib
@@ -206,7 +207,7 @@ def write_json(path: str | os.PathLike, settings: dict) -> None:
 
 
 def verify_weights(source: str, revision: str | None = None, **hub) -> None:
-    """Compare the weight files of a checkpoint with the record in its config.json, if it has one (0.7 s of CPU per GB).
+    """Compare the weight files of a checkpoint with the record in its config.json, if any (0.7 s of CPU per GB).
 
     Raises:
         StageCheckpointError: a file differs from what was saved; the message names it.
@@ -223,8 +224,8 @@ def verify_weights(source: str, revision: str | None = None, **hub) -> None:
         for file, digest in zip(files, pool.map(_sha256, files)):
             if digest != record[os.path.basename(file)]:
                 raise StageCheckpointError(
-                    f"{file}: altered or damaged since it was saved (its SHA-256 is not that of {RECORD} in config.json); "
-                    "fetch or save it again, or remove the entry if you changed it on purpose"
+                    f"{file}: altered or damaged since it was saved (its SHA-256 is not that of {RECORD} in "
+                    "config.json); fetch or save it again, or remove the entry if you changed it on purpose"
                 )
 
 

@@ -3,18 +3,22 @@
 
     encoder features (N, T, E) --converter--> (N, K, C) --adapter--> quasi-linguistic embeddings (N, K, D)
 
-The kinds of converter are in `converters`. The adapter is the paper's I-, V- or S-Adapter.
+The kinds of converter are in `converters`. The adapter is the paper's I-, V- or S-Adapter. `place_media` writes the
+embeddings over the placeholder tokens of the text, in order of appearance. An item owns as many placeholders as the
+processor wrote for it; a speech clip may fire fewer tokens: its surplus placeholders are kept out of attention.
 
 Legend: N items, F frames of a series, R real pictures of all series, T encoder frames, Q tokens per picture or item,
-K tokens per item (padded), E, C, D widths.
+K tokens per item (padded), S most placeholders of an item, B rows of text, L tokens, E, C, D widths.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import torch_compilable_check
 
 from .configuration_xllm import X2LConfig
 from .converters import converter_class
@@ -27,12 +31,10 @@ class X2LOutput(BaseModelOutputWithPooling):
     Args:
         last_hidden_state, hidden_states, attentions: of the encoder.
         pooler_output (`list[torch.FloatTensor]`): one `(tokens, D)` tensor per item: what the language model reads.
-        embeddings (`torch.FloatTensor` of shape `(N, K, D)`): the same, padded; an item's tokens come first.
-        mask (`torch.BoolTensor` of shape `(N, K)`): True where `embeddings` holds a token.
-        num_placeholders (`torch.LongTensor` of shape `(N,)`): placeholders each item owns in the text; at least its
-            number of tokens.
-        alphas (`torch.FloatTensor` of shape `(N, T)`), quantity (`(N,)`), fire_frames (`(N, K)`): of the CIF, if the
-            converter is a C-Former: weights, their sum, and the encoder frame at which each token fired.
+        embeddings (`(N, K, D)`), mask (`(N, K)`): the same, padded; an item's tokens come first.
+        num_placeholders (`(N,)`): placeholders each item owns in the text; at least its number of tokens.
+        alphas (`(N, T)`), quantity (`(N,)`), fire_frames (`(N, K)`): of the CIF, if the converter is a C-Former:
+            weights, their sum, and the encoder frame at which each token fired.
     """
 
     embeddings: torch.FloatTensor | None = None
@@ -46,11 +48,8 @@ class X2LOutput(BaseModelOutputWithPooling):
 class X2LInterface(nn.Module):
     """One row of the modality table as a module: `converter`, then `adapter` (the I-, V- or S-Adapter).
 
-    A row that shares another's converter has only what is its own in it; `share` must follow.
-
-    Args:
-        row (`X2LConfig`): this modality.
-        owner_row (`X2LConfig`): the row whose converter is used; `row` itself unless it shares another's.
+    `owner_row` is the row whose converter is used: `row` itself unless it shares another's. Then it has only its own
+    parameters in it, and `share` must follow.
     """
 
     def __init__(self, row: X2LConfig, owner_row: X2LConfig):
@@ -69,10 +68,6 @@ class X2LInterface(nn.Module):
         if hasattr(self, "converter"):
             self.converter.share(interface)
 
-    def adapt(self, converted: torch.Tensor) -> torch.Tensor:
-        """(N, K, C) -> quasi-linguistic embeddings (N, K, D)."""
-        return self.activation(self.adapter(converted.to(self.adapter.weight.dtype)))
-
     def forward(
         self,
         hidden: torch.Tensor,
@@ -84,13 +79,12 @@ class X2LInterface(nn.Module):
         """Turn encoder features into quasi-linguistic embeddings.
 
         Args:
-            hidden (`torch.FloatTensor` of shape `(N, T, E)`): features of each item; of a series (`frame_mask` given),
-                of each of its real pictures, `(R, T, E)`.
-            mask (`torch.BoolTensor` of shape `(N, T)`, *optional*): True at real encoder frames.
-            frame_mask (`torch.BoolTensor` of shape `(N, F)`, *optional*): True at real pictures, which come first.
-            num_placeholders (`torch.LongTensor` of shape `(N,)`, *optional*): placeholders each item owns where their
-                number follows from its length; default the number of real encoder frames.
-            target_lengths (`torch.LongTensor` of shape `(N,)`, *optional*): C-Former training: tokens to fire.
+            hidden (`(N, T, E)`), mask (`(N, T)`): features of each item, True at real encoder frames; of a series
+                (`frame_mask` given), features of each of its real pictures, `(R, T, E)`.
+            frame_mask (`(N, F)`): True at real pictures, which come first.
+            num_placeholders (`(N,)`): placeholders each item owns where their number follows from its length; default
+                the number of real encoder frames.
+            target_lengths (`(N,)`): C-Former training: tokens to fire.
         """
         kind = converter_class(self.config.converter)
         is_fixed = kind.tokens_per_item(self.config) is not None
@@ -102,7 +96,7 @@ class X2LInterface(nn.Module):
         owner = self._shared_interface[0] if self._shared_interface else self
         converter = self.converter if hasattr(self, "converter") else owner.converter
         output = converter(hidden.to(owner.adapter.weight.dtype), mask, **options)  # (N, K, C)
-        embeddings = self.adapt(output.embeddings)  # (N, K, D)
+        embeddings = self.activation(self.adapter(output.embeddings.to(self.adapter.weight.dtype)))  # (N, K, D)
         if is_fixed:
             return self._arrange(embeddings, frame_mask)
         return X2LOutput(
@@ -125,4 +119,68 @@ class X2LInterface(nn.Module):
         return X2LOutput(embeddings=series.flatten(1, 2), mask=kept, num_placeholders=kept.sum(-1))
 
 
-__all__ = ["X2LInterface", "X2LOutput"]
+def place_media(
+    token_mask: torch.BoolTensor, features: X2LOutput, name: str = "media"
+) -> tuple[torch.FloatTensor, torch.BoolTensor]:
+    """Spread the items' embeddings over the placeholders of one modality.
+
+    Args:
+        token_mask (`(B, L)`): True at this modality's placeholder tokens.
+        name: modality, for the error message.
+
+    Returns:
+        `embeds (B, L, D)`, zero outside the placeholders, and `keep (B, L)`, False at placeholders left empty.
+
+    Raises:
+        ValueError: the text has another number of placeholders than the items own; both numbers are named.
+    """
+    items = (features.embeddings, features.mask, features.num_placeholders)
+    embeddings, mask, owned = (tensor.to(token_mask.device) for tensor in items)
+    N, K, D = embeddings.shape
+    written, expected = token_mask.sum(), owned.sum()
+    torch_compilable_check(
+        written == expected,
+        lambda: (
+            f"{name}: the text holds {int(written)} placeholder tokens, but the {N} item(s) given need {int(expected)}"
+        ),
+    )
+    slots = torch.arange(int(owned.max()) if N else 0, device=mask.device)
+    in_item = slots < owned[:, None]  # (N, S): the placeholders of each item
+    # An item's tokens come first, so slot s holds token s.
+    source = embeddings[:, : len(slots)]
+    if len(slots) > K:
+        source = torch.cat([source, source.new_zeros(N, len(slots) - K, D)], dim=1)
+    filled = slots < mask.sum(-1, keepdim=True)
+    embeds = embeddings.new_zeros(*token_mask.shape, D).masked_scatter(token_mask[..., None], source[in_item])
+    keep = torch.ones_like(token_mask).masked_scatter(token_mask, filled[in_item])
+    return embeds, keep
+
+
+def join_items(first: X2LOutput, second: X2LOutput) -> X2LOutput:
+    """The items of both, `first`'s in front: `embeddings (N1 + N2, K, D)`, `mask` and `num_placeholders`."""
+    K = max(first.embeddings.shape[1], second.embeddings.shape[1])
+
+    def widen(output: X2LOutput) -> tuple[torch.Tensor, torch.Tensor]:
+        missing = K - output.embeddings.shape[1]
+        return pad(output.embeddings, (0, 0, 0, missing)), pad(output.mask, (0, missing))
+
+    (embeddings, mask), (more_embeddings, more_mask) = widen(first), widen(second)
+    return X2LOutput(
+        embeddings=torch.cat([embeddings, more_embeddings.to(embeddings)]),
+        mask=torch.cat([mask, more_mask]),
+        num_placeholders=torch.cat([first.num_placeholders, second.num_placeholders]),
+    )
+
+
+def find_tokens(inputs_embeds: torch.Tensor, embedding: nn.Module, ids: list[int]) -> torch.LongTensor:
+    """Which of the tokens `ids` an embedded text `(B, L, D)` holds, told by their embeddings as in transformers' own
+    models: `(B, L)`, the id at such a token, -1 everywhere else.
+    """
+    found = torch.full(inputs_embeds.shape[:2], -1, device=inputs_embeds.device)
+    for token_id in ids:
+        row = embedding(torch.full((), token_id, device=inputs_embeds.device)).to(inputs_embeds)
+        found = found.masked_fill((inputs_embeds == row).all(-1), token_id)
+    return found
+
+
+__all__ = ["X2LInterface", "X2LOutput", "find_tokens", "join_items", "place_media"]

@@ -24,8 +24,8 @@ HUB_FOLDERS = ("modeling_xllm", "processing")
 HUB_ENTRIES = (
     "modeling_xllm/modeling_xllm.py", "processing/processing_xllm.py", "processing/tokenization_chatglm.py"
 )  # fmt: skip
-MOST_HUB_FILES, MOST_HUB_LINES = 41, 7_900  # to become 31 and 6,300
-LONGER = {"modeling_xllm/modeling_chatglm.py": 600}
+MOST_HUB_FILES, MOST_HUB_LINES = 31, 7_500  # lines to become 6,300
+LONGER = {"modeling_xllm/modeling_chatglm.py": 520}
 
 MEDIA_WORDS = {"image", "video", "speech", "audio"}
 # The two tables, layouts of published files, and the demo's own content.
@@ -47,7 +47,7 @@ WORDS_LEFT = {
     "training/standins.py": 3,
     "xllm/assembly/presets.py": 11,
 }
-MOST_LINES = 18_600  # of the package, tests aside; to become 16,000
+MOST_LINES = 18_000  # of the package, tests aside; to become 16,000
 
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 

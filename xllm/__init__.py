@@ -19,7 +19,7 @@ _PUBLIC = {
     "ChatGLMForConditionalGeneration": "modeling_xllm.modeling_chatglm",
     "ChatGLMModel": "modeling_xllm.modeling_chatglm",
     "ChatGLMTokenizer": "processing.tokenization_chatglm",
-    "ContinuousIntegrateAndFire": "modeling_xllm.cif",
+    "ContinuousIntegrateAndFire": "modeling_xllm.cformer",
     "MediaError": "processing.media_sources",
     "X2LConfig": "modeling_xllm.configuration_xllm",
     "XLLMCIFFeatureExtractor": "processing.feature_extraction_cif",

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from xllm.modeling_xllm.cif import ContinuousIntegrateAndFire, integrate_and_fire
+from xllm.modeling_xllm.cformer import ContinuousIntegrateAndFire
+from xllm.modeling_xllm.cif import integrate_and_fire
 from xllm.modeling_xllm.configuration_cformer import CFormerConfig
 
 

@@ -6,7 +6,8 @@ import random
 import pytest
 import torch
 
-from xllm.modeling_xllm.cif import ContinuousIntegrateAndFire, integrate_and_fire
+from xllm.modeling_xllm.cformer import ContinuousIntegrateAndFire
+from xllm.modeling_xllm.cif import integrate_and_fire
 from xllm.modeling_xllm.configuration_cformer import CFormerConfig
 
 

@@ -44,6 +44,12 @@ def test_widths_and_ids_follow_from_the_table():
     assert config.modalities["image"].token_id == 7
     config.set_token_ids(image=8, speech=9)
     assert (config.image_token_id, config.audio_token_id) == (8, 9)
+    with pytest.raises(ValueError, match="modalities: no row imgae; the rows are image, speech, video"):
+        config.set_token_ids(imgae=10, speech=11)
+    assert config.audio_token_id == 9
+    both = {"hidden_size": 24, "num_attention_heads": 4}
+    same = X2LConfig(qformer_config=both, converter_config={"model_type": "blip_2_qformer", **both})
+    assert same.converter_config.hidden_size == 24
 
 
 @pytest.mark.parametrize(
@@ -81,6 +87,14 @@ def test_widths_and_ids_follow_from_the_table():
             "is of model_type 'xllm_cformer', but a 'qformer' converter takes 'blip_2_qformer'",
         ),
         ({"image": {"converter": "linear", "converter_config": {}}}, "must be None: LinearConverter has no sizes"),
+        (
+            {"image": {"converter": "linear", "qformer_config": {"hidden_size": 16}}},
+            r"modalities\['image'\]: qformer_config does not belong to a 'linear' converter; leave it out",
+        ),
+        (
+            {"image": {"qformer_config": {"hidden_size": 24}, "converter_config": {"hidden_size": 48}}},
+            "qformer_config is an older name of converter_config, and the two differ",
+        ),
         (
             {"image": {}, "b": {"shares_converter_with": "image", "converter_config": {}}},
             r"modalities\['b'\]: converter_config must be None: the row shares another's",

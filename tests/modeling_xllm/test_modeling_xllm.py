@@ -20,8 +20,7 @@ from tiny import (
 )
 
 from xllm import X2LConfig
-from xllm.modeling_xllm.media_placement import place_media
-from xllm.modeling_xllm.x2l_interfaces import X2LOutput
+from xllm.modeling_xllm.x2l_interfaces import X2LOutput, place_media
 
 
 @pytest.fixture(params=["chatglm", "llama"])
