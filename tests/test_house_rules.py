@@ -44,7 +44,6 @@ OTHER_WORDS = {
 }
 # Still to go: these numbers only ever shrink.
 WORDS_LEFT = {
-    "training/standins.py": 3,
     "xllm/assembly/presets.py": 11,
 }
 MOST_LINES = 18_000  # of the package, tests aside; to become 16,000

@@ -2,11 +2,11 @@
 """Builders of tiny random models, shared by the tests."""
 
 import torch
-from transformers import Blip2QFormerConfig, LlamaConfig, ParakeetEncoderConfig, Qwen3Config
+from transformers import LlamaConfig, ParakeetEncoderConfig, Qwen3Config
 from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 
 from xllm import ChatGLMConfig, X2LConfig, XLLMConfig, XLLMForConditionalGeneration
-from xllm.modeling_xllm.configuration_cformer import CFormerConfig
+from xllm.assembly.presets import sized_rows
 
 
 VOCAB = 120
@@ -38,36 +38,15 @@ def tiny_text_config(kind: str = "chatglm"):
 
 def tiny_rows(**changes) -> dict[str, X2LConfig]:
     """The paper's three rows at tiny sizes; `changes` replaces or adds rows."""
-    qformer = {
-        "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
-    }  # fmt: skip
-    cformer = CFormerConfig(
-        cif_hidden_size=16, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=64,
-    )  # fmt: skip
-    rows = {
-        "image": X2LConfig(num_query_tokens=QUERIES, qformer_config=Blip2QFormerConfig(**qformer), token_id=IMAGE),
-        "video": X2LConfig(
-            input_name="pixel_values_videos",
-            mask_name="video_frame_mask",
-            placeholder_token="<VideoHere>",
-            token_id=VIDEO,
-            shares_converter_with="image",
-            num_query_tokens=QUERIES,
-            num_frames=FRAMES,
-        ),
-        "speech": X2LConfig(
-            encoder="audio",
-            input_name="input_features",
-            mask_name="input_features_mask",
-            converter="cformer",
-            cformer_config=cformer,
-            placeholder_token="<SpeechHere>",
-            token_id=SPEECH,
-            subsampling_factor=FACTOR,
-            adapter_activation="relu",
-        ),
-    }
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    cformer = {"cif_hidden_size": 16, "max_position_embeddings": 64, **sizes}
+    rows = sized_rows(
+        {
+            "image": {"num_query_tokens": QUERIES, "qformer_config": sizes, "token_id": IMAGE},
+            "video": {"num_query_tokens": QUERIES, "num_frames": FRAMES, "token_id": VIDEO},
+            "speech": {"cformer_config": cformer, "token_id": SPEECH, "subsampling_factor": FACTOR},
+        }
+    )
     return {**rows, **changes}
 
 

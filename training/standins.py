@@ -19,16 +19,13 @@ from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
 
-from xllm.assembly.presets import build_processor
+from xllm.assembly.presets import build_processor, small_config
 from xllm.assembly.tiny_tokenizer import train_sentencepiece
-from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig, default_modalities
+from xllm.modeling_xllm.configuration_xllm import XLLMConfig, default_modalities
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
 from xllm.processing.feature_extraction_xllm import XLLMFeatureExtractor
 from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
 from xllm.training.strict import RecipeError, build, nearest
-
-
-SPECIAL_IDS = ("mask_token_id", "gmask_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(kw_only=True)
@@ -67,34 +64,13 @@ def build_standin(spec: dict[str, Any], source: str = "recipe"):
 
 
 def _build_config(fields: dict[str, Any], tokenizer: ChatGLMTokenizer) -> XLLMConfig:
-    fields = dict(fields)
-    defaults = default_modalities()
-    rows = {}
-    for name, row in fields.pop("modalities", {}).items():
-        if name not in defaults:
-            raise ValueError(f"config.modalities: {name!r} is no row of the paper{nearest(name, defaults)}")
-        given = {key: value for key, value in defaults[name].to_dict().items() if key in PAPER_FIELDS}
-        rows[name] = X2LConfig(**{**given, **row})
-    ids = {name: getattr(tokenizer, name) for name in SPECIAL_IDS}
-    text = {"model_type": "chatglm", "vocab_size": -(-len(tokenizer) // 8) * 8, **ids, **fields.pop("text_config", {})}
-    config = XLLMConfig(text_config=text, modalities=rows or None, **fields)
-    tokens = {"image": tokenizer.image_token_id, "video": tokenizer.video_token_id, "speech": tokenizer.audio_token_id}
-    config.set_token_ids(**{name: token for name, token in tokens.items() if name in config.modalities})
-    return config
-
-
-# What a row of the paper has apart from its sizes.
-PAPER_FIELDS = (
-    "encoder",
-    "input_name",
-    "mask_name",
-    "converter",
-    "shares_converter_with",
-    "placeholder_token",
-    "num_frames",
-    "subsampling_factor",
-    "adapter_activation",
-)
+    """Fields of `XLLMConfig`; without `modalities`, the paper's rows at the published sizes."""
+    known = default_modalities()
+    rows = fields.get("modalities") or {name: {} for name in known}
+    for name in rows.keys() - known.keys():
+        raise ValueError(f"config.modalities: {name!r} is no row of the paper{nearest(name, known)}")
+    others = {name: value for name, value in fields.items() if name not in ("text_config", "modalities")}
+    return small_config(tokenizer, fields.get("text_config", {}), rows, multiple=8, **others)
 
 
 __all__ = ["InitSpec", "build_standin"]

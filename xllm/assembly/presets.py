@@ -12,7 +12,6 @@ from typing import Any
 from transformers import (
     AutoFeatureExtractor,
     AutoTokenizer,
-    Blip2QFormerConfig,
     BlipImageProcessor,
     ParakeetEncoderConfig,
     PreTrainedConfig,
@@ -22,8 +21,6 @@ from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 from xllm.assembly.module_copies import copy_user_modules
 from xllm.assembly.tiny_tokenizer import train_sentencepiece
 from xllm.modeling_xllm.composition.towers import text_config
-from xllm.modeling_xllm.configuration_cformer import CFormerConfig
-from xllm.modeling_xllm.configuration_chatglm import ChatGLMConfig
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig, default_modalities
 from xllm.modeling_xllm.converters import converter_class
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
@@ -267,27 +264,48 @@ def build_tiny(output_dir: str | Path, kinds: Iterable[str] = ()) -> Path:
 
 def tiny_config(tokenizer: ChatGLMTokenizer, added: dict[str, X2LConfig] | None = None) -> XLLMConfig:
     """Sizes of the tiny preset, with the ids of `tokenizer`, which gets placeholders for the rows that are added."""
-    heads: dict[str, Any] = {"num_attention_heads": 4, "intermediate_size": 128, "hidden_size": 64}
-    heads["num_hidden_layers"] = 2
-    rows = default_modalities()
-    rows["image"] = X2LConfig(num_query_tokens=4, qformer_config=Blip2QFormerConfig(**heads))
-    rows["video"].num_query_tokens = 4
-    rows["speech"].cformer_config = CFormerConfig(cif_hidden_size=64, **heads)
-    rows.update(added or {})
-    config = XLLMConfig(
-        text_config=ChatGLMConfig(
-            vocab_size=-(-(len(tokenizer) + len(added or {})) // 64) * 64,
-            max_position_embeddings=1024,
-            mask_token_id=tokenizer.mask_token_id,
-            gmask_token_id=tokenizer.gmask_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            **heads,
-        ),
+    heads: dict[str, Any] = {**_heads(64, 2), "intermediate_size": 128}
+    sizes = {
+        "image": {"num_query_tokens": 4, "qformer_config": heads},
+        "video": {"num_query_tokens": 4},
+        "speech": {"cformer_config": {"cif_hidden_size": 64, **heads}},
+    }
+    return small_config(
+        tokenizer,
+        text={"max_position_embeddings": 1024, **heads},
+        rows={**sizes, **(added or {})},
         vision_config=Blip2VisionConfig(image_size=TINY_PIXELS, patch_size=8, initializer_range=0.02, **heads),
         audio_config=ParakeetEncoderConfig(subsampling_conv_channels=32, layerdrop=0.0, **heads),
-        modalities=rows,
+    )
+
+
+def small_config(
+    tokenizer: ChatGLMTokenizer, text: dict[str, Any], rows: dict[str, Any], multiple: int = 64, **fields: Any
+) -> XLLMConfig:
+    """The config of a small model around a ChatGLM that reads `tokenizer`: sizes are given, ids are filled in.
+
+    Args:
+        text: sizes of the language model; its vocabulary is rounded up to a `multiple`.
+        rows: see `sized_rows`.
+        fields: of `XLLMConfig`, the towers' configs among them.
+    """
+    ids = {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("mask", "gmask", "bos", "eos", "pad")
+    }
+    table = sized_rows(rows)
+    added = len(table.keys() - default_modalities().keys())  # rows whose placeholders the tokenizer still lacks
+    size = -(-(len(tokenizer) + added) // multiple) * multiple
+    config = XLLMConfig(
+        text_config={"model_type": "chatglm", "vocab_size": size, **ids, **text}, modalities=table, **fields
     )
     _add_tokens(config, tokenizer)
     return config
+
+
+def sized_rows(rows: dict[str, Any]) -> dict[str, X2LConfig]:
+    """A table of modalities: rows of the paper of which some fields (sizes, say) are given anew, and whole rows."""
+    paper = {name: {**row.to_dict(), "converter_config": None} for name, row in default_modalities().items()}
+    return {
+        name: row if isinstance(row, X2LConfig) else X2LConfig(**{**paper.get(name, {}), **row})
+        for name, row in rows.items()
+    }

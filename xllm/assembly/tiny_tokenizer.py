@@ -4,6 +4,7 @@
 import io
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
@@ -28,9 +29,7 @@ def train_sentencepiece(
     """Train a vocabulary and write it as `ice_text.model`; the same sentences give the same file.
 
     Ids as published: `<unk>` 0, `<s>` 1, `</s>` 2, `<pad>` 3, `<n>` 4, the text pieces, then `[MASK]`, `[gMASK]`,
-        `[sMASK]`,
-    `<unused_0>`, `<sop>`, `<eop>`, `<ENC>`, `<dBLOCK>`, `<|tab|>`, `<|blank_2|>`.., the wrappers, the words, the
-    bytes.
+    `[sMASK]`, `<unused_0>`, `<sop>`, `<eop>`, `<ENC>`, `<dBLOCK>`, `<|tab|>`, `<|blank_2|>`.., wrappers, words, bytes.
 
     Args:
         sentences (`Iterable[str]`): the text to learn from; every character of it is in the vocabulary.
@@ -56,7 +55,16 @@ def train_sentencepiece(
         raise ValueError("sentences: got none with text, expected at least one")
     if model_type not in ("unigram", "bpe") or (word_level and model_type != "unigram"):
         raise ValueError(f"model_type: got {model_type!r}, expected 'unigram'" + ("" if word_level else " or 'bpe'"))
-    trained = _train_text_pieces(sentences, vocab_size, model_type, normalization)
+    characters = set("".join(sentences)) - {" ", "\n", "\t"}
+    if vocab_size < len(characters) + 6:
+        raise ValueError(
+            f"vocab_size: got {vocab_size}, expected at least {len(characters) + 6} (the text has {len(characters)} "
+            "characters, and 6 pieces are fixed)"
+        )
+    trained = train_text_pieces(
+        sentences, vocab_size, model_type=model_type, split_digits=True, normalization_rule_name=normalization,
+        bos_id=1, eos_id=2, pad_id=3, user_defined_symbols=["<n>"],
+    )  # fmt: skip
     model = sentencepiece.SentencePieceProcessor(model_proto=trained)
     proto = append_pieces(
         trained,
@@ -72,32 +80,20 @@ def train_sentencepiece(
     return path
 
 
-def _train_text_pieces(sentences: list[str], vocab_size: int, model_type: str, normalization: str) -> bytes:
-    """A plain sentencepiece model whose first ids are ChatGLM's."""
-    characters = set("".join(sentences)) - {" ", "\n", "\t"}
-    if vocab_size < len(characters) + 6:
-        raise ValueError(
-            f"vocab_size: got {vocab_size}, expected at least {len(characters) + 6} (the text has {len(characters)} "
-            "characters, and 6 pieces are fixed)"
-        )
+def train_text_pieces(sentences: list[str], vocab_size: int, **options: Any) -> bytes:
+    """A plain sentencepiece model, without ChatGLM's pieces; `options` are sentencepiece's."""
     trained = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences),
         model_writer=trained,
-        model_type=model_type,
         vocab_size=vocab_size,
         hard_vocab_limit=False,
         character_coverage=1.0,
-        split_digits=True,
-        normalization_rule_name=normalization,
         unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=3,
         pad_piece="<pad>",
-        user_defined_symbols=["<n>"],
         num_threads=1,
         minloglevel=2,
+        **options,
     )
     return trained.getvalue()
 
@@ -112,4 +108,4 @@ def _word_pieces(
     return tuple(piece for piece in pieces if model.id_to_piece(model.piece_to_id(piece)) != piece)
 
 
-__all__ = ["WRAPPER_PIECES", "train_sentencepiece"]
+__all__ = ["WRAPPER_PIECES", "train_sentencepiece", "train_text_pieces"]

@@ -10,36 +10,25 @@ any order and stand among words that mean nothing.
 """
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import sentencepiece
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
+from xllm.assembly.tiny_tokenizer import train_text_pieces
 from xllm.demo.questions import TASKS, Facts, answer, random_question
-from xllm.demo.voices import ENGLISH_WORDS, MANDARIN_WORDS
+from xllm.demo.voices import NUMBER_WORDS
 from xllm.processing.tokenization_chatglm import ChatGLMTokenizer, append_pieces
 
 
 WRAPPERS = {"image": "Image", "video": "Video", "speech": "Speech"}
 # Words of a description that say nothing about the answer.
 FILLERS = (
-    "a",
-    "the",
-    "thin",
-    "thick",
-    "dark",
-    "light",
-    "ink",
-    "paper",
-    "soft",
-    "sharp",
-    "small",
-    "big",
-    "on",
-    "digit",
-)
+    "a", "the", "thin", "thick", "dark", "light", "ink", "paper", "soft", "sharp", "small", "big", "on", "digit",
+)  # fmt: skip
 # Where a moving digit is, from the first frame to the last.
 _PLACES = {
     "right": ("left", "middle", "right"),
@@ -48,19 +37,11 @@ _PLACES = {
     "up": ("bottom", "middle", "top"),
 }
 PLACES = ("left", "right", "top", "bottom", "middle")
-_NUMBERS = tuple(str(number) for number in range(28))
-_ANSWER_WORDS = ("even", "odd", "moves", "up", "down")
 IGNORE = -100
 
 
-@dataclass(frozen=True)
-class TextSample:
-    """One question about described media.
-
-    Args:
-        media (`tuple[tuple[str, str], ...]`): modality and description of each medium, in order.
-        question, answer (`str`): what is asked and the right answer.
-    """
+class TextSample(NamedTuple):
+    """One question about described media, each a modality and its description, and the right answer."""
 
     media: tuple[tuple[str, str], ...]
     question: str
@@ -69,7 +50,7 @@ class TextSample:
 
 def describe_image(digit: int, rng: np.random.Generator, place: str | None = None) -> str:
     """A digit, perhaps its place, among words that mean nothing: "thin 7 dark", "7 left 7", "7"."""
-    forms = (str(digit), ENGLISH_WORDS[digit], MANDARIN_WORDS[digit])
+    forms = (str(digit), NUMBER_WORDS["en"][digit], NUMBER_WORDS["zh"][digit])
     name = forms[int(rng.choice(3, p=(0.8, 0.1, 0.1)))]
     words = (name,) if place is None else (name, place)
     return " ".join(_loosely(words, int(rng.integers(len(words), 7)), rng))
@@ -86,11 +67,6 @@ def describe_video(digit: int, motion: str, rng: np.random.Generator) -> str:
         place = _PLACES[motion][int(step * 3)]
         words.extend(_loosely((str(digit), place), max(2, length + int(rng.integers(-1, 2))), rng))
     return " ".join(words)
-
-
-def describe_speech(digits: tuple[int, ...], language: str) -> str:
-    """The words that are said."""
-    return " ".join((ENGLISH_WORDS if language == "en" else MANDARIN_WORDS)[digit] for digit in digits)
 
 
 def _loosely(words: tuple[str, ...], length: int, rng: np.random.Generator) -> list[str]:
@@ -132,7 +108,7 @@ def random_text_sample(rng: np.random.Generator, disturbance: float = 0.15) -> T
     if facts.video is not None and facts.motion is not None:
         media.append(("video", describe_video(facts.video, facts.motion, rng)))
     if facts.speech:
-        media.append(("speech", describe_speech(facts.speech, facts.language)))
+        media.append(("speech", " ".join(NUMBER_WORDS[facts.language][digit] for digit in facts.speech)))
     return TextSample(tuple(media), question, answer(task, facts, question))
 
 
@@ -146,49 +122,27 @@ def build_tokenizer(folder: str | Path, seed: int = 0, vocab_size: int = 400) ->
 
     Digits, number words and places are one token each, whatever stands around them; other words are pieces, and
     characters never met are bytes.
-
-    Returns:
-        the tokenizer, with ChatGLM's special tokens and the three placeholders.
     """
     rng = np.random.default_rng([seed, 3])
-    model_prefix = Path(folder) / "corpus"
     wordings = [wording for _, wordings in TASKS.values() for wording in wordings]
     text = wordings + [random_question(task, rng, 0.3) for task in TASKS for _ in range(20)]
     text += list(FILLERS) + [sample.answer for sample in (random_text_sample(rng) for _ in range(500))]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(text),
-        model_prefix=str(model_prefix),
-        vocab_size=vocab_size,
-        model_type="unigram",
-        character_coverage=1.0,
-        hard_vocab_limit=False,
-        unk_id=0,
-        bos_id=-1,
-        eos_id=-1,
-        pad_id=1,
-        pad_piece="<pad>",
-        num_threads=1,
-        minloglevel=2,
-    )
-    places = sorted({place for names in _PLACES.values() for place in names})
-    words = [*_NUMBERS, *ENGLISH_WORDS, *places, *FILLERS, *_ANSWER_WORDS]
+    trained = train_text_pieces(text, vocab_size, bos_id=-1, eos_id=-1, pad_id=1)
+    known = sentencepiece.SentencePieceProcessor(model_proto=trained)
+    english, mandarin = NUMBER_WORDS["en"], NUMBER_WORDS["zh"]
+    words = [*map(str, range(28)), *english, *sorted(PLACES), *FILLERS, "even", "odd", "moves", "up", "down"]
     asked = (word for wording in wordings for word in re.findall(r"[A-Za-z]+", wording))
     words.extend(form for word in asked for form in (word, word.lower()))
-    wrappers = tuple(f"<{slash}{name}>" for name in WRAPPERS.values() for slash in ("", "/"))
-    trained = Path(f"{model_prefix}.model").read_bytes()
-    known = sentencepiece.SentencePieceProcessor(model_proto=trained)
-    whole = [*dict.fromkeys(f"▁{word}" for word in (*words, *MANDARIN_WORDS)), *MANDARIN_WORDS]
+    whole = [*dict.fromkeys(f"▁{word}" for word in (*words, *mandarin)), *mandarin]
     proto = append_pieces(
         trained,
-        user_defined=(*wrappers, "<n>"),
+        user_defined=(*(f"<{slash}{name}>" for name in WRAPPERS.values() for slash in ("", "/")), "<n>"),
         normal=tuple(piece for piece in whole if known.id_to_piece(known.piece_to_id(piece)) != piece),
         byte_fallback=True,
         max_blank_length=0,
     )
-    vocab_file = Path(folder) / "ice_text.model"
+    vocab_file = Path(folder, "ice_text.model")
     vocab_file.write_bytes(proto)
-    for suffix in (".model", ".vocab"):
-        Path(f"{model_prefix}{suffix}").unlink()
     return ChatGLMTokenizer(vocab_file=str(vocab_file))
 
 
@@ -215,18 +169,14 @@ def encode_sample(tokenizer: ChatGLMTokenizer, sample: TextSample) -> tuple[list
 
 def collate_text(tokenizer: ChatGLMTokenizer, samples: list[TextSample]) -> dict[str, torch.Tensor]:
     """A batch padded on the left, `(B, L)`: ids, mask, `labels`, and `described` (1 in a description)."""
-    rows = [encode_sample(tokenizer, sample) for sample in samples]
-    length = max(len(ids) for ids, _, _ in rows)
-    batch = {
-        "input_ids": torch.full((len(rows), length), tokenizer.pad_token_id),
-        "attention_mask": torch.zeros(len(rows), length, dtype=torch.long),
-        "labels": torch.full((len(rows), length), IGNORE),
-        "described": torch.zeros(len(rows), length, dtype=torch.bool),
+
+    def pad(rows, value: int) -> torch.Tensor:
+        return pad_sequence([torch.tensor(row) for row in rows], True, value, padding_side="left")
+
+    ids, labels, described = zip(*(encode_sample(tokenizer, sample) for sample in samples))
+    return {
+        "input_ids": pad(ids, tokenizer.pad_token_id),
+        "attention_mask": pad(([1] * len(row) for row in ids), 0),
+        "labels": pad(labels, IGNORE),
+        "described": pad(described, False),
     }
-    for row, (ids, labels, described) in enumerate(rows):
-        start = length - len(ids)
-        batch["input_ids"][row, start:] = torch.tensor(ids)
-        batch["attention_mask"][row, start:] = 1
-        batch["labels"][row, start:] = torch.tensor(labels)
-        batch["described"][row, start:] = torch.tensor(described)
-    return batch

@@ -14,9 +14,8 @@ training file holds. Everything follows from the seed.
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,24 +40,14 @@ from xllm.processing.audio_decoding import resample
 
 FRAMES_PER_SECOND = 2
 PART_TYPES = {"image": "image", "video": "video", "speech": "audio"}
-PAIRS_PER_DIGIT = 2
-TESTS = ("image", "speech", "video", "cross")
+DISTURBANCE = 0.15  # of the questions of training
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """One file and what it shows or says."""
 
     path: str
     facts: Facts
-
-
-@dataclass(frozen=True)
-class Media:
-    """Items of training and of test, by modality ("image", "video", "speech"; "single": recordings of one digit)."""
-
-    train: dict[str, list[Item]]
-    test: dict[str, list[Item]]
 
 
 def held_out_pairs(seed: int) -> frozenset[tuple[int, int]]:
@@ -70,66 +59,69 @@ def held_out_pairs(seed: int) -> frozenset[tuple[int, int]]:
     return frozenset((int(order[place]), int(row[place])) for row in heard for place in range(10))
 
 
-def write_media(folder: Path, scale: DemoScale, seed: int) -> Media:
+def write_media(folder: Path, scale: DemoScale, seed: int) -> dict[str, dict[str, list[Item]]]:
     """Draw, animate and speak everything below `folder`.
+
+    Returns:
+        items of "train" and "test", by modality ("image", "video", "speech"; "single": recordings of one digit).
 
     Raises:
         ImportError: scikit-learn or espeakng-loader is not installed.
     """
     scans = load_scans()
-    train_scans, test_scans = split_scans(scans.labels, scale.test_fraction, seed)
-    train_voices, test_voices = split_voices(scale.num_test_voices, seed)
+    split = split_scans(scans.labels, scale.test_fraction, seed)
+    voices = split_voices(scale.num_test_voices, seed)
     for name in ("images", "videos", "speech"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    sizes = {"train": (scale.num_images, scale.num_videos), "test": (scale.num_tests, scale.num_tests)}
+    numbers = (
+        (scale.num_images, scale.num_videos, scale.num_recordings),
+        (scale.num_tests, scale.num_tests, 2 * scale.num_tests),
+    )
     sides = {}
-    for salt, (side, chosen) in enumerate((("train", train_scans), ("test", test_scans))):
+    for salt, side in enumerate(("train", "test")):
+        own = DigitScans(scans.images[split[salt]], scans.labels[split[salt]])
+        num_images, num_videos, num_recordings = numbers[salt]
         rng = np.random.default_rng([seed, 5, salt])
-        num_images, num_videos = sizes[side]
-        sides[side] = {
-            "image": _write_images(folder, side, scans, chosen, num_images, rng),
-            "video": _write_videos(folder, side, scans, chosen, num_videos, 2 * scale.num_frames, rng),
-        }
-    plans = {"train": (scale.num_recordings, train_voices, 1.0), "test": (2 * scale.num_tests, test_voices, 0.3)}
-    for salt, (side, plan) in enumerate(plans.items()):
-        items = _write_speech(folder, side, *plan, np.random.default_rng([seed, 6, salt]))
-        sides[side]["speech"] = items
-        sides[side]["single"] = [item for item in items if len(item.facts.speech) == 1]
-    return Media(**sides)
+        images = _write_images(folder, side, own, num_images, rng)
+        videos = _write_videos(folder, side, own, num_videos, 2 * scale.num_frames, rng)
+        rng = np.random.default_rng([seed, 6, salt])
+        speech = _write_speech(folder, side, num_recordings, voices[salt], (1.0, 0.3)[salt], rng)
+        single = [item for item in speech if len(item.facts.speech) == 1]
+        sides[side] = {"image": images, "video": videos, "speech": speech, "single": single}
+    return sides
 
 
-def _write_images(
-    folder: Path, side: str, scans: DigitScans, chosen: np.ndarray, number: int, rng: np.random.Generator
-) -> list[Item]:
+def _write_images(folder: Path, side: str, scans: DigitScans, number: int, rng: np.random.Generator) -> list[Item]:
     items = []
     for count in range(number):
-        scan = _choose_scan(scans, chosen, count, rng)
+        scan, digit = _choose_scan(scans, count, rng)
         path = f"images/{side}-{count:05d}.png"
         place = str(rng.choice(PLACES)) if side == "train" and count % 3 == 2 else None
         if side == "test":  # the scan as it is
-            picture = draw_plainly(scans.images[scan], rng)
+            picture = draw_plainly(scan, rng)
         else:
-            picture = draw_image(scans.images[scan], rng) if place is None else draw_at(scans.images[scan], place, rng)
+            picture = draw_image(scan, rng) if place is None else draw_at(scan, place, rng)
         picture.save(folder / path, compress_level=1)
-        items.append(Item(path, Facts(image=int(scans.labels[scan]), place=place)))
+        items.append(Item(path, Facts(image=digit, place=place)))
     return items
 
 
-def _choose_scan(scans: DigitScans, chosen: np.ndarray, count: int, rng: np.random.Generator) -> int:
-    """A scan of the digit `count` modulo 10: all digits equally often."""
-    return int(rng.choice(chosen[scans.labels[chosen] == count % 10]))
+def _choose_scan(scans: DigitScans, count: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """A scan of the digit `count` modulo 10, and that digit: all digits equally often."""
+    digit = count % 10
+    return scans.images[rng.choice(np.flatnonzero(scans.labels == digit))], digit
 
 
 def _write_videos(
-    folder: Path, side: str, scans: DigitScans, chosen: np.ndarray, number: int, frames: int, rng: np.random.Generator
+    folder: Path, side: str, scans: DigitScans, number: int, frames: int, rng: np.random.Generator
 ) -> list[Item]:
     items = []
     for count in range(number):
-        scan = _choose_scan(scans, chosen, count, rng)
+        scan, digit = _choose_scan(scans, count, rng)
         motion = MOTIONS[int(rng.integers(len(MOTIONS)))]
         path = f"videos/{side}-{count:05d}.mp4"
-        write_video(draw_video(scans.images[scan], motion, frames, rng), folder / path, FRAMES_PER_SECOND)
-        items.append(Item(path, Facts(video=int(scans.labels[scan]), motion=motion)))
+        write_video(draw_video(scan, motion, frames, rng), folder / path, FRAMES_PER_SECOND)
+        items.append(Item(path, Facts(video=digit, motion=motion)))
     return items
 
 
@@ -157,11 +149,7 @@ def _write_speech(
 
 
 def write_data(folder: str | Path, scale: DemoScale, seed: int) -> Path:
-    """Write all media and all JSONL files of the demo.
-
-    Returns:
-        the folder.
-    """
+    """Write all media and all JSONL files of the demo to `folder`, and return that."""
     folder = Path(folder)
     media = write_media(folder, scale, seed)
     held_out = held_out_pairs(seed)
@@ -171,18 +159,21 @@ def write_data(folder: str | Path, scale: DemoScale, seed: int) -> Path:
         "speech": lambda facts: transcript(facts.speech, facts.language),
     }
     for modality, caption in captions.items():
-        lines = [_message(((modality, item.path),), "", caption(item.facts)) for item in media.train[modality]]
+        lines = [_message({modality: item}, "", caption(item.facts)) for item in media["train"][modality]]
         _write_lines(folder / f"convert_{modality}.jsonl", lines)
     mixture = []
     for modality in ("image", "video", "speech"):
         tasks = [task for task in TASKS if TASKS[task][0] == (modality,)]
-        lines = [_ask(_choose_task(tasks, item, rng), ((modality, item),), rng) for item in media.train[modality]]
+        lines = [_ask(_choose_task(tasks, item, rng), {modality: item}, rng) for item in media["train"][modality]]
         _write_lines(folder / f"align_{modality}.jsonl", lines)
         mixture += [lines[index] for index in rng.permutation(len(lines))[: scale.num_pairs // 2]]
     allowed = [(seen, heard) for seen in range(10) for heard in range(10) if (seen, heard) not in held_out]
-    mixture += _cross_lines(media.train, allowed, scale.num_pairs, rng, 0.15)
+    mixture += _cross_lines(media["train"], allowed, scale.num_pairs, rng, DISTURBANCE)
     _write_lines(folder / "integrate.jsonl", [mixture[index] for index in rng.permutation(len(mixture))])
-    _write_tests(folder, media.test, sorted(held_out), scale.num_tests, rng)
+    for name, task in (("image", "image_digit"), ("speech", "speech_text"), ("video", "video_text")):
+        lines = [_ask(task, {name: item}, rng, 0.0) for item in media["test"][name][: scale.num_tests]]
+        _write_lines(folder / f"test_{name}.jsonl", lines)
+    _write_lines(folder / "test_cross.jsonl", _cross_lines(media["test"], sorted(held_out), scale.num_tests, rng, 0.0))
     return folder
 
 
@@ -193,14 +184,9 @@ def _choose_task(tasks: list[str], item: Item, rng: np.random.Generator) -> str:
     return str(rng.choice([task for task in tasks if task != "image_place"]))
 
 
-def _write_tests(folder: Path, media: dict, pairs: list, number: int, rng: np.random.Generator) -> None:
-    for name, task in (("image", "image_digit"), ("speech", "speech_text"), ("video", "video_text")):
-        lines = [_ask(task, ((name, item),), rng, 0.0) for item in media[name][:number]]
-        _write_lines(folder / f"test_{name}.jsonl", lines)
-    _write_lines(folder / "test_cross.jsonl", _cross_lines(media, pairs, number, rng, 0.0))
-
-
-def _cross_lines(media: dict, pairs: list, number: int, rng: np.random.Generator, disturbance: float) -> list[dict]:
+def _cross_lines(
+    media: dict[str, list[Item]], pairs: list, number: int, rng: np.random.Generator, disturbance: float
+) -> list[dict]:
     """Questions about an image and a recording of one digit, all pairs and tasks equally often."""
     seen = {digit: [item for item in media["image"] if item.facts.image == digit] for digit in range(10)}
     heard = {digit: [item for item in media["single"] if item.facts.speech == (digit,)] for digit in range(10)}
@@ -210,24 +196,25 @@ def _cross_lines(media: dict, pairs: list, number: int, rng: np.random.Generator
         image_digit, spoken_digit = pairs[count // len(tasks) % len(pairs)]
         image = seen[image_digit][int(rng.integers(len(seen[image_digit])))]
         speech = heard[spoken_digit][int(rng.integers(len(heard[spoken_digit])))]
-        lines.append(_ask(tasks[count % len(tasks)], (("image", image), ("speech", speech)), rng, disturbance))
+        lines.append(_ask(tasks[count % len(tasks)], {"image": image, "speech": speech}, rng, disturbance))
     return lines
 
 
-def _ask(task: str, media: tuple[tuple[str, Item], ...], rng: np.random.Generator, disturbance: float = 0.15) -> dict:
-    known: dict[str, Any] = {}
-    for modality, item in media:
-        known.update({"speech": item.facts.speech, "language": item.facts.language} if modality == "speech" else {})
-        known.update({"image": item.facts.image, "place": item.facts.place} if modality == "image" else {})
-        known.update({"video": item.facts.video, "motion": item.facts.motion} if modality == "video" else {})
+def _ask(task: str, media: dict[str, Item], rng: np.random.Generator, disturbance: float = DISTURBANCE) -> dict:
+    """A question about items, by modality, and its answer."""
+    known = {  # what is said of nothing else
+        name: value
+        for item in media.values()
+        for name, value in vars(item.facts).items()
+        if value != getattr(Facts, name)
+    }
     question = random_question(task, rng, disturbance)
-    paths = tuple((modality, item.path) for modality, item in media)
-    return _message(paths, question, answer(task, Facts(**known), question))
+    return _message(media, question, answer(task, Facts(**known), question))
 
 
-def _message(media: tuple[tuple[str, str], ...], question: str, reply: str) -> dict:
+def _message(media: dict[str, Item], question: str, reply: str) -> dict:
     """One sample in Hugging Face's chat form."""
-    parts = [{"type": PART_TYPES[modality], "path": path} for modality, path in media]
+    parts = [{"type": PART_TYPES[modality], "path": item.path} for modality, item in media.items()]
     if question:
         parts.append({"type": "text", "text": question})
     return {

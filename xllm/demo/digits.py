@@ -1,9 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Images and videos of the demo: scikit-learn's 1,797 scanned handwritten digits, drawn as PNG and mp4 files.
 
-A scan is 8 x 8 grey levels. It is drawn on a canvas of another size, in ink of either polarity, shifted, scaled,
-turned, sharpened or blurred, so that a model trained on the drawings also reads a digit that a stranger photographs or
-paints.
+A scan is 8 x 8 grey levels. It is drawn on another canvas, in ink of either polarity, shifted, scaled, turned,
+sharpened or blurred, so that a model trained on the drawings also reads a digit that a stranger photographs or paints.
 Training and test are split by *scan*: no drawing of a test scan is seen in any stage.
 
 Legend: N scans, H and W canvas pixels, T frames.
@@ -12,55 +11,38 @@ Legend: N scans, H and W canvas pixels, T frames.
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
 from PIL import Image, ImageFilter
 
 
-SCAN_SIZE = 8
 MOTIONS = ("left", "right", "up", "down")
 # Where the centre of the digit starts and ends along the axis it moves on, as fractions of the canvas.
 _PATH_START, _PATH_END = 0.29, 0.71
 
 
-@dataclass(frozen=True)
-class DigitScans:
-    """Scans of handwritten digits.
+class DigitScans(NamedTuple):
+    """Scans of handwritten digits."""
 
-    Args:
-        images (`numpy.ndarray` of shape `(N, 8, 8)`): ink in [0, 1], 1 = full ink.
-        labels (`numpy.ndarray` of shape `(N,)`): the digit, 0 to 9.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
+    images: np.ndarray  # (N, 8, 8), ink in [0, 1]
+    labels: np.ndarray  # (N,), the digit
 
 
 @dataclass(frozen=True)
 class DigitStyle:
-    """How one digit is drawn: everything but where.
-
-    Args:
-        paper, ink (`tuple[float, float, float]`): RGB in [0, 1].
-        angle_degrees (`float`): rotation, counter-clockwise.
-        shear (`float`): horizontal shear, as the tangent of the slant.
-        aspect (`float`): width of the digit relative to its height.
-        sharpness (`float`): gain of the sigmoid that turns the soft 8 x 8 scan into pen strokes; 0 leaves it soft.
-        threshold (`float`): ink level at which a stroke begins; a lower one makes thicker strokes.
-        blur (`float`): Gaussian radius, in hundredths of the canvas.
-        noise (`float`): standard deviation of the noise on the finished picture.
-    """
+    """How one digit is drawn: everything but where. Colours are RGB in [0, 1]."""
 
     paper: tuple[float, float, float] = (1.0, 1.0, 1.0)
     ink: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    angle_degrees: float = 0.0
-    shear: float = 0.0
-    aspect: float = 1.0
-    sharpness: float = 0.0
-    threshold: float = 0.45
-    blur: float = 0.0
-    noise: float = 0.0
+    angle_degrees: float = 0.0  # counter-clockwise
+    shear: float = 0.0  # horizontal, as the tangent of the slant
+    aspect: float = 1.0  # width of the digit relative to its height
+    sharpness: float = 0.0  # gain of the sigmoid that turns the soft scan into pen strokes; 0 leaves it soft
+    threshold: float = 0.45  # ink level at which a stroke begins; a lower one makes thicker strokes
+    blur: float = 0.0  # Gaussian radius, in hundredths of the canvas
+    noise: float = 0.0  # standard deviation, on the finished picture
 
 
 def load_scans() -> DigitScans:
@@ -76,13 +58,7 @@ def load_scans() -> DigitScans:
 
 
 def split_scans(labels: np.ndarray, test_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the training scans and of the test scans, the same share of each digit in both.
-
-    Raises:
-        ValueError: `test_fraction` is not strictly between 0 and 1.
-    """
-    if not 0.0 < test_fraction < 1.0:
-        raise ValueError(f"test_fraction must lie between 0 and 1, got {test_fraction}")
+    """Indices of the training scans and of the test scans, the same share of each digit in both."""
     rng = np.random.default_rng([seed, 1])
     train, test = [], []
     for digit in np.unique(labels):
@@ -123,19 +99,9 @@ def draw_digit(
     centre: tuple[float, float] = (0.5, 0.5),
     rng: np.random.Generator | None = None,
 ) -> Image.Image:
-    """Draw one scan on a square canvas.
+    """Draw one scan, ink in [0, 1], on a square `canvas` of so many pixels a side.
 
-    Args:
-        scan (`numpy.ndarray` of shape `(S, S)`): ink in [0, 1]; a scan, or what `vary_scan` made of it.
-        style (`DigitStyle`): how it is drawn.
-        canvas (`int`): side of the picture in pixels.
-        height (`float`): height of the digit as a fraction of the canvas.
-        centre (`tuple[float, float]`): x (from the left) and y (from the top) of its centre, as fractions of the
-            canvas.
-        rng (`numpy.random.Generator`, *optional*): source of the noise; without it the picture has none.
-
-    Returns:
-        An RGB `PIL.Image.Image` of `canvas` x `canvas` pixels.
+    Height and centre (x from the left, y from the top) are fractions of it; without `rng` there is no noise.
     """
     side = scan.shape[0]
     margin = side // 4  # empty cells around the scan, so that strokes at its border fade out instead of being cut
@@ -163,29 +129,6 @@ def draw_digit(
     return image.filter(ImageFilter.GaussianBlur(radius)) if radius > 0.2 else image
 
 
-def vary_scan(scan: np.ndarray, partner: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A digit that nobody wrote: `scan`, a little like `partner` (of the same digit), its strokes bent. For training.
-
-    Returns:
-        ink in [0, 1], `(16, 16)`.
-    """
-    side = 2 * SCAN_SIZE
-    share = float(rng.uniform(0.0, 0.3)) if rng.random() < 0.5 else 0.0
-    mixed = ((1.0 - share) * scan + share * partner).astype(np.float32)
-    fine = np.asarray(Image.fromarray(mixed, mode="F").resize((side, side), Image.Resampling.BICUBIC))
-    bends = rng.normal(0.0, 0.4, size=(2, 4, 4)).astype(np.float32)  # in cells of the finer grid
-    shifts = [
-        np.asarray(Image.fromarray(bend, mode="F").resize((side, side), Image.Resampling.BICUBIC)) for bend in bends
-    ]
-    rows, columns = np.meshgrid(np.arange(side), np.arange(side), indexing="ij")
-    at = np.clip(np.stack([rows + shifts[0], columns + shifts[1]]), 0.0, side - 1.001)
-    low = at.astype(int)
-    part = at - low
-    top = fine[low[0], low[1]] * (1 - part[1]) + fine[low[0], low[1] + 1] * part[1]
-    bottom = fine[low[0] + 1, low[1]] * (1 - part[1]) + fine[low[0] + 1, low[1] + 1] * part[1]
-    return np.clip(top * (1 - part[0]) + bottom * part[0], 0.0, 1.0).astype(np.float32)
-
-
 def draw_image(scan: np.ndarray, rng: np.random.Generator) -> Image.Image:
     """A picture of one digit in a random style, size and (nearly central) place."""
     canvas = int(rng.integers(28, 97))
@@ -203,11 +146,7 @@ def draw_plainly(scan: np.ndarray, rng: np.random.Generator) -> Image.Image:
 
 
 def draw_at(scan: np.ndarray, place: str, rng: np.random.Generator) -> Image.Image:
-    """A picture of one small digit at a side of the canvas or in its middle, as it may stand in a frame of a video.
-
-    Raises:
-        KeyError: `place` is not one of left, right, top, bottom, middle.
-    """
+    """A picture of one small digit at a side of the canvas or in its middle, as it may stand in a frame of a video."""
     x, y = {"left": (0, 0.5), "right": (1, 0.5), "top": (0.5, 0), "bottom": (0.5, 1), "middle": (0.5, 0.5)}[place]
     spread = _PATH_END - _PATH_START
     across, down = (_PATH_START + spread * at + float(rng.uniform(-0.06, 0.06)) for at in (x, y))
@@ -217,22 +156,7 @@ def draw_at(scan: np.ndarray, place: str, rng: np.random.Generator) -> Image.Ima
 def draw_video(
     scan: np.ndarray, motion: str, num_frames: int, rng: np.random.Generator, canvas: int = 64
 ) -> list[Image.Image]:
-    """Frames of one digit that moves steadily across the canvas.
-
-    Args:
-        motion (`str`): one of `MOTIONS`.
-        num_frames (`int`): frames, at least 2.
-
-    Returns:
-        T RGB pictures of `canvas` x `canvas` pixels.
-
-    Raises:
-        ValueError: an unknown motion or fewer than two frames.
-    """
-    if motion not in MOTIONS:
-        raise ValueError(f"motion must be one of {', '.join(MOTIONS)}, got {motion!r}")
-    if num_frames < 2:
-        raise ValueError(f"num_frames must be at least 2 to show a motion, got {num_frames}")
+    """T frames of one digit that moves steadily across the canvas in the direction `motion`, one of `MOTIONS`."""
     style = random_style(rng)
     height = float(rng.uniform(0.48, 0.58))
     across = 0.5 + float(rng.uniform(-0.08, 0.08))  # where the digit stays on the other axis
@@ -248,13 +172,7 @@ def draw_video(
 
 
 def write_video(frames: list[Image.Image], path: str | Path, frames_per_second: int) -> None:
-    """Write T frames as H.264 in an mp4 file.
-
-    Raises:
-        ValueError: there are no frames.
-    """
-    if not frames:
-        raise ValueError(f"{path}: a video needs at least one frame, got 0")
+    """Write T frames as H.264 in an mp4 file."""
     width, height = frames[0].size
     with av.open(str(path), mode="w") as container:
         # One thread and a constant quantiser: x264's rate control does not give the same file twice.

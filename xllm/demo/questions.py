@@ -1,15 +1,14 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Questions of the demo, in many wordings, and their right answers; the same for text, image, video and speech.
 
-A task belongs to the media it is asked about. Its answer follows from the facts: the digit on the image (`image`), the
-digits that are spoken (`speech`, with their language) and the digit and the motion of the video (`video`, `motion`).
+A task belongs to the media it is asked about; its answer follows from their facts.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from xllm.demo.voices import ENGLISH_WORDS, MANDARIN_WORDS
+from xllm.demo.voices import NUMBER_WORDS
 
 
 _MOTIONS_ZH = {"left": "左", "right": "右", "up": "上", "down": "下"}
@@ -17,22 +16,14 @@ _MOTIONS_ZH = {"left": "左", "right": "右", "up": "上", "down": "下"}
 
 @dataclass(frozen=True)
 class Facts:
-    """What the media of a sample show and say.
+    """What the media of a sample show and say."""
 
-    Args:
-        image (`int`, *optional*): digit on the image; place (`str`, *optional*): where it stands, if that is worth a
-            word.
-        video (`int`, *optional*), motion (`str`, *optional*): digit of the video and where it moves.
-        speech (`tuple[int, ...]`): spoken digits.
-        language (`str`): of the speech, `"en"` or `"zh"`.
-    """
-
-    image: int | None = None
-    place: str | None = None
-    video: int | None = None
-    motion: str | None = None
-    speech: tuple[int, ...] = ()
-    language: str = "en"
+    image: int | None = None  # the digit on it
+    place: str | None = None  # where it stands, if that is worth a word
+    video: int | None = None  # the digit in it
+    motion: str | None = None  # where that moves
+    speech: tuple[int, ...] = ()  # spoken digits
+    language: str = "en"  # of the speech; or "zh"
 
 
 # task -> (media it is asked about, wordings). A wording with Chinese characters gets a Chinese answer where they
@@ -117,15 +108,9 @@ def is_chinese(text: str) -> bool:
 def random_question(task: str, rng: np.random.Generator, disturbance: float = 0.0) -> str:
     """One wording of a task.
 
-    Args:
-        disturbance (`float`): chance of each of: words before it, words after it, lower case, no mark at its end, an
-            unknown word somewhere. A stranger's question is like none of the wordings, and is to be understood still.
-
-    Raises:
-        ValueError: an unknown task.
+    `disturbance` is the chance of each of: words before it, words after it, lower case, no mark at its end, an unknown
+    word somewhere. A stranger's question is like none of the wordings, and is to be understood still.
     """
-    if task not in TASKS:
-        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
     wordings = TASKS[task][1]
     question = wordings[int(rng.integers(len(wordings)))]
     chances = rng.random(5) < disturbance
@@ -151,50 +136,43 @@ def answer(task: str, facts: Facts, question: str = "") -> str:
     """
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
-    given = {"image": facts.image is not None, "video": facts.video is not None, "speech": bool(facts.speech)}
-    if missing := [medium for medium in TASKS[task][0] if not given[medium]]:
+    if missing := [medium for medium in TASKS[task][0] if getattr(facts, medium) in (None, ())]:
         raise ValueError(
             f"the task {task} asks about {' and '.join(missing)}, of which the facts say nothing: {facts}"
         )
     medium = task.split("_", 1)[0]
-    if medium == "image" and facts.image is not None:
-        return _image_answer(task, facts.image, facts.place)
-    if medium == "speech":
-        return _speech_answer(task, facts)
+    if medium == "image":
+        return _image_answer(task, facts.image or 0, facts.place)
     if medium == "video":
         return _video_answer(task, facts, is_chinese(question))
-    numbers = (facts.image or 0, facts.speech[0])
-    return str(sum(numbers) if task == "cross_sum" else max(numbers))
+    if medium == "cross":
+        numbers = (facts.image or 0, facts.speech[0])
+        return str(sum(numbers) if task == "cross_sum" else max(numbers))
+    if task == "speech_text":
+        return transcript(facts.speech, facts.language)
+    return str(len(facts.speech)) if task == "speech_count" else " ".join(map(str, facts.speech))
 
 
 def _image_answer(task: str, digit: int, place: str | None) -> str:
-    if task == "image_place":
-        return str(place)
     return {
         "image_digit": str(digit),
-        "image_word": ENGLISH_WORDS[digit],
-        "image_hanzi": MANDARIN_WORDS[digit],
+        "image_word": NUMBER_WORDS["en"][digit],
+        "image_hanzi": NUMBER_WORDS["zh"][digit],
         "image_parity": "odd" if digit % 2 else "even",
         "image_next": str(digit + 1),
+        "image_place": str(place),
     }[task]
+
+
+def _video_answer(task: str, facts: Facts, chinese: bool) -> str:
+    if task == "video_digit":
+        return str(facts.video)
+    motion = _MOTIONS_ZH[str(facts.motion)] if chinese else str(facts.motion)
+    if task == "video_motion":
+        return motion
+    return f"{facts.video} 向 {motion}" if chinese else f"{facts.video} moves {motion}"
 
 
 def transcript(digits: tuple[int, ...], language: str) -> str:
     """What is said, in the writing of its language: "three five" or "三五"."""
-    words, separator = (MANDARIN_WORDS, "") if language == "zh" else (ENGLISH_WORDS, " ")
-    return separator.join(words[digit] for digit in digits)
-
-
-def _speech_answer(task: str, facts: Facts) -> str:
-    if task == "speech_text":
-        return transcript(facts.speech, facts.language)
-    return str(len(facts.speech)) if task == "speech_count" else " ".join(str(digit) for digit in facts.speech)
-
-
-def _video_answer(task: str, facts: Facts, chinese: bool) -> str:
-    motion = _MOTIONS_ZH[str(facts.motion)] if chinese else str(facts.motion)
-    if task == "video_digit":
-        return str(facts.video)
-    if task == "video_motion":
-        return motion
-    return f"{facts.video} 向 {motion}" if chinese else f"{facts.video} moves {motion}"
+    return ("" if language == "zh" else " ").join(NUMBER_WORDS[language][digit] for digit in digits)

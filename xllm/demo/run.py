@@ -20,17 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from transformers import set_seed
 from transformers.utils import logging
 
 from xllm.assembly.opening import load_checkpoint
 from xllm.assembly.presets import save
 from xllm.demo import recipes
-from xllm.demo.composite import build_config, build_model_processor
 from xllm.demo.dataset import write_data
-from xllm.demo.report import write_report
-from xllm.demo.settings import DemoScale
-from xllm.demo.standins import make_image_encoder, make_language_model, make_speech_encoder
+from xllm.demo.settings import DemoScale, build_config, build_model_processor
+from xllm.demo.towers import make_image_encoder, make_language_model, make_speech_encoder
 from xllm.modeling_xllm.configuration_xllm import XLLMConfig
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
 from xllm.modeling_xllm.weight_files import read_tensors
@@ -43,60 +43,53 @@ from xllm.training.train import train
 
 NUM_PROCESSES = 2
 DEFAULT_SCALE = DemoScale()
-# task of the table -> (test file, task of `xllm.training.evaluation`).
-QUESTIONS = {
-    "image": ("test_image", "qa"),
-    "speech": ("test_speech", "asr"),
-    "video": ("test_video", "qa"),
-    "cross": ("test_cross", "qa"),
-}
+# Task of the table, which has a test file -> task of `xllm.training.evaluation`.
+QUESTIONS = {"image": "qa", "speech": "asr", "video": "qa", "cross": "qa"}
 
 
 class Progress:
     """Lines on standard error: what is done, how long it took, how long the rest will take."""
 
-    def __init__(self, total: int, stream=None):
-        self.start, self.done, self.total = time.monotonic(), 0, total
-        self.stream = sys.stderr if stream is None else stream
+    def __init__(self) -> None:
+        self.start, self.percent = time.monotonic(), 0
 
     @property
     def seconds(self) -> float:
         """Since the start."""
         return time.monotonic() - self.start
 
-    def say(self, what: str, weight: int = 1) -> None:
-        """A part of the given weight is done."""
-        self.done += weight
-        left = self.seconds * (self.total - self.done) / self.done
-        self.stream.write(f"[{self.seconds:4.0f} s, about {left:.0f} s left] {what}\n")
-        self.stream.flush()
+    def say(self, what: str, percent: int) -> None:
+        """A part is done that takes so much of the whole time."""
+        self.percent += percent
+        left = self.seconds * (100 - self.percent) / self.percent
+        sys.stderr.write(f"[{self.seconds:4.0f} s, about {left:.0f} s left] {what}\n")
+        sys.stderr.flush()
 
 
 def run_demo(output: str | Path, seed: int = 0, scale: DemoScale = DEFAULT_SCALE) -> dict[str, Any]:
     """Run the whole demo.
 
     Args:
-        output: folder to make: `data/`, `towers/`, `base/`, `stages/`, `checkpoint/`, `results.json`, `losses.png`,
-            `samples/`.
+        output: folder to make: `data/`, `towers/`, `base/`, `recipes/`, `stages/`, `checkpoint/`, `samples/`,
+            `results.json`, `results.png`.
         seed (`int`): of everything; the same seed gives the same table.
-        scale (`DemoScale`): how much of everything.
 
     Returns:
         what `results.json` holds: `{"tasks": {task: {"metric", "value", "n", "chance"}}, "language_model_unchanged",
         "seconds", "seed"}`.
 
     Raises:
-        ValueError: the folder is in use, or an optional package is missing.
+        ValueError: the folder is in use.
+        ImportError: an optional package is missing.
     """
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output}: exists and is not an empty folder; choose another --output")
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    progress = Progress(total=100)
+    progress = Progress()
     threads = torch.get_num_threads()
+    _prepare(threads)
     # A process per task: what one has allocated is given back before the next begins.
-    with get_context("spawn").Pool(NUM_PROCESSES, initializer=_quiet_worker, maxtasksperchild=1) as pool:
+    with get_context("spawn").Pool(NUM_PROCESSES, initializer=_prepare, initargs=(1,), maxtasksperchild=1) as pool:
         _make_towers(pool, output, scale, seed, progress)
         _compose(output, scale, seed)
         jobs = [(name, _run_branch, (output, name, scale, seed)) for name in recipes.BRANCHES]
@@ -113,8 +106,8 @@ def run_demo(output: str | Path, seed: int = 0, scale: DemoScale = DEFAULT_SCALE
     return results
 
 
-def _quiet_worker() -> None:
-    torch.set_num_threads(1)
+def _prepare(threads: int) -> None:
+    torch.set_num_threads(threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
@@ -150,7 +143,7 @@ def _compose(output: Path, scale: DemoScale, seed: int) -> None:
         modalities=config.modalities,
         initializer_range=config.initializer_range,
     )
-    save(model, build_model_processor(config, tokenizer), output / "base")
+    save(model, build_model_processor(config, tokenizer, scale), output / "base")
 
 
 def _run_branch(output: Path, name: str, scale: DemoScale, seed: int) -> None:
@@ -191,8 +184,7 @@ def _integrate(output: Path, scale: DemoScale, seed: int, progress: Progress) ->
 
 def _ask(model, processor, output: Path, task: str, folder: Path) -> dict[str, Any]:
     """Answers to a test file: one cell of the table."""
-    name, kind = QUESTIONS[task]
-    path = output / "data" / f"{name}.jsonl"
+    kind, path = QUESTIONS[task], output / "data" / f"test_{task}.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     spec = EvaluationSpec(name=task, task=kind, data=[SourceSpec(path=str(path))], max_new_tokens=24, batch_size=25)
     found = run_evaluation(model, processor, spec, folder=folder)
@@ -235,6 +227,22 @@ def format_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def read_results(output: str | Path) -> dict[str, Any]:
-    """`results.json` of a finished demo."""
-    return json.loads(Path(output, "results.json").read_text(encoding="utf-8"))
+def write_report(output: Path, results: dict[str, Any]) -> None:
+    """Write `results.json` and `results.png` to `output`."""
+    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = FigureCanvasAgg(figure).figure.subplots()
+    tasks = results["tasks"]
+    names = list(tasks)
+    # An error rate is drawn as what is right, so that all bars tell the same way.
+    right = [max(0.0, 1 - cell["value"]) if cell["metric"] == "cer" else cell["value"] for cell in tasks.values()]
+    chance = [1 - min(cell["chance"], 1) if cell["metric"] == "cer" else cell["chance"] for cell in tasks.values()]
+    axes.bar(names, right, color="#3b6ea5", label="right (speech: 1 - CER)")
+    axes.bar(names, chance, color="#c9c9c9", width=0.4, label="chance")
+    for place, (name, value) in enumerate(zip(names, right)):
+        axes.text(place, value + 0.02, f"{value:.1%}\nn = {tasks[name]['n']}", ha="center", fontsize=8)
+    axes.set_ylim(0, 1.2)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(output / "results.png", dpi=120)

@@ -1,17 +1,27 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""How large the demo is: sizes of the stand-ins, numbers of media, steps. `DemoScale()` is what `xllm demo` runs."""
+"""How large the demo is: sizes of the stand-ins, media and steps; and its X-LLM's config and processor."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import ParakeetEncoderConfig
+from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
+
+from xllm.assembly.presets import build_processor, small_config
+from xllm.modeling_xllm.configuration_xllm import XLLMConfig
+from xllm.processing.feature_extraction_xllm import XLLMFeatureExtractor
+from xllm.processing.processing_xllm import XLLMProcessor
+from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
+
+
+_HEADS = 4
+# Mel bins end where telephones and many old recordings do: normalised, bins without any sound would be loud noise.
+HIGHEST_HERTZ = 4000.0
 
 
 @dataclass(frozen=True)
 class Optimisation:
-    """Steps of one training and the size of each.
-
-    Args:
-        steps, batch_size (`int`): optimiser steps, and samples of each.
-        learning_rate (`float`): peak of the schedule (warm-up, then a straight line to nearly 0).
-    """
+    """One training: optimiser steps, samples of each, and the peak of the learning rate."""
 
     steps: int
     batch_size: int
@@ -20,25 +30,12 @@ class Optimisation:
 
 @dataclass(frozen=True)
 class DemoScale:
-    """Sizes of the demo.
+    """Sizes of the demo; `DemoScale()` is what `xllm demo` runs."""
 
-    Args:
-        image_pixels, patch_pixels (`int`): what the image encoder reads.
-        vision_size, speech_size, language_size, converter_size (`int`): widths of image encoder, speech encoder,
-            language model and converters.
-        vision_layers, speech_layers, language_layers, qformer_layers, cformer_layers (`int`): their depths.
-        num_query_tokens (`int`): embeddings per image and per frame.
-        num_frames (`int`): frames of a video.
-        num_images, num_videos, num_recordings, num_pairs (`int`): training media of each kind; image + speech pairs.
-        num_tests (`int`): test questions of each task.
-        test_fraction (`float`): share of the scans that only the test shows.
-        num_test_voices (`int`): groups of voices that only the test lets speak.
-        vision, speech, language: pretraining of the stand-ins.
-        image_convert, speech_convert, image_align, video_align, speech_align, integrate: the stages.
-    """
-
+    # What the image encoder reads.
     image_pixels: int = 24
     patch_pixels: int = 4
+    # Widths and depths of the towers and converters.
     vision_size: int = 64
     speech_size: int = 96
     language_size: int = 128
@@ -48,22 +45,101 @@ class DemoScale:
     language_layers: int = 3
     qformer_layers: int = 2
     cformer_layers: int = 1
-    num_query_tokens: int = 4
-    num_frames: int = 4
+    num_query_tokens: int = 4  # embeddings per image and per frame
+    num_frames: int = 4  # of a video
+    # Training media of each kind, image + speech pairs, test questions of each task.
     num_images: int = 4000
     num_videos: int = 1500
     num_recordings: int = 7000
     num_pairs: int = 2000
     num_tests: int = 200
+    # What only the test shows and lets speak: a share of the scans, groups of voices.
     test_fraction: float = 0.2
     num_test_voices: int = 12
-    vision: Optimisation = field(default_factory=lambda: Optimisation(2000, 64, 2e-3))
-    speech: Optimisation = field(default_factory=lambda: Optimisation(1400, 40, 1e-3))
-    language: Optimisation = field(default_factory=lambda: Optimisation(800, 64, 1e-3))
-    image_convert: Optimisation = field(default_factory=lambda: Optimisation(400, 64, 3e-3))
-    speech_convert: Optimisation = field(default_factory=lambda: Optimisation(900, 32, 3e-3))
-    image_align: Optimisation = field(default_factory=lambda: Optimisation(400, 64, 2e-3))
-    video_align: Optimisation = field(default_factory=lambda: Optimisation(350, 32, 2e-3))
+    # Pretraining of the stand-ins, then the stages.
+    vision: Optimisation = Optimisation(2000, 64, 2e-3)
+    speech: Optimisation = Optimisation(1400, 40, 1e-3)
+    language: Optimisation = Optimisation(800, 64, 1e-3)
+    image_convert: Optimisation = Optimisation(400, 64, 3e-3)
+    speech_convert: Optimisation = Optimisation(900, 32, 3e-3)
+    image_align: Optimisation = Optimisation(400, 64, 2e-3)
+    video_align: Optimisation = Optimisation(350, 32, 2e-3)
     # At 2e-3 rounding differences alone decide between 6 and 12 % CER.
-    speech_align: Optimisation = field(default_factory=lambda: Optimisation(600, 32, 1e-3))
-    integrate: Optimisation = field(default_factory=lambda: Optimisation(250, 64, 1e-3))
+    speech_align: Optimisation = Optimisation(600, 32, 1e-3)
+    integrate: Optimisation = Optimisation(250, 64, 1e-3)
+
+
+def build_config(tokenizer: ChatGLMTokenizer, scale: DemoScale) -> XLLMConfig:
+    """Sizes of the three towers and the three interfaces; the table of modalities is the paper's."""
+    # BERT's 0.02 is meant for a width of 768; here it would let a thirtieth of the encoder's signal through.
+    spread = scale.converter_size**-0.5
+    converter: dict[str, Any] = {
+        "hidden_size": scale.converter_size,
+        "num_attention_heads": _HEADS,
+        "intermediate_size": 2 * scale.converter_size,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": spread,
+    }
+    qformer = {"num_hidden_layers": scale.qformer_layers, "cross_attention_frequency": 1, **converter}
+    cformer = {"num_hidden_layers": scale.cformer_layers, "max_position_embeddings": 256, **converter}
+    cformer |= {"cif_hidden_size": scale.speech_size, "cif_dropout": 0.0}
+    pictures = {"num_query_tokens": scale.num_query_tokens, "qformer_config": qformer}
+    return small_config(
+        tokenizer,
+        text={
+            "hidden_size": scale.language_size,
+            "intermediate_size": 4 * scale.language_size,
+            "num_hidden_layers": scale.language_layers,
+            "num_attention_heads": _HEADS,
+            "max_position_embeddings": 512,
+            "residual_scale": (2 * scale.language_layers) ** 0.5,
+            "rope_theta": 30.0,  # slow rotary frequencies are of no use in texts of fifty tokens
+        },
+        rows={
+            "image": pictures,
+            # The paper's drawing: a Q-Former of its own, started from the image's.
+            "video": {**pictures, "num_frames": scale.num_frames, "shares_converter_with": None},
+            "speech": {"cformer_config": cformer, "adapter_activation": None},
+        },
+        initializer_range=spread,
+        vision_config=vision_config(scale),
+        audio_config=speech_config(scale),
+    )
+
+
+def vision_config(scale: DemoScale) -> Blip2VisionConfig:
+    """A small ViT."""
+    return Blip2VisionConfig(
+        hidden_size=scale.vision_size,
+        intermediate_size=3 * scale.vision_size,
+        num_hidden_layers=scale.vision_layers,
+        num_attention_heads=_HEADS,
+        image_size=scale.image_pixels,
+        patch_size=scale.patch_pixels,
+        initializer_range=0.02,
+    )
+
+
+def speech_config(scale: DemoScale) -> ParakeetEncoderConfig:
+    """A small Conformer."""
+    return ParakeetEncoderConfig(
+        hidden_size=scale.speech_size,
+        intermediate_size=4 * scale.speech_size,
+        num_hidden_layers=scale.speech_layers,
+        num_attention_heads=_HEADS,
+        subsampling_conv_channels=24,
+        conv_kernel_size=5,
+        max_position_embeddings=1000,
+        dropout=0.0,
+        layerdrop=0.0,
+        activation_dropout=0.0,
+        attention_dropout=0.0,
+    )
+
+
+def build_model_processor(config: XLLMConfig, tokenizer: ChatGLMTokenizer, scale: DemoScale) -> XLLMProcessor:
+    """The processor that fits `config`."""
+    processor = build_processor(config, tokenizer, scale.image_pixels)
+    processor.feature_extractor = XLLMFeatureExtractor(max_frequency=HIGHEST_HERTZ)
+    return processor

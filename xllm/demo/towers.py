@@ -7,90 +7,110 @@
 | ViT            | EVA-CLIP ViT-g   | which digit, and where, on drawings of the training scans     |
 | Conformer      | a speech encoder | CTC over the spoken words, training voices                    |
 
-The layers' matrices are trained with Muon, everything else with AdamW: from random weights and at this size it needs a
-third of the steps. A batch is drawn from the seed alone.
+Each is made in a process of its own and left as a folder that `from_pretrained` opens. A batch is drawn from the seed
+alone.
 """
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import ParakeetEncoder
+from transformers import BlipImageProcessor, ParakeetEncoder
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 
-from xllm.demo.corpus import collate_text, random_text_sample
-from xllm.demo.settings import Optimisation
+from xllm.demo.corpus import build_tokenizer, collate_text, random_text_sample
+from xllm.demo.digits import draw_digit, draw_image, load_scans, random_style, split_scans
+from xllm.demo.settings import (
+    HIGHEST_HERTZ,
+    DemoScale,
+    Optimisation,
+    build_config,
+    speech_config,
+    vision_config,
+)
+from xllm.demo.voices import NUMBER_WORDS
 from xllm.modeling_xllm.modeling_chatglm import ChatGLMForConditionalGeneration
+from xllm.processing.audio_decoding import load_audio
+from xllm.processing.feature_extraction_xllm import XLLMFeatureExtractor
 
 
-Report = Callable[[int, int, float], None]
-_MUON_RATE = 20.0  # Muon's updates have unit spectral norm; its rate relative to AdamW's, found on the language model
+DRAWINGS_PER_SCAN = 5  # in the middle, and as many anywhere
+WORDS = (*NUMBER_WORDS["en"], *NUMBER_WORDS["zh"])
+# On a description, relative to the embeddings' spread: what an interface writes is never quite a word.
+_MOST_NOISE = 0.3
 
 
-class TowerOptimiser:
-    """Muon and AdamW side by side, with one schedule: warm-up, a plateau, a straight line down to nearly 0.
+def train_tower(
+    module: nn.Module,
+    layers: nn.Module,
+    plan: Optimisation,
+    loss_of_batch: Callable[[], torch.Tensor],
+    muon_rate: float = 20.0,
+) -> str:
+    """Train all of `module`: warm-up, a plateau, a straight line down to nearly 0.
 
-    Args:
-        module (`torch.nn.Module`): all its parameters are trained.
-        layers (`torch.nn.Module`): the part whose matrices are trained with Muon.
-        plan (`Optimisation`): steps and peak learning rate of AdamW.
-        muon_rate (`float`): Muon's rate relative to that.
+    Matrices of `layers` are trained with Muon, everything else with AdamW: from random weights and at this size it
+    needs a third of the steps. Muon's updates have unit spectral norm; `muon_rate`, its rate relative to AdamW's, was
+    found on the language model.
+
+    Returns:
+        the mean loss of the last tenth, for a line of progress.
     """
+    parameters = list(module.parameters())
+    # Biases of attention (heads x width) are tables, not maps.
+    matrices = [layer.weight for layer in layers.modules() if isinstance(layer, nn.Linear)]
+    chosen = {id(matrix) for matrix in matrices}
+    others = [parameter for parameter in parameters if id(parameter) not in chosen]
+    rate = plan.learning_rate
+    optimisers = [
+        torch.optim.Muon(matrices, lr=muon_rate * rate, weight_decay=0.005, momentum=0.95),
+        torch.optim.AdamW(others, lr=rate, weight_decay=0.02, betas=(0.9, 0.98)),
+    ]
+    warm_up, fall = max(1.0, 0.06 * plan.steps), 0.7 * plan.steps
 
-    def __init__(self, module: nn.Module, layers: nn.Module, plan: Optimisation, muon_rate: float = _MUON_RATE):
-        self.parameters = list(module.parameters())
-        # Biases of attention (heads x width) are tables, not maps.
-        matrices = [layer.weight for layer in layers.modules() if isinstance(layer, nn.Linear)]
-        chosen = {id(matrix) for matrix in matrices}
-        others = [parameter for parameter in self.parameters if id(parameter) not in chosen]
-        rate = plan.learning_rate
-        self.optimisers = [
-            torch.optim.Muon(matrices, lr=muon_rate * rate, weight_decay=0.005, momentum=0.95),
-            torch.optim.AdamW(others, lr=rate, weight_decay=0.02, betas=(0.9, 0.98)),
-        ]
-        warm_up, fall = max(1.0, 0.06 * plan.steps), 0.7 * plan.steps
+    def factor(step: int) -> float:
+        return min(1.0, (step + 1) / warm_up) * max(0.01, min(1.0, (plan.steps - step) / fall))
 
-        def factor(step: int) -> float:
-            return min(1.0, (step + 1) / warm_up) * max(0.01, min(1.0, (plan.steps - step) / fall))
-
-        self.schedules = [torch.optim.lr_scheduler.LambdaLR(optimiser, factor) for optimiser in self.optimisers]
-
-    def step(self, loss: torch.Tensor) -> None:
-        """One step down the gradient of `loss`."""
-        for optimiser in self.optimisers:
-            optimiser.zero_grad()
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimiser, factor) for optimiser in optimisers]
+    losses = []
+    for _ in range(plan.steps):
+        loss = loss_of_batch()
+        module.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, 2.0)
-        for optimiser, schedule in zip(self.optimisers, self.schedules):
+        nn.utils.clip_grad_norm_(parameters, 2.0)
+        for optimiser, schedule in zip(optimisers, schedules):
             optimiser.step()
             schedule.step()
+        losses.append(loss.item())
+    module.eval()
+    last = losses[int(0.9 * plan.steps) :]
+    return f"loss {sum(last) / max(1, len(last)):.3f}"
 
 
-def pretrain_language(
-    config, tokenizer, plan: Optimisation, seed: int, report: Report, noise: float = 0.3
-) -> ChatGLMForConditionalGeneration:
-    """A ChatGLM that answers questions about descriptions (`corpus`).
-
-    Args:
-        config (`ChatGLMConfig`), tokenizer (`ChatGLMTokenizer`).
-        noise (`float`): most noise, relative to the embeddings' spread, put on a description: what an interface will
-            write is never quite a word.
-    """
+def make_language_model(folder: Path, scale: DemoScale, seed: int) -> str:
+    """A ChatGLM that has read text alone and answers questions about descriptions (`corpus`), with its tokenizer."""
+    folder.mkdir(parents=True)
+    tokenizer = build_tokenizer(folder, seed)
+    plan = scale.language
     torch.manual_seed(seed)
-    model = ChatGLMForConditionalGeneration(config).train()
-    optimiser = TowerOptimiser(model, model.transformer.layers, plan)
+    model = ChatGLMForConditionalGeneration(build_config(tokenizer, scale).text_config).train()
     batches = _text_batches(tokenizer, plan.batch_size, np.random.default_rng([seed, 8]))
-    for step in range(plan.steps):
+
+    def loss_of_batch() -> torch.Tensor:
         batch = next(batches)
         embeddings = model.transformer.word_embeddings(batch["input_ids"])
-        strength = noise * float(embeddings.detach().std()) * torch.rand(len(embeddings), 1, 1)
+        strength = _MOST_NOISE * float(embeddings.detach().std()) * torch.rand(len(embeddings), 1, 1)
         embeddings = embeddings + batch.pop("described")[..., None] * strength * torch.randn_like(embeddings)
-        loss = model(**batch, inputs_embeds=embeddings).loss
-        optimiser.step(loss)
-        report(step + 1, plan.steps, loss.item())
-    return model.eval()
+        return model(**batch, inputs_embeds=embeddings).loss
+
+    found = train_tower(model, model.transformer.layers, plan, loss_of_batch)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return found
 
 
 def _text_batches(tokenizer, batch_size: int, rng: np.random.Generator, pool: int = 8) -> Iterator[dict]:
@@ -102,46 +122,51 @@ def _text_batches(tokenizer, batch_size: int, rng: np.random.Generator, pool: in
             yield collate_text(tokenizer, samples[start : start + batch_size])
 
 
-def pretrain_vision(
-    config,
-    pixels: torch.Tensor,
-    digits: torch.Tensor,
-    centres: torch.Tensor,
-    plan: Optimisation,
-    seed: int,
-    report: Report,
-) -> Blip2VisionModel:
-    """A ViT whose patches tell which digit there is and where.
-
-    Args:
-        config (`Blip2VisionConfig`).
-        pixels (`torch.FloatTensor` of shape `(N, 3, H, W)`): as the image processor gives them.
-        digits (`torch.LongTensor` of shape `(N,)`), centres (`torch.FloatTensor` of shape `(N, 2)`): what is where.
-    """
+def make_image_encoder(folder: Path, scale: DemoScale, seed: int) -> str:
+    """A ViT whose patches tell which digit of the training scans there is, and where."""
+    pixels, digits, centres = _drawings(scale, seed)
+    plan = scale.vision
     torch.manual_seed(seed)
-    model = Blip2VisionModel(config).train()
-    _start_vision(model)
-    heads = nn.ModuleDict({"digit": nn.Linear(config.hidden_size, 10), "centre": nn.Linear(config.hidden_size, 2)})
-    optimiser = TowerOptimiser(nn.ModuleList([model, heads]), model.encoder, plan, muon_rate=10.0)
-    for step in range(plan.steps):
+    model = Blip2VisionModel(vision_config(scale)).train()
+    _start_vision(model, scale)
+    which, where = nn.Linear(scale.vision_size, 10), nn.Linear(scale.vision_size, 2)
+
+    def loss_of_batch() -> torch.Tensor:
         chosen = torch.randint(len(pixels), (plan.batch_size,))
         batch = pixels[chosen]
         hidden = model(pixel_values=batch + 0.04 * torch.randn_like(batch)).last_hidden_state
         pooled = hidden[:, 1:].mean(1)
-        loss = F.cross_entropy(heads["digit"](pooled), digits[chosen], label_smoothing=0.05)
-        loss = loss + 5.0 * F.mse_loss(heads["centre"](pooled), centres[chosen])
-        optimiser.step(loss)
-        report(step + 1, plan.steps, loss.item())
-    return model.eval()
+        loss = F.cross_entropy(which(pooled), digits[chosen], label_smoothing=0.05)
+        return loss + 5.0 * F.mse_loss(where(pooled), centres[chosen])
+
+    found = train_tower(nn.ModuleList([model, which, where]), model.encoder, plan, loss_of_batch, muon_rate=10.0)
+    model.save_pretrained(folder)
+    return found
+
+
+def _drawings(scale: DemoScale, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pixels `(N, 3, H, W)` of drawings of the training scans, their digits `(N,)` and centres `(N, 2)`."""
+    scans = load_scans()
+    train, _ = split_scans(scans.labels, scale.test_fraction, seed)
+    rng = np.random.default_rng([seed, 10])
+    pictures, digits, centres = [], [], []
+    for index in np.tile(train, DRAWINGS_PER_SCAN)[: 2 * scale.num_images]:
+        height = float(rng.uniform(0.40, 0.54))
+        centre = rng.uniform(height / 2, 1 - height / 2, size=2)
+        pictures.append(draw_image(scans.images[index], rng))
+        pictures.append(draw_digit(scans.images[index], random_style(rng), 64, height, tuple(centre), rng))
+        digits += [int(scans.labels[index])] * 2
+        centres += [(0.5, 0.5), tuple(centre)]
+    processor = BlipImageProcessor(size={"height": scale.image_pixels, "width": scale.image_pixels})
+    batches = [pictures[start : start + 500] for start in range(0, len(pictures), 500)]
+    pixels = torch.cat([processor(batch, return_tensors="pt")["pixel_values"] for batch in batches])
+    return pixels, torch.tensor(digits), torch.tensor(centres, dtype=torch.float32)
 
 
 @torch.no_grad()
-def _start_vision(model: Blip2VisionModel) -> None:
+def _start_vision(model: Blip2VisionModel, scale: DemoScale) -> None:
     """Positions as sines and cosines of both axes, and filters that see the strokes, not the tone of the paper."""
-    pixels, patch = model.config.image_size, model.config.patch_size
-    assert isinstance(pixels, int)
-    assert isinstance(patch, int)
-    width, side = model.config.hidden_size, pixels // patch
+    width, side = scale.vision_size, scale.image_pixels // scale.patch_pixels
     frequencies = 100.0 ** -(torch.arange(width // 4) / (width // 4))
     rows, columns = torch.meshgrid(torch.arange(side).float(), torch.arange(side).float(), indexing="ij")
     angles = torch.cat([columns.reshape(-1, 1) * frequencies, rows.reshape(-1, 1) * frequencies], dim=1)
@@ -152,48 +177,48 @@ def _start_vision(model: Blip2VisionModel) -> None:
     weight.copy_((filters / filters.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).expand_as(weight))
 
 
-def pretrain_speech(
-    config,
-    clips: list[torch.Tensor],
-    words: list[list[int]],
-    num_words: int,
-    plan: Optimisation,
-    seed: int,
-    report: Report,
-) -> ParakeetEncoder:
-    """A Conformer whose frames spell the spoken words (CTC).
-
-    Args:
-        config (`ParakeetEncoderConfig`).
-        clips (`list[torch.FloatTensor]`): log-mel frames `(frames, 80)` of each recording.
-        words (`list[list[int]]`): number of each spoken word, 0 to `num_words - 1`.
-    """
+def make_speech_encoder(folder: Path, scale: DemoScale, seed: int, data: Path) -> str:
+    """A Conformer whose frames spell the words of the training recordings (CTC)."""
+    clips, words = _recordings(data)
+    plan = scale.speech
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 9])
-    model = ParakeetEncoder(config).train()
+    model = ParakeetEncoder(speech_config(scale)).train()
     _start_speech(model)
-    head = nn.Linear(config.hidden_size, num_words + 1)
-    optimiser = TowerOptimiser(nn.ModuleList([model, head]), model.layers, plan)
+    head = nn.Linear(scale.speech_size, len(WORDS) + 1)
     by_length = np.argsort([len(clip) for clip in clips], kind="stable")
     window = min(len(clips), 4 * plan.batch_size)
-    for step in range(plan.steps):
+
+    def loss_of_batch() -> torch.Tensor:
         start = int(rng.integers(len(clips) - window + 1))  # clips of similar length
         chosen = rng.choice(by_length[start : start + window], min(plan.batch_size, window), replace=False)
-        features, mask = pad_clips([clips[index] for index in chosen])
+        features = nn.utils.rnn.pad_sequence([clips[index] for index in chosen], batch_first=True)  # (B, frames, 80)
+        lengths = torch.tensor([len(clips[index]) for index in chosen])
+        mask = (torch.arange(features.shape[1]) < lengths[:, None]).long()  # (B, frames)
         output = model(input_features=features + 0.1 * torch.randn_like(features), attention_mask=mask)
         log_probs = head(output.last_hidden_state).log_softmax(-1).transpose(0, 1)
-        targets = [words[index] for index in chosen]
-        loss = F.ctc_loss(
-            log_probs,
-            torch.tensor([word for row in targets for word in row]),
-            output.attention_mask.sum(1),
-            torch.tensor([len(row) for row in targets]),
-            blank=num_words,
-            zero_infinity=True,
-        )
-        optimiser.step(loss)
-        report(step + 1, plan.steps, loss.item())
-    return model.eval()
+        targets = torch.tensor([word for index in chosen for word in words[index]])
+        sizes = torch.tensor([len(words[index]) for index in chosen])
+        frames = output.attention_mask.sum(1)
+        return F.ctc_loss(log_probs, targets, frames, sizes, blank=len(WORDS), zero_infinity=True)
+
+    found = train_tower(nn.ModuleList([model, head]), model.layers, plan, loss_of_batch)
+    model.save_pretrained(folder)
+    return found
+
+
+def _recordings(data: Path) -> tuple[list[torch.Tensor], list[list[int]]]:
+    """Log-mel frames `(frames, 80)` of each training recording, and the numbers of its words."""
+    extractor = XLLMFeatureExtractor(max_frequency=HIGHEST_HERTZ)
+    clips, words = [], []
+    for line in (data / "convert_speech.jsonl").read_text(encoding="utf-8").splitlines():
+        question, reply = json.loads(line)["messages"]
+        wave = load_audio(str(data / question["content"][0]["path"]), extractor.sampling_rate)
+        features = extractor(wave, sampling_rate=extractor.sampling_rate)["input_features"][0]
+        clips.append(torch.as_tensor(features))
+        text = reply["content"][0]["text"]
+        words.append([WORDS.index(word) for word in (text.split() if text.isascii() else text)])
+    return clips, words
 
 
 @torch.no_grad()
@@ -209,10 +234,3 @@ def _start_speech(model: ParakeetEncoder) -> None:
             nn.init.xavier_uniform_(layer.weight)
         elif isinstance(layer, nn.Conv1d):
             layer.reset_parameters()
-
-
-def pad_clips(clips: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clips `(frames, 80)` as one batch `(N, frames, 80)`, and its mask `(N, frames)`, 1 = real."""
-    features = nn.utils.rnn.pad_sequence(clips, batch_first=True)
-    lengths = torch.tensor([len(clip) for clip in clips])
-    return features, (torch.arange(features.shape[1]) < lengths[:, None]).long()

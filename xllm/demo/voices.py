@@ -4,10 +4,11 @@
 espeak-ng (GPL-3.0-or-later) comes as a shared library in the wheel `espeakng-loader`, is loaded at run time, and
 nothing of it is part of this package. Its noise generator and its oscillators keep their state between utterances, so
 the same call can give other samples later in a process; `synthesise` therefore speaks a whole list in a fresh child
-process, in
-the given order and with the generator seeded: the same list gives the same samples.
+process, in the given order and with the generator seeded: the same list gives the same samples. The child runs this
+file, which imports nothing of the package so that it starts in a moment.
 """
 
+import ctypes
 import importlib
 import json
 import subprocess
@@ -19,10 +20,14 @@ from pathlib import Path
 import numpy as np
 
 
-ENGLISH_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-MANDARIN_WORDS = ("零", "一", "二", "三", "四", "五", "六", "七", "八", "九")
-ENGLISH_ACCENTS = ("en-us", "en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-us-nyc", "en-029", "en-gb-x-gbcwmd")
-MANDARIN_ACCENTS = ("cmn",)
+NUMBER_WORDS = {
+    "en": ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    "zh": ("零", "一", "二", "三", "四", "五", "六", "七", "八", "九"),
+}
+ACCENTS = {
+    "en": ("en-us", "en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-us-nyc", "en-029", "en-gb-x-gbcwmd"),
+    "zh": ("cmn",),
+}
 # Voice variants of espeak-ng 1.52 that sound like people, near copies in one group: a group is never split between
 # training and test. Robots, whispers and the variants that only shout are for training alone, as noise in the ear.
 PEOPLE = (
@@ -44,33 +49,18 @@ OTHERS = (
 
 @dataclass(frozen=True)
 class Utterance:
-    """What is said, by whom and how.
-
-    Args:
-        text (`str`): what the synthesiser reads, in UTF-8.
-        accent (`str`): language or accent of espeak-ng, e.g. `"en-gb"` or `"cmn"`.
-        voice (`str`): voice variant, e.g. `"f3"`.
-        words_per_minute (`int`): 80 to 450.
-        pitch (`int`): 0 to 99; 50 is the voice's own.
-        pitch_range (`int`): 0 (monotone) to 99; 50 is the voice's own.
-    """
+    """What is said, by whom and how."""
 
     text: str
-    accent: str = "en-us"
-    voice: str = "m1"
-    words_per_minute: int = 165
-    pitch: int = 50
-    pitch_range: int = 50
+    accent: str  # language or accent of espeak-ng, e.g. "en-gb" or "cmn"
+    voice: str  # variant, e.g. "f3"
+    words_per_minute: int  # 80 to 450
+    pitch: int  # 0 to 99; 50 is the voice's own
+    pitch_range: int  # 0 (monotone) to 99; 50 is the voice's own
 
 
 def split_voices(num_test_groups: int, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Voices of training and of test; a group of near copies goes to one side as a whole.
-
-    Raises:
-        ValueError: no voice would be left on one of the sides.
-    """
-    if not 0 < num_test_groups < len(PEOPLE):
-        raise ValueError(f"num_test_groups must lie between 1 and {len(PEOPLE) - 1}, got {num_test_groups}")
+    """Voices of training and of test; a group of near copies goes to one side as a whole."""
     order = np.random.default_rng([seed, 2]).permutation(len(PEOPLE))
     test = [voice for group in sorted(order[:num_test_groups]) for voice in PEOPLE[group]]
     train = [voice for group in sorted(order[num_test_groups:]) for voice in PEOPLE[group]]
@@ -80,23 +70,11 @@ def split_voices(num_test_groups: int, seed: int) -> tuple[tuple[str, ...], tupl
 def random_utterance(
     digits: tuple[int, ...], language: str, voices: tuple[str, ...], rng: np.random.Generator
 ) -> Utterance:
-    """One or more digits in a random voice, accent, rate and pitch, run together or with pauses.
-
-    Args:
-        digits (`tuple[int, ...]`): each 0 to 9.
-        language (`str`): `"en"` or `"zh"`.
-        voices (`tuple[str, ...]`): the voices to draw from.
-
-    Raises:
-        ValueError: an unknown language, or no digits.
-    """
-    if language not in ("en", "zh") or not digits:
-        raise ValueError(f"expected digits and language 'en' or 'zh', got {digits!r} and {language!r}")
-    words, accents = (ENGLISH_WORDS, ENGLISH_ACCENTS) if language == "en" else (MANDARIN_WORDS, MANDARIN_ACCENTS)
+    """Digits (0 to 9), said in "en" or "zh" by one of `voices`: random accent, rate and pitch, run together or not."""
     separator = str(rng.choice([" ", " ", ", "]))
     return Utterance(
-        text=separator.join(words[digit] for digit in digits),
-        accent=str(rng.choice(accents)),
+        text=separator.join(NUMBER_WORDS[language][digit] for digit in digits),
+        accent=str(rng.choice(ACCENTS[language])),
         voice=str(rng.choice(voices)),
         words_per_minute=int(rng.integers(110, 220)),
         pitch=int(rng.integers(20, 85)),
@@ -114,17 +92,80 @@ def synthesise(utterances: list[Utterance]) -> tuple[list[np.ndarray], int]:
         ImportError: espeakng-loader is not installed.
         ValueError: the synthesiser refused a voice or failed.
     """
-    importlib.import_module("espeakng_loader")  # used by the worker processes only
-    if not utterances:
-        raise ValueError("synthesise needs at least one utterance, got 0")
+    importlib.import_module("espeakng_loader")  # which the child needs
     with tempfile.TemporaryDirectory() as folder:
         request, reply = Path(folder) / "utterances.json", Path(folder) / "speech.npz"
         request.write_text(json.dumps([asdict(utterance) for utterance in utterances]), encoding="utf-8")
-        command = [sys.executable, str(Path(__file__).with_name("espeak_worker.py")), str(request), str(reply)]
-        child = subprocess.run(command, capture_output=True, text=True, check=False)
+        child = subprocess.run(
+            [sys.executable, __file__, str(request), str(reply)], capture_output=True, text=True, check=False
+        )
         if child.returncode != 0 or not reply.exists():
             lines = child.stderr.strip().splitlines() or [f"exit status {child.returncode}"]
             raise ValueError(f"the speech synthesiser failed: {lines[-1]}")
         with np.load(reply) as arrays:
             samples, ends, rate = arrays["samples"], arrays["ends"], int(arrays["rate"])
     return np.split(samples, ends[:-1]), rate
+
+
+class _Synthesiser:
+    """espeak-ng through ctypes; one per process."""
+
+    def __init__(self) -> None:
+        import espeakng_loader
+
+        self._library = ctypes.CDLL(espeakng_loader.get_library_path())
+        synchronous = 2  # AUDIO_OUTPUT_SYNCHRONOUS: samples arrive in the callback before espeak_Synth returns
+        self.rate = self._library.espeak_Initialize(synchronous, 0, espeakng_loader.get_data_path().encode(), 0)
+        if self.rate <= 0:
+            raise ValueError(f"espeak-ng did not start (status {self.rate})")
+        self._pieces: list[np.ndarray] = []
+        kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+        self._callback = kind(self._collect)  # kept: ctypes does not hold a reference for the library
+        self._library.espeak_SetSynthCallback(self._callback)
+        self._library.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
+        self._library.espeak_Synth.argtypes = [
+            ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int, ctypes.c_uint, ctypes.c_uint,
+            ctypes.c_void_p, ctypes.c_void_p,
+        ]  # fmt: skip
+
+    def _collect(self, samples, num_samples: int, events) -> int:
+        if samples and num_samples > 0:
+            self._pieces.append(np.ctypeslib.as_array(samples, (num_samples,)).copy())
+        return 0
+
+    def speak(self, utterance: Utterance, seed: int) -> np.ndarray:
+        """Samples, `int16` of shape `(A,)`; a ValueError where there is no such voice, or nothing was said."""
+        self._pieces.clear()
+        voice = f"{utterance.accent}+{utterance.voice}"
+        if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
+            raise ValueError(f"espeak-ng has no voice {voice!r}")
+        # Numbers of espeakRATE, espeakPITCH and espeakRANGE.
+        for number, value in ((1, utterance.words_per_minute), (3, utterance.pitch), (4, utterance.pitch_range)):
+            self._library.espeak_SetParameter(number, value, 0)
+        self._library.espeak_ng_SetRandSeed(seed)
+        text = utterance.text.encode() + b"\0"
+        by_character, utf8 = 1, 1
+        self._library.espeak_Synth(text, len(text), 0, by_character, 0, utf8, None, None)
+        if not self._pieces:
+            raise ValueError(f"espeak-ng said nothing for {utterance.text!r} in voice {voice!r}")
+        return _trim_silence(np.concatenate(self._pieces))
+
+
+def _trim_silence(samples: np.ndarray, threshold: float = 0.01) -> np.ndarray:
+    """Cut the silence before and after, as far as the samples stay below `threshold` of the loudest one."""
+    level = np.abs(samples.astype(np.float32))
+    loud = np.flatnonzero(level > threshold * max(1.0, float(level.max())))
+    return samples[loud[0] : loud[-1] + 1] if len(loud) else samples
+
+
+def _speak_request(request: str, reply: str) -> None:
+    """JSON of utterances to an .npz file: `samples` (all waveforms joined), `ends` (where each ends) and `rate`."""
+    utterances = [Utterance(**fields) for fields in json.loads(Path(request).read_text(encoding="utf-8"))]
+    synthesiser = _Synthesiser()
+    waves = [synthesiser.speak(utterance, seed) for seed, utterance in enumerate(utterances)]
+    ends = np.cumsum([len(wave) for wave in waves])
+    np.savez(reply, samples=np.concatenate(waves), ends=ends, rate=np.array(synthesiser.rate))
+
+
+if __name__ == "__main__":
+    _speak_request(*sys.argv[1:3])

@@ -1,8 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Waveform augmentation: what rooms, microphones, telephones and other throats do to a recording.
 
-Every function takes and gives mono `float32` samples of shape `(A,)` in [-1, 1] and draws only from the generator it
-is given. All filters work on the whole clip in the frequency domain.
+Every function takes and gives mono `float32` samples of shape `(A,)` in [-1, 1], 16 kHz, and draws only from the
+generator it is given. All filters work on the whole clip in the frequency domain.
 """
 
 import wave
@@ -72,33 +72,21 @@ def add_noise(samples: np.ndarray, snr_db: float, colour: float, rng: np.random.
 
 def set_peak(samples: np.ndarray, peak: float) -> np.ndarray:
     """Scale so that the loudest sample is `peak` (silence stays silence)."""
-    loudest = float(np.abs(samples).max()) if len(samples) else 0.0
+    loudest = float(np.abs(samples).max())
     return (samples * (peak / loudest)).astype(np.float32) if loudest > 0 else samples.astype(np.float32)
-
-
-def pad_silence(samples: np.ndarray, before_s: float, after_s: float) -> np.ndarray:
-    """Put silence (seconds) before and after."""
-    return np.pad(samples, (round(before_s * SAMPLING_RATE), round(after_s * SAMPLING_RATE))).astype(np.float32)
 
 
 def augment_waveform(samples: np.ndarray, rng: np.random.Generator, strength: float = 1.0) -> np.ndarray:
     """One random change of speaker size, room, line, noise, loudness and surrounding silence.
 
-    Args:
-        samples (`numpy.ndarray` of shape `(A,)`): 16 kHz mono.
-        rng (`numpy.random.Generator`): the only source of chance.
-        strength (`float`): 0 changes loudness alone, 1 is what the demo trains on.
-
-    Raises:
-        ValueError: `strength` is negative.
+    A `strength` of 0 changes loudness alone, 1 is what the demo trains on.
     """
-    if strength < 0:
-        raise ValueError(f"strength must not be negative, got {strength}")
     samples = set_peak(samples.astype(np.float32), 0.5)
     if strength > 0:
         factor = round(float(np.exp(rng.uniform(-0.22, 0.22) * min(strength, 1.0))), 2)
         samples = resample(samples, 1.0, factor)  # a longer clip is a slower and deeper, larger speaker
-        samples = pad_silence(samples, *(rng.uniform(0.0, 0.35, size=2) * rng.integers(0, 2, size=2) + 0.02))
+        before, after = rng.uniform(0.0, 0.35, size=2) * rng.integers(0, 2, size=2) + 0.02  # seconds of silence
+        samples = np.pad(samples, (round(before * SAMPLING_RATE), round(after * SAMPLING_RATE)))
         if rng.random() < 0.5 * strength:
             samples = reverberate(samples, float(rng.uniform(0.05, 0.4)), float(rng.uniform(0.1, 0.7)), rng)
         low, high = 0.0, SAMPLING_RATE / 2
@@ -113,13 +101,7 @@ def augment_waveform(samples: np.ndarray, rng: np.random.Generator, strength: fl
 
 
 def write_wave(samples: np.ndarray, path: str | Path) -> None:
-    """Write 16 kHz mono 16-bit PCM; what lies outside [-1, 1] is clipped.
-
-    Raises:
-        ValueError: there are no samples.
-    """
-    if len(samples) == 0:
-        raise ValueError(f"{path}: a recording needs at least one sample, got 0")
+    """Write 16 kHz mono 16-bit PCM; what lies outside [-1, 1] is clipped."""
     pcm = (np.clip(samples, -1.0, 1.0) * 32767.0).round().astype("<i2")
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
