@@ -42,6 +42,13 @@ def _transform_picture(transform: v2.Transform, picture: np.ndarray, rng: np.ran
     return np.ascontiguousarray(changed.movedim(-3, -1).numpy())
 
 
+def _rows_at(rows: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Rows at fractional places, on straight lines between their neighbours."""
+    low = np.floor(at).astype(int)
+    part = (at - low).astype(np.float32)[:, None]
+    return rows[low] * (1 - part) + rows[np.minimum(low + 1, len(rows) - 1)] * part
+
+
 @dataclass
 class Speed:
     """Play faster or slower, pitch included; `factor`: range."""
@@ -50,10 +57,8 @@ class Speed:
     factor: tuple[float, float] = (0.9, 1.1)
 
     def __call__(self, wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        factor = round(
-            np.exp(rng.uniform(*np.log(self.factor))), 2
-        )  # a ratio of small numbers is quick to resample by
-        return resample(wave, factor, 1.0)
+        # A ratio of small numbers is quick to resample by.
+        return resample(wave, round(np.exp(rng.uniform(*np.log(self.factor))), 2), 1.0)
 
 
 @dataclass
@@ -105,9 +110,7 @@ class MelWarp:
     def __call__(self, features: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         bins = features.shape[1]
         at = np.clip(np.arange(bins) * np.exp(rng.uniform(*np.log(self.factor))), 0, bins - 1)
-        low = np.floor(at).astype(int)
-        high, part = np.minimum(low + 1, bins - 1), (at - low).astype(np.float32)
-        return features[:, low] * (1 - part) + features[:, high] * part
+        return _rows_at(features.T, at).T
 
 
 @dataclass
@@ -126,10 +129,7 @@ class MixVoices:
         if not len(others) or rng.random() >= self.probability:
             return features
         other = others[int(rng.integers(len(others)))]
-        at = np.linspace(0, len(other) - 1, len(features))
-        low = np.floor(at).astype(int)
-        part = (at - low).astype(np.float32)[:, None]
-        stretched = other[low] * (1 - part) + other[np.minimum(low + 1, len(other) - 1)] * part
+        stretched = _rows_at(other, np.linspace(0, len(other) - 1, len(features)))
         own = np.float32(rng.uniform(*self.share))
         return own * features + (1 - own) * stretched
 

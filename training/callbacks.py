@@ -8,20 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tqdm import tqdm
 from transformers import TrainerCallback
-
-from xllm.training.plots import plot_losses
 
 
 LOG_NAME = "log.jsonl"
 PLOT_NAME = "losses.png"
-
-
-def format_seconds(seconds: float) -> str:
-    """Seconds as `m:ss` or `h:mm:ss`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class ProgressCallback(TrainerCallback):
@@ -43,30 +37,32 @@ class ProgressCallback(TrainerCallback):
         self.started, self.first_step = self.clock(), state.global_step
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.is_world_process_zero and self.stream.isatty():
-            self.stream.write(f"\r{self.line(state)}\033[K")
-            self.stream.flush()
+        if self.stream.isatty():
+            self._write(state, f"\r{self.line(state)}\033[K")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or not logs or "loss" not in logs:
-            return
-        self.loss = logs["loss"]
-        if not self.stream.isatty():
-            self.stream.write(self.line(state) + "\n")
-            self.stream.flush()
+        if logs and "loss" in logs:
+            self.loss = logs["loss"]
+            if not self.stream.isatty():
+                self._write(state, self.line(state) + "\n")
 
     def on_train_end(self, args, state, control, **kwargs):
-        if state.is_world_process_zero and self.stream.isatty():
-            self.stream.write("\n")
+        if self.stream.isatty():
+            self._write(state, "\n")
+
+    def _write(self, state, text: str) -> None:
+        if state.is_world_process_zero:
+            self.stream.write(text)
+            self.stream.flush()
 
     def line(self, state) -> str:
-        """E.g. "stage 2 (speech): step 50/400, loss 1.2345, 0:12 elapsed, ETA 1:24"."""
+        """E.g. "stage 2 (speech): step 50/400, loss 1.2345, 00:12 elapsed, ETA 01:24"."""
         elapsed = self.clock() - self.started
         done = state.global_step - self.first_step
-        eta = format_seconds(elapsed / done * (state.max_steps - state.global_step)) if done else "?"
+        eta = tqdm.format_interval(elapsed / done * (state.max_steps - state.global_step)) if done else "?"
         loss = "" if self.loss is None else f", loss {self.loss:.4f}"
         steps = f"step {state.global_step}/{state.max_steps}"
-        return f"{self.title}: {steps}{loss}, {format_seconds(elapsed)} elapsed, ETA {eta}"
+        return f"{self.title}: {steps}{loss}, {tqdm.format_interval(elapsed)} elapsed, ETA {eta}"
 
 
 class JsonlCallback(TrainerCallback):
@@ -91,29 +87,48 @@ class JsonlCallback(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs:
             return
-        entry = {
-            "step": state.global_step,
-            "epoch": logs.get("epoch", state.epoch),
-            "time": round(time.time(), 3),
-            **logs,
-        }
-        skipped = self.skipped() if self.skipped else []
-        if skipped:
+        entry = {"step": state.global_step, "epoch": state.epoch, "time": round(time.time(), 3), **logs}
+        if skipped := self.skipped() if self.skipped else []:
             entry["skipped_samples"] = len(skipped)
-        if skipped and "train_runtime" in logs:
-            entry["skipped"] = skipped
+            if "train_runtime" in logs:
+                entry["skipped"] = skipped
         with (self.folder / LOG_NAME).open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def on_save(self, args, state, control, **kwargs):
-        self._plot(state)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self._plot(state)
-
-    def _plot(self, state) -> None:
         if state.is_world_process_zero:
             plot_losses(self.folder / LOG_NAME, self.folder / PLOT_NAME)
 
+    on_train_end = on_save
 
-__all__ = ["LOG_NAME", "PLOT_NAME", "JsonlCallback", "ProgressCallback", "format_seconds"]
+
+def loss_curves(entries: list[dict]) -> dict[str, list[tuple[int, float]]]:
+    """(step, loss) by curve: "loss", "eval_loss", and each key that names a loss of a modality or a term."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for entry in entries:
+        for key, value in entry.items():
+            is_loss = key == "loss" or key.startswith("loss_") or key.endswith("_loss")
+            if is_loss and key != "train_loss" and isinstance(value, (int, float)):
+                curves.setdefault(key, []).append((entry["step"], value))
+    return curves
+
+
+def plot_losses(log: Path, output: Path) -> None:
+    """Draw the curves of a `log.jsonl` as a PNG; no file where it holds none yet."""
+    curves = loss_curves([json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()])
+    if not curves:
+        return
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = FigureCanvasAgg(figure).figure.subplots()
+    for name, points in curves.items():
+        steps, losses = zip(*points)
+        width = 2.0 if name == "loss" else 1.2
+        axes.plot(steps, losses, marker="o" if len(points) < 3 else None, linewidth=width, label=name)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats per token or item)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(output, dpi=120)
+
+
+__all__ = ["LOG_NAME", "PLOT_NAME", "JsonlCallback", "ProgressCallback", "loss_curves", "plot_losses"]

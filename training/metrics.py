@@ -25,24 +25,17 @@ class ErrorRate:
 
 
 def cer(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorRate:
-    """Character error rate of a corpus: all errors over all reference characters; spaces count as characters.
-
-    Raises:
-        ValueError: different numbers of texts, or no reference character at all.
-    """
+    """Character error rate of a corpus: all errors over all reference characters; spaces count as characters."""
     return _error_rate(references, hypotheses, list, "character")
 
 
 def wer(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorRate:
-    """Word error rate of a corpus: all errors over all reference words, which are what white space separates.
-
-    Raises:
-        ValueError: different numbers of texts, or no reference word at all.
-    """
+    """Word error rate of a corpus: all errors over all reference words, which are what white space separates."""
     return _error_rate(references, hypotheses, str.split, "word")
 
 
 def _error_rate(references: Sequence[str], hypotheses: Sequence[str], split: Callable, unit: str) -> ErrorRate:
+    """Raises a `ValueError` for different numbers of texts, or where the references hold no unit at all."""
     _check_lengths(references, hypotheses)
     units = [split(text) for text in references]
     length = sum(map(len, units))
@@ -59,11 +52,7 @@ def _error_rate(references: Sequence[str], hypotheses: Sequence[str], split: Cal
 
 
 def accuracy(references: Sequence, hypotheses: Sequence) -> float:
-    """Fraction of equal pairs.
-
-    Raises:
-        ValueError: different numbers, or none.
-    """
+    """Fraction of equal pairs; a `ValueError` for different numbers, or none."""
     _check_lengths(references, hypotheses)
     if not references:
         raise ValueError("references are empty: there is no accuracy")

@@ -31,8 +31,7 @@ from typing import Any
 import yaml
 
 from xllm.training.stages import resolve_stage
-from xllm.training.strict import RecipeError, build, check_choice, nearest
-from xllm.training.trainer_arguments import check_argument
+from xllm.training.strict import RecipeError, build, check_argument, check_choice, nearest
 
 
 RECIPES = Path(__file__).parent / "recipes"

@@ -2,13 +2,17 @@
 """Mappings as dataclasses, strictly: every key is known, every value of the declared kind, errors name the place.
 
 A field whose metadata is `{"of": Class}` holds that dataclass, or a list of it (a single one may stand for the list).
+The `trainer` part of a recipe, fields of transformers' `TrainingArguments`, is checked before anything is loaded.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import MISSING, fields
+from enum import Enum
+from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 class RecipeError(ValueError):
@@ -66,18 +70,18 @@ def _convert(item, value: Any, source: str, at: str) -> Any:
         value = [value]
     if item.type is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if not is_kind(value, item.type):
-        raise RecipeError(f"{source}: {at} is {value!r}, expected {kind_name(item.type)}")
+    if not _is_kind(value, item.type):
+        raise RecipeError(f"{source}: {at} is {value!r}, expected {_kind_name(item.type)}")
     return value
 
 
-def is_kind(value: Any, kind: Any) -> bool:
+def _is_kind(value: Any, kind: Any) -> bool:
     """Whether a value of a YAML file fits a type of an annotation; True is no number, and 1 is also a float."""
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if origin is Any:
         return True
     if origin in (Union, UnionType):
-        return any(is_kind(value, one) for one in inner)
+        return any(_is_kind(value, one) for one in inner)
     if origin is Literal:
         return value in inner
     if origin in (None, NoneType):
@@ -85,11 +89,11 @@ def is_kind(value: Any, kind: Any) -> bool:
     if isinstance(value, bool):
         return origin is bool
     if origin is list and inner:
-        return isinstance(value, list) and all(is_kind(entry, inner[0]) for entry in value)
+        return isinstance(value, list) and all(_is_kind(entry, inner[0]) for entry in value)
     return isinstance(value, (int, float) if origin is float else origin)
 
 
-def kind_name(kind: Any) -> str:
+def _kind_name(kind: Any) -> str:
     """A type as it is written in an annotation: "int", "str | None"."""
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
 
@@ -100,4 +104,59 @@ def check_choice(where: str, value: Any, choices: tuple[str, ...]) -> None:
         raise RecipeError(f"{where} is {value!r}; choose one of {', '.join(choices)}")
 
 
-__all__ = ["RecipeError", "build", "check_choice", "is_kind", "kind_name", "nearest"]
+# TrainingArguments that the runner sets itself, and why a recipe may not.
+OWN_ARGUMENTS = {
+    "output_dir": "set output_dir of the recipe",
+    "seed": "set seed of the recipe",
+    "remove_unused_columns": "the collator needs every column",
+    "label_names": "the targets are always `labels`",
+    "label_smoothing_factor": "the Trainer smooths unshifted labels of this model; it would train the wrong targets",
+    "ddp_find_unused_parameters": "the model touches every trained parameter itself",
+    "disable_tqdm": "progress is shown by the runner",
+}
+
+
+@cache
+def _training_arguments() -> dict[str, Any]:
+    """Types of the fields of `TrainingArguments`."""
+    from transformers import TrainingArguments
+
+    hints = get_type_hints(TrainingArguments)
+    return {item.name: hints[item.name] for item in fields(TrainingArguments) if item.init}
+
+
+def check_argument(where: str, name: str, value: Any) -> Any:
+    """The value of one field of `TrainingArguments`, in its type; `where` names the mapping, for messages.
+
+    Raises:
+        RecipeError: no such field, one that the runner sets, a value of another kind, a tracker that is not installed.
+    """
+    if name in OWN_ARGUMENTS:
+        raise RecipeError(f"{where}.{name} cannot be set: {OWN_ARGUMENTS[name]}")
+    if name not in _training_arguments():
+        raise RecipeError(f"{where}: unknown key {name!r}{nearest(name, _training_arguments())}")
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        value = float(value)  # YAML reads 1e-4 as text, 1.0e-4 as a number
+    elif value is False and name.endswith("_strategy"):
+        value = "no"  # which YAML reads as false
+    kind = _training_arguments()[name]
+    if choices := [one for one in get_args(kind) if isinstance(one, type) and issubclass(one, Enum)]:
+        check_choice(f"{where}.{name}", value, tuple(member.value for member in choices[0]))
+    elif not _is_kind(value, kind):
+        raise RecipeError(f"{where}.{name} is {value!r}, expected {_kind_name(kind)}")
+    if name == "report_to":
+        _check_trackers(f"{where}.{name}", value)
+    return value
+
+
+def _check_trackers(where: str, value: str | list[str] | None) -> None:
+    from transformers.integrations import integration_utils
+
+    for name in [value] if isinstance(value, str) else value or []:
+        if name not in ("none", "all"):
+            check_choice(where, name, ("none", "all", *integration_utils.INTEGRATION_TO_CALLBACK))
+            if name not in integration_utils.get_available_reporting_integrations() and name != "flyte":
+                raise RecipeError(f"{where}: {name} is not installed: pip install {name.replace('_', '-')}")
+
+
+__all__ = ["OWN_ARGUMENTS", "RecipeError", "build", "check_argument", "check_choice", "nearest"]

@@ -9,7 +9,7 @@ import torch
 from transformers import TrainingArguments, get_scheduler
 
 from xllm.training.recipe import RecipeError, find_recipe, load_recipe, shipped_recipes
-from xllm.training.trainer_arguments import OWN_ARGUMENTS
+from xllm.training.strict import OWN_ARGUMENTS
 
 
 def recipe(**changes):
