@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from tiny import MELS
+from tiny import MELS, tiny_model
 from transformers import ParakeetEncoderConfig
 
 from xllm.modeling_xllm import speech_encoders
@@ -21,6 +21,7 @@ from xllm.training.evaluation import score
 from xllm.training.metrics import METRICS
 from xllm.training.recipe import SourceSpec
 from xllm.training.sources import FORMS, Sample, load_source
+from xllm.training.stages import TRAINED_PARTS, Stage, freeze_for_stage
 from xllm.training.tasks import TASKS, Task
 
 
@@ -99,6 +100,14 @@ def test_a_published_layout(monkeypatch, tmp_path):
         "model.interfaces.image.adapter.weight": "bridge.weight",
         "model.interfaces.image.adapter.bias": "bridge.bias",
     }
+
+
+def test_what_a_stage_trains(monkeypatch):
+    """Stage 3 with the Q-Former's query tokens, without its adapter."""
+    monkeypatch.setitem(TRAINED_PARTS, Stage.INTEGRATE, ("converter.query_tokens",))
+    model = tiny_model()
+    assert freeze_for_stage(model, 3, "image") == ["model.interfaces.image.converter.query_tokens"]
+    assert [name for name, one in model.named_parameters() if one.requires_grad] == freeze_for_stage(model, 3, "image")
 
 
 def test_unknown_names_list_what_was_added(monkeypatch):

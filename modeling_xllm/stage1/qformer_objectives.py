@@ -156,8 +156,8 @@ def world_rank() -> int:
 class _GatherRanks(torch.autograd.Function):
     """All ranks' tensors, one after the other; the gradient of the own part is summed over the ranks that used it.
 
-    `torch.distributed.nn.functional.all_gather` is deprecated, and over gloo it takes the numbers of a gradient that
-    is not contiguous in the wrong order (torch 2.14); what replaces it is private, and has another name in torch 2.13.
+    `torch.distributed.nn.functional.all_gather` is deprecated in favour of a private function. Over gloo it takes the
+    numbers of a transposed gradient, which an einsum gives, in the wrong order (torch 2.14.1, two ranks).
     """
 
     @staticmethod
