@@ -17,7 +17,7 @@ from xllm.modeling_xllm.conversion.convert import open_published
 from xllm.modeling_xllm.conversion.layouts import LAYOUTS, Layout
 from xllm.modeling_xllm.speech_encoders import SpeechInput, speech_input
 from xllm.training.augmentation import AUGMENTATIONS, Augmentation
-from xllm.training.evaluation import score
+from xllm.training.evaluation import _score
 from xllm.training.metrics import METRICS
 from xllm.training.recipe import SourceSpec
 from xllm.training.sources import FORMS, Sample, load_source
@@ -59,7 +59,7 @@ def test_a_metric(monkeypatch):
 
     monkeypatch.setitem(METRICS, "length", length)
     monkeypatch.setitem(TASKS, "brief", Task("length", "summarization"))
-    assert score("brief", ["ab", "cd"], ["ab", "cdefgh"]) == {
+    assert _score(TASKS["brief"].metric, ["ab", "cd"], ["ab", "cdefgh"]) == {
         "metric": "length",
         "value": 2.0,
         "accuracy": 0.5,

@@ -184,7 +184,7 @@ def compose(
     return Path(output_dir)
 
 
-def _heads(width: int, layers: int) -> dict[str, int]:
+def _heads(width: int, layers: int) -> dict[str, Any]:
     heads = max(count for count in (1, 2, 4, width // 64) if count and width % count == 0)
     return {
         "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": 4 * width,

@@ -14,6 +14,7 @@ alone.
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,7 +98,8 @@ def make_language_model(folder: Path, scale: DemoScale, seed: int) -> str:
     tokenizer = build_tokenizer(folder, seed)
     plan = scale.language
     torch.manual_seed(seed)
-    model = ChatGLMForConditionalGeneration(build_config(tokenizer, scale).text_config).train()
+    config: Any = build_config(tokenizer, scale).text_config
+    model = ChatGLMForConditionalGeneration(config).train()
     batches = _text_batches(tokenizer, plan.batch_size, np.random.default_rng([seed, 8]))
 
     def loss_of_batch() -> torch.Tensor:
