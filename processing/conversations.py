@@ -6,6 +6,7 @@ A rendered conversation is complete: no tokenizer adds tokens of its own around 
 is what X-LLM is trained on.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from transformers import BatchFeature, ProcessorMixin
@@ -170,6 +171,8 @@ def with_media_parts(template: str | dict | None, parts: dict[str, tuple[str, st
 class ConversationsMixin(ProcessorMixin):
     """For a processor with a tokenizer, `load` and a token per kind of media."""
 
+    load: Callable[..., Any]
+
     def encode_conversations(
         self,
         conversations: list[list[dict]],
@@ -227,7 +230,9 @@ class ConversationsMixin(ProcessorMixin):
 
     # ---- the base class's apply_chat_template -----------------------------------------------------------------------
 
-    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
+    def apply_chat_template(  # type: ignore[override]  # everything else goes to the base class by name
+        self, conversation: Any, chat_template: str | None = None, **kwargs: Any
+    ) -> Any:
         """As the base class, and without thinking aloud unless `enable_thinking=True` asks for it."""
         if "enable_thinking" in self._resolve_chat_template(chat_template):
             kwargs.setdefault("enable_thinking", False)

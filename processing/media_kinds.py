@@ -85,12 +85,12 @@ class MediaKind:
     inputs: str = ""
     reader: str = ""
     reader_class: Any = None
-    own_readers: tuple[type, ...] = ()
+    own_readers: tuple[Any, ...] = ()
     input_name: str = ""
     mask_name: str | None = None
     load: Callable[..., Any] = _load
     load_in_reader: bool = False
-    read: Callable[..., dict[str, Any]] = _read
+    read: Callable[..., Any] = _read
     is_item: Callable[[Any], bool] | None = is_values
     split: Callable[[Any], list[Any]] | None = None
     series: bool = False
@@ -135,7 +135,9 @@ class MediaKind:
             return []
         if self.split is not None:
             return self.split(media)
-        if self.is_item(media) or not (isinstance(media, (list, tuple)) or is_array(media)):
+        if (self.is_item is not None and self.is_item(media)) or not (
+            isinstance(media, (list, tuple)) or is_array(media)
+        ):
             return [media]
         return [item for entry in media for item in self.flatten(entry)]
 

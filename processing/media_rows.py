@@ -8,8 +8,9 @@ masks the rest).
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
@@ -42,7 +43,7 @@ class MediaRow:
     @property
     def kind(self) -> MediaKind:
         """The kind of the part."""
-        return media_kind(self.part)
+        return media_kind(self.part or "")
 
     def num_placeholders(self, positions: int) -> int:
         """Placeholders of an item of so many pictures or input positions."""
@@ -52,8 +53,9 @@ class MediaRow:
 
     def run(self, processed: dict[str, Any], index: int) -> str:
         """The placeholders of one item among the tensors of a batch."""
-        positions = self.kind.num_positions(processed, index, self.input_name, self.mask_name)
-        return self.token * self.num_placeholders(positions)
+        name = self.input_name or self.kind.input_name
+        positions = self.kind.num_positions(processed, index, name, self.mask_name)
+        return (self.token or "") * self.num_placeholders(positions)
 
 
 def default_rows(kinds: tuple[MediaKind, ...], num_query_tokens: int, subsampling_factor: int) -> dict[str, dict]:
@@ -68,7 +70,7 @@ def default_rows(kinds: tuple[MediaKind, ...], num_query_tokens: int, subsamplin
     }
 
 
-def complete_rows(modalities: dict[str, dict | MediaRow]) -> dict[str, MediaRow]:
+def complete_rows(modalities: Mapping[str, dict | MediaRow]) -> dict[str, MediaRow]:
     """The table with everything filled in that follows from the kinds; tokens are left to the tokenizer.
 
     Raises:
@@ -158,8 +160,12 @@ def add_placeholder_tokens(
             f"reserved={{{next(iter(own))!r}: ..., ...}}"
         )
     tokenizer.add_tokens(new, special_tokens=True)
-    tokenizer._set_model_specific_special_tokens(tokens)  # what `extra_special_tokens={...}` does at construction
-    return {name: tokenizer.convert_tokens_to_ids(token) for name, token in tokens.items()}
+    tokenizer._set_model_specific_special_tokens({**tokens})  # what `extra_special_tokens={...}` does at construction
+    return {name: _id_of(token, tokenizer) for name, token in tokens.items()}
+
+
+def _id_of(token: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    return cast(int, tokenizer.convert_tokens_to_ids(token))
 
 
 def _default_token(name: str, row: MediaRow, attribute: str) -> str:
@@ -186,7 +192,7 @@ def place_tokens(rows: dict[str, MediaRow], tokenizer: PreTrainedTokenizerBase) 
                 f"modalities[{name!r}].token: the tokenizer's vocabulary has no {row.token}: call "
                 "add_placeholder_tokens(tokenizer, vocab_size, modalities=...) first"
             )
-        ids[name] = tokenizer.convert_tokens_to_ids(row.token)
+        ids[name] = _id_of(row.token, tokenizer)
         if list(ids.values()).count(ids[name]) > 1:
             raise ValueError(f"modalities[{name!r}].token: {row.token} is the token of another row too")
     return ids
@@ -202,13 +208,15 @@ def tensors_by_row(rows: list[MediaRow], processed: dict[str, Any]) -> dict[str,
                 out[name] = processed[ours]
             elif theirs == "input_name":
                 raise ValueError(f"the {kind.reader} gave {', '.join(processed)}, and a row reads {name}")
-        if names and ours not in names:
+        if ours and names and ours not in names:
             out.pop(ours, None)
     return out
 
 
 class PlaceholdersMixin(ProcessorMixin):
     """For a processor with a tokenizer and `rows`, a table of `MediaRow`."""
+
+    rows: dict[str, MediaRow]
 
     def rows_of(self, kind: MediaKind) -> list[MediaRow]:
         """The rows that read a kind of media, in order."""
@@ -250,7 +258,8 @@ class PlaceholdersMixin(ProcessorMixin):
         types = []
         for row in input_ids:
             ids = np.array(row.tolist() if hasattr(row, "tolist") else row)
-            types.append(sum(n * np.isin(ids, of_kind) for n, of_kind in enumerate(self._ids_of_kinds, 1)).tolist())
+            kinds = [n * np.isin(ids, of_kind) for n, of_kind in enumerate(self._ids_of_kinds, 1)]
+            types.append(np.sum(kinds, axis=0).tolist())
         return types
 
     def _check_counts(self, text: list[str] | None, media: dict[str, list]) -> None:
@@ -277,7 +286,7 @@ class PlaceholdersMixin(ProcessorMixin):
         for row in text:
             spans, pieces, end, grown = [], [], 0, 0
             for match in pattern.finditer(row):
-                new = next(left[match.lastgroup])
+                new = next(left[str(match.lastgroup)])
                 begin = match.start() + grown
                 span = {"span": match.span(), "new_span": (begin, begin + len(new))}
                 spans.append({"type": match.lastgroup, **span, "text": match.group(), "replacement": new})

@@ -63,7 +63,7 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
         video_processor: Any = None,
         feature_extractor: Any = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        chat_template: str | None = None,
+        chat_template: str | dict | None = None,
         num_query_tokens: int = 32,
         subsampling_factor: int = 8,
         readers: dict[str, Any] | None = None,
@@ -94,7 +94,7 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
         # The base class wants every part it knows of; this object has only these (a partial can be pickled, a lambda
         # cannot).
         parts["tokenizer"] = tokenizer
-        self.get_attributes = functools.partial(list, parts)
+        self.get_attributes = functools.partial(list, parts)  # type: ignore[method-assign]  # of this object alone
         if chat_template is None:
             chat_template = with_media_parts(tokenizer.chat_template, self._part_texts())
         super().__init__(**parts, chat_template=chat_template)
@@ -126,7 +126,7 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
         """Placeholder counts from sizes alone: images (any size), videos `(frames read, H, W)`, sounds in samples."""
         counts: dict[str, list[int]] = {}
         for kind, sizes in zip(PAPER_KINDS, (image_sizes, video_sizes, audio_lengths)):
-            if sizes is not None:
+            if sizes is not None and kind.count is not None:
                 positions = [kind.count(self.reader(kind), size) for size in sizes]
                 rows = self.rows_of(kind)
                 counts[f"num_{kind.type}_tokens"] = [sum(row.num_placeholders(n) for row in rows) for n in positions]
@@ -169,7 +169,7 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
         nested = isinstance(media, (list, tuple)) and kind.is_item is not None and not kind.is_item(media)
         if nested and text is not None and token and len(media) == len(text):
             rows = [kind.flatten(row) for row in media]
-            if all(isinstance(row, (list, tuple)) and not kind.is_item(row) for row in media):
+            if all(isinstance(row, (list, tuple)) and not (kind.is_item and kind.is_item(row)) for row in media):
                 for index, (row, sample) in enumerate(zip(rows, text)):
                     if sample.count(token) != len(row):
                         raise ValueError(
@@ -226,7 +226,8 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
             raise ValueError(f"You need to provide at least one input to call {type(self).__name__}")
         self._check_counts(unmarked, media)
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
-        data, replacements = {}, {}
+        data: dict[str, Any] = {}
+        replacements: dict[str, list[str]] = {}
         for name, items in media.items():
             if items:
                 kind = media_kind(name)
@@ -332,8 +333,8 @@ def _load_readers(names: dict[str, str], source: str, subfolder: str, kwargs: di
             "is not registered: import the module that registers it first (--module FILE)"
         )
     if not os.path.isdir(source):
-        access = ("cache_dir", "force_download", "local_files_only", "token", "revision")
-        access = {name: kwargs[name] for name in access if name in kwargs}
+        keys = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+        access = {name: kwargs[name] for name in keys if name in kwargs}
         patterns = [posixpath.join(subfolder, name, "*") for name in names]
         source = snapshot_download(source, allow_patterns=patterns, **access)
     folders = {name: os.path.join(source, subfolder, name) for name in names}

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BatchFeature, ProcessorMixin, SequenceFeatureExtractor, WhisperFeatureExtractor
+from transformers import BatchFeature, ProcessorMixin, WhisperFeatureExtractor
 
 from .audio_decoding import Waveform
 from .feature_extraction_cif import XLLMCIFFeatureExtractor
@@ -22,9 +22,7 @@ from .feature_extraction_xllm import XLLMFeatureExtractor
 MASK_NAMES = ("attention_mask", "input_features_mask")
 
 
-def extract_speech(
-    extractor: SequenceFeatureExtractor, clips: list[Any], return_tensors: str | None = None, **kwargs: Any
-) -> BatchFeature:
+def extract_speech(extractor: Any, clips: list[Any], return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
     """Features of clips that have the extractor's sampling rate.
 
     Args:
@@ -55,7 +53,7 @@ def extract_speech(
     return BatchFeature(data if return_tensors == "pt" else {key: value.numpy() for key, value in data.items()})
 
 
-def num_positions(extractor: SequenceFeatureExtractor, num_samples: int) -> int:
+def num_positions(extractor: Any, num_samples: int) -> int:
     """Real positions (frames, or samples) that a clip of `num_samples` samples gives."""
     if isinstance(extractor, XLLMFeatureExtractor):
         return extractor.num_frames(num_samples)
@@ -69,7 +67,9 @@ def _as_list(row: Any) -> list:
 
 
 class TimestampsMixin(ProcessorMixin):
-    """When each token was spoken, for a processor with `tokenizer`, `feature_extractor`, `subsampling_factor`."""
+    """When each token was spoken, for a processor with `tokenizer` and `feature_extractor`."""
+
+    subsampling_factor: int
 
     @property
     def seconds_per_frame(self) -> float:

@@ -273,7 +273,8 @@ class ChatGLMTokenizer(SentencePieceBackend):
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Text of pieces; each stretch between added tokens is decoded on its own, as it was encoded."""
-        text, stretch = "", []
+        text = ""
+        stretch: list[str] = []
         for token in tokens:
             if token in self._added_tokens_encoder:
                 text, stretch = text + self._to_text(stretch) + token, []
@@ -286,13 +287,16 @@ class ChatGLMTokenizer(SentencePieceBackend):
         token_ids: int | list[int],
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
+        spaces_between_special_tokens: bool = False,
         **kwargs: Any,
     ) -> str:
         """Text of ids. Ids without a piece or an added token give nothing, whatever a model may have generated."""
         ids = [token_ids] if isinstance(token_ids, int) else [int(index) for index in token_ids]
         known = range(self.num_image_tokens, self.vocab_size)
         ids = [index for index in ids if index in known or index in self._added_tokens_decoder]
-        return super()._decode(ids, skip_special_tokens, clean_up_tokenization_spaces, **kwargs)
+        return super()._decode(
+            ids, skip_special_tokens, clean_up_tokenization_spaces, spaces_between_special_tokens, **kwargs
+        )
 
     # ---- special tokens ---------------------------------------------------------------------------------------------
 

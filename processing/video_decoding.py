@@ -13,7 +13,7 @@ import bisect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import av
 import numpy as np
@@ -70,11 +70,11 @@ def frame_indices(
         if value is not None and value <= 0:
             raise ValueError(f"{name}={value}, expected a number above 0")
     if fps is not None:
-        if times is None and not source_fps:
-            raise ValueError(
-                f"fps={fps} needs the times of the frames: pass video_metadata with their fps, or use num_frames"
-            )
         if times is None:
+            if not source_fps:
+                raise ValueError(
+                    f"fps={fps} needs the times of the frames: pass video_metadata with their fps, or use num_frames"
+                )
             times = [i / source_fps for i in range(total)]
         steps = int((times[-1] - times[0]) * fps + 1e-6) + 1
         # On the screen is the last frame that began before; the margin is for rounded timestamps.
@@ -100,9 +100,10 @@ def _default_rule(metadata: VideoMetadata, times: list[float] | None, **rule: An
 
 def _video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
     stream = container.streams.best("video")
-    if stream is None or int(stream.disposition) & _ATTACHED_PICTURE:
-        reason = missing_stream(container, "video", "moving picture")
-        raise MediaError(name, reason if stream is None else "no moving picture in it, only a cover")
+    if not isinstance(stream, av.VideoStream):
+        raise MediaError(name, missing_stream(container, "video", "moving picture"))
+    if int(stream.disposition) & _ATTACHED_PICTURE:
+        raise MediaError(name, "no moving picture in it, only a cover")
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height > MAX_PIXELS:
         raise MediaError(name, f"frames of {width} x {height} pixels are more than the limit of {MAX_PIXELS}")
@@ -132,7 +133,8 @@ def _to_rgb(frame: av.VideoFrame, size: tuple[int, int] | None) -> np.ndarray:
     """One frame to upright RGB `(H, W, 3)`; a frame of another size than the first is scaled to it."""
     width, height = size or (frame.width, frame.height)
     pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
-    matrix = next((data for data in frame.side_data if data.type == SideDataType.DISPLAYMATRIX), None)
+    side_data = cast(Any, frame.side_data)  # PyAV declares a mapping, but iterates over the values
+    matrix = next((data for data in side_data if data.type == SideDataType.DISPLAYMATRIX), None)
     if matrix is None:
         return pixels
     a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()  # (x, y) is shown at (a x + c y, b x + d y)
@@ -191,7 +193,7 @@ def _webp_frames(file: BinaryIO, name: str) -> tuple[list[Image.Image], VideoMet
     """All frames of an animated WebP, which FFmpeg cannot decode and Pillow can, and their mean rate."""
     try:
         with Image.open(file) as film:
-            fits = film.width * film.height * 3 * film.n_frames <= MAX_BYTES
+            fits = film.width * film.height * 3 * getattr(film, "n_frames", 1) <= MAX_BYTES
             frames = [frame.copy() for frame in ImageSequence.Iterator(film)] if fits else []
     except PILLOW_ERRORS as error:
         raise MediaError(name, f"damaged video ({error})") from error

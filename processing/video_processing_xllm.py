@@ -79,7 +79,7 @@ class XLLMVideoProcessor(BaseVideoProcessor):
     num_frames = 5
     fps = None
     max_frames = None
-    valid_kwargs = XLLMVideoProcessorKwargs
+    valid_kwargs = XLLMVideoProcessorKwargs  # type: ignore[assignment]  # declared for image processors
     model_input_names = ["pixel_values_videos", "video_frame_mask"]
 
     def preprocess(self, videos: Any, **kwargs: Any) -> BatchFeature:
@@ -113,10 +113,10 @@ class XLLMVideoProcessor(BaseVideoProcessor):
         **kwargs: Any,
     ) -> np.ndarray:
         """Indices of the frames to read; see `frame_indices`."""
-        rule = {"num_frames": num_frames, "fps": fps, "max_frames": max_frames}
-        return np.array(frame_indices(metadata.total_num_frames, times=times, source_fps=metadata.fps, **rule))
+        chosen = frame_indices(metadata.total_num_frames, num_frames, fps, max_frames, times, metadata.fps)
+        return np.asarray(chosen, dtype=np.int64)
 
-    def _decode_and_sample_videos(
+    def _decode_and_sample_videos(  # type: ignore[override]  # the base class returns both, and declares one
         self,
         videos: Any,
         video_metadata: Any,
@@ -138,7 +138,7 @@ class XLLMVideoProcessor(BaseVideoProcessor):
         loaded = [load_video(video, sample_indices_fn=rule, metadata=entry) for video, entry in zip(videos, given)]
         return [frames for frames, _ in loaded], [metadata for _, metadata in loaded]
 
-    def _prepare_input_videos(
+    def _prepare_input_videos(  # type: ignore[override]  # always called with keywords
         self, videos: list[np.ndarray], device: str | None = None, **kwargs: Any
     ) -> list[torch.Tensor]:
         # `load_video` always gives (T, H, W, 3); guessing the layout from the numbers would fail on tiny frames.
@@ -146,7 +146,7 @@ class XLLMVideoProcessor(BaseVideoProcessor):
             torch.from_numpy(np.ascontiguousarray(video)).permute(0, 3, 1, 2).to(device or "cpu") for video in videos
         ]
 
-    def _preprocess(
+    def _preprocess(  # type: ignore[override]  # always called with keywords
         self, videos: list[torch.Tensor], return_tensors: str | None = None, **kwargs: Any
     ) -> BatchFeature:
         frames = super()._preprocess(videos, **kwargs)["pixel_values_videos"]
