@@ -118,7 +118,7 @@ class X2LConfig(PreTrainedConfig):
                 continue
             if key != kind.config_key:
                 raise ValueError(f"{key} does not belong to a {self.converter!r} converter; leave it out")
-            if self.converter_config is not None:
+            if self.converter_config is not None and kind.config_class is not None:
                 given, older = (kind.config_class(**_fields(one)) for one in (self.converter_config, value))
                 if given.to_dict() != older.to_dict():
                     raise ValueError(

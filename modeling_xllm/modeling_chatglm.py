@@ -24,7 +24,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -46,7 +46,7 @@ from .language_models import (
 
 
 def chatglm_positions(
-    input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, config: ChatGLMConfig
+    input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, config: PreTrainedConfig
 ) -> tuple[torch.LongTensor, torch.LongTensor]:
     """Positions and token types of whole prompts (with or without an answer behind `<sop>`).
 
@@ -70,6 +70,7 @@ def chatglm_positions(
     sop_place, has_sop = _first_place(input_ids == config.bos_token_id, keep, place)
     mask_place, has_mask = _first_place(input_ids == config.gmask_token_id, keep, place)
     uses_gmask = has_mask
+    # CODEPATH: both published vocabularies of chatglm-6b have [MASK]; others may be without.
     if config.mask_token_id is not None:
         plain_place, has_plain = _first_place(input_ids == config.mask_token_id, keep, place)
         mask_place = torch.where(uses_gmask, mask_place, plain_place)
@@ -78,8 +79,9 @@ def chatglm_positions(
 
     answer = place >= sop_place
     channel_0 = torch.where(answer, mask_place, place)
+    # CODEPATH: True for chatglm-6b as of March 2023.
     if config.legacy_sop_position:
-        # March 2023 wrote [gMASK] right before <sop>, gave <sop> its running place and decoded at the mask's.
+        # It wrote [gMASK] right before <sop>, gave <sop> its running place and decoded at the mask's.
         legacy = torch.where(place == sop_place, place, torch.where(answer, sop_place - 1, place))
         channel_0 = torch.where(uses_gmask, legacy, channel_0)
     channel_1 = (place - sop_place + 1).clamp_(min=0)
@@ -92,8 +94,9 @@ def _first_place(hits: torch.Tensor, keep: torch.Tensor, place: torch.Tensor) ->
     return place.gather(1, hits.int().argmax(-1, keepdim=True)), hits.any(-1, keepdim=True)
 
 
-def _check_layout(keep: torch.Tensor, has_sop: torch.Tensor, has_mask: torch.Tensor, config: ChatGLMConfig) -> None:
+def _check_layout(keep: torch.Tensor, has_sop: torch.Tensor, has_mask: torch.Tensor, config: PreTrainedConfig) -> None:
     is_empty = ~keep.any(-1, keepdim=True)
+    # CODEPATH: every checkpoint takes both; short inputs need no look at the values.
     if keep.shape[1] > config.max_position_embeddings:
         lengths = keep.sum(-1)
         torch_compilable_check(

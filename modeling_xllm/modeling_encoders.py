@@ -138,6 +138,10 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
         tower.post_layernorm.eps = LN_VISION_EPS
         return tower
 
+    def tower(self, name: str) -> PreTrainedModel:
+        """The tower called `name` in the modality table."""
+        return {"vision": self.vision_tower, "audio": self.audio_tower, **self.extra_towers}[name]
+
     def train(self, mode: bool = True):
         """`nn.Module.train`, except that frozen parts stay in eval mode: a tower, the language model, an interface's
         converter or adapter, and the modules right inside a converter. Their dropout must not run."""
@@ -173,7 +177,7 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
         converter_class(row.converter).check_inputs(modality, inputs, mask)
         if row.encoder is None:
             return BaseModelOutput(last_hidden_state=inputs), None if mask is None else mask.bool()
-        tower = {"vision": self.vision_tower, "audio": self.audio_tower, **self.extra_towers}[row.encoder]
+        tower = self.tower(row.encoder)
         inputs = inputs.to(tower.dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_trainable(tower)):
             if row.num_frames is not None:
