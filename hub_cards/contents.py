@@ -29,20 +29,17 @@ from xllm.modeling_xllm.weight_files import (
 
 
 INDEX = "model.safetensors.index.json"
-FILES = {model.heads_name for model in (XLLMForQFormerPreTraining, XLLMForSpeechRecognition)}
-FILES |= {"config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"}
-FILES |= {"tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json"}
-FILES |= {"chat_template.jinja", "losses.png", "results.json"}
+FILES = {model.heads_name for model in (XLLMForQFormerPreTraining, XLLMForSpeechRecognition)} | {
+    "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json",
+    "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "losses.png", "results.json",
+}  # fmt: skip
 LICENCE_LINE = b"# Copyright 2026 The X-LLM Transformers Authors."
 
 
 def check_weights(folder: Path) -> None:
-    """Fail if tensors of the checkpoint are missing, too many, misshapen, altered since they were saved, or NaN.
-
-    Parts that `config.towers` names are not looked at. One weight file is in memory at a time.
-
-    Raises:
-        ValueError: the message names file and tensors.
+    """A `ValueError` that names file and tensors if some are missing, too many, misshapen, altered since they were
+    saved, or NaN. Parts that `config.towers` names are not looked at.
     """
     config = XLLMConfig.from_pretrained(folder)
     encoders_alone = config.architectures == ["XLLMEncoderModel"]
@@ -65,10 +62,7 @@ def choose_files(folder: Path) -> tuple[list[Path], list[str]]:
     """The files to push, and the names of what stays here.
 
     Links are followed where the name is one of a checkpoint's files. In the sub-folders of readers, where any name may
-    be used, a link that points out of the checkpoint is refused.
-
-    Raises:
-        ValueError: such a link.
+    be used, a link that points out of the checkpoint is a `ValueError`.
     """
     weights = {Path(path).name for path in weight_files(str(folder))}
     tokenizer = tokenizer_class_from_name(read_json(folder / "tokenizer_config.json").get("tokenizer_class") or "")

@@ -3,8 +3,8 @@
 
     publish("runs/a", "user/repo", stage=2)      ->  from_pretrained("user/repo", revision="stage2")
 
-Everything is in one commit, so a push that is interrupted leaves the repository as it was; large files that have arrived
-are not sent again. Parts whose source is a local folder are stored in the repository: nobody else has that folder.
+Everything is in one commit, so a push that is interrupted leaves the repository as it was; large files that have
+arrived are not sent again. Parts whose source is a local folder are stored in the repository.
 """
 
 import contextlib
@@ -49,13 +49,11 @@ def publish(
 
     Args:
         model: folder of a checkpoint, or of a run with several (`stage2-speech/`, ...).
-        repo_id (`str`): "user/repo"; made if it does not exist.
+        repo_id, revision (`str`): "user/repo" and the branch that gets the commit; made if they do not exist.
         stage (`int`, *optional*): the stage to push; by default what the checkpoint says it is.
-        revision (`str`): branch that gets the commit; made from "main" if it does not exist.
         tag (`str`, *optional*): default "stage<N>". replace (`bool`): move a tag that exists.
         private (`bool`): the repository is made private, and must be.
-        license (`str`, *optional*): of what is stored, for the card.
-        results (*optional*): a file of measured results; default the folder's `results.json`.
+        license, results (*optional*): licence of what is stored, and a file of results (`results.json`), for the card.
         token (`str`, *optional*): default the one of `hf auth login` or `HF_TOKEN`.
 
     Returns:
@@ -72,8 +70,7 @@ def publish(
     api = HfApi(token=token, library_name="xllm-transformers")
     with hub_errors(repo_id), _workplace(folder) as prepared:
         refs = _open_repository(api, repo_id, revision, tag, private, replace)
-        left_out = _prepare(folder, prepared)
-        if left_out:
+        if left_out := _prepare(folder, prepared):
             logger.warning("%s: left out, not part of a checkpoint: %s", folder, ", ".join(left_out))
         licenses = _tower_licenses(api, prepared)
         card = model_card(prepared, repo_id, tag or revision, license, licenses, results)
@@ -106,11 +103,7 @@ def find_stage(folder: Path, stage: int | None) -> tuple[Path, int | None]:
 
 
 def check_files(folder: Path) -> None:
-    """Fail if a file of the checkpoint is missing or damaged.
-
-    Raises:
-        PublishError: the message names the file.
-    """
+    """A `PublishError` that names the file if one of the checkpoint is missing or damaged."""
     if not (folder / "processor_config.json").is_file():
         raise PublishError(f"{folder}: has no processor_config.json; save the processor beside the model")
     try:
@@ -125,7 +118,7 @@ def check_files(folder: Path) -> None:
 def _workplace(folder: Path) -> Iterator[Path]:
     """A folder for what is pushed, mostly links.
 
-    Weights that are put together lie beside the checkpoint: if the process is killed, the next push of it removes them.
+    Weights that are put together lie beside the checkpoint; where the process is killed, the next push removes them.
     """
     beside, name = folder.resolve().parent, f".{folder.resolve().name}.push-"
     for old in beside.glob(f"{name}*"):
@@ -155,14 +148,13 @@ def hub_errors(repo_id: str):
     except PublishError:
         raise
     except (OSError, ValueError, RuntimeError, errors.HTTPError) as error:
-        advice = next((advice for kind, advice in ADVICE if isinstance(error, kind)), None)
+        advice = next((text for kind, text in ADVICE if isinstance(error, kind)), None)
         if advice is None and isinstance(error, errors.HfHubHTTPError):
             status = error.response.status_code
             advice = f"the Hub answered {status}: {error.server_message or error}"
             if status in (401, 403):
-                advice = (
-                    f"not allowed to write ({status}): log in with `hf auth login`, or give a token with write access"
-                )
+                how = "log in with `hf auth login`, or give a token with write access"
+                advice = f"not allowed to write ({status}): {how}"
         # errors.HTTPError is the HTTP library's own; the client wraps what goes wrong while a large file is sent.
         if advice is None and errors.HTTPError in (*type(error).__mro__, *type(error.__cause__).__mro__):
             advice = f"the Hub cannot be reached ({error}); the push can be repeated"
@@ -171,7 +163,9 @@ def hub_errors(repo_id: str):
         raise PublishError(f"{repo_id}: {advice}") from error
 
 
-def _open_repository(api, repo_id, revision, tag, private, replace) -> set[str]:
+def _open_repository(
+    api: HfApi, repo_id: str, revision: str, tag: str | None, private: bool, replace: bool
+) -> set[str]:
     """Make repository and branch if need be; returns the tags that exist."""
     api.create_repo(repo_id, private=private or None, exist_ok=True)
     if private and not api.repo_info(repo_id).private:
@@ -200,12 +194,13 @@ def _prepare(folder: Path, prepared: Path) -> list[str]:
 
 
 def _local_towers(folder: Path) -> list[str]:
+    """Parts whose source is a folder of this machine."""
+
+    def is_local(source: str) -> bool:
+        return source.startswith((".", "/", "~")) or Path(folder, source).is_dir() or Path(source).is_dir()
+
     towers = read_json(folder / "config.json").get("towers") or {}
-    return [part for part, tower in towers.items() if _is_local(tower["name_or_path"], folder)]
-
-
-def _is_local(source: str, folder: Path) -> bool:
-    return source.startswith((".", "/", "~")) or Path(folder, source).is_dir() or Path(source).is_dir()
+    return [part for part, tower in towers.items() if is_local(tower["name_or_path"])]
 
 
 def _tower_licenses(api: HfApi, prepared: Path) -> dict[str, str]:
@@ -213,9 +208,7 @@ def _tower_licenses(api: HfApi, prepared: Path) -> dict[str, str]:
     found = {}
     towers = read_json(prepared / "config.json").get("towers") or {}
     for source in {tower["name_or_path"] for tower in towers.values()}:
-        with contextlib.suppress(
-            errors.HfHubHTTPError
-        ):  # a tower that is gated or elsewhere: the card says to look there
+        with contextlib.suppress(errors.HfHubHTTPError):  # gated or elsewhere: the card says to look there
             card = api.model_info(source).card_data
             if card is not None and card.license:
                 found[source] = card.license
@@ -225,7 +218,9 @@ def _tower_licenses(api: HfApi, prepared: Path) -> dict[str, str]:
 def _commit(api: HfApi, repo_id: str, prepared: Path, revision: str, message: str) -> CommitInfo:
     """One commit: our files, without those of an earlier push that are not among them."""
     files = {path.relative_to(prepared).as_posix(): path for path in prepared.rglob("*") if not path.is_dir()}
-    operations = [CommitOperationAdd(name, str(path.resolve())) for name, path in sorted(files.items())]
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationAdd(name, str(path.resolve())) for name, path in sorted(files.items())
+    ]
     operations += [CommitOperationDelete(name) for name in stale_files(api, repo_id, revision, set(files))]
     return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
 

@@ -1,8 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """The code beside a checkpoint, so that a machine without this package opens it with `trust_remote_code=True`.
 
-What is copied is what the folders say: the flat files of `modeling_xllm/` and `processing/`, and the user's modules that
-the checkpoint needs.
+What is copied are the flat files of `modeling_xllm/` and `processing/`, and the user's modules that the checkpoint
+needs.
 
 Deviation from transformers' `register_for_auto_class`: that marks the classes for the whole process (every later save
 writes code), keeps one Auto class per model, and cannot bring modules of two folders together.
@@ -45,7 +45,7 @@ def export_code(folder: str | Path) -> list[str]:
     if processor:
         for name, auto in PART_AUTO.items():
             part = processor.get(name) or {}
-            if home := public_names().get(part.get(f"{name}_type")):  # classes of transformers need no code
+            if home := public_names().get(part.get(f"{name}_type", "")):  # classes of transformers need no code
                 part["auto_map"] = {auto: f"{home.split('.')[1]}.{part[f'{name}_type']}"}
         write_json(folder / "processor_config.json", {**processor, **modules, "auto_map": PROCESSOR_MAP})
     tokenizer = read_json(folder / "tokenizer_config.json")
@@ -55,10 +55,9 @@ def export_code(folder: str | Path) -> list[str]:
         (folder / file.name).unlink(missing_ok=True)
         shutil.copyfile(file, folder / file.name)
         if name in ENTRY_MODULES:  # importing the user's modules registers what is in them
+            imports = [f"\nfrom .{user.stem} import __name__ as _{user.stem}  # noqa: E402\n" for user in files]
             with (folder / file.name).open("a", encoding="utf-8") as copy:
-                copy.writelines(
-                    f"\nfrom .{user.stem} import __name__ as _{user.stem}  # noqa: E402\n" for user in files
-                )
+                copy.writelines(imports)
     return [file.name for file in (*flat_files().values(), *files)]
 
 

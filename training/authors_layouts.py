@@ -1,11 +1,9 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """The authors' published JSON files: the one place of training that names the media of their columns.
 
-| format   | rows                                                                                    |
-|----------|-----------------------------------------------------------------------------------------|
-| captions | `{"image", "caption": [...]}` and `{"image_id", "caption_zh"}`                          |
-| features | `{"speech_feats_path", "target_text"}`, also with "image", and                          |
-|          | `{"speech_feats_path", "image_path", "question_text", "answer_text"}`                   |
+captions: `{"image", "caption": [...]}` and `{"image_id", "caption_zh"}`
+features: `{"speech_feats_path", "target_text"}`, also with "image", and
+          `{"speech_feats_path", "image_path", "question_text", "answer_text"}`
 
 The speech files name pre-extracted features of an encoder that was never published: `.npy` files, for a model whose
 speech row is `token_level`. Deviation: nothing is cut to 20 characters and 20 vectors.

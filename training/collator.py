@@ -68,7 +68,7 @@ class XLLMDataCollator:
     ```
 
     Each sample is `{"messages": [...]}` in Hugging Face's chat form (media as path, URL, bytes, PIL image, array or a
-    `datasets` struct; keys whose value is None are dropped), the last message being the assistant's.
+    `datasets` struct), the last message being the assistant's.
 
     Args:
         task (`str`): "chat", "transcribe" or "contrast".

@@ -95,11 +95,7 @@ class ChatDataset(Dataset):
         return len(self._order)
 
     def __getitem__(self, index: int) -> dict:
-        """One conversation with decoded media.
-
-        Raises:
-            MediaError: a medium that cannot be decoded, with `on_error="raise"`; or every sample failed.
-        """
+        """One conversation with decoded media; `MediaError` if it cannot be decoded, or with "skip" if none can."""
         rng = np.random.default_rng([self.seed, self.epoch, int(index), 1])
         for attempt in range(len(self._order)):
             place = int(self._order[(index + attempt) % len(self._order)])

@@ -159,7 +159,9 @@ def _peft_parameters(model: nn.Module) -> set[str]:
 
 def frozen_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters that are not trained, and saved buffers of modules none of whose own parameters is trained."""
-    frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    frozen: dict[str, torch.Tensor] = {
+        name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad
+    }
     saved = set(model.state_dict(keep_vars=True))
     for path, module in model.named_modules():
         if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
