@@ -459,8 +459,16 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, LanguageModelGener
         """
         if self.training and labels is not None and use_cache is None:
             use_cache = False
-        text = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, token_type_ids)
-        outputs: BaseModelOutputWithPast = self.transformer(*text, use_cache=use_cache, **kwargs)
+        outputs: BaseModelOutputWithPast = self.transformer(  # by name: hooks read them so
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            token_type_ids=token_type_ids,
+            use_cache=use_cache,
+            **kwargs,
+        )
         logits, loss = logits_and_loss(self, outputs.last_hidden_state, labels, logits_to_keep, **kwargs)
         return CausalLMOutputWithPast(
             loss, logits, outputs.past_key_values, hidden_states=outputs.hidden_states, attentions=outputs.attentions

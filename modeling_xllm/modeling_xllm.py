@@ -310,10 +310,21 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
         Raises:
             ValueError: placeholders and media disagree, or media without a row that reads them.
         """
-        text = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, token_type_ids)
         media = (pixel_values, pixel_values_videos, video_frame_mask, input_features, input_features_mask)
         media = dict(zip(MEDIA_ARGUMENTS, media))
-        outputs = self.model(*text, media_embeds, modality_features, use_cache=use_cache, **media, **kwargs)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            token_type_ids=token_type_ids,
+            media_embeds=media_embeds,
+            modality_features=modality_features,
+            use_cache=use_cache,
+            **media,
+            **kwargs,
+        )
         if labels is not None:  # collators that copy input_ids would teach it to say placeholders
             labels = labels.masked_fill(self.model.placeholder_mask(labels), -100)
         logits, loss = logits_and_loss(self, outputs.last_hidden_state, labels, logits_to_keep, **kwargs)
