@@ -15,17 +15,10 @@ import xllm
 
 # Packages of the extras (pyproject.toml) by the name that is imported.
 EXTRAS = {
-    "jiwer": "train",
-    "matplotlib": "train",
-    "peft": "train",
-    "datasets": "train",
-    "sklearn": "demo",
-    "espeakng_loader": "demo",
-    "bitsandbytes": "quantization",
-    "torchao": "quantization",
-    "fastapi": "serve",
-    "openai": "serve",
-    "uvicorn": "serve",
+    **dict.fromkeys(("jiwer", "matplotlib", "peft", "datasets"), "train"),
+    **dict.fromkeys(("sklearn", "espeakng_loader"), "demo"),
+    **dict.fromkeys(("bitsandbytes", "torchao"), "quantization"),
+    **dict.fromkeys(("fastapi", "openai", "uvicorn"), "serve"),
 }
 COMMANDS = ("init", "demo", "train", "chat", "serve", "evaluate", "inspect", "convert", "push")
 # Commands that make a model take modules of the user's; those that open one may also run the code beside it.
@@ -129,7 +122,3 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"xllm {args.command}: {one_line(error)}", file=sys.stderr)  # noqa: T201
         return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,10 +18,8 @@ from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
 
 
 class PythonDecodeStream:
-    """`tokenizers.decoders.DecodeStream` for tokenizers in Python: ids in one by one, pieces of text out.
-
-    What is new is the text of a short window with the token minus without it; the window moves on whenever text came
-    out, so the cost per token does not grow.
+    """`tokenizers.decoders.DecodeStream` for tokenizers in Python: ids in one by one, pieces of text out, read off a
+    short window that moves on with the text, so that the cost per token does not grow.
     """
 
     def __init__(self, skip_special_tokens: bool):
@@ -65,10 +63,8 @@ ChatGLMTokenizer._tokenizer = property(lambda self: self)  # what the server han
 
 
 def conversation_of(messages: list[dict], modality: Modality) -> list[dict]:
-    """Messages of a request for the processor; transformers' own function drops parts of kinds that it does not know.
-
-    Raises:
-        ValueError: a part of a kind that nobody has registered.
+    """Messages of a request for the processor; transformers' own function drops parts of kinds that it does not know,
+    here a kind that is not registered is a `ValueError`.
     """
     conversation = BaseHandler.get_processor_inputs_from_messages(
         [{**message, "content": None} for message in messages], modality

@@ -9,6 +9,7 @@ a file to the next question, `/new` starts over, `/quit` ends.
 import argparse
 import json
 import sys
+from typing import Any
 
 
 def add_parser(subparsers) -> argparse.ArgumentParser:
@@ -43,7 +44,8 @@ class Chat:
 
     def reset(self) -> None:
         """Forget what was said and shown."""
-        self.turns, self.features = [], {}
+        self.turns: list[dict] = []
+        self.features: dict[str, Any] = {}  # row -> what its media have been encoded to
 
     def ask(self, question: str, media: list[dict]) -> str:
         """The model's answer to a question about `media` (content parts) and what was said before."""
@@ -53,20 +55,18 @@ class Chat:
         from xllm.processing.conversations import part_source
 
         # Files are opened once; later turns hold what was decoded.
-        content = [
-            {"type": part["type"], part["type"]: self.processor.load(part["type"], part_source(part))}
-            for part in media
-        ]
+        kinds = [part["type"] for part in media]
+        content = [{"type": kind, kind: self.processor.load(kind, part_source(p))} for kind, p in zip(kinds, media)]
         turns = [*self.turns, {"role": "user", "content": [*content, {"type": "text", "text": question}]}]
-        inputs = self.processor.encode_conversations(
-            [turns],
-            add_generation_prompt=True,
-            sanitize_control_tokens=True,  # "<ImageHere>" typed by a user is text
-        ).to(self.model.device)
+        # "<ImageHere>" typed by a user is text.
+        encoded = self.processor.encode_conversations(
+            [turns], add_generation_prompt=True, sanitize_control_tokens=True
+        )
+        inputs = encoded.to(self.model.device)
         streamer = None
         if not self.args.json:
             streamer = TextStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        sampling = {"do_sample": False}
+        sampling: dict[str, Any] = {"do_sample": False}
         if self.args.sample:
             torch.manual_seed(self.args.seed)
             sampling = {"do_sample": True, "top_p": 0.7, "temperature": 0.95}
@@ -84,7 +84,7 @@ class Chat:
 
     def _new_media(self, inputs: dict) -> dict:
         """The items among the processor's media tensors that no earlier turn has encoded."""
-        new = {}
+        new: dict[str, Any] = {}
         for name, row in self.model.config.modalities.items():
             known = len(self.features[name].mask) if name in self.features else 0
             for key in (row.input_name, row.mask_name):

@@ -6,6 +6,8 @@ train tiny interfaces; held-out questions about unseen scans and voices are answ
 """
 
 import argparse
+import json
+import sys
 
 
 def add_parser(subparsers) -> argparse.ArgumentParser:
@@ -19,9 +21,6 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; the table goes to standard output."""
-    import json
-    import sys
-
     from xllm.demo.run import format_table, run_demo
 
     results = run_demo(args.output, seed=args.seed)

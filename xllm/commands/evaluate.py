@@ -16,11 +16,9 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     for option, meaning in (("--where", "only these rows"), ("--exclude", "not these rows")):
         parser.add_argument(option, action="append", default=[], metavar="COLUMN=VALUE[,VALUE]", help=meaning)
     parser.add_argument("--modality", help="of a plain table: a row of the model, or text")
-    parser.add_argument("--file-column", default="file", help="of a plain table")
-    parser.add_argument("--text-column", default="text", help="of a plain table")
-    parser.add_argument(
-        "--media-root", metavar="DIR", help="folder of relative media paths (default: the data file's)"
-    )
+    for column in ("file", "text"):
+        parser.add_argument(f"--{column}-column", default=column, help="of a plain table")
+    parser.add_argument("--media-root", metavar="DIR", help="folder of relative media paths (default: the data's)")
     parser.add_argument("--prompt", help="what to ask about each file of a plain table")
     parser.add_argument("--limit", type=int, help="only the first rows")
     parser.add_argument("--max-new-tokens", type=int, default=64)
@@ -56,20 +54,11 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"task is {args.task!r}; choose one of {', '.join(TASKS)}")
     where, exclude = _columns(args.where, "--where"), _columns(args.exclude, "--exclude")
     rows = open_config(args.model, args.trust_remote_code)[2].modalities
-    source = SourceSpec(
-        path=args.data,
-        modality=args.modality or row_of_task(args.task, rows),
-        file_column=args.file_column,
-        text_column=args.text_column,
-        media_root=args.media_root,
-        prompts=None if args.prompt is None else [args.prompt],
-        where=where,
-        exclude=exclude,
-        limit=args.limit,
-    )
-    spec = EvaluationSpec(
-        name=args.task, task=args.task, data=[source], max_new_tokens=args.max_new_tokens, batch_size=args.batch_size
-    )
+    given = {name: getattr(args, name) for name in ("file_column", "text_column", "media_root", "limit")}
+    given |= {"modality": args.modality or row_of_task(args.task, rows), "where": where, "exclude": exclude}
+    source = SourceSpec(path=args.data, prompts=None if args.prompt is None else [args.prompt], **given)
+    sizes = {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size}
+    spec = EvaluationSpec(name=args.task, task=args.task, data=[source], **sizes)
     sources = check_evaluation(spec, MediaRows(parts_of_rows(rows)))
     model, processor = load_checkpoint(args.model, args.trust_remote_code)
     folder = None if args.output is None else Path(args.output)

@@ -29,7 +29,7 @@ def describe(model) -> dict:
     from xllm.training.stages import freeze_for_stage
 
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    parameters = {}
+    parameters: dict[str, int] = {}
     for name, size in sizes.items():
         path = name.removeprefix("model.").split(".")
         key = ".".join(path[:2]) if path[0] == "interfaces" else part_of(name)
@@ -46,18 +46,10 @@ def describe(model) -> dict:
         }
         for name, row in model.config.modalities.items()
     }
-    stages = {}
-    for name in rows:
-        stages[f"2 {name}"] = sum(sizes[key] for key in freeze_for_stage(model, 2, [name]))
-    stages["3"] = sum(sizes[key] for key in freeze_for_stage(model, 3))
-    return {
-        "stage": model.config.stage,
-        "towers": model.config.towers,
-        "lineage": model.config.lineage,
-        "modalities": rows,
-        "parameters": parameters,
-        "trainable_in_stage": stages,
-    }
+    trained = {f"2 {name}": freeze_for_stage(model, 2, [name]) for name in rows} | {"3": freeze_for_stage(model, 3)}
+    stages = {name: sum(sizes[key] for key in keys) for name, keys in trained.items()}
+    facts = {name: getattr(model.config, name) for name in ("stage", "towers", "lineage")}
+    return {**facts, "modalities": rows, "parameters": parameters, "trainable_in_stage": stages}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,18 +66,14 @@ def run(args: argparse.Namespace) -> int:
         + (f" (of {row['shares_converter_with']})" if row["shares_converter_with"] else "")
         for name, row in report["modalities"].items()
     ]
-    lines += ["parameters"] + [f"  {name:<20} {count:>15,}" for name, count in report["parameters"].items()]
-    lines += ["trained in stage"] + [
-        f"  {name:<20} {count:>15,}" for name, count in report["trainable_in_stage"].items()
-    ]
+    for title, key in (("parameters", "parameters"), ("trained in stage", "trainable_in_stage")):
+        lines += [title, *(f"  {name:<20} {count:>15,}" for name, count in report[key].items())]
     if report["towers"]:
         lines.append("not stored here")
-        for part, source in report["towers"].items():
-            lines.append(f"  {part:<20} {source['name_or_path']}@{source.get('revision') or 'unpinned'}")
+    for part, source in (report["towers"] or {}).items():
+        lines.append(f"  {part:<20} {source['name_or_path']}@{source.get('revision') or 'unpinned'}")
     for entry in report["lineage"] or ():
-        what, samples = ", ".join(entry["modalities"]), entry["data"]["samples"]
-        lines.append(
-            f"stage {entry['stage']} of {what}: {samples} samples, {entry['frozen']['tensors']} tensors frozen"
-        )
+        counts = f"{entry['data']['samples']} samples, {entry['frozen']['tensors']} tensors frozen"
+        lines.append(f"stage {entry['stage']} of {', '.join(entry['modalities'])}: {counts}")
     sys.stdout.write("\n".join(lines) + "\n")
     return 0

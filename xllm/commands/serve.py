@@ -53,7 +53,5 @@ def _check_port(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(
-            f"cannot listen on {host}, port {port} ({reason}): choose another --port or --host"
-        ) from error
+        where = f"{host}, port {port} ({getattr(error, 'strerror', None) or error})"
+        raise ValueError(f"cannot listen on {where}: choose another --port or --host") from error
