@@ -25,7 +25,7 @@ from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 from xllm.modeling_xllm.configuration_xllm import X2LConfig
 from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
 from xllm.modeling_xllm.stage1.modeling_qformer_pretraining import XLLMForQFormerPreTraining
-from xllm.modeling_xllm.stage1.qformer_objectives import retrieval_recall
+from xllm.modeling_xllm.stage1.qformer_objectives import max_similarity
 
 
 SIZE, PATCH, FRAMES = 32, 8, 3
@@ -120,25 +120,46 @@ def build(modality: str) -> XLLMForQFormerPreTraining:
     return model
 
 
+def recall_at_1(similarities: torch.Tensor, positives: torch.BoolTensor) -> float:
+    """Share of rows whose best column is a positive."""
+    return positives.gather(1, similarities.argmax(dim=1, keepdim=True)).float().mean().item()
+
+
+def greedy_captions(model, media, max_length: int) -> torch.LongTensor:
+    """`(B, at most max_length)`: `[DEC]`, the caption of the ITG head, `[SEP]`, padding."""
+    config = model.config
+    ids = torch.full((media.frame_mask.shape[0], 1), config.text_bos_token_id)
+    ended = torch.zeros_like(ids, dtype=torch.bool)
+    while ids.shape[1] < max_length and not ended.all():
+        hidden = model.text_branch.decode(
+            model.qformer, ids, torch.ones_like(ids), media.query_states, media.query_mask
+        )
+        token = model.text_branch.lm_logits(hidden[:, -1]).argmax(dim=-1, keepdim=True)
+        token = token.masked_fill(ended, config.text_pad_token_id)
+        ended = ended | (token == config.text_eos_token_id)
+        ids = torch.cat([ids, token], dim=1)
+    return ids
+
+
 @torch.no_grad()
 def measure(model, scenes: list[int], media: dict[str, torch.Tensor]) -> dict[str, float]:
     """Retrieval against all captions, matching of right and wrong captions, next words and whole greedy captions."""
     model.eval()
     ids = caption_ids()
     queried = model.query_media(**media)
-    similarities = model.similarity(queried, model.embed_text(ids))
+    similarities = max_similarity(model.embed_media(queried), model.embed_text(ids), queried.query_mask)
     truth = torch.tensor(scenes)
     positives = truth[:, None] == torch.arange(len(SCENES))
     shown = positives.any(dim=0)
     right = model.match(queried, ids[truth]).argmax(dim=1) == 1
     wrong = model.match(queried, ids[(truth + 1) % len(SCENES)]).argmax(dim=1) == 0
     logits = model.text_branch.lm_logits(model.caption_states(queried, ids[truth]))
-    captions = model.generate_captions(queried, max_length=ids.shape[1])
+    captions = greedy_captions(model, queried, ids.shape[1])
     width = captions.shape[1]
     model.train()
     return {
-        "media_to_text_r1": retrieval_recall(similarities, positives)["media_to_text"],
-        "text_to_media_r1": retrieval_recall(similarities[:, shown], positives[:, shown])["text_to_media"],
+        "media_to_text_r1": recall_at_1(similarities, positives),
+        "text_to_media_r1": recall_at_1(similarities[:, shown].T, positives[:, shown].T),
         "matching_accuracy": (torch.cat([right, wrong])).float().mean().item(),
         "token_accuracy": (logits[:, :-1].argmax(dim=-1) == ids[truth][:, 1:]).float().mean().item(),
         "exact_captions": (captions[:, 1:] == ids[truth][:, 1:width]).all(dim=1).float().mean().item(),

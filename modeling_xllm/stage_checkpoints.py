@@ -9,6 +9,7 @@ is missing.
 
 import copy
 import os
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,9 @@ def sample_towers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 class StageCheckpointMixin:
     """Saves without the parts that `config.towers` names a source for, and puts them back on loading."""
 
+    # Called with the folder of a new checkpoint; the installed package copies the user's modules there.
+    after_saving: Callable[[str | os.PathLike], None] | None = None
+
     @property
     def is_quantized(self) -> bool:
         """Trainer refuses to train quantised models; here what is trained never is, so it is told no."""
@@ -103,6 +107,8 @@ class StageCheckpointMixin:
             self.hf_quantizer, self.config = quantizer, config
         if kwargs.get("is_main_process", True) and not kwargs.get("distributed_checkpoint"):
             record_weights(save_directory)
+            if self.after_saving is not None:
+                self.after_saving(save_directory)
 
     def _fail_if_towers_moved(self) -> None:
         now = sample_towers(self)

@@ -12,6 +12,7 @@ import functools
 import json
 import os
 import posixpath
+from collections.abc import Callable
 from typing import Any
 
 from huggingface_hub import snapshot_download
@@ -56,6 +57,8 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
     """
 
     text_kwargs = {"padding": True}
+    # Called with the folder of a new checkpoint; the installed package copies the user's modules there.
+    after_saving: Callable[[str | os.PathLike], None] | None = None
 
     def __init__(
         self,
@@ -299,7 +302,10 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
             folder = os.path.join(save_directory, name)
             os.makedirs(folder, exist_ok=True)
             reader.save_pretrained(folder)
-        return super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        files = super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        if self.after_saving is not None:
+            self.after_saving(save_directory)
+        return files
 
     @classmethod
     def _get_arguments_from_pretrained(

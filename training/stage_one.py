@@ -6,8 +6,11 @@ heads are those of an earlier stage 1 of this interface, or new; the text side o
 (`text_side`).
 """
 
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
+import torch
 from transformers import AutoTokenizer
 
 from xllm.modeling_xllm.conversion.convert import is_pth
@@ -69,6 +72,7 @@ def build_stage_one(
     heads: str | Path | None = None,
     text_side: str | None = None,
     text_tokenizer: str | None = None,
+    check_only: bool = False,
 ):
     """The stage-1 model that shares tower and interface with `model`; `start` says where its heads come from.
 
@@ -79,6 +83,7 @@ def build_stage_one(
             continued.
         text_side (`str`, *optional*): see `read_text_side`; instead of the heads there.
         text_tokenizer (`str`, *optional*): of the text side; default that of its source, or else the language model's.
+        check_only (`bool`): only see whether all of it fits; the model returned has no memory and shares nothing.
 
     Returns:
         the stage-1 model, with attributes `tokenizer` (what its texts are read with) and `start` (one line).
@@ -112,16 +117,19 @@ def build_stage_one(
             )
     fields = {**fields, **own, **(objective or {})}
     fields.pop("modality", None)
-    learner = model_class(stage_one_config(model.config, config_class, modality, **fields))
-    learner = learner.to(device=model.device, dtype=model.dtype)
+    with torch.device("meta") if check_only else nullcontext():
+        learner = model_class(stage_one_config(model.config, config_class, modality, **fields))
+    learner = learner.to(device=None if check_only else model.device, dtype=model.dtype)
     learner.tokenizer, learner.start = tokenizer, f"new heads over the language model's {len(tokenizer)} words"
     if tensors is not None:
         copy_tensors(tensors, learner.heads_state_dict(), str(heads))
         learner.start = f"continues the heads of {heads}"
     elif begin is not None:
-        begin(learner)
+        with warnings.catch_warnings(action="ignore" if check_only else "default"):  # "a no-op" on the meta device
+            begin(learner)
         learner.start = f"the text side starts from {text_side}"
-    _share_modules(learner.model, model.model)
+    if not check_only:
+        _share_modules(learner.model, model.model)
     return learner
 
 

@@ -1,16 +1,16 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Runs a recipe: its stages one after the other, each from the previous one's checkpoint.
 
-    train("recipe.yaml", ["trainer.max_steps=100", "output_dir=runs/a"]) -> TrainingResult      (a file, name or dict)
-    run_stage(model, processor, stage, folder) -> StageResult       (objects in memory; `stage` is a StageSpec or a dict)
+    train("recipe.yaml", ["trainer.max_steps=100", "output_dir=runs/a"]) -> TrainingResult    (a file, name or dict)
+    run_stage(model, processor, stage, folder) -> StageResult    (objects in memory; `stage` is a StageSpec or a dict)
 
-A data source may be `{"dataset": [...]}` with samples or a `datasets.Dataset` instead of a path. Everything that can be
-wrong with recipe, model and data files is found before anything is written. A stage leaves, in `output_dir/stageN-...`:
-the checkpoint that `from_pretrained`, the next stage and `xllm chat` open, `frozen.json` (hashes of what did not move),
-`log.jsonl`, `losses.png`, the heads of stage 1, and `results.json` of its evaluations.
+A data source may be `{"dataset": [...]}` with samples or a `datasets.Dataset` instead of a path. Everything that can
+be wrong with recipe, model and data files is found before anything is written. A stage leaves, in
+`output_dir/stageN-...`: the checkpoint that `from_pretrained`, the next stage and `xllm chat` open, `frozen.json`
+(hashes of what did not move), `log.jsonl`, `losses.png`, the heads of stage 1, and `results.json` of its evaluations.
 
-Deviations from the authors' loop: the Trainer's semantics (gradients averaged over accumulated tokens, warm-up in optimiser
-steps, cosine per step, clipping at 1.0) instead of summed gradients and a per-epoch cosine.
+Deviations from the authors' loop: the Trainer's semantics (gradients averaged over accumulated tokens, warm-up in
+optimiser steps, cosine per step, clipping at 1.0) instead of summed gradients and a per-epoch cosine.
 """
 
 import json
@@ -27,6 +27,7 @@ import torch
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from xllm.assembly.presets import save
+from xllm.modeling_xllm.conversion.output import check_unused
 from xllm.modeling_xllm.tower_sources import part_of
 from xllm.modeling_xllm.weight_files import copy_tensors
 from xllm.training.augmentation import Augmentation
@@ -44,6 +45,7 @@ from xllm.training.strict import build
 from xllm.training.trainer import XLLMTrainer
 
 
+OTHER_FOLDER = "; choose another output_dir"
 SAVING = ".saving"  # a checkpoint is written here and then moved to its place, config.json last
 
 
@@ -137,11 +139,18 @@ def check(
 def _prepare_all(recipe, overrides, trust_remote_code: bool = False) -> tuple[Recipe, Any, Any, list[_Prepared]]:
     recipe = load_recipe(recipe, overrides)
     for stage in recipe.stages:
-        _check_folder(Path(recipe.output_dir).expanduser() / stage.folder)
+        check_unused(Path(recipe.output_dir).expanduser() / stage.folder, OTHER_FOLDER)
     set_seed(recipe.seed)
     model, processor = _open_model(recipe, trust_remote_code)
     media = {}  # what one stage has decoded the next need not
-    return recipe, model, processor, [_prepare(model, processor, stage, recipe.seed, media) for stage in recipe.stages]
+    prepared = [_prepare(model, processor, stage, recipe.seed, media) for stage in recipe.stages]
+    converted = set()  # a later stage 1 of the same row continues the heads of the first
+    for stage in prepared:
+        if stage.stage is Stage.CONVERT:
+            heads = None if stage.modalities[0] in converted else recipe.model
+            _stage_one(model, processor, stage, heads, check_only=True)
+            converted.add(stage.modalities[0])
+    return recipe, model, processor, prepared
 
 
 def run_stage(
@@ -165,14 +174,9 @@ def run_stage(
         as `train`.
     """
     spec = build(StageSpec, dict(stage) if isinstance(stage, Mapping) else stage, "stage", "")
-    _check_folder(Path(folder))
+    check_unused(folder, OTHER_FOLDER)
     prepared = _prepare(model, processor, spec, seed)
     return _run(model, processor, prepared, Path(folder), seed, progress, save)
-
-
-def _check_folder(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: exists and is not an empty folder; choose another output_dir")
 
 
 def _open_model(recipe: Recipe, trust_remote_code: bool = False):
@@ -216,6 +220,14 @@ def _prepare(model, processor, spec: StageSpec, seed: int, media: dict | None = 
     return prepared
 
 
+def _stage_one(model, processor, stage: _Prepared, heads, check_only: bool = False):
+    """The stage-1 model of a stage, or, with `check_only`, the errors that it would be built with."""
+    spec, texts = stage.spec, {"text_side": stage.spec.text_side, "text_tokenizer": stage.spec.text_tokenizer}
+    return build_stage_one(
+        model, processor, stage.modalities[0], spec.objective, heads, **texts, check_only=check_only
+    )
+
+
 def _switches(spec: StageSpec) -> dict[str, bool]:
     names = ("train_encoder", "train_query_tokens", "train_shared")
     return {name: getattr(spec, name) for name in names}
@@ -229,7 +241,7 @@ def _check_init_from(config, spec: StageSpec) -> None:
 
 
 def _start_from(model, init_from: dict[str, str]) -> None:
-    """Give an interface what another one has learnt (stage 2 of video starts from the image interface, paper sec. 3.2)."""
+    """Give an interface what another has learnt (video's stage 2 starts from the image interface, paper sec. 3.2)."""
     for name, other in init_from.items():
         own, given = (model.model.interfaces[row].state_dict() for row in (name, other))
         copy_tensors({key: given[key] for key in own.keys() & given.keys()}, own, f"init_from: {other} for {name}")
@@ -246,8 +258,7 @@ def _run(
     learner, task = model, "chat"
     if stage is Stage.CONVERT:
         task = stage_one_task(model.config, modalities)
-        texts = (spec.text_side, spec.text_tokenizer)
-        learner = build_stage_one(model, processor, modalities[0], spec.objective, heads, *texts)
+        learner = _stage_one(model, processor, prepared, heads)
         if progress:
             sys.stderr.write(f"{prepared.title}: {learner.start}\n")
     trained = freeze_for_stage(learner, stage, modalities, **_switches(spec))

@@ -31,6 +31,7 @@ def register() -> None:
     from xllm.modeling_xllm.configuration_xllm import XLLMConfig
     from xllm.modeling_xllm.modeling_chatglm import ChatGLMForConditionalGeneration
     from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
+    from xllm.modeling_xllm.stage_checkpoints import StageCheckpointMixin
     from xllm.processing.feature_extraction_xllm import XLLMFeatureExtractor
     from xllm.processing.processing_xllm import XLLMProcessor
     from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
@@ -51,3 +52,10 @@ def register() -> None:
     modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["xllm"] = "XLLMForConditionalGeneration"
     modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["xllm"] = "XLLMForConditionalGeneration"
     modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["chatglm"] = "ChatGLMForConditionalGeneration"
+    StageCheckpointMixin.after_saving = XLLMProcessor.after_saving = staticmethod(_copy_user_modules)
+
+
+def _copy_user_modules(folder: str) -> None:
+    from xllm.assembly.module_copies import copy_user_modules
+
+    copy_user_modules(folder)

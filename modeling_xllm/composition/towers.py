@@ -3,8 +3,9 @@
 
 One BLIP-2 repository (e.g. Salesforce/blip2-opt-6.7b) gives the image encoder with its norm, the Q-Former, the query
 tokens and, where the widths agree, the I-Adapter; a BERT gives the C-Former's transformer; a causal LM its weights and
-head. A `.pth` file of LAVIS or of the authors (`conversion`), or a folder that `xllm convert` or a stage has written, gives
-what it holds. Without a language model, the interfaces' own is taken, with their encoders: parts of several runs in one model.
+head. A `.pth` file of LAVIS or of the authors (`conversion`), or a folder that `xllm convert` or a stage has written,
+gives what it holds. Without a language model, the interfaces' own is taken, with their encoders: parts of several runs
+in one model.
 """
 
 import os
@@ -17,7 +18,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from xllm.modeling_xllm.configuration_chatglm import ChatGLMConfig
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig, default_modalities
-from xllm.modeling_xllm.conversion.convert import LN_VISION, check_shapes, is_pth, open_published, reference_shapes
+from xllm.modeling_xllm.conversion.convert import (
+    LN_VISION_PREFIX,
+    check_shapes,
+    is_pth,
+    open_published,
+    reference_shapes,
+)
 from xllm.modeling_xllm.conversion.sizes import published_rows, vision_config
 from xllm.modeling_xllm.converters import converter_class
 from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
@@ -50,12 +57,8 @@ def published_config(source: str) -> PreTrainedConfig:
     name, revision = split_source(source)
     try:
         values = PreTrainedConfig.get_config_dict(name, revision=revision)[0]
-        for own in (
-            ChatGLMConfig,
-            XLLMConfig,
-            QFormerPreTrainingConfig,
-            SpeechRecognitionConfig,
-        ):  # as remote code, not registered
+        # By class: as remote code, ours are not registered.
+        for own in (ChatGLMConfig, XLLMConfig, QFormerPreTrainingConfig, SpeechRecognitionConfig):
             if values.get("model_type") == own.model_type:
                 return own.from_dict(values)
         return AutoConfig.from_pretrained(name, revision=revision)
@@ -116,7 +119,7 @@ def compose_config(
         trained = {key: _row_of_run(run, key, interfaces) for key, run in runs.items()}
         rows = {key: row for key, row in {**rows, **trained}.items() if key in interfaces}
     encoders = by_tower(encoders, rows)
-    # The tensors of a `.pth` file are stored: nobody could load them again by a name.
+    # The tensors of a `.pth` file are stored: no name would find them again.
     given = {tower_of(key): source for key, source in encoders.items() if not is_pth(source)}
     if language_model is not None:
         given["language_model"] = language_model
@@ -233,8 +236,8 @@ def row_like(row: X2LConfig, modality: str, source: str) -> X2LConfig:
 def interface_tensors(modality: str, row: X2LConfig, source: str) -> dict[str, torch.Tensor]:
     """Weights of a published converter under the names of interface `modality` (see the module's first lines).
 
-    An adapter for another width than the language model's is left out. The ln_vision that an image interface was trained
-    behind comes with it, where `source` is a `.pth` file or an X-LLM that stores it.
+    An adapter for another width than the language model's is left out. The ln_vision that an image interface was
+    trained behind comes with it, where `source` is a `.pth` file or an X-LLM that stores it.
 
     Raises:
         ConversionError: the source holds other weights than its layout says.
@@ -242,7 +245,7 @@ def interface_tensors(modality: str, row: X2LConfig, source: str) -> dict[str, t
     """
     name, revision = split_source(source)
     prefix = f"model.interfaces.{modality}."
-    wanted = (prefix, LN_VISION) if modality == "image" else prefix
+    wanted = (prefix, LN_VISION_PREFIX) if modality == "image" else prefix
     if is_pth(source):
         tensors = {key: value for key, value in open_published(source).our_tensors().items() if key.startswith(wanted)}
     elif isinstance(published_config(source), XLLMConfig):
@@ -309,7 +312,7 @@ def compose_tensors(
             add({name: value for name, value in found.items() if name.startswith(prefix)}, source, re.escape(prefix))
     for modality, source in interfaces.items():
         found = interface_tensors(modality, config.modalities[modality], source)
-        for key in [key for key in found if key.startswith(LN_VISION)]:
+        for key in [key for key in found if key.startswith(LN_VISION_PREFIX)]:
             if key not in shapes:
                 del found[key]
             elif key in tensors and not torch.equal(found[key], tensors[key].to(found[key])):

@@ -15,7 +15,7 @@ import torch
 from xllm.modeling_xllm.configuration_xllm import XLLMConfig
 from xllm.modeling_xllm.conversion.layouts import BUFFERS, LAYOUTS, Layout, published_name
 from xllm.modeling_xllm.conversion.pth_files import ConversionError, read_pth
-from xllm.modeling_xllm.conversion.sizes import Shapes, published_config
+from xllm.modeling_xllm.conversion.sizes import Shapes, config_of_shapes
 from xllm.modeling_xllm.modeling_encoders import XLLMEncoderModel
 from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
 from xllm.modeling_xllm.stage1.heads import own_fields
@@ -28,7 +28,7 @@ _OWN = ("converter.query_tokens", "adapter.weight", "adapter.bias")
 LOOSE_KEYS = {f"model.interfaces.{name}.{key}" for name in ("image", "video", "speech") for key in _OWN}
 # First names of a language model in the state_dict() of a whole model.
 WHOLE_MODEL = r"(\w*(llama|glm|opt|llm|lang|language)_?model|transformer|lm_head|model)\."
-LN_VISION = "model.vision_tower.post_layernorm."
+LN_VISION_PREFIX = "model.vision_tower.post_layernorm."
 
 
 def is_pth(source: str) -> bool:
@@ -78,7 +78,7 @@ class PublishedFile:
         Raises:
             ConversionError: names that are unexpected or missing; the first few are listed with their number.
         """
-        shapes = reference_shapes(published_config(self.shapes), "visual_encoder.cls_token" in self.tensors)
+        shapes = reference_shapes(config_of_shapes(self.shapes), "visual_encoder.cls_token" in self.tensors)
         keys = sorted({*shapes, *LOOSE_KEYS})
         names = {}
         for table in self.layout.tables + self.layout.optional:
@@ -210,7 +210,7 @@ def convert(sources: list[str], kind: str | None = None, base: XLLMConfig | None
     if "blip2-stage1" in kinds and not kinds <= {"blip2-stage1", "eva"}:
         raise ConversionError("a stage-1 file makes a stage-1 model: only eva_vit_g.pth goes with it")
     together = {name: value for file in files for name, value in file.tensors.items()}
-    config = published_config(Shapes(together, ", ".join(sources)))
+    config = config_of_shapes(Shapes(together, ", ".join(sources)))
     result = Conversion(config if base is None else base)
     if isinstance(config, QFormerPreTrainingConfig):
         result.head_fields = own_fields(config)

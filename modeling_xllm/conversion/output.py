@@ -24,6 +24,17 @@ from xllm.modeling_xllm.tower_sources import part_of, read_tower
 from xllm.modeling_xllm.weight_files import read_tensors, record_weights, resolve_source, save_tensors
 
 
+def check_unused(folder: str | os.PathLike, advice: str = "") -> None:
+    """Fail unless `folder` is yet to be made, or empty.
+
+    Raises:
+        ConversionError: it is in use; `advice` is how the message ends.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConversionError(f"{folder}: exists and is not an empty folder{advice}")
+
+
 @contextmanager
 def new_folder(output: str | os.PathLike) -> Iterator[Path]:
     """A folder to fill, which becomes `output` when the block ends and vanishes if it fails.
@@ -31,9 +42,8 @@ def new_folder(output: str | os.PathLike) -> Iterator[Path]:
     Raises:
         ConversionError: `output` exists and is not an empty folder.
     """
+    check_unused(output)
     output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConversionError(f"{output}: exists and is not an empty folder")
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
@@ -106,4 +116,4 @@ def summarize(conversion: Conversion) -> dict[str, dict]:
     return parts
 
 
-__all__ = ["new_folder", "summarize", "write_over", "write_parts"]
+__all__ = ["check_unused", "new_folder", "summarize", "write_over", "write_parts"]

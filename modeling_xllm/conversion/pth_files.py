@@ -1,11 +1,10 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Reading a published `.pth` file: its tensors, memory-mapped, and nothing of it is ever run.
 
-The authors' runner stores `{"model", "optimizer", "config", "scaler", "epoch"}` (original.md 4.4), LAVIS the same, and
-"config" may be an object of a library that is not installed. PyTorch's weights-only loader refuses such a file. Here
-every class or function that it names is replaced by one inert class, so that the file can be read without importing,
-let alone calling, any of them; a tensor cannot hide behind such an object, because only tensors are accepted as
-weights.
+The authors' runner stores `{"model", "optimizer", "config", "scaler", "epoch"}`, as LAVIS does, and "config" may be an
+object of a library that is not installed. PyTorch's weights-only loader refuses such a file. Here every class or
+function that it names is replaced by one inert class, so that none of them is imported, let alone called. Only tensors
+are accepted as weights.
 """
 
 import pickle

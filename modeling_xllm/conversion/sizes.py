@@ -88,7 +88,7 @@ def _image_row(shapes: Shapes) -> X2LConfig:
 
 
 def _speech_row(shapes: Shapes) -> X2LConfig:
-    """Feature vectors of a CIF in, as the authors' code has it: no tower, no CIF of one's own."""
+    """Feature vectors of a CIF in, as the authors' code has it: no tower, no CIF."""
     if "speech_feat_proj.weight" in shapes:
         width = features = shapes.size("speech_feat_proj.weight", 1)
         sizes = {"transformer": "none"}
@@ -131,7 +131,7 @@ def published_rows(shapes: Shapes) -> dict[str, X2LConfig]:
     return rows
 
 
-def published_config(shapes: Shapes) -> XLLMConfig:
+def config_of_shapes(shapes: Shapes) -> XLLMConfig:
     """Config of what a file holds, or several laid over each other; with text projections, of a stage-1 model.
 
     Raises:
@@ -157,4 +157,4 @@ def published_config(shapes: Shapes) -> XLLMConfig:
     )
 
 
-__all__ = ["Shapes", "published_config", "published_rows", "vision_config"]
+__all__ = ["Shapes", "config_of_shapes", "published_rows", "vision_config"]

@@ -3,11 +3,12 @@
 
 from huggingface_hub.dataclasses import strict
 
-from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig, default_modalities
+from xllm.modeling_xllm.configuration_xllm import XLLMConfig
+from xllm.modeling_xllm.stage1.heads import StageOneConfigMixin
 
 
 @strict
-class QFormerPreTrainingConfig(XLLMConfig):
+class QFormerPreTrainingConfig(StageOneConfigMixin, XLLMConfig):
     """An `XLLMConfig` cut down to one interface, plus the throw-away text side of stage 1.
 
     The table keeps the row of `modality` (and the row whose converter it shares), so no other tower is built; the
@@ -45,17 +46,12 @@ class QFormerPreTrainingConfig(XLLMConfig):
     match_equal_texts: bool = True
 
     def __post_init__(self, **kwargs):
-        rows = default_modalities() if self.modalities is None else self.modalities
-        if self.modality not in rows:
-            raise ValueError(f"modality is {self.modality!r}; the table has {', '.join(rows)}")
-        row = self._row(self.modality, rows[self.modality])
+        row = self._keep_row()
         if row.converter != "qformer" or row.input_name not in ("pixel_values", "pixel_values_videos"):
             raise ValueError(
                 f"modality {self.modality!r} is a {row.converter!r} over {row.input_name}; stage 1 with ITC, ITM and "
                 "ITG needs a 'qformer' over pixel_values or pixel_values_videos"
             )
-        kept = {self.modality, row.shares_converter_with or self.modality}
-        self.modalities = {name: other for name, other in rows.items() if name in kept}
         self._check_text_fields()
         super().__post_init__(**kwargs)
 
@@ -70,11 +66,6 @@ class QFormerPreTrainingConfig(XLLMConfig):
             )
         if self.initial_temperature <= 0:
             raise ValueError(f"initial_temperature is {self.initial_temperature}, expected a positive number")
-
-    @property
-    def row(self) -> X2LConfig:
-        """The row of the modality table that is trained."""
-        return self.modalities[self.modality]
 
 
 __all__ = ["QFormerPreTrainingConfig"]

@@ -4,11 +4,12 @@
 from huggingface_hub.dataclasses import strict
 
 from xllm.modeling_xllm.configuration_cformer import CFormerConfig
-from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig, default_modalities
+from xllm.modeling_xllm.configuration_xllm import XLLMConfig
+from xllm.modeling_xllm.stage1.heads import StageOneConfigMixin
 
 
 @strict
-class SpeechRecognitionConfig(XLLMConfig):
+class SpeechRecognitionConfig(StageOneConfigMixin, XLLMConfig):
     """An `XLLMConfig` cut down to one speech interface, plus the throw-away heads of stage 1.
 
     The table keeps the row of `modality` alone, so no other tower is built; the language model is never built, only
@@ -41,10 +42,7 @@ class SpeechRecognitionConfig(XLLMConfig):
     ctc_blank_id: int | None = None
 
     def __post_init__(self, **kwargs):
-        rows = default_modalities() if self.modalities is None else self.modalities
-        if self.modality not in rows:
-            raise ValueError(f"modality is {self.modality!r}; the table has {', '.join(rows)}")
-        row = self._row(self.modality, rows[self.modality])
+        row = self._keep_row()
         if row.converter != "cformer" or row.shares_converter_with is not None:
             raise ValueError(
                 f"modality {self.modality!r} is a {row.converter!r}"
@@ -55,7 +53,6 @@ class SpeechRecognitionConfig(XLLMConfig):
             raise ValueError(
                 f"modality {self.modality!r} has no CIF (cif_predictor='none'): there is nothing to train"
             )
-        self.modalities = {self.modality: row}
         self._check_heads()
         super().__post_init__(**kwargs)
 
@@ -69,11 +66,6 @@ class SpeechRecognitionConfig(XLLMConfig):
                 raise ValueError(f"{field} must not be negative, got {getattr(self, field)}")
         if self.ctc_blank_id is not None and not 0 <= self.ctc_blank_id < self.vocab_size:
             raise ValueError(f"ctc_blank_id is {self.ctc_blank_id}, outside vocab_size {self.vocab_size}")
-
-    @property
-    def row(self) -> X2LConfig:
-        """The row of the modality table that is trained."""
-        return self.modalities[self.modality]
 
     @property
     def cformer_config(self) -> CFormerConfig:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
-from xllm.modeling_xllm.configuration_xllm import XLLMConfig
+from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig, default_modalities
 from xllm.modeling_xllm.weight_files import (
     HUB_ARGUMENTS,
     StageCheckpointError,
@@ -45,6 +45,32 @@ def stage_one_config(config: XLLMConfig, config_class: type[XLLMConfig], modalit
     )
 
 
+class StageOneConfigMixin:
+    """For an `XLLMConfig` that is cut down to the row `modality` (and the row whose converter that one shares)."""
+
+    modality: str
+    modalities: dict[str, X2LConfig] | None
+
+    def _keep_row(self) -> X2LConfig:
+        """The row that is trained; the table loses the others.
+
+        Raises:
+            ValueError: it is not in the table.
+        """
+        rows = default_modalities() if self.modalities is None else self.modalities
+        if self.modality not in rows:
+            raise ValueError(f"modality is {self.modality!r}; the table has {', '.join(rows)}")
+        row = XLLMConfig._row(self, self.modality, rows[self.modality])
+        kept = {self.modality, row.shares_converter_with or self.modality}
+        self.modalities = {name: other for name, other in rows.items() if name in kept}
+        return row
+
+    @property
+    def row(self) -> X2LConfig:
+        """The row of the modality table that is trained."""
+        return self.modalities[self.modality]
+
+
 def own_fields(config: XLLMConfig) -> dict:
     """The fields of a stage-1 config that an `XLLMConfig` has not."""
     names = {item.name for item in fields(type(config))} - {item.name for item in fields(XLLMConfig)}
@@ -65,7 +91,7 @@ class StageOneHeadsMixin:
         return {key: value for key, value in self.state_dict().items() if not key.startswith("model.")}
 
     def save_heads(self, folder: str | os.PathLike) -> Path:
-        """Writes heads and stage-1 config to a file of their own, beside the interface's checkpoint; returns its path."""
+        """Writes heads and stage-1 config to a file beside the interface's checkpoint; returns its path."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         path = Path(folder, self.heads_name)
         save_tensors(self.heads_state_dict(), path, {"config": json.dumps(own_fields(self.config))})

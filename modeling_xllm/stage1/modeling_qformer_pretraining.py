@@ -192,10 +192,6 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
         hidden = self.text_branch.encode(self.qformer, input_ids, attention_mask)[:, 0]
         return nn.functional.normalize(self.text_proj(hidden), dim=-1)
 
-    def similarity(self, media: QueriedMedia, text_embeds: torch.Tensor) -> torch.Tensor:
-        """Cosines `(items, texts)` of every item with every text (no ranks are gathered)."""
-        return max_similarity(self.embed_media(media), text_embeds, media.query_mask)
-
     def match(
         self, media: QueriedMedia, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -220,30 +216,6 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
         input_ids = input_ids.clone()
         input_ids[:, 0] = self.config.text_bos_token_id
         return self.text_branch.decode(self.qformer, input_ids, attention_mask, media.query_states, media.query_mask)
-
-    @torch.no_grad()
-    def generate_captions(self, media: QueriedMedia, max_length: int | None = None) -> torch.LongTensor:
-        """Greedy captions from the ITG head.
-
-        Args:
-            media (`QueriedMedia`): of `query_media`.
-            max_length (`int`, *optional*): tokens with `[DEC]`; default `config.max_text_length`.
-
-        Returns:
-            ids (B, at most max_length): `[DEC]`, the caption, `[SEP]`, padding.
-        """
-        max_length = self.config.max_text_length if max_length is None else max_length
-        ids = torch.full((media.frame_mask.shape[0], 1), self.config.text_bos_token_id, device=media.frame_mask.device)
-        ended = torch.zeros_like(ids, dtype=torch.bool)
-        while ids.shape[1] < max_length and not ended.all():
-            hidden = self.text_branch.decode(
-                self.qformer, ids, torch.ones_like(ids), media.query_states, media.query_mask
-            )
-            token = self.text_branch.lm_logits(hidden[:, -1]).argmax(dim=-1, keepdim=True)
-            token = token.masked_fill(ended, self.config.text_pad_token_id)
-            ended = ended | (token == self.config.text_eos_token_id)
-            ids = torch.cat([ids, token], dim=1)
-        return ids
 
     @can_return_tuple
     def forward(

@@ -114,35 +114,6 @@ def captioning_loss(logits: torch.Tensor, targets: torch.LongTensor, label_smoot
     return total / max(targets.shape[0], 1)
 
 
-def retrieval_recall(
-    similarities: torch.Tensor, positives: torch.BoolTensor | None = None, k: int = 1
-) -> dict[str, float]:
-    """Share of rows with a positive among the k best columns (R@k), both ways.
-
-    Args:
-        similarities (`torch.FloatTensor` of shape `(I, T)`): items x texts.
-        positives (`torch.BoolTensor` of shape `(I, T)`, *optional*): default the diagonal.
-        k (`int`): how many candidates count.
-
-    Raises:
-        ValueError: no `positives` for a matrix that is not square.
-    """
-    if positives is None:
-        if similarities.shape[0] != similarities.shape[1]:
-            raise ValueError(
-                f"similarities is {tuple(similarities.shape)}, not square: give positives of the same shape"
-            )
-        positives = torch.eye(similarities.shape[0], dtype=torch.bool, device=similarities.device)
-    recalls = {}
-    for name, scores, truth in (
-        ("media_to_text", similarities, positives),
-        ("text_to_media", similarities.T, positives.T),
-    ):
-        best = scores.topk(min(k, scores.shape[1]), dim=1).indices
-        recalls[name] = truth.gather(1, best).any(dim=1).float().mean().item()
-    return recalls
-
-
 def world_size() -> int:
     """Ranks that share a batch; 1 outside torch.distributed."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
@@ -222,7 +193,6 @@ __all__ = [
     "matching_loss",
     "max_similarity",
     "pair_positives",
-    "retrieval_recall",
     "world_rank",
     "world_size",
 ]

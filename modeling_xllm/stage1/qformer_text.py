@@ -1,6 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""The text side of a Q-Former: what stage 1 needs beside the interface, and throws away (BLIP-2 section 3.1, figure
-2).
+"""The text side of a Q-Former, which stage 1 needs beside the interface and throws away (BLIP-2 sec. 3.1, figure 2).
 
 In BLIP-2 text and queries run through the same layers: they share self-attention and the input LayerNorm, only queries
 cross-attend to the picture, and each has a feed-forward block of its own. Of this the interface keeps everything but
@@ -84,7 +83,7 @@ class QFormerTextLayer(GradientCheckpointingLayer):
 
 
 class QFormerTextBranch(nn.Module):
-    """Text embeddings, text feed-forward blocks and language-model head around somebody else's Q-Former.
+    """Text embeddings, text feed-forward blocks and language-model head around the interface's Q-Former.
 
     Args:
         config (`Blip2QFormerConfig`): of the Q-Former it will borrow.

@@ -14,7 +14,7 @@ from transformers import BertForMaskedLM, BertForPreTraining, BertModel, Blip2Fo
 
 from xllm.modeling_xllm.composition.towers import BERT_HEADS, published_config
 from xllm.modeling_xllm.conversion.convert import is_pth, open_published
-from xllm.modeling_xllm.conversion.sizes import published_config as published_sizes
+from xllm.modeling_xllm.conversion.sizes import config_of_shapes
 from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
 from xllm.modeling_xllm.stage1.heads import own_fields
 from xllm.modeling_xllm.stage1.modeling_qformer_pretraining import XLLMForQFormerPreTraining
@@ -38,7 +38,7 @@ def read_text_side(source: str) -> tuple[dict, Callable[[XLLMForQFormerPreTraini
     """
     if is_pth(source):
         file = open_published(source)
-        return _heads(published_sizes(file.shapes), file.our_tensors(), source)
+        return _heads(config_of_shapes(file.shapes), file.our_tensors(), source)
     config = published_config(source)
     name, revision = split_source(source)
     if isinstance(config, QFormerPreTrainingConfig):

@@ -2,6 +2,7 @@
 """The command as a user types it: init, inspect, chat, and what it says when something is wrong."""
 
 import json
+import shutil
 import subprocess
 import sys
 import wave
@@ -9,13 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from media_files import count_readings, grey_frames, write_video
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import xllm
 from xllm.assembly.opening import load_checkpoint
 from xllm.cli import build_parser, main
 from xllm.commands.chat import Chat
+from xllm.modeling_xllm.weight_files import record_weights
 
 
 @pytest.fixture(scope="module")
@@ -229,12 +233,51 @@ def test_a_folder_of_another_model_is_named(tmp_path, capsys):
     assert "a llama checkpoint, not an X-LLM" in capsys.readouterr().err
 
 
-def test_a_damaged_checkpoint_is_named(checkpoint, tmp_path, capsys):
-    import shutil
+def cut_short(folder):
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
 
-    broken = tmp_path / "broken"
-    shutil.copytree(checkpoint, broken)
-    weights = (broken / "model.safetensors").read_bytes()
-    (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    assert main(["chat", str(broken), "hi"]) == 1
-    assert "cannot open the checkpoint" in capsys.readouterr().err
+
+def flip_a_byte(folder):
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+
+
+def drop_a_row(folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["modalities"]["speech"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def rewrite(change):
+    def damage(folder):
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        record_weights(folder)
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut_short, "altered or damaged since it was saved"),
+        (flip_a_byte, "altered or damaged since it was saved"),
+        (drop_a_row, "136 without a place: model.audio_tower."),
+        (rewrite(lambda tensors: tensors.update(odd=torch.ones(1))), "1 without a place: odd"),
+        (rewrite(lambda tensors: tensors.pop("lm_head.weight")), "1 missing: lm_head.weight"),
+        (rewrite(lambda tensors: tensors["lm_head.weight"].fill_(float("nan"))), "NaN or Inf in 1 of its tensors: lm"),
+    ],
+)  # fmt: skip
+def test_a_damaged_checkpoint_is_one_line(checkpoint, tmp_path, capsys, damage, message):
+    shutil.copytree(checkpoint, tmp_path / "broken")
+    damage(tmp_path / "broken")
+    capsys.readouterr()
+    assert main(["chat", str(tmp_path / "broken"), "hi"]) == 1
+    said = capsys.readouterr()
+    assert not said.out
+    (line,) = said.err.splitlines()
+    assert str(tmp_path / "broken") in line
+    assert message in line

@@ -2,7 +2,9 @@
 """A module of the user's travels with the checkpoints that use it."""
 
 import json
+import logging
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +12,12 @@ import torch
 from xllm import X2LConfig, XLLMConfig, XLLMForConditionalGeneration, XLLMProcessor
 from xllm.assembly.module_copies import ModuleCopyError, copy_module, native_module, travelling_text
 from xllm.assembly.modules import import_modules
+from xllm.assembly.opening import load_checkpoint
+from xllm.assembly.presets import build_tiny
 from xllm.cli import main
 from xllm.hub_cards.remote_code import export_code
 from xllm.modeling_xllm.converters import CONVERTERS
+from xllm.processing.media_kinds import MEDIA_KINDS
 
 
 MODULE = """
@@ -51,6 +56,80 @@ if len(sys.argv) > 2:
     model.save_pretrained(sys.argv[2])
     AutoProcessor.from_pretrained(sys.argv[1], **trust).save_pretrained(sys.argv[2])
 """
+
+STATUS = {"readings": [[80, 21.5, 3], [79, 22, 4]]}
+CHAT = """
+import importlib.util, json, sys
+assert importlib.util.find_spec("xllm") is None and importlib.util.find_spec("status_modality") is None
+from transformers import AutoModel, AutoProcessor
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+status = json.loads(sys.argv[2])
+content = [{"type": "status", "status": status}, {"type": "text", "text": "What is this?"}]
+inputs = processor.apply_chat_template(
+    [{"role": "user", "content": content}], tokenize=True, return_dict=True, add_generation_prompt=True,
+    return_tensors="pt",
+)
+print(json.dumps(model.generate(**inputs, max_new_tokens=6, do_sample=False).tolist()))
+"""
+
+
+@pytest.fixture
+def status_kind():
+    """The fixture module of the tests on modalities, imported, and unknown again afterwards."""
+    path = list(sys.path)
+    code = str(Path(__file__).resolve().parents[1] / "fixtures" / "status_modality.py")
+    import_modules([code])
+    yield code
+    MEDIA_KINDS.pop("status")
+    CONVERTERS.pop("status")
+    sys.modules.pop("status_modality")
+    sys.path[:] = path
+
+
+@pytest.mark.slow
+def test_a_status_is_answered_where_neither_the_module_nor_the_package_is(bare, status_kind, tmp_path):
+    folder = str(tmp_path / "model")
+    assert main(["init", folder, "--preset", "tiny", "--module", status_kind, "--modality", "status"]) == 0
+    assert main(["push", folder, "user/status", "--tag", "v1", "--module", status_kind]) == 0
+    answer = bare(CHAT, "user/status", json.dumps(STATUS))
+    model, processor = load_checkpoint(folder)
+    content = [{"type": "status", "status": STATUS}, {"type": "text", "text": "What is this?"}]
+    inputs = processor.encode_conversations([[{"role": "user", "content": content}]])
+    assert inputs["status_values"].shape == (1, 2, 3)
+    expected = model.generate(**inputs, max_new_tokens=6, do_sample=False).tolist()
+    assert len(expected[0]) > inputs["input_ids"].shape[1]
+    assert answer == expected
+
+
+def test_saving_a_model_or_a_processor_leaves_the_module_beside_it(status_kind, tmp_path):
+    """Whoever saves: a script's `save_pretrained`, a Trainer; in any order, alone, and again."""
+    folder = build_tiny(tmp_path / "made", ["status"])
+    model, processor = load_checkpoint(str(folder))
+    for name, parts in (("both", (processor, model)), ("model", (model,)), ("processor", (processor,))):
+        saved = tmp_path / name
+        for _ in range(2):
+            for part in parts:
+                part.save_pretrained(saved)
+        assert "from .converters import" in (saved / "status_modality.py").read_text()
+        for file in ("config.json", "processor_config.json"):
+            if (saved / file).exists():
+                assert json.loads((saved / file).read_text())["modules"] == ["status_modality"]
+        assert (saved / "config.json").exists() == (name != "processor")
+        assert (saved / "processor_config.json").exists() == (name != "model")
+
+
+def test_a_module_that_cannot_travel_does_not_cost_the_weights(status_folder, module, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(CONVERTERS["status"], "__module__", "__main__")
+    model = XLLMForConditionalGeneration.from_pretrained(status_folder)
+    model.config.modules = []
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("xllm"), "propagate", True)
+    model.save_pretrained(tmp_path / "new")
+    assert "is saved without a module that opening it takes" in caplog.text
+    assert "StatusConverter is defined in __main__, not in a file" in caplog.text
+    again = XLLMForConditionalGeneration.from_pretrained(tmp_path / "new")
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
 
 
 @pytest.fixture
@@ -160,4 +239,4 @@ def test_a_module_that_is_named_but_not_there(status_folder, module, monkeypatch
     (status_folder / "config.json").write_text(json.dumps({**config, "modules": ["another"]}))
     with pytest.raises(ModuleCopyError, match=r"another\.py: no such file; give .* with --module"):
         export_code(status_folder)
-    assert not list(status_folder.glob("*.py")), "nothing half-written"
+    assert not (status_folder / "modeling_xllm.py").exists(), "nothing half-written"

@@ -62,8 +62,8 @@ def drop_image(tensors):
     [
         (drop_image, r"copy.* does not fit this model: \d+ missing: model.interfaces.image.adapter.bias, .* \.\.\."),
         (lambda t: t.update(odd=torch.ones(1)), "1 without a place: odd"),
-        (lambda t: t.update({QUERIES: torch.ones(1, 5, 16)}), r"1 misshapen: .*query_tokens \(\[1, 5, 16\], expected \[1, 2"),
-        (lambda t: t[QUERIES].fill_(float("nan")), "NaN or Inf in 1 of its tensors: model.interfaces.image.converter.query"),
+        (lambda t: t.update({QUERIES: torch.ones(1, 5, 16)}), r"misshapen: .*tokens \(\[1, 5, 16\], expected \[1, 2"),
+        (lambda t: t[QUERIES].fill_(float("nan")), "NaN or Inf in 1 of its tensors: model.interfaces.image.conv"),
         (lambda t: t["model.interfaces.image.adapter.bias"].fill_(float("-inf")), "NaN or Inf in 1 .*adapter.bias"),
     ],
 )  # fmt: skip

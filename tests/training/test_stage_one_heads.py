@@ -1,6 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Stage-1 heads are read again: by `from_pretrained`, by the next stage 1, and the text side starts from a BERT."""
 
+import warnings
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,6 +13,7 @@ from xllm.assembly.opening import load_checkpoint
 from xllm.cli import main
 from xllm.training.stage_one import build_stage_one
 from xllm.training.stages import StageError
+from xllm.training.train import check, train
 
 
 QUICK = [
@@ -160,6 +163,32 @@ def test_bad_text_sides_are_one_line(tiny_checkpoint, tables, tmp_path, capfd, r
     err = capfd.readouterr().err
     assert message in err
     assert len(err.splitlines()) == 1
+
+
+def test_a_text_side_of_a_later_stage_is_checked_before_the_first_is_trained(tiny_checkpoint, tables, bert, tmp_path):
+    """A BERT of the wrong width, in the second stage; a right one passes and nothing of the model has moved."""
+    wide = BertForMaskedLM(BertConfig(vocab_size=9, hidden_size=32, num_attention_heads=4, num_hidden_layers=1))
+    wide.save_pretrained(tmp_path / "wide")
+    BertTokenizer.from_pretrained(bert).save_pretrained(tmp_path / "wide")
+
+    def recipe(text_side):
+        stages = [
+            {"stage": 1, "modalities": ["speech"], "data": {"train": [str(tables / "speech.csv")]}},
+            {
+                "stage": 1,
+                "modalities": ["image"],
+                "data": {"train": [str(tables / "pictures.csv")]},
+                "text_side": text_side,
+            },
+        ]
+        return {"model": str(tiny_checkpoint), "output_dir": str(tmp_path / "out"), "stages": stages}
+
+    for run in (train, check):
+        with pytest.raises(ValueError, match=r"this BERT does not fit the Q-Former: hidden_size 64 \(theirs 32\)"):
+            run(recipe(str(tmp_path / "wide")))
+    assert not (tmp_path / "out").exists()
+    with warnings.catch_warnings(action="error"):
+        assert len(check(recipe(str(bert)))) == 2
 
 
 def test_heads_of_another_vocabulary_are_refused(tiny, bert, tmp_path):

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from transformers.dynamic_module_utils import get_imports
-from transformers.utils import HF_MODULES_CACHE
+from transformers.utils import HF_MODULES_CACHE, logging
 
 import xllm
 import xllm.modeling_xllm
@@ -24,6 +24,9 @@ import xllm.processing
 from xllm.modeling_xllm.converters import CONVERTERS
 from xllm.modeling_xllm.weight_files import read_json, write_json
 from xllm.processing.media_kinds import MEDIA_KINDS
+
+
+logger = logging.get_logger(__name__)
 
 
 class ModuleCopyError(ValueError):
@@ -155,13 +158,23 @@ def user_modules(folder: Path, config: dict, processor: dict) -> list[Path]:
 
 
 def copy_user_modules(folder: str | Path) -> None:
-    """Copy the user's modules that the checkpoint in `folder` uses beside it, and name them in its configs."""
+    """Copy the user's modules that the checkpoint in `folder` uses beside it, and name them in its configs.
+
+    `save_pretrained` of model and processor ends with this. A module that cannot travel is a warning: the weights are
+    written by then, and a run should not end for it. `export_code` takes it for an error.
+    """
     folder = Path(folder)
-    config, processor = (read_json(folder / name) for name in ("config.json", "processor_config.json"))
-    if files := user_modules(folder, config, processor):
-        names = {"modules": [copy_module(file, folder) for file in files]}
-        write_json(folder / "config.json", {**config, **names})
-        write_json(folder / "processor_config.json", {**processor, **names})
+    configs = {name: read_json(folder / name) for name in ("config.json", "processor_config.json")}
+    try:
+        names = [copy_module(file, folder) for file in user_modules(folder, *configs.values())]
+    except ModuleCopyError as error:
+        logger.warning(
+            f"{folder} is saved without a module that opening it takes (import it first, or --module): {error}"
+        )
+        return
+    for name, config in configs.items():
+        if names and config:
+            write_json(folder / name, {**config, "modules": names})
 
 
 __all__ = [

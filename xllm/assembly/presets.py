@@ -18,7 +18,6 @@ from transformers import (
 )
 from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 
-from xllm.assembly.module_copies import copy_user_modules
 from xllm.assembly.tiny_tokenizer import train_sentencepiece
 from xllm.modeling_xllm.composition.towers import text_config
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig, default_modalities
@@ -241,10 +240,9 @@ def _add_tokens(config: XLLMConfig, tokenizer, reserved: dict[str, str] | None =
 
 
 def save(model: XLLMForConditionalGeneration, processor: XLLMProcessor, output_dir: str | Path) -> None:
-    """Model and processor in one folder, with a copy of each of the user's modules that they use."""
+    """Model and processor in one folder."""
     model.save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
-    copy_user_modules(output_dir)
 
 
 def build_tiny(output_dir: str | Path, kinds: Iterable[str] = ()) -> Path:

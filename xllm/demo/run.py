@@ -32,6 +32,7 @@ from xllm.demo.dataset import write_data
 from xllm.demo.settings import DemoScale, build_config, build_model_processor
 from xllm.demo.towers import make_image_encoder, make_language_model, make_speech_encoder
 from xllm.modeling_xllm.configuration_xllm import XLLMConfig
+from xllm.modeling_xllm.conversion.output import check_unused
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
 from xllm.modeling_xllm.weight_files import read_tensors
 from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
@@ -83,8 +84,7 @@ def run_demo(output: str | Path, seed: int = 0, scale: DemoScale = DEFAULT_SCALE
         ImportError: an optional package is missing.
     """
     output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output}: exists and is not an empty folder; choose another --output")
+    check_unused(output, "; choose another --output")
     progress = Progress()
     threads = torch.get_num_threads()
     _prepare(threads)
