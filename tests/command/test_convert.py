@@ -218,7 +218,8 @@ def test_speech_into_a_row_with_a_cif_of_its_own(files, tmp_path, capsys):
     rows = published_rows(Shapes(published.speech_stage2(), "speech"))
     cformer = rows["speech"].cformer_config
     cformer.cif_predictor = "conv"
-    speech = X2LConfig(**{**rows["speech"].to_dict(), "cformer_config": cformer})
+    own_cif = {"cformer_config": cformer, "converter_config": None, "token_level": False}
+    speech = X2LConfig(**{**rows["speech"].to_dict(), **own_cif})
     model = XLLMForConditionalGeneration(XLLMConfig(text_config=tiny_text_config(), modalities={"speech": speech}))
     model.save_pretrained(tmp_path / "base")
     assert main(["convert", files["speech"], str(tmp_path / "out"), "--model", str(tmp_path / "base")]) == 0
