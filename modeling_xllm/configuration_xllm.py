@@ -239,7 +239,8 @@ class XLLMConfig(PreTrainedConfig):
         self._place_token_ids()
         super().__post_init__(**kwargs)
 
-    def _row(self, name: str, row: X2LConfig | Mapping) -> X2LConfig:
+    @staticmethod
+    def _row(name: str, row: X2LConfig | Mapping) -> X2LConfig:
         """A copy of a row: what the caller passed stays as it is."""
         if not isinstance(row, (X2LConfig, Mapping)):
             raise ValueError(f"modalities[{name!r}] must be an X2LConfig or a mapping of its fields, got {row!r}")

@@ -5,6 +5,8 @@ Deviation from transformers' habit: `AutoModel` gives the class that can generat
 InternVL and MiniCPM do, because `AutoModel.from_pretrained` is what this model's users type.
 """
 
+import os
+
 import xllm
 
 
@@ -42,8 +44,8 @@ def register() -> None:
     hf.AutoFeatureExtractor.register(XLLMConfig, XLLMFeatureExtractor, exist_ok=True)
     hf.AutoVideoProcessor.register(XLLMConfig, XLLMVideoProcessor, exist_ok=True)
     hf.AutoProcessor.register(XLLMConfig, XLLMProcessor, exist_ok=True)
-    for auto_class in (hf.AutoModel, hf.AutoModelForCausalLM):
-        auto_class.register(ChatGLMConfig, ChatGLMForConditionalGeneration, exist_ok=True)
+    for text_class in (hf.AutoModel, hf.AutoModelForCausalLM):
+        text_class.register(ChatGLMConfig, ChatGLMForConditionalGeneration, exist_ok=True)
     for auto_class in (hf.AutoModel, hf.AutoModelForMultimodalLM, hf.AutoModelForImageTextToText):
         auto_class.register(XLLMConfig, XLLMForConditionalGeneration, exist_ok=True)
     # By name rather than by config: with a config, transformers would prefer the code in THUDM's repositories.
@@ -52,10 +54,11 @@ def register() -> None:
     modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["xllm"] = "XLLMForConditionalGeneration"
     modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["xllm"] = "XLLMForConditionalGeneration"
     modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["chatglm"] = "ChatGLMForConditionalGeneration"
-    StageCheckpointMixin.after_saving = XLLMProcessor.after_saving = staticmethod(_copy_user_modules)
+    for saved_class in (StageCheckpointMixin, XLLMProcessor):
+        saved_class.after_saving = staticmethod(_copy_user_modules)
 
 
-def _copy_user_modules(folder: str) -> None:
+def _copy_user_modules(folder: str | os.PathLike) -> None:
     from xllm.assembly.module_copies import copy_user_modules
 
     copy_user_modules(folder)

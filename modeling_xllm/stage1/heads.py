@@ -12,10 +12,11 @@ import os
 from copy import deepcopy
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig, default_modalities
@@ -29,7 +30,7 @@ from xllm.modeling_xllm.weight_files import (
 )
 
 
-def stage_one_config(config: XLLMConfig, config_class: type[XLLMConfig], modality: str, **own) -> XLLMConfig:
+def stage_one_config(config: XLLMConfig, config_class: Any, modality: str, **own) -> XLLMConfig:
     """The config of the stage-1 model of one row of `config`, with the fields `own` of its class."""
     row = config.modalities[modality]
     kept = {modality, row.shares_converter_with or modality}
@@ -60,7 +61,7 @@ class StageOneConfigMixin:
         rows = default_modalities() if self.modalities is None else self.modalities
         if self.modality not in rows:
             raise ValueError(f"modality is {self.modality!r}; the table has {', '.join(rows)}")
-        row = XLLMConfig._row(self, self.modality, rows[self.modality])
+        row = XLLMConfig._row(self.modality, rows[self.modality])
         kept = {self.modality, row.shares_converter_with or self.modality}
         self.modalities = {name: other for name, other in rows.items() if name in kept}
         return row
@@ -68,7 +69,7 @@ class StageOneConfigMixin:
     @property
     def row(self) -> X2LConfig:
         """The row of the modality table that is trained."""
-        return self.modalities[self.modality]
+        return (self.modalities or {})[self.modality]
 
 
 def own_fields(config: XLLMConfig) -> dict:
@@ -77,7 +78,7 @@ def own_fields(config: XLLMConfig) -> dict:
     return {name: getattr(config, name) for name in sorted(names)}
 
 
-class StageOneHeadsMixin:
+class StageOneHeadsMixin(PreTrainedModel if TYPE_CHECKING else object):
     """For models whose `model` is the composite's encoder model: everything beside it is thrown away after stage 1."""
 
     heads_name: str  # file of the heads

@@ -35,7 +35,7 @@ class ModuleCopyError(ValueError):
 
 def flat_files() -> dict[str, Path]:
     """Our own modules that travel, by name: the flat files of `modeling_xllm` and `processing`."""
-    folders = [Path(package.__file__).parent for package in (xllm.modeling_xllm, xllm.processing)]
+    folders = [Path(package.__path__[0]) for package in (xllm.modeling_xllm, xllm.processing)]
     found = [path for folder in folders for path in folder.glob("*.py") if path.name != "__init__.py"]
     return {path.stem: path for path in sorted(found, key=lambda path: path.name)}
 
@@ -46,13 +46,13 @@ def modules_of(classes: Iterable) -> list[ModuleType]:
     Raises:
         ModuleCopyError: one is defined in a notebook or at the prompt, where there is no file to copy.
     """
-    found = {}
+    found: dict[str, ModuleType] = {}
     for item in classes:
         name = getattr(item, "__module__", None) or "builtins"
         if name.split(".")[0] in ("xllm", "transformers", "transformers_modules", "builtins", "functools"):
             continue
         module = sys.modules.get(name)
-        if name == "__main__" or getattr(module, "__file__", None) is None:
+        if name == "__main__" or module is None or getattr(module, "__file__", None) is None:
             raise ModuleCopyError(
                 f"{item.__name__} is defined in {name}, not in a file that can be copied: move it to one"
             )
@@ -83,7 +83,7 @@ def travelling_text(file: Path) -> str:
     for node in ast.walk(ast.parse(text, str(file))):
         if isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "xllm" for alias in node.names):
             raise _refused(file, node, "write `from xllm.... import Name`")
-        if isinstance(node, ast.ImportFrom) and (node.level or node.module.split(".")[0] == "xllm"):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "xllm"):
             edits.append((node, _relative_imports(file, node)))
     # Libraries can be installed anywhere; another module of the user's cannot.
     known = {*sys.stdlib_module_names, *importlib.metadata.packages_distributions(), "xllm"}
@@ -91,10 +91,10 @@ def travelling_text(file: Path) -> str:
         raise ModuleCopyError(f"{file}: it imports {private[0]}, no installed library; what travels is a single file")
     lines = text.splitlines(keepends=True)
     for node, statements in sorted(edits, key=lambda edit: -edit[0].lineno):
-        first, last = node.lineno - 1, node.end_lineno - 1
+        first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
         before = lines[first].encode()[: node.col_offset].decode()  # ast counts bytes
         after = lines[last].encode()[node.end_col_offset :].decode()
-        indent = re.match(r"\s*", before)[0]
+        indent = before[: len(before) - len(before.lstrip())]
         lines[first : last + 1] = [before + f"\n{indent}".join(statements) + after]
     return "".join(lines)
 
@@ -106,7 +106,7 @@ def _relative_imports(file: Path, node: ast.ImportFrom) -> list[str]:
         return [ast.unparse(node)]
     if node.level:
         raise _refused(file, node, "what travels is a single file")
-    by_module = {}
+    by_module: dict[str, list[ast.alias]] = {}
     for alias in node.names:
         target = parts[1:] or xllm.public_names().get(alias.name, "").split(".")
         if len(target) != 2 or target[0] not in ("modeling_xllm", "processing") or target[1] not in ours:
@@ -144,16 +144,17 @@ def user_modules(folder: Path, config: dict, processor: dict) -> list[Path]:
     """
     kinds = [MEDIA_KINDS[name] for name in processor.get("readers", ()) if name in MEDIA_KINDS]
     names = {row.get("converter") for row in (config.get("modalities") or {}).values()}
-    classes = [CONVERTERS[name] for name in sorted(names & CONVERTERS.keys())]
+    classes: list = [CONVERTERS[name] for name in sorted(names & CONVERTERS.keys())]
     classes += [item for kind in kinds for item in (kind.reader_class, kind.load, kind.read)]
-    found = {Path(module.__file__).stem: Path(module.__file__) for module in modules_of(classes)}
+    files = [Path(str(module.__file__)) for module in modules_of(classes)]
+    found = {file.stem: file for file in files}
     for name in dict.fromkeys([*config.get("modules", ()), *processor.get("modules", ())]):
         if name not in found:
             imported = getattr(sys.modules.get(name), "__file__", None)
             beside = folder / f"{name}.py"
             if not beside.is_file() and imported is None:
                 raise ModuleCopyError(f"{beside}: no such file; give the module that config.json names with --module")
-            found[name] = beside if beside.is_file() else Path(imported)
+            found[name] = beside if beside.is_file() else Path(str(imported))
     return list(found.values())
 
 

@@ -4,6 +4,7 @@
 import contextlib
 import os
 import sys
+from typing import Any
 
 
 class CheckpointError(ValueError):
@@ -83,7 +84,7 @@ def open_config(name_or_path: str, trust_remote_code: bool = False):
     return name, revision, config
 
 
-def _import_user_modules(shown: str, name: str, revision: str | None, modules: list[str], trusted: bool) -> None:
+def _import_user_modules(shown: str, name: str, revision: str | None, modules: Any, trusted: bool) -> None:
     """Import the modules that a checkpoint names, unless they have been: with `--module`, or from beside it."""
     from transformers.utils import cached_file
 
@@ -102,4 +103,4 @@ def _import_user_modules(shown: str, name: str, revision: str | None, modules: l
                 f"{shown}: uses the module {module}: give it with --module {module}.py, or run the copy beside the "
                 "checkpoint with --trust-remote-code"
             )
-        import_modules([str(native_module(cached_file(name, f"{module}.py", revision=revision)))])
+        import_modules([str(native_module(str(cached_file(name, f"{module}.py", revision=revision))))])
