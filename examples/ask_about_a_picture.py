@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import xllm  # noqa: F401 (the Auto classes know X-LLM from here on)
-from xllm.assembly.presets import build_tiny
+from xllm.assembly.tiny import build_tiny
 
 
 model_folder = sys.argv[1] if len(sys.argv) > 1 else build_tiny(tempfile.mkdtemp())

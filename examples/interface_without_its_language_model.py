@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from xllm import XLLMEncoderModel, XLLMProcessor
-from xllm.assembly.presets import build_tiny
+from xllm.assembly.tiny import build_tiny
 
 
 folder = sys.argv[1] if len(sys.argv) > 1 else build_tiny(tempfile.mkdtemp())

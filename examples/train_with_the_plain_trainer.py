@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import Trainer, TrainingArguments
 
 from xllm import XLLMDataCollator, XLLMForConditionalGeneration, XLLMProcessor, freeze_for_stage
-from xllm.assembly.presets import build_tiny
+from xllm.assembly.tiny import build_tiny
 
 
 folder = sys.argv[1] if len(sys.argv) > 1 else build_tiny(tempfile.mkdtemp())

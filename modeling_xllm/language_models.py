@@ -36,6 +36,10 @@ class LanguageModel:
         """The model without its head."""
         return AutoModel.from_config(self.config)
 
+    def note(self) -> str:
+        """What `xllm init` should tell whoever composes a model with it, in one line; empty: nothing."""
+        return ""
+
     def layout(
         self, input_ids: torch.LongTensor | None, attention_mask: torch.Tensor | None, past_length: int = 0
     ) -> dict[str, torch.Tensor]:
@@ -215,10 +219,8 @@ class LanguageModelGenerationMixin(GenerationMixin):
         model_kwargs = super()._update_model_kwargs_for_generation(
             outputs, model_kwargs, is_encoder_decoder, num_new_tokens
         )
-        grown = None
-        if position_ids is not None:
-            grown = language_model_of(self.config).next_positions(position_ids, num_new_tokens)
-        if grown is not None:
+        language = language_model_of(self.config)
+        if position_ids is not None and (grown := language.next_positions(position_ids, num_new_tokens)) is not None:
             model_kwargs["position_ids"] = grown
             if token_type_ids is not None:
                 ones = token_type_ids.new_ones((token_type_ids.shape[0], num_new_tokens))

@@ -155,12 +155,7 @@ class ChatGLMRotaryEmbedding(nn.Module):
 
     @torch.no_grad()
     def forward(self, position_ids: torch.LongTensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tables `(B, L, 1, 1, 2, 2, D // 4)` that broadcast over heads and over query and key.
-
-        Args:
-            position_ids (`torch.LongTensor` of shape `(2, B, L)`): both channels.
-            dtype (`torch.dtype`): of the result.
-        """
+        """Channels `(2, B, L)` to tables `(B, L, 1, 1, 2, 2, D // 4)` that broadcast over heads, query and key."""
         inv_freq = self.inv_freq_bits.view(torch.float16)
         # CODEPATH: True repeats THUDM's half-precision run of chatglm-6b; no published config.json sets it.
         table_dtype = torch.float16 if self.config.rope_half_precision else torch.float32
@@ -482,6 +477,14 @@ class ChatGLMLanguageModel(PrefixLanguageModel):
 
     def build(self) -> ChatGLMModel:
         return ChatGLMModel._from_config(self.config)
+
+    def note(self) -> str:
+        if not str(self.config.dtype).endswith("float16") or self.config.rope_half_precision:
+            return ""
+        return (
+            "rotary angles are computed in float32; for the very numbers of the published half-precision model set "
+            "text_config.rope_half_precision to true in config.json"
+        )
 
     def layout(self, input_ids, attention_mask, past_length=0) -> dict[str, torch.Tensor]:
         if past_length or input_ids is None:

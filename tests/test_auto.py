@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from xllm import ChatGLMTokenizer
-from xllm.assembly.presets import build_tiny
+from xllm.assembly.tiny import build_tiny
 
 
 OPEN = """

@@ -6,7 +6,7 @@ from transformers import LlamaConfig, ParakeetEncoderConfig, Qwen3Config
 from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 
 from xllm import ChatGLMConfig, X2LConfig, XLLMConfig, XLLMForConditionalGeneration
-from xllm.assembly.presets import sized_rows
+from xllm.assembly.tiny import sized_rows
 
 
 VOCAB = 120

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
-from xllm.assembly.presets import save
+from xllm.assembly.processors import save
 from xllm.modeling_xllm.conversion.output import check_unused
 from xllm.modeling_xllm.tower_sources import part_of
 from xllm.modeling_xllm.weight_files import copy_tensors

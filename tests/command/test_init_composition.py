@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from xllm import XLLMConfig, XLLMForConditionalGeneration
+from xllm.assembly.composing import PRESETS
 from xllm.assembly.opening import load_checkpoint
-from xllm.assembly.presets import PRESETS
 from xllm.cli import main
 
 

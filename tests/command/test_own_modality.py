@@ -15,7 +15,8 @@ from media_files import sine, write_wav
 
 from xllm.assembly.modules import import_modules
 from xllm.assembly.opening import load_checkpoint
-from xllm.assembly.presets import build_processor, build_tiny, save
+from xllm.assembly.processors import build_processor, save
+from xllm.assembly.tiny import build_tiny
 from xllm.cli import main
 from xllm.hub_cards.cards import model_card
 from xllm.modeling_xllm.configuration_xllm import XLLMConfig

@@ -15,7 +15,7 @@ from hub_server import WRITER, HubServer
 from huggingface_hub import constants
 
 from xllm import XLLMForConditionalGeneration, XLLMProcessor
-from xllm.assembly.presets import build_tiny
+from xllm.assembly.tiny import build_tiny
 from xllm.hub_cards.publish import publish
 
 

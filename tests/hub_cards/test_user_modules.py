@@ -13,7 +13,7 @@ from xllm import X2LConfig, XLLMConfig, XLLMForConditionalGeneration, XLLMProces
 from xllm.assembly.module_copies import ModuleCopyError, copy_module, native_module, travelling_text
 from xllm.assembly.modules import import_modules
 from xllm.assembly.opening import load_checkpoint
-from xllm.assembly.presets import build_tiny
+from xllm.assembly.tiny import build_tiny
 from xllm.cli import main
 from xllm.hub_cards.remote_code import export_code
 from xllm.modeling_xllm.converters import CONVERTERS

@@ -26,8 +26,8 @@ from transformers import (
 )
 from transformers.models.fun_asr_nano.configuration_fun_asr_nano import FunAsrNanoEncoderConfig
 
+from xllm.assembly.composing import Towers, compose
 from xllm.assembly.opening import load_checkpoint
-from xllm.assembly.presets import Towers, compose
 from xllm.modeling_xllm.speech_encoders import encode_sequences, speech_input
 
 

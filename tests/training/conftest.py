@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from xllm.assembly.opening import load_checkpoint
-from xllm.assembly.presets import build_tiny
+from xllm.assembly.tiny import build_tiny
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,8 @@ import torch
 from media_files import count_readings, grey_frames
 
 from xllm import X2LConfig, XLLMConfig, XLLMForConditionalGeneration
-from xllm.assembly.presets import build_processor, tiny_config
+from xllm.assembly.processors import build_processor
+from xllm.assembly.tiny import tiny_config
 from xllm.processing.media_sources import MediaError
 from xllm.training.augmentation import Augmentation, Shift
 from xllm.training.collator import XLLMDataCollator

@@ -52,24 +52,27 @@ def run(args: argparse.Namespace) -> int:
     """Write the checkpoint folder."""
     from transformers import set_seed
 
-    from xllm.assembly import presets
+    from xllm.assembly.composing import PRESETS, Towers, compose
+    from xllm.assembly.tiny import build_tiny
+    from xllm.modeling_xllm.configuration_xllm import XLLMConfig
     from xllm.modeling_xllm.conversion.output import new_folder
+    from xllm.modeling_xllm.language_models import language_model_of
 
     if args.preset is None and args.language_model is None:
         raise ValueError("give --preset, or --language-model (with --encoder and --interface)")
     set_seed(args.seed)
     with new_folder(args.output) as folder:
         if args.preset == "tiny":
-            presets.build_tiny(folder, args.modality)
+            build_tiny(folder, args.modality)
         else:
-            towers = deepcopy(presets.PRESETS[args.preset]) if args.preset else presets.Towers(args.language_model)
+            towers = deepcopy(PRESETS[args.preset]) if args.preset else Towers(args.language_model)
             towers.language_model = args.language_model or towers.language_model
             towers.encoders.update(_pairs(args.encoder, "--encoder"))
             towers.interfaces.update(_pairs(args.interface, "--interface"))
             size = _size(args.interface_size) if args.interface_size else None
-            presets.compose(towers, folder, args.modality, size, _pairs(args.reserve, "--reserve"))
-        half = presets.rope_note(folder)
-    sys.stdout.write(f"{half}wrote {args.output}\n")
+            compose(towers, folder, args.modality, size, _pairs(args.reserve, "--reserve"))
+        note = language_model_of(XLLMConfig.from_pretrained(folder)).note()
+    sys.stdout.write((f"note: {note}\n" if note else "") + f"wrote {args.output}\n")
     return 0
 
 

@@ -26,7 +26,7 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from xllm.assembly.opening import load_checkpoint
-from xllm.assembly.presets import save
+from xllm.assembly.processors import save
 from xllm.demo import recipes
 from xllm.demo.dataset import write_data
 from xllm.demo.settings import DemoScale, build_config, build_model_processor

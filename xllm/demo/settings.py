@@ -7,7 +7,8 @@ from typing import Any
 from transformers import ParakeetEncoderConfig
 from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 
-from xllm.assembly.presets import build_processor, small_config
+from xllm.assembly.processors import build_processor
+from xllm.assembly.tiny import small_config
 from xllm.modeling_xllm.configuration_xllm import XLLMConfig
 from xllm.processing.feature_extraction_xllm import XLLMFeatureExtractor
 from xllm.processing.processing_xllm import XLLMProcessor

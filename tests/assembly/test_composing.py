@@ -20,8 +20,8 @@ from transformers import (
 from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 
 from xllm import ChatGLMConfig, ChatGLMForConditionalGeneration, ChatGLMTokenizer
+from xllm.assembly.composing import Towers, compose
 from xllm.assembly.opening import load_checkpoint
-from xllm.assembly.presets import Towers, compose
 from xllm.assembly.tiny_tokenizer import train_sentencepiece
 
 
