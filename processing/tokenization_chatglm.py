@@ -298,6 +298,11 @@ class ChatGLMTokenizer(SentencePieceBackend):
             ids, skip_special_tokens, clean_up_tokenization_spaces, spaces_between_special_tokens, **kwargs
         )
 
+    @property
+    def _tokenizer(self) -> "ChatGLMTokenizer":
+        """What transformers' server decodes a stream with: of a fast tokenizer the Rust one, here this."""
+        return self
+
     # ---- special tokens ---------------------------------------------------------------------------------------------
 
     def build_inputs_with_special_tokens(

@@ -14,7 +14,6 @@ from transformers.cli.serving import utils as serving_utils
 from transformers.cli.serving.utils import BaseHandler, Modality
 
 from xllm.processing.conversations import clean_part
-from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
 
 
 class PythonDecodeStream:
@@ -59,7 +58,6 @@ class XLLMStreamer(serving_utils.DirectStreamer):
 
 
 serving_utils.DirectStreamer = XLLMStreamer
-ChatGLMTokenizer._tokenizer = property(lambda self: self)  # what the server hands to its streamer
 
 
 def conversation_of(messages: list[dict], modality: Modality) -> list[dict]:
