@@ -168,9 +168,18 @@ class XLLMModel(XLLMEncoderModel):
 
     @can_return_tuple
     def forward(
-        self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
-        token_type_ids=None, media_embeds=None, modality_features=None, use_cache=None, **kwargs,
-    ) -> XLLMModelOutputWithPast:  # fmt: skip
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        media_embeds: torch.FloatTensor | None = None,
+        modality_features: dict[str, X2LOutput] | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> XLLMModelOutputWithPast:
         """See `XLLMForConditionalGeneration.forward`, also for the media; returns `last_hidden_state (B, L, D)`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
