@@ -251,24 +251,6 @@ class QFormerConverter(X2LConverter):
         return ConverterOutput(embeddings=output.last_hidden_state)
 
 
-def check_speech(modality: str, inputs: torch.Tensor, mask: torch.Tensor | None) -> None:
-    """Raises a ValueError that names the first clip without frames, or with NaN or Inf in them.
-
-    `inputs` are `(N, frames, features)`, or waveforms `(N, samples)`; padding, where `mask` is 0, may hold anything.
-    """
-    if inputs.dim() not in (2, 3):
-        raise ValueError(f"{modality}: inputs must have shape (clips, frames, features), got {tuple(inputs.shape)}")
-    finite = inputs.isfinite() if inputs.dim() == 2 else inputs.isfinite().all(-1)
-    real = torch.ones_like(finite) if mask is None else mask.bool()
-    empty, broken = ~real.any(1), (real & ~finite).any(1)
-    torch_compilable_check(
-        ~empty.any(), lambda: f"{modality}: clip {int(empty.int().argmax())} has no frames, or all are masked: drop it"
-    )
-    torch_compilable_check(
-        ~broken.any(), lambda: f"{modality}: clip {int(broken.int().argmax())} holds NaN or Inf: check its features"
-    )
-
-
 class CFormerConverter(X2LConverter, CFormer):
     """The C-Former of a row: CIF and a transformer over the tokens that it fires."""
 
@@ -315,7 +297,18 @@ class CFormerConverter(X2LConverter, CFormer):
 
     @classmethod
     def check_inputs(cls, name: str, inputs: torch.Tensor, mask: torch.Tensor | None) -> None:
-        check_speech(name, inputs, mask)
+        """Frames `(N, frames, features)` or waveforms `(N, samples)`; padding (`mask` is 0) may hold anything."""
+        if inputs.dim() not in (2, 3):
+            raise ValueError(f"{name}: inputs must have shape (clips, frames, features), got {tuple(inputs.shape)}")
+        finite = inputs.isfinite() if inputs.dim() == 2 else inputs.isfinite().all(-1)
+        real = torch.ones_like(finite) if mask is None else mask.bool()
+        empty, broken = ~real.any(1), (real & ~finite).any(1)
+        torch_compilable_check(
+            ~empty.any(), lambda: f"{name}: clip {int(empty.int().argmax())} has no frames, or all are masked: drop it"
+        )
+        torch_compilable_check(
+            ~broken.any(), lambda: f"{name}: clip {int(broken.int().argmax())} holds NaN or Inf: check its features"
+        )
 
     @classmethod
     def forward_options(cls, row: PreTrainedConfig) -> dict:
@@ -374,7 +367,6 @@ __all__ = [
     "PublishedSource",
     "QFormerConverter",
     "X2LConverter",
-    "check_speech",
     "converter_class",
     "register_converter",
 ]

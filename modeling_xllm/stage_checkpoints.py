@@ -116,9 +116,8 @@ class StageCheckpointMixin:
             if key in now and now[key].dtype == before.dtype and not torch.equal(now[key], before):
                 part = part_of(key)
                 raise StageCheckpointError(
-                    f"{key} has changed since it was loaded, but the checkpoint would name "
-                    f"{self.config.towers[part]} as its "
-                    f"source; to store {part} in the checkpoint, call config.towers.pop({part!r}) before saving"
+                    f"{key} has changed since it was loaded, but the checkpoint would name {self.config.towers[part]} "
+                    f"as its source; to store {part} in the checkpoint, call config.towers.pop({part!r}) before saving"
                 )
 
     def save_interfaces(self, save_directory: str | os.PathLike, base: str | None = None, **kwargs) -> None:
@@ -140,16 +139,11 @@ class StageCheckpointMixin:
             base = base or self.name_or_path
             if not base:
                 raise StageCheckpointError(f"{', '.join(sorted(parts))}: no source is known; give base, a whole X-LLM")
-            name, revision = (base, None) if Path(base).is_dir() else split_source(base)
+            name, revision = split_source(base)
             held = read_tensors(name, revision, lambda key: part_of(key) in parts)
-            tied = set(self.all_tied_weights_keys)
-            moved = [
-                key
-                for key, value in state.items()
-                if part_of(key) in parts
-                and (key not in held or not torch.equal(held[key], value.cpu()))
-                and not (key in tied and key not in held)
-            ]
+            needed = held.keys() | (state.keys() - self.all_tied_weights_keys.keys())
+            frozen = [key for key in state if part_of(key) in parts and key in needed]
+            moved = [key for key in frozen if key not in held or not torch.equal(held[key], state[key].cpu())]
             if moved:
                 raise StageCheckpointError(f"{base}: {len(moved)} tensors differ from this model's, e.g. {moved[0]}")
             path = str(Path(base).resolve()) if Path(base).is_dir() else name

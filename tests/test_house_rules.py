@@ -24,7 +24,7 @@ HUB_FOLDERS = ("modeling_xllm", "processing")
 HUB_ENTRIES = (
     "modeling_xllm/modeling_xllm.py", "processing/processing_xllm.py", "processing/tokenization_chatglm.py"
 )  # fmt: skip
-MOST_HUB_FILES, MOST_HUB_LINES = 31, 7_500  # lines to become 6,300
+MOST_HUB_FILES, MOST_HUB_LINES = 30, 7_500
 LONGER = {"modeling_xllm/modeling_chatglm.py": 520}
 
 MEDIA_WORDS = {"image", "video", "speech", "audio"}
@@ -35,18 +35,13 @@ TABLES = (
 )  # fmt: skip
 # Words that mean something else than a kind or a row: how many, and what.
 OTHER_WORDS = {
-    "modeling_xllm/composition/towers.py": 1,  # the tower of `audio_config`
-    "modeling_xllm/modeling_encoders.py": 2,  # the same
+    "modeling_xllm/modeling_encoders.py": 2,  # the tower of `audio_config`, a name that transformers gives
     "modeling_xllm/stage1/configuration_qformer_pretraining.py": 1,  # which row stage 1 trains by default
     "modeling_xllm/stage1/configuration_speech_recognition.py": 1,  # the same
     "processing/audio_decoding.py": 2,  # FFmpeg's name of a stream
     "processing/video_decoding.py": 2,  # the same
 }
-# Still to go: these numbers only ever shrink.
-WORDS_LEFT = {
-    "xllm/assembly/presets.py": 11,
-}
-MOST_LINES = 18_000  # of the package, tests aside; to become 16,000
+MOST_LINES = 17_600  # of the package, tests aside
 
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
@@ -119,8 +114,7 @@ def test_kinds_of_media_are_named_in_the_tables_alone():
         name = str(path.relative_to(ROOT))
         if not name.startswith(TABLES) and (words := words_in(path) - OTHER_WORDS.get(name, 0)):
             found[name] = words
-    too_many = {name: words for name, words in found.items() if words > WORDS_LEFT.get(name, 0)}
-    assert too_many == {}, "loop over MEDIA_KINDS or over the model's rows instead"
+    assert found == {}, "loop over MEDIA_KINDS or over the model's rows instead"
 
 
 def test_size_of_the_package():

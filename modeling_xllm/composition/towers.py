@@ -245,7 +245,8 @@ def interface_tensors(modality: str, row: X2LConfig, source: str) -> dict[str, t
     """
     name, revision = split_source(source)
     prefix = f"model.interfaces.{modality}."
-    wanted = (prefix, LN_VISION_PREFIX) if modality == "image" else prefix
+    reads_pictures = row.encoder == encoder_of("vision_tower") and row.num_frames is None
+    wanted = (prefix, LN_VISION_PREFIX) if reads_pictures else prefix
     if is_pth(source):
         tensors = {key: value for key, value in open_published(source).our_tensors().items() if key.startswith(wanted)}
     elif isinstance(published_config(source), XLLMConfig):
@@ -300,11 +301,8 @@ def compose_tensors(
         required[prefix] = source  # every name that begins so
 
     for part, source in config.towers.items():
-        add(
-            read_tower(part, source["name_or_path"], source.get("revision")),
-            source["name_or_path"],
-            rf"model\.{part}\.",
-        )
+        name = source["name_or_path"]
+        add(read_tower(part, name, source.get("revision")), name, rf"model\.{part}\.")
     for key, source in by_tower(encoders, config.modalities).items():
         if is_pth(source):
             prefix = f"model.{tower_of(key)}."

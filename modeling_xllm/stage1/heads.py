@@ -32,14 +32,12 @@ from xllm.modeling_xllm.weight_files import (
 
 def stage_one_config(config: XLLMConfig, config_class: Any, modality: str, **own) -> XLLMConfig:
     """The config of the stage-1 model of one row of `config`, with the fields `own` of its class."""
-    row = config.modalities[modality]
-    kept = {modality, row.shares_converter_with or modality}
     return config_class(
         text_config=deepcopy(config.text_config),
         vision_config=deepcopy(config.vision_config),
         audio_config=deepcopy(config.audio_config),
         extra_encoders=deepcopy(config.extra_encoders),
-        modalities={name: deepcopy(other) for name, other in config.modalities.items() if name in kept},
+        modalities=config.modalities,  # it keeps a copy of this row, and of the one whose converter that shares
         initializer_range=config.initializer_range,
         modality=modality,
         **own,
