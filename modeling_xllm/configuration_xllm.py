@@ -134,7 +134,7 @@ class X2LConfig(PreTrainedConfig):
                 why = f"{kind.__name__} has no sizes" if kind.config_class is None else "the row shares another's"
                 raise ValueError(f"converter_config must be None: {why}")
         elif not isinstance(sizes, kind.config_class):
-            values = _fields(sizes)
+            values = {**(kind.token_level_sizes if self.token_level else {}), **_fields(sizes)}
             model_type = values.pop("model_type", kind.config_class.model_type)
             if model_type != kind.config_class.model_type:
                 raise ValueError(

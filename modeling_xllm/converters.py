@@ -81,6 +81,7 @@ class X2LConverter(nn.Module):
         config_key (`str`, *optional*): a further name under which rows may give their `converter_config`.
         stage_one (`str`, *optional*): objective of stage 1, "contrast" or "recognition"; `None`: there is none.
         sources (`dict[str, PublishedSource]`): `model_type` of published models that it can start from.
+        token_level_sizes (`dict`): what `token_level` rows have in `converter_config`; empty: there are none.
         query_parameter (`str`, *optional*): name of the query tokens, which `train_query_tokens` trains in stage 3.
         shares_in_part (`bool`): whether a row that shares another's converter still has parameters of its own in it.
 
@@ -93,6 +94,7 @@ class X2LConverter(nn.Module):
     config_key: str | None = None
     stage_one: str | None = None
     sources: ClassVar[dict[str, PublishedSource]] = {}
+    token_level_sizes: ClassVar[dict] = {}
     query_parameter: str | None = None
     shares_in_part = False
 
@@ -112,8 +114,11 @@ class X2LConverter(nn.Module):
     @classmethod
     def check_row(cls, row: PreTrainedConfig) -> None:
         """Completes a row that is being made; raises a `ValueError` if it does not suit this converter."""
-        if row.token_level:
-            cls._refuse_token_level(row)
+        if row.token_level and (not cls.token_level_sizes or row.encoder or row.subsampling_factor not in (None, 1)):
+            raise ValueError(
+                "token_level=True needs converter='cformer', encoder=None and subsampling_factor=1, got "
+                f"{row.converter!r}, {row.encoder!r} and {row.subsampling_factor}"
+            )
 
     @classmethod
     def check_table(cls, row: PreTrainedConfig, owner_row: PreTrainedConfig) -> None:
@@ -125,13 +130,6 @@ class X2LConverter(nn.Module):
             )
         if row is owner_row and hasattr(row.converter_config, "encoder_hidden_size"):
             row.converter_config.encoder_hidden_size = row.encoder_hidden_size
-
-    @staticmethod
-    def _refuse_token_level(row: PreTrainedConfig) -> None:
-        raise ValueError(
-            "token_level=True needs converter='cformer', encoder=None and subsampling_factor=1, got "
-            f"{row.converter!r}, {row.encoder!r} and {row.subsampling_factor}"
-        )
 
     @classmethod
     def trained_parts(cls, stage: int, paper: tuple[str, ...]) -> tuple[str, ...]:
@@ -257,6 +255,7 @@ class CFormerConverter(X2LConverter, CFormer):
     config_class = CFormerConfig
     config_key = "cformer_config"
     stage_one = "recognition"
+    token_level_sizes: ClassVar = {"cif_predictor": "none"}
     sources: ClassVar = {
         "bert": PublishedSource(
             partial(_take_sizes, BERT_SIZES),
@@ -275,13 +274,14 @@ class CFormerConverter(X2LConverter, CFormer):
 
     @classmethod
     def check_row(cls, row: PreTrainedConfig) -> None:
-        if not row.token_level:
-            return
-        if row.encoder or row.subsampling_factor not in (None, 1):
-            cls._refuse_token_level(row)
-        if row.converter_config is not None:
-            row.converter_config.cif_predictor = "none"
-            row.encoder_hidden_size = row.encoder_hidden_size or row.converter_config.cif_hidden_size
+        super().check_row(row)
+        sizes = row.converter_config
+        if row.token_level and sizes is not None:
+            if sizes.cif_predictor != "none":
+                raise ValueError(
+                    f"token_level=True runs no CIF, but cif_predictor is {sizes.cif_predictor!r}: give 'none'"
+                )
+            row.encoder_hidden_size = row.encoder_hidden_size or sizes.cif_hidden_size
 
     @classmethod
     def check_table(cls, row: PreTrainedConfig, owner_row: PreTrainedConfig) -> None:

@@ -153,7 +153,7 @@ MEDIA_KINDS: dict[str, MediaKind] = {}
 
 
 def register_media_kind(kind: MediaKind) -> MediaKind:
-    """Adds an entry; the same type again replaces it.
+    """Adds an entry; the same type again, with a reader class of the same name, replaces it.
 
     Raises:
         ValueError: another kind has its type, one of its other names, its argument, placeholder or option.
@@ -161,7 +161,8 @@ def register_media_kind(kind: MediaKind) -> MediaKind:
     if not kind.type.isidentifier() or "text" in (kind.type, kind.inputs, *kind.other_names):
         raise ValueError(f"media kind {kind.type!r}: a type is a name of letters, digits and _, and 'text' is taken")
     for other in MEDIA_KINDS.values():
-        if other.type == kind.type:
+        same_reader = getattr(other.reader_class, "__name__", None) == getattr(kind.reader_class, "__name__", None)
+        if other.type == kind.type and same_reader:
             continue
         names, taken = {kind.type, *kind.other_names}, {other.type, *other.other_names}
         for what, mine, theirs in (

@@ -143,7 +143,7 @@ def _text_tokenizer(processor, heads, text_side: str | None, text_tokenizer: str
         return processor.tokenizer
     name, revision = split_source(text_tokenizer)
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision)
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise StageError(f"text_tokenizer: cannot open the tokenizer of {text_tokenizer}: {reason}") from error

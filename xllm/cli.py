@@ -10,6 +10,8 @@ import importlib
 import sys
 import traceback
 
+from jinja2 import TemplateError
+
 import xllm
 
 
@@ -100,6 +102,8 @@ def _add_code_options(command: argparse.ArgumentParser, name: str) -> None:
 def one_line(error: BaseException) -> str:
     """An error as one line, without what follows its first paragraph."""
     text = " ".join(str(error).strip().split("\n\n")[0].split())
+    if isinstance(error, TemplateError):
+        return f"the chat template cannot write this conversation: {text}"
     package = (getattr(error, "name", None) or "").split(".")[0]
     if isinstance(error, ImportError) and package in EXTRAS:
         return f'{text}: pip install "xllm-transformers[{EXTRAS[package]}]"'
@@ -117,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("xllm: interrupted", file=sys.stderr)  # noqa: T201
         return 130
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, TemplateError) as error:
         if args.debug:
             traceback.print_exc()
         print(f"xllm {args.command}: {one_line(error)}", file=sys.stderr)  # noqa: T201

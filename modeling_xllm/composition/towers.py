@@ -13,7 +13,7 @@ import re
 from copy import deepcopy
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL_MODELS
 
 from xllm.modeling_xllm.configuration_chatglm import ChatGLMConfig
@@ -61,7 +61,11 @@ def published_config(source: str) -> PreTrainedConfig:
         for own in (ChatGLMConfig, XLLMConfig, QFormerPreTrainingConfig, SpeechRecognitionConfig):
             if values.get("model_type") == own.model_type:
                 return own.from_dict(values)
-        return AutoConfig.from_pretrained(name, revision=revision)
+        if "auto_map" in values and values.get("model_type") not in CONFIG_MAPPING:
+            raise ValueError(
+                f"only the code beside it knows the model_type {values.get('model_type')!r}; it is not run"
+            )
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise StageCheckpointError(f"cannot read the config of {source}: {error}") from error
 

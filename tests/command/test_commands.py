@@ -250,6 +250,11 @@ def drop_a_row(folder):
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def name_a_library(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "modules": ["os"]}))
+
+
 def rewrite(change):
     def damage(folder):
         tensors = load_file(folder / "model.safetensors")
@@ -266,6 +271,7 @@ def rewrite(change):
         (cut_short, "altered or damaged since it was saved"),
         (flip_a_byte, "altered or damaged since it was saved"),
         (drop_a_row, "136 without a place: model.audio_tower."),
+        (name_a_library, "modules: os is a library"),
         (rewrite(lambda tensors: tensors.update(odd=torch.ones(1))), "1 without a place: odd"),
         (rewrite(lambda tensors: tensors.pop("lm_head.weight")), "1 missing: lm_head.weight"),
         (rewrite(lambda tensors: tensors["lm_head.weight"].fill_(float("nan"))), "NaN or Inf in 1 of its tensors: lm"),
@@ -281,3 +287,13 @@ def test_a_damaged_checkpoint_is_one_line(checkpoint, tmp_path, capsys, damage, 
     (line,) = said.err.splitlines()
     assert str(tmp_path / "broken") in line
     assert message in line
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0 }}", "{{ messages.foo.bar }}", "{{ raise_exception('no') }}"])
+def test_a_broken_chat_template_is_one_line(checkpoint, tmp_path, capsys, template):
+    shutil.copytree(checkpoint, tmp_path / "broken")
+    (tmp_path / "broken" / "chat_template.jinja").write_text(template)
+    capsys.readouterr()
+    assert main(["chat", str(tmp_path / "broken"), "hi"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("xllm chat: the chat template cannot write this conversation: ")

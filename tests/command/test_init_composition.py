@@ -85,6 +85,16 @@ def test_sizes_follow_a_small_language_model_or_the_option(llm, tmp_path):
     assert (sizes.hidden_size, sizes.num_hidden_layers) == (64, 3)
 
 
+def test_a_tokenizer_without_a_padding_token_gets_one(llm, tmp_path, capfd):
+    shutil.copytree(llm, tmp_path / "llm")
+    file = tmp_path / "llm" / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    settings.pop("pad_token")
+    file.write_text(json.dumps(settings))
+    assert main(["init", str(tmp_path / "m"), "--language-model", str(tmp_path / "llm")]) == 0
+    assert main(["chat", str(tmp_path / "m"), "what is this", "--max-new-tokens", "2"]) == 0
+
+
 def test_reserved_tokens_are_placeholders(llm, tmp_path, capfd):
     full = tmp_path / "full"
     shutil.copytree(llm, full)
@@ -166,3 +176,12 @@ def test_code_beside_a_checkpoint_is_neither_run_nor_asked_for(tmp_path, capfd, 
         (tmp_path / "evil.py").write_text("raise SystemExit('run')\n")
         assert main(["chat", str(tmp_path), "What?"]) == 1
         line_of(capfd)
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "model_type": "odd"}))
+    assert main(["init", str(tmp_path / "m"), "--language-model", str(tmp_path)]) == 1
+    assert "only the code beside it knows the model_type 'odd'" in line_of(capfd)
+
+
+def test_what_a_preset_does_not_read_is_refused(tmp_path, capfd):
+    assert main(["init", str(tmp_path / "m"), "--preset", "tiny", "--encoder", "vision=/no"]) == 1
+    assert "leave out --encoder" in line_of(capfd)
+    assert not (tmp_path / "m").exists()

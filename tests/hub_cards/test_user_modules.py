@@ -223,7 +223,8 @@ def test_imports_that_cannot_travel_are_named(tmp_path, code, message):
 
 def test_files_that_cannot_travel_are_named(tmp_path, status_folder, module, monkeypatch):
     for name, message in (
-        ("cif.py", "one of our own files is called cif.py"),
+        ("cif.py", "a file of ours or of Python's library is called cif.py"),
+        ("os.py", "a file of ours or of Python's library is called os.py"),
         ("__init__.py", "a package cannot travel"),
     ):
         (tmp_path / name).write_text("")

@@ -16,7 +16,7 @@ WIDTH = 16
 def cformer_config(**fields) -> CFormerConfig:
     return CFormerConfig(
         cif_hidden_size=WIDTH, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=64, **fields,
+        max_position_embeddings=64, cif_predictor="none", **fields,
     )  # fmt: skip
 
 
@@ -130,11 +130,23 @@ def test_a_second_row_shares_the_cformer_of_the_speech_row():
         ({"encoder": "audio"}, "token_level=True needs converter='cformer', encoder=None"),
         ({"converter": "linear"}, "token_level=True needs converter='cformer'.*got 'linear'"),
         ({"subsampling_factor": 8}, "subsampling_factor=1, got .* 8"),
+        ({"converter_config": {"cif_predictor": "conv"}}, "runs no CIF, but cif_predictor is 'conv': give 'none'"),
+        (
+            {"cformer_config": CFormerConfig(cif_predictor="conv")},
+            "runs no CIF, but cif_predictor is 'conv': give 'none'",
+        ),
     ],
 )
 def test_inconsistent_rows_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         token_row(**fields)
+
+
+@pytest.mark.parametrize("sizes", [None, {"cif_hidden_size": WIDTH}])
+def test_sizes_that_name_no_predictor_have_no_cif(sizes):
+    row = token_row(converter_config=sizes)
+    assert row.converter_config.cif_predictor == "none"
+    assert X2LConfig(**row.to_dict()).to_dict() == row.to_dict()
 
 
 def test_widths_must_agree():

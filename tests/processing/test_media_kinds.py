@@ -249,6 +249,8 @@ def test_names_of_kinds():
     assert media_kind("speech") is media_kind("audio") is media_kind("input_audio")
     with pytest.raises(ValueError, match="'other': type 'speech' belongs to 'audio' already"):
         register_media_kind(MediaKind("other", aliases=("speech",)))
+    with pytest.raises(ValueError, match="'image': type 'image' belongs to 'image' already"):
+        register_media_kind(MediaKind("image", reader_class=StatusReader, row=ROW))
     with pytest.raises(ValueError, match="letters, digits and _"):
         register_media_kind(MediaKind("my kind"))
     with pytest.raises(ValueError, match="'text' is taken"):

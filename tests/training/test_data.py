@@ -126,7 +126,7 @@ def test_the_authors_features_reach_the_model(tiny_processor, media):
         encoder=None,
         converter="cformer",
         token_level=True,
-        cformer_config=config.modalities["speech"].cformer_config,
+        cformer_config={**config.modalities["speech"].cformer_config.to_dict(), "cif_predictor": "none"},
         input_name="input_features",
         mask_name="input_features_mask",
         placeholder_token="<SpeechHere>",

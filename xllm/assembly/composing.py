@@ -74,7 +74,8 @@ def compose(
         **(_sized_towers(width, layers) if is_small else {}),
     )
     name, revision = split_source(towers.language_model)
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # Llama has none; padding is masked
     add_tokens(model.config, tokenizer, reserved)
     sources = by_tower(towers.encoders, model.config.modalities)
     processor = build_processor(model.config, tokenizer, model.config.vision_config.image_size, sources)

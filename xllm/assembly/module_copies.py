@@ -69,8 +69,8 @@ def copy_module(file: str | Path, folder: str | Path) -> str:
     file = Path(file)
     if file.name == "__init__.py":
         raise ModuleCopyError(f"{file}: a package cannot travel with a checkpoint; put the classes into one file")
-    if file.stem in flat_files():
-        raise ModuleCopyError(f"{file}: one of our own files is called {file.name}; rename yours")
+    if file.stem in flat_files() or file.stem in sys.stdlib_module_names:
+        raise ModuleCopyError(f"{file}: a file of ours or of Python's library is called {file.name}; rename yours")
     text = travelling_text(file)
     Path(folder, file.name).write_text(text, encoding="utf-8")
     return file.stem

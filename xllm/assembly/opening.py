@@ -96,6 +96,8 @@ def _import_user_modules(shown: str, name: str, revision: str | None, modules: A
     ):
         raise CheckpointError(f"{shown}: config.json: modules is {modules!r}, expected a list of names")
     for module in modules:
+        if module in sys.stdlib_module_names or hasattr(sys.modules.get(module), "__path__"):
+            raise CheckpointError(f"{shown}: config.json: modules: {module} is a library, not a module of one file")
         if module in sys.modules:
             continue
         if not trusted:

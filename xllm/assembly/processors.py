@@ -28,7 +28,7 @@ def speech_extractor(source: str | None, encoder: PreTrainedConfig):
     if source is not None:
         name, revision = split_source(source)
         try:
-            return AutoFeatureExtractor.from_pretrained(name, revision=revision)
+            return AutoFeatureExtractor.from_pretrained(name, revision=revision, trust_remote_code=False)
         except OSError as error:
             if encoder.model_type != ParakeetEncoderConfig.model_type:
                 raise ValueError(

@@ -67,7 +67,7 @@ def _convert_language_model(source: str, output: str) -> dict | None:
     with new_folder(output) as folder:
         model = load_whole(ChatGLMForConditionalGeneration, name, revision)
         model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(name, revision=revision).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False).save_pretrained(folder)
     return {"language_model": {"parameters": model.num_parameters(), "from": [source]}}
 
 

@@ -60,6 +60,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.preset is None and args.language_model is None:
         raise ValueError("give --preset, or --language-model (with --encoder and --interface)")
+    options = ("language_model", "encoder", "interface", "interface_size", "reserve")
+    if args.preset == "tiny" and (given := [f"--{name.replace('_', '-')}" for name in options if getattr(args, name)]):
+        raise ValueError(f"--preset tiny is made of no towers: leave out {', '.join(given)}, or --preset tiny")
     set_seed(args.seed)
     with new_folder(args.output) as folder:
         if args.preset == "tiny":
