@@ -1,7 +1,7 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""What of a checkpoint folder goes to the Hub: the files that a checkpoint consists of, and nothing else.
+"""Which files of a checkpoint folder go to the Hub: those that a checkpoint consists of, and nothing else.
 
-A folder may hold anything: logs that name local files, optimisers, data, keys. Whatever is not on the list stays.
+A folder may hold anything: logs that name local files, optimisers, data, keys. Whatever is not on the list stays here.
 """
 
 import shutil
@@ -51,7 +51,7 @@ def check_weights(folder: Path) -> None:
         tensors = load_file(path)
         check_finite(tensors, path)
         found.update({name: value.shape for name, value in tensors.items()})
-    if getattr(config, "quantization_config", None) is None:  # quantised tensors have names of their own
+    if getattr(config, "quantization_config", None) is None:  # quantised tensors have other names
         tied, towers = set(model.all_tied_weights_keys), config.towers or {}
         wanted = {key: value.shape for key, value in model.state_dict().items() if part_of(key) not in towers}
         same = {key: shape for key, shape in wanted.items() if key not in tied or key in found}
@@ -62,7 +62,7 @@ def choose_files(folder: Path) -> tuple[list[Path], list[str]]:
     """The files to push, and the names of what stays here.
 
     Links are followed where the name is one of a checkpoint's files. In the sub-folders of readers, where any name may
-    be used, a link that points out of the checkpoint is a `ValueError`.
+    be used, a link that points outside the checkpoint is a `ValueError`.
     """
     weights = {Path(path).name for path in weight_files(str(folder))}
     tokenizer = tokenizer_class_from_name(read_json(folder / "tokenizer_config.json").get("tokenizer_class") or "")
@@ -77,9 +77,9 @@ def choose_files(folder: Path) -> tuple[list[Path], list[str]]:
         elif path.is_dir() and path.name in readers:
             inside = [file for file in sorted(path.rglob("*")) if not file.is_dir()]
             if outside := [file for file in inside if not file.resolve().is_relative_to(folder.resolve())]:
-                raise StageCheckpointError(f"{outside[0]}: points out of the checkpoint; put the file there instead")
+                raise StageCheckpointError(f"{outside[0]}: points outside the checkpoint; put the file there instead")
             chosen += inside
-        elif not (path.name.startswith(".") or path.name == "README.md" or is_our_code(path)):  # those are made anew
+        elif not (path.name.startswith(".") or path.name == "README.md" or is_our_code(path)):  # written by each push
             left.append(path.name + "/" * path.is_dir())
     return chosen, left
 
@@ -103,7 +103,7 @@ def gather(folder: Path, prepared: Path) -> list[str]:
 
 
 def stale_files(api: HfApi, repo_id: str, revision: str, names: set[str]) -> list[str]:
-    """Files of an earlier push that this one does not bring; what the owner has put there is none of them."""
+    """Files of an earlier push that this one does not bring; what the owner has added is not among them."""
     there = set(api.list_repo_files(repo_id, revision=revision))
 
     def fetch(name: str) -> Path:

@@ -44,13 +44,13 @@ class ConverterOutput(ModelOutput):
 
 @dataclass(frozen=True)
 class PublishedSource:
-    """How a converter starts from a published model of another kind. Names are patterns, matched from their beginning.
+    """How a converter starts from a published model of another kind. Names are patterns, matched at the start.
 
     Args:
         take_sizes (`Callable`): sets a row's sizes to those of the published config, `take_sizes(row, config)`.
-        names (`dict[str, str]`): beginning of a published tensor's name -> of its name under `interfaces.<row>`.
-        ignored (`tuple[str, ...]`): beginnings of the names of tensors that have no place here.
-        fills (`str`): beginning of the names under `interfaces.<row>` that must all come from it.
+        names (`dict[str, str]`): start of a published tensor's name -> start of its name under `interfaces.<row>`.
+        ignored (`tuple[str, ...]`): tensors that are not used here, by the start of their names.
+        fills (`str`): start of the names under `interfaces.<row>` that it must provide, all of them.
     """
 
     take_sizes: Callable[[PreTrainedConfig, PreTrainedConfig], None]
@@ -59,7 +59,7 @@ class PublishedSource:
     fills: str = r"converter\."
 
     def rename(self, key: str) -> str | None:
-        """What the published tensor `key` is called here; `None` if it has no place.
+        """What the published tensor `key` is called here; `None` if it is not used.
 
         Raises:
             ValueError: it is not a tensor of such a model.
@@ -83,7 +83,7 @@ class X2LConverter(nn.Module):
         sources (`dict[str, PublishedSource]`): `model_type` of published models that it can start from.
         token_level_sizes (`dict`): what `token_level` rows have in `converter_config`; empty: there are none.
         query_parameter (`str`, *optional*): name of the query tokens, which `train_query_tokens` trains in stage 3.
-        shares_in_part (`bool`): whether a row that shares another's converter still has parameters of its own in it.
+        shares_in_part (`bool`): whether a row that shares another's converter still has some parameters to itself.
 
     Args:
         row (`X2LConfig`): the row of the table that this module belongs to.
@@ -113,7 +113,7 @@ class X2LConverter(nn.Module):
 
     @classmethod
     def check_row(cls, row: PreTrainedConfig) -> None:
-        """Completes a row that is being made; raises a `ValueError` if it does not suit this converter."""
+        """Fills in a new row; raises a `ValueError` if it does not suit this converter."""
         if row.token_level and (not cls.token_level_sizes or row.encoder or row.subsampling_factor not in (None, 1)):
             raise ValueError(
                 "token_level=True needs converter='cformer', encoder=None and subsampling_factor=1, got "
@@ -198,7 +198,7 @@ class QFormerConverter(X2LConverter):
                 r"qformer\.encoder\.layer\.\d+\.(intermediate|output)\.",
             ),
         ),
-        # As BLIP-2 itself began: cross-attention and query tokens are new.
+        # As for BLIP-2 itself: cross-attention and query tokens are new.
         "bert": PublishedSource(
             _take_bert_sizes_for_queries,
             {

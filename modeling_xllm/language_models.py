@@ -1,11 +1,11 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""What composite, `generate` and checkpoints must know of a language model: one small class, found by `model_type`.
+"""What composite, `generate` and checkpoints need to know of a language model: one small class, found by `model_type`.
 
-[`LanguageModel`] is any causal language model of transformers, whose mask and positions are its own affair;
+[`LanguageModel`] is any causal language model of transformers, which makes mask and positions itself;
 [`PrefixLanguageModel`] one that reads its prompt in both directions, such as ChatGLM (`modeling_chatglm`). Another
-language model with a mask or positions of its own is a subclass and one call of [`register_language_model`].
+language model with an unusual mask or positions is a subclass and one call of [`register_language_model`].
 
-Below it is what ChatGLM and the composite both do around their layers: token ids to embeddings, states to logits and
+The rest is what ChatGLM and the composite both do around their layers: token ids to embeddings, states to logits and
 loss, and in training no computation for padding and for placeholders that no token fills. (The authors pad every
 sample to a fixed length, and a clip owns several times the placeholders that it fires: most of a step, otherwise.)
 
@@ -26,7 +26,7 @@ from transformers.utils import torch_compilable_check
 class LanguageModel:
     """Any causal language model of transformers, known by its config."""
 
-    # What opens a checkpoint of it, with its head.
+    # Opens a checkpoint of it, head included.
     causal_lm_class: type = AutoModelForCausalLM
 
     def __init__(self, config: PreTrainedConfig):
@@ -37,7 +37,7 @@ class LanguageModel:
         return AutoModel.from_config(self.config)
 
     def note(self) -> str:
-        """What `xllm init` should tell whoever composes a model with it, in one line; empty: nothing."""
+        """A remark for `xllm init` to print, on one line; empty for none."""
         return ""
 
     def layout(
@@ -61,7 +61,7 @@ class LanguageModel:
         return {"attention_mask": attention_mask, **layout}
 
     def check_generation(self, generation_config: GenerationConfig) -> None:
-        """Raises a `ValueError` for a way of generating that the model cannot follow."""
+        """Raises a `ValueError` for a way of generating that the model does not support."""
 
     def prompt_layout(self, input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> dict[str, torch.Tensor] | None:
         """`layout` of a prompt, kept for all steps of `generate`; `None`: what transformers does by itself."""
@@ -70,7 +70,7 @@ class LanguageModel:
         """Positions `(..., B, L)` and those of `number` further tokens, `(..., B, L + number)`; `None`: as above."""
 
     def drafted_positions(self, position_ids: torch.LongTensor) -> torch.LongTensor:
-        """Positions that transformers has counted on by one for each drafted token."""
+        """Corrects positions that transformers has extended by one for each drafted token."""
         return position_ids
 
     def generation_mask(self, token_type_ids: torch.Tensor | None, is_first_iteration: bool, **kwargs):
@@ -163,7 +163,7 @@ LANGUAGE_MODELS: dict[str, type[LanguageModel]] = {}
 
 
 def register_language_model(model_type: str, language_model: type[LanguageModel]) -> None:
-    """Say what the composite must know of the language models whose config is of `model_type`."""
+    """Register what the composite needs to know of language models whose config is of `model_type`."""
     LANGUAGE_MODELS[model_type] = language_model
 
 
@@ -181,7 +181,7 @@ class LanguageModelGenerationMixin(GenerationMixin):
         language_model_of(self.config).check_generation(generation_config)
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]):
-        """Positions of the prompt; sets `model_kwargs["token_type_ids"]` where the language model has such."""
+        """Positions of the prompt; sets `model_kwargs["token_type_ids"]` where the language model uses them."""
         input_ids = model_kwargs.get("input_ids")
         input_ids = inputs_tensor if input_ids is None or input_ids.shape[1] == 0 else input_ids
         layout = language_model_of(self.config).prompt_layout(input_ids, model_kwargs)
@@ -246,7 +246,7 @@ def embed_tokens(embedding: nn.Embedding, input_ids: torch.LongTensor) -> torch.
             ((input_ids >= 0) & (input_ids < rows)).all(),
             lambda: (
                 f"input_ids must lie in 0..{rows - 1}, got {int(input_ids.min())}..{int(input_ids.max())}: the "
-                "tokenizer is not this model's (of ChatGLM-6B two vocabularies were published, 130528 and 150528)"
+                "tokenizer is not this model's (ChatGLM-6B was published with two vocabularies, 130528 and 150528)"
             ),
         )
     return embedding(input_ids)

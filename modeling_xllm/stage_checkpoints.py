@@ -35,7 +35,7 @@ from .weight_files import (
 )
 
 
-# What quantisation spares unless its config has a list of its own; the interfaces are trained, and spared always.
+# What quantisation spares unless its config lists exceptions; the interfaces are trained, and always spared.
 FLOAT_MODULES = ("model.vision_tower", "model.audio_tower", "model.extra_towers", "lm_head")
 SAMPLES_PER_TENSOR = 64
 
@@ -59,7 +59,7 @@ def sample_towers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     samples = {}
     towers = getattr(model.config, "towers", None) or {}
     for key, value in model.state_dict().items() if towers else ():
-        # A quantised tensor is of a class of its own, one that lies on a disk is "meta".
+        # Quantised tensors have their own class; those offloaded to disk are "meta".
         plain = type(value) is torch.Tensor and value.is_floating_point() and value.device.type != "meta"
         if part_of(key) in towers and plain:
             flat = value.detach().reshape(-1)

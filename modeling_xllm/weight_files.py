@@ -1,5 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Weight files of a checkpoint: reading named tensors, and being sure that they are all there and unchanged.
+"""Weight files of a checkpoint: reading named tensors, and checking that they are complete and unchanged.
 
 `config.json` holds the SHA-256 of each weight file beside it ("weight_files"). Only saving a model writes this record,
 and only opening the same folder reads it; a config in memory has none. Whoever changes a weight file by hand removes
@@ -22,7 +22,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 from transformers.utils.hub import extract_commit_hash
 
 
-# Arguments of `from_pretrained` that say how the Hub is asked; they hold for towers too.
+# Arguments of `from_pretrained` that say how to reach the Hub; they apply to towers too.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token")
 RECORD = "weight_files"  # key of config.json
 
@@ -38,7 +38,7 @@ def split_source(source: str) -> tuple[str, str | None]:
 
 
 def pinned_revision(source: str, revision: str | None = None, **hub) -> str | None:
-    """The commit that `revision` of a Hub repository is now, so that it stays the same; `None` for a folder."""
+    """The commit that `revision` of a Hub repository points to now; for a folder, `revision` itself."""
     if Path(source).is_dir():
         return revision
     return extract_commit_hash(cached_file(source, CONFIG_NAME, revision=revision, **hub), None) or revision
@@ -68,7 +68,7 @@ def weight_files(source: str, revision: str | None = None, **hub) -> list[str]:
         raise StageCheckpointError(f"{index}: not an index of weight files; save the checkpoint again") from error
     for name in names:
         if not isinstance(name, str) or os.path.basename(name) != name or name in ("", ".", ".."):
-            raise StageCheckpointError(f"{index}: names {name!r}, which is no file of the checkpoint's own folder")
+            raise StageCheckpointError(f"{index}: names {name!r}, which is not a file in the checkpoint's folder")
     return [cached_file(source, name, **hub) for name in names]
 
 
@@ -99,7 +99,7 @@ def check_fit(
     source: str,
     target: str = "the model",
 ) -> None:
-    """The tensors (or shapes) `found` in `source` are those that are `wanted`, each of its shape.
+    """Check that `source` holds exactly the tensors (or shapes) `wanted`: `found` has the same names and shapes.
 
     Raises:
         StageCheckpointError: some are missing, too many, or of another shape; the message names the first few of each.
@@ -133,14 +133,14 @@ def copy_tensors(found: Mapping[str, torch.Tensor], target: Mapping[str, torch.T
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
-    """No tensor holds NaN or Inf. One pass over the weights, 0.1 to 0.2 seconds of CPU per GB.
+    """Check that no tensor holds NaN or Inf. One pass over the weights, 0.1 to 0.2 seconds of CPU per GB.
 
     Raises:
         StageCheckpointError: the message names the first few and their number.
     """
     broken = []
     for name, value in tensors.items():
-        # A quantised tensor is of a class of its own; one that lies on a disk is "meta".
+        # Quantised tensors have their own class; those offloaded to disk are "meta".
         plain = type(value) in (torch.Tensor, torch.nn.Parameter) and value.device.type != "meta"
         if not plain or not value.is_floating_point() or value.itemsize < 2 or not value.numel():
             continue
@@ -218,7 +218,7 @@ def verify_weights(source: str, revision: str | None = None, **hub) -> None:
     files = weight_files(source, revision, **hub)
     if {os.path.basename(file) for file in files} != set(record):
         raise StageCheckpointError(
-            f"{source}: config.json was saved with {_listed(record)}, which are other weight files"
+            f"{source}: config.json was saved with {_listed(record)}, but these are other weight files"
         )
     with ThreadPoolExecutor(max_workers=4) as pool:
         for file, digest in zip(files, pool.map(_sha256, files)):

@@ -57,14 +57,14 @@ class MediaKind:
             `XLLMProcessor(..., readers={type: reader})`.
         reader_class: its class, with `from_pretrained(folder)`, `save_pretrained(folder)` and `__call__(items,
             return_tensors="pt")`, which returns `{input_name: (items, ...), mask_name: (items, positions)}`.
-        own_readers: of an Auto class, the readers that it need not know: they are found by name.
+        own_readers: readers that `reader_class`, an Auto class, does not know; they are found by class name.
         input_name, mask_name: the reader's main output and its mask (1 = real), arguments of the model; by default
             what the row says, or "<type>_values" and no mask.
         load: source and reader to a decoded medium; decoded media pass unchanged. By default the reader's own
             `load(source)`; without one the reader gets the source itself.
         load_in_reader: the reader's arguments say what to load, so `XLLMProcessor.__call__` leaves loading to it.
         read: reader, decoded items and keywords to tensors; by default the reader itself.
-        is_item, split: what is one item and no list of them; or, instead, nested lists of items to a flat list.
+        is_item: tells one item from a list of items; or, instead, split: nested lists of items to a flat list.
         series: an item is a series of pictures, each of which takes a row's `tokens_per_item`; the mask tells the real
             ones.
         fixed: an item (each picture of a series) takes `num_query_tokens` placeholders unless its row says otherwise.
@@ -76,7 +76,7 @@ class MediaKind:
         aliases, openai_types: other names of the type, and the types of OpenAI's content parts.
         extensions, example: endings of its files in lower case, and a file name for model cards.
         prompts: what a table of files and texts asks where it names no prompt.
-        hub_task: pipeline on the Hub of a model that reads nothing but such media.
+        hub_task: pipeline on the Hub of a model that reads only such media.
         augmented_as: what training may augment: "picture" or "waveform" of the decoded medium, "features" of the
             reader's output.
     """

@@ -1,6 +1,6 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""A model's modality rows as its processor sees them: which part each reads, its token, and how many of it an item
-takes.
+"""A model's modality rows as its processor sees them: which part each reads, its token, and how many of them an
+item takes.
 
 A row that takes `tokens_per_item` has as many placeholders for each item, or for each picture of a series; any other
 has one per `subsampling_factor` input positions, rounded up, an upper bound of the tokens that a CIF fires (the model
@@ -150,7 +150,7 @@ def add_placeholder_tokens(
         raise ValueError(f"reserved: {missing} are not in the tokenizer's vocabulary")
     tokens = {**own, **reserved}
     if len(set(tokens.values())) < len(tokens):
-        raise ValueError(f"reserved: got {reserved}, expected a token of its own for each placeholder")
+        raise ValueError(f"reserved: got {reserved}, expected a different token for each placeholder")
     new = [token for token in tokens.values() if token not in vocabulary]
     first_free = max(vocabulary.values(), default=-1) + 1
     if new and max(first_free, len(tokenizer)) + len(new) > vocab_size:
@@ -194,7 +194,7 @@ def place_tokens(rows: dict[str, MediaRow], tokenizer: PreTrainedTokenizerBase) 
             )
         ids[name] = _id_of(row.token, tokenizer)
         if list(ids.values()).count(ids[name]) > 1:
-            raise ValueError(f"modalities[{name!r}].token: {row.token} is the token of another row too")
+            raise ValueError(f"modalities[{name!r}].token: {row.token} is also the token of another row")
     return ids
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Which media data may hold: the rows of the model, the kinds that they read, and the names for both in data files."""
+"""Which media data may hold: the model's rows, the kinds that they read, and the names of both in data files."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ class DataError(ValueError):
 @dataclass(frozen=True)
 class MediaRows:
     """Rows of the model -> the type of content part that each reads (without a model, those of the table of kinds);
-    and the rows that the stage trains: if it is one, a plain table is of that.
+    and the rows that the stage trains: if there is only one, a plain table belongs to it.
     """
 
     rows: Mapping[str, str] = field(default_factory=lambda: {k.row_name: k.type for k in MEDIA_KINDS.values()})

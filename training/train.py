@@ -13,7 +13,6 @@ Deviations from the authors' loop: the Trainer's semantics (gradients averaged o
 optimiser steps, cosine per step, clipping at 1.0) instead of summed gradients and a per-epoch cosine.
 """
 
-import json
 import os
 import shutil
 import sys
@@ -29,7 +28,7 @@ from transformers import PrinterCallback, TrainingArguments, set_seed
 from xllm.assembly.processors import save
 from xllm.modeling_xllm.conversion.output import check_unused
 from xllm.modeling_xllm.tower_sources import part_of
-from xllm.modeling_xllm.weight_files import copy_tensors
+from xllm.modeling_xllm.weight_files import copy_tensors, resolve_source, write_json
 from xllm.training.augmentation import Augmentation
 from xllm.training.callbacks import JsonlCallback, ProgressCallback
 from xllm.training.collator import XLLMDataCollator
@@ -187,9 +186,8 @@ def _open_model(recipe: Recipe, trust_remote_code: bool = False):
     from xllm.assembly.opening import load_checkpoint
 
     model, processor = load_checkpoint(recipe.model, trust_remote_code)
-    for tower in (model.config.towers or {}).values():
-        if tower["name_or_path"].startswith("."):  # relative to this checkpoint, but the next one lies elsewhere
-            tower["name_or_path"] = str(Path(recipe.model, tower["name_or_path"]).resolve())
+    for tower in (model.config.towers or {}).values():  # relative to this checkpoint, but the next one lies elsewhere
+        tower["name_or_path"] = resolve_source(tower["name_or_path"], recipe.model)
     return model, processor
 
 
@@ -222,9 +220,9 @@ def _prepare(model, processor, spec: StageSpec, seed: int, media: dict | None = 
 
 def _stage_one(model, processor, stage: _Prepared, heads, check_only: bool = False):
     """The stage-1 model of a stage, or, with `check_only`, the errors that it would be built with."""
-    spec, texts = stage.spec, {"text_side": stage.spec.text_side, "text_tokenizer": stage.spec.text_tokenizer}
+    spec = stage.spec
     return build_stage_one(
-        model, processor, stage.modalities[0], spec.objective, heads, **texts, check_only=check_only
+        model, processor, stage.modalities[0], spec.objective, heads, spec.text_side, spec.text_tokenizer, check_only
     )
 
 
@@ -288,8 +286,7 @@ def _run(
             model, processor, evaluation, modalities, folder, stage_one, progress, sources
         )
     if result.evaluations:
-        text = json.dumps(result.evaluations, indent=2, ensure_ascii=False)
-        (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+        write_json(folder / "results.json", result.evaluations)
     return result
 
 

@@ -2,7 +2,7 @@
 """First stage of an image or video interface: ITC + ITM + ITG on its Q-Former (paper section 3.2; BLIP-2 section 3.1).
 
 `model` is the composite's own encoder model with one interface; everything else in the state dict (`text_branch`,
-`media_proj`, `text_proj`, `itm_head`, `temperature`) is thrown away afterwards and kept in a file of its own.
+`media_proj`, `text_proj`, `itm_head`, `temperature`) is thrown away afterwards and kept in a separate file.
 
 Deviations from BLIP-2: ln_vision belongs to the tower and is frozen with it; equal captions are not negatives of each
 other (`match_equal_texts`); gathered features carry gradients across ranks; in eval mode ITM takes the hardest
@@ -95,9 +95,8 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
     main_input_name = "input_ids"
     heads_name = "qformer_pretraining_heads.safetensors"
     input_modalities = ("image", "video", "text")
-    _keys_to_ignore_on_load_missing = [
-        r"model\.interfaces\..+\.adapter\."
-    ]  # not in LAVIS's files, of no use in stage 1
+    # Not in LAVIS's files, and not used in stage 1.
+    _keys_to_ignore_on_load_missing = [r"model\.interfaces\..+\.adapter\."]
     # The losses are means over the batch, not sums over num_items_in_batch: with False the Trainer divides by the
     # number of accumulation steps itself (transformers 5.23, trainer.py:517 and :2107).
     accepts_loss_kwargs = False
@@ -182,9 +181,8 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
 
     def embed_media(self, media: QueriedMedia) -> torch.Tensor:
         """Unit vectors `(B, F * N, P)`, one per query."""
-        return nn.functional.normalize(
-            self.media_proj(media.query_states[-1].to(self.media_proj.weight.dtype)), dim=-1
-        )
+        hidden = media.query_states[-1].to(self.media_proj.weight.dtype)
+        return nn.functional.normalize(self.media_proj(hidden), dim=-1)
 
     def embed_text(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Unit vectors `(B, P)` from the first token, `[CLS]`, of texts `(B, L)` that are padded on the right."""

@@ -68,11 +68,9 @@ def contrastive_loss(
     """
     targets = positives.to(media_to_text.dtype)
     targets = targets / targets.sum(dim=1, keepdim=True)
-    losses = [
-        nn.functional.cross_entropy(scores, targets, label_smoothing=label_smoothing)
-        for scores in (media_to_text, text_to_media)
-    ]
-    return 0.5 * (losses[0] + losses[1])
+    by_media = nn.functional.cross_entropy(media_to_text, targets, label_smoothing=label_smoothing)
+    by_text = nn.functional.cross_entropy(text_to_media, targets, label_smoothing=label_smoothing)
+    return 0.5 * (by_media + by_text)
 
 
 @torch.no_grad()

@@ -45,9 +45,8 @@ def read_text_side(source: str) -> tuple[dict, Callable[[XLLMForQFormerPreTraini
         return _heads(config, read_tensors(name, revision, lambda key: not key.startswith("model.")), source)
     if config.model_type == "bert":
         bert = _load_bert(name, revision)
-        return {"text_max_positions": min(512, config.max_position_embeddings)}, lambda model: start_from_bert(
-            model, bert
-        )
+        sizes = {"text_max_positions": min(512, config.max_position_embeddings)}
+        return sizes, lambda model: start_from_bert(model, bert)
     if config.model_type == "blip-2" and config.qformer_config.use_qformer_text_input:
         blip2 = load_whole(Blip2ForImageTextRetrieval, name, revision)
         sizes = {

@@ -296,7 +296,7 @@ def test_files_of_readers_may_be_called_anything_but_lie_there(hub, stage2, tmp_
     assert stage2 / "status" / "scale.txt" in chosen
     (tmp_path / "secret").write_text("secret")
     (stage2 / "status" / "more.txt").symlink_to(tmp_path / "secret")
-    with pytest.raises(ValueError, match=r"more\.txt: points out of the checkpoint"):
+    with pytest.raises(ValueError, match=r"more\.txt: points outside the checkpoint"):
         choose_files(stage2)
 
 

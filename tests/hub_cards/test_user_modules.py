@@ -126,7 +126,7 @@ def test_a_module_that_cannot_travel_does_not_cost_the_weights(status_folder, mo
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     monkeypatch.setattr(logging.getLogger("xllm"), "propagate", True)
     model.save_pretrained(tmp_path / "new")
-    assert "is saved without a module that opening it takes" in caplog.text
+    assert "is saved without a module that opening it needs" in caplog.text
     assert "StatusConverter is defined in __main__, not in a file" in caplog.text
     again = XLLMForConditionalGeneration.from_pretrained(tmp_path / "new")
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
@@ -208,9 +208,9 @@ def test_what_the_copy_says(status_folder, module):
         ("from xllm import publish", "publish does not travel"),
         ("from xllm.modeling_xllm import converters", "converters does not travel"),
         ("from xllm.modeling_xllm.stage1 import heads", "heads does not travel"),
-        ("from . import helpers", "`from . import helpers`: what travels is a single file"),
-        ("from .helpers import thing", "`from .helpers import thing`: what travels is a single file"),
-        ("import my_helpers", "it imports my_helpers, no installed library"),
+        ("from . import helpers", "`from . import helpers`: only a single file travels"),
+        ("from .helpers import thing", "`from .helpers import thing`: only a single file travels"),
+        ("import my_helpers", "it imports my_helpers, which is not installed"),
         ("from my_helpers.parts import thing", "it imports my_helpers"),
     ],
 )

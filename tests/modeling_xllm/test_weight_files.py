@@ -138,7 +138,7 @@ def test_an_index_names_files_of_its_own_folder_only(folder, tmp_path):
     index = {"metadata": {}, "weight_map": dict.fromkeys(keys, "../model.safetensors")}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(
-        StageCheckpointError, match=r"index.json: names '../model.safetensors', which is no file of the"
+        StageCheckpointError, match=r"index.json: names '../model.safetensors', which is not a file in the"
     ):
         XLLMForConditionalGeneration.from_pretrained(folder)
 

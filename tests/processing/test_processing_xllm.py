@@ -442,7 +442,7 @@ def test_placeholders_can_be_tokens_of_the_vocabulary(tmp_path):
         (12, None, "the tokenizer uses 10 ids and the model's vocab_size is 12"),
         (16, {"image_token": "dog"}, r"\['dog'\] are not in the tokenizer's vocabulary"),
         (16, {"picture": "cat"}, r"got the keys \['picture'\]"),
-        (16, {"image_token": "cat", "video_token": "cat"}, "a token of its own"),
+        (16, {"image_token": "cat", "video_token": "cat"}, "a different token"),
     ],
 )
 def test_placeholders_without_room(vocab_size, reserved, reason):

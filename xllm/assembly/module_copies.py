@@ -88,7 +88,7 @@ def travelling_text(file: Path) -> str:
     # Libraries can be installed anywhere; another module of the user's cannot.
     known = {*sys.stdlib_module_names, *importlib.metadata.packages_distributions(), "xllm"}
     if private := [name for name in get_imports(file) if name not in known]:
-        raise ModuleCopyError(f"{file}: it imports {private[0]}, no installed library; what travels is a single file")
+        raise ModuleCopyError(f"{file}: it imports {private[0]}, which is not installed; only a single file travels")
     lines = text.splitlines(keepends=True)
     for node, statements in sorted(edits, key=lambda edit: -edit[0].lineno):
         first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
@@ -105,7 +105,7 @@ def _relative_imports(file: Path, node: ast.ImportFrom) -> list[str]:
     if node.level == 1 and parts[0] in ours:  # a copy is copied
         return [ast.unparse(node)]
     if node.level:
-        raise _refused(file, node, "what travels is a single file")
+        raise _refused(file, node, "only a single file travels")
     by_module: dict[str, list[ast.alias]] = {}
     for alias in node.names:
         target = parts[1:] or xllm.public_names().get(alias.name, "").split(".")
@@ -162,7 +162,7 @@ def copy_user_modules(folder: str | Path) -> None:
     """Copy the user's modules that the checkpoint in `folder` uses beside it, and name them in its configs.
 
     `save_pretrained` of model and processor ends with this. A module that cannot travel is a warning: the weights are
-    written by then, and a run should not end for it. `export_code` takes it for an error.
+    written by then, and a run should not end for it. `export_code` treats it as an error.
     """
     folder = Path(folder)
     configs = {name: read_json(folder / name) for name in ("config.json", "processor_config.json")}
@@ -170,7 +170,7 @@ def copy_user_modules(folder: str | Path) -> None:
         names = [copy_module(file, folder) for file in user_modules(folder, *configs.values())]
     except ModuleCopyError as error:
         logger.warning(
-            f"{folder} is saved without a module that opening it takes (import it first, or --module): {error}"
+            f"{folder} is saved without a module that opening it needs (import it first, or --module): {error}"
         )
         return
     for name, config in configs.items():
