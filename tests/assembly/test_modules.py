@@ -2,6 +2,7 @@
 """Modules of the user's are imported once, under one name, in every process."""
 
 import pickle
+import subprocess
 import sys
 from multiprocessing import get_context
 
@@ -58,3 +59,14 @@ def test_files_that_cannot_be_imported(tmp_path, name, code, message):
 def test_a_name_that_is_not_installed():
     with pytest.raises(ValueError, match=r"no_such_module: there is no such module; a file is given by its path"):
         import_modules(["no_such_module"])
+
+
+def test_a_file_of_the_same_name_in_the_current_folder_is_another_module(tmp_path):
+    asked, current = tmp_path / "asked", tmp_path / "current"
+    for folder in (asked, current):
+        folder.mkdir()
+        (folder / "twice_there.py").write_text(f"WHERE = {folder.name!r}\n", encoding="utf-8")
+    file = str(asked / "twice_there.py")
+    code = f"from xllm.assembly.modules import import_modules; print(import_modules([{file!r}])[0].WHERE)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=current, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "asked"

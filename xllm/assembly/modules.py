@@ -11,7 +11,7 @@ from types import ModuleType
 def import_modules(names: Iterable[str]) -> list[ModuleType]:
     """Imports each module once; what it registers is known from then on.
 
-    A file is imported under its stem, and its folder joins the end of `sys.path`: the processes of a DataLoader, which
+    A file is imported under its stem, and its folder joins `sys.path`: the processes of a DataLoader, which
     get `sys.path` and the names of classes, find the same classes by the same name.
 
     Args:
@@ -31,7 +31,9 @@ def _import_file(path: Path) -> ModuleType:
     if not path.stem.isidentifier():
         raise ValueError(f"module {path}: a module's name has letters, digits and _ only; rename the file")
     if path.stem not in sys.modules and str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
+        # `python -m` looks in the current folder first; a file of the same name there is another module.
+        is_hidden = Path(path.name).exists()
+        sys.path.insert(0 if is_hidden else len(sys.path), str(path.parent))
         importlib.invalidate_caches()
     module = _import(path.stem, str(path))
     found = getattr(module, "__file__", None)
