@@ -194,7 +194,7 @@ class XLLMModel(XLLMEncoderModel):
             inputs_embeds = self._touch_interfaces(inputs_embeds)
         language = language_model_of(self.config)
         given = {"position_ids": position_ids, "token_type_ids": token_type_ids}
-        layout = {name: value for name, value in given.items() if value is not None}
+        layout: dict[str, torch.Tensor] = {name: value for name, value in given.items() if value is not None}
         if position_ids is None:
             layout = {**language.layout(input_ids, attention_mask, past_length), **layout}
         use_cache = False if self.training and use_cache is None else use_cache

@@ -37,13 +37,13 @@ def build_tiny(output_dir: str | Path, kinds: Iterable[str] = ()) -> Path:
 
 def tiny_config(tokenizer: ChatGLMTokenizer, added: dict[str, X2LConfig] | None = None) -> XLLMConfig:
     """Sizes of the tiny preset, with the ids of `tokenizer`, which gets placeholders for the rows that are added."""
-    sizes = {**transformer_sizes(64, 2), "intermediate_size": 128}
+    sizes: dict[str, Any] = {**transformer_sizes(64, 2), "intermediate_size": 128}
     rows = default_modalities()
     for row in rows.values():
         if row.tokens_per_item is not None:
             row.num_query_tokens = 4
         if (config := row.converter_config) is not None:
-            cif = {"cif_hidden_size": 64} if hasattr(config, "cif_hidden_size") else {}
+            cif: dict[str, Any] = {"cif_hidden_size": 64} if hasattr(config, "cif_hidden_size") else {}
             row.converter_config = type(config)(**sizes, **cif)
     return small_config(
         tokenizer,
