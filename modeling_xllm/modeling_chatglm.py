@@ -479,12 +479,11 @@ class ChatGLMLanguageModel(PrefixLanguageModel):
         return ChatGLMModel._from_config(self.config)
 
     def note(self) -> str:
-        if not str(self.config.dtype).endswith("float16") or self.config.rope_half_precision:
+        # CODEPATH: True repeats THUDM's half-precision run of chatglm-6b; no published config.json sets it.
+        if str(self.config.dtype).removeprefix("torch.") != "float16" or self.config.rope_half_precision:
             return ""
-        return (
-            "rotary angles are computed in float32; for the very numbers of the published half-precision model set "
-            "text_config.rope_half_precision to true in config.json"
-        )
+        numbers = "text_config.rope_half_precision = true in config.json gives the numbers of the published fp16 model"
+        return f"rotary angles are computed in float32; {numbers}"
 
     def layout(self, input_ids, attention_mask, past_length=0) -> dict[str, torch.Tensor]:
         if past_length or input_ids is None:
