@@ -32,7 +32,7 @@ def export_code(folder: str | Path) -> list[str]:
     """Write the code beside the checkpoint in `folder` and name it in its configs; returns the names of the files.
 
     Raises:
-        ValueError: the folder holds no X-LLM, or uses a module of the user's that cannot be had or copied.
+        ValueError: the folder holds no X-LLM, or uses a user's module that cannot be found or copied.
     """
     folder = Path(folder)
     config = read_json(folder / "config.json")

@@ -23,7 +23,7 @@ EXTRAS = {
     **dict.fromkeys(("fastapi", "openai", "uvicorn"), "serve"),
 }
 COMMANDS = ("init", "demo", "train", "chat", "serve", "evaluate", "inspect", "convert", "push")
-# Commands that make a model take modules of the user's; those that open one may also run the code beside it.
+# Commands that make a model take a user's modules; those that open one may also run the code beside it.
 MAKING = ("init",)
 OPENING = ("train", "chat", "serve", "evaluate", "inspect", "convert", "push")
 

@@ -85,7 +85,7 @@ def travelling_text(file: Path) -> str:
             raise _refused(file, node, "write `from xllm.... import Name`")
         if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "xllm"):
             edits.append((node, _relative_imports(file, node)))
-    # Libraries can be installed anywhere; another module of the user's cannot.
+    # Libraries can be installed anywhere; a user's other modules cannot.
     known = {*sys.stdlib_module_names, *importlib.metadata.packages_distributions(), "xllm"}
     if private := [name for name in get_imports(file) if name not in known]:
         raise ModuleCopyError(f"{file}: it imports {private[0]}, which is not installed; only a single file travels")
@@ -137,7 +137,7 @@ def native_module(copy: str | Path) -> Path:
 
 
 def user_modules(folder: Path, config: dict, processor: dict) -> list[Path]:
-    """Files of the user's modules that a checkpoint needs: named in its configs, or of its converters and kinds.
+    """Files of the user's modules that a checkpoint needs: named in its configs, or by its converters and kinds.
 
     Raises:
         ValueError: a module that is named is neither imported nor beside the checkpoint.
