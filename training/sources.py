@@ -31,6 +31,7 @@ TEXT_PROMPTS = ["{text}"]
 _LLAVA_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _NOT_A_PATH = re.compile(r"^(data:|[a-zA-Z][a-zA-Z0-9+.-]+://)")
 _MAX_PATH = 1000  # longer strings are base64
+OnBad = Callable[[str, DataError], None]  # gets the place of a row and what is wrong with it
 
 
 @dataclass
@@ -61,13 +62,13 @@ class Sample:
         ]
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
-    """(place, row) of each row of a data file.
+def read_rows(path: Path, on_bad: OnBad | None = None) -> Iterator[tuple[str, dict]]:
+    """(place, row) of each row of a data file; a line that cannot be read goes to `on_bad` where that is given.
 
     Raises:
         DataError: no such file, unknown extension, not that format; the message names file and line.
     """
-    suffix, place = path.suffix.lower(), str(path)
+    suffix = path.suffix.lower()
     try:
         if suffix == ".json":
             rows = json.loads(path.read_text(encoding="utf-8"))
@@ -76,11 +77,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
                 raise DataError(f"{path}: expected a JSON list of samples, got {type(rows).__name__}")
             yield from ((f"{path}[{index}]", row) for index, row in enumerate(rows))
         elif suffix == ".jsonl":
-            with path.open(encoding="utf-8") as file:
-                for number, line in enumerate(file, start=1):
-                    place = f"{path}:{number}"
-                    if line.strip():
-                        yield place, json.loads(line)
+            yield from _read_lines(path, on_bad)
         elif suffix in (".csv", ".tsv"):
             with path.open(encoding="utf-8-sig", newline="") as file:
                 reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",")
@@ -95,11 +92,29 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such data file") from error
     except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{place}: not {'JSON' if suffix.startswith('.json') else suffix[1:]}: {error}") from error
+        raise DataError(f"{path}: not {'JSON' if suffix.startswith('.json') else suffix[1:]}: {error}") from error
 
 
-def load_source(spec: SourceSpec, media: MediaRows | None = None) -> list[Sample]:
+def _read_lines(path: Path, on_bad: OnBad | None) -> Iterator[tuple[str, dict]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                broken = DataError(f"{path}:{number}: not JSON: {error}")
+                if on_bad is None:
+                    raise broken from error
+                on_bad(f"{path}:{number}", broken)
+            else:
+                yield f"{path}:{number}", row
+
+
+def load_source(spec: SourceSpec, media: MediaRows | None = None, on_bad: OnBad | None = None) -> list[Sample]:
     """All samples of a source; `media` is what the model reads, by default every kind that there is.
+
+    With `on_bad`, a row that cannot be used does not end the reading: its place and error go there.
 
     Raises:
         DataError: an unknown format or column, a row without its text or medium, or with a medium that the model does
@@ -118,16 +133,22 @@ def load_source(spec: SourceSpec, media: MediaRows | None = None) -> list[Sample
     else:
         path = Path(spec.path).expanduser()
         name, root = spec.name or path.stem, Path(spec.media_root).expanduser() if spec.media_root else path.parent
-        rows = read_rows(path)
+        rows = read_rows(path, on_bad)
     samples = []
     for where, row in rows:
-        if not isinstance(row, Mapping):
-            raise DataError(f"{where}: expected a mapping of columns, got {type(row).__name__}")
-        if not _is_selected(spec, where, row):
+        try:
+            if not isinstance(row, Mapping):
+                raise DataError(f"{where}: expected a mapping of columns, got {type(row).__name__}")
+            if not _is_selected(spec, where, row):
+                continue
+            sample = _read_sample(spec, where, row, media)
+            sample.source = name
+            _place_media(sample, media, root)
+        except DataError as error:
+            if on_bad is None:
+                raise
+            on_bad(where, error)
             continue
-        sample = _read_sample(spec, where, row, media)
-        sample.source = name
-        _place_media(sample, media, root)
         samples.append(sample)
         if spec.limit is not None and len(samples) >= spec.limit:
             break

@@ -258,3 +258,17 @@ def test_bad_files_are_named(tmp_path):
         load_source(SourceSpec(path=str(path), format="xml"))
     with pytest.raises(DataError, match="either a `path` or"):
         load_source(SourceSpec())
+
+
+def test_bad_rows_do_not_end_the_reading_where_they_are_asked_for(media):
+    path = media / "mixed.jsonl"
+    lines = [{"file": "low.wav", "text": "a"}, 7, {"file": "gone.wav", "text": "b"}, {"file": "high.wav", "text": "c"}]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines) + "{broken\n" + json.dumps(lines[0]))
+    found = []
+    samples = load_source(SourceSpec(path=str(path)), on_bad=lambda where, error: found.append((where, str(error))))
+    assert [sample.where for sample in samples] == [f"{path}:1", f"{path}:4", f"{path}:6"]
+    assert [where for where, _ in found] == [f"{path}:{line}" for line in (2, 3, 5)]
+    for (where, message), wanted in zip(found, ("expected a mapping", "no such file", "not JSON")):
+        assert message.startswith(f"{where}: {wanted}")
+    with pytest.raises(DataError, match="mixed.jsonl:2: expected a mapping"):
+        load_source(SourceSpec(path=str(path)))
