@@ -13,14 +13,11 @@ clips of more than `max_position_embeddings` tokens (512, about two minutes) are
 Legend: B clips, T encoder frames, U tokens, P positions of the transformer, W windows, H width.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import BertModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 
 from .cif import CIFOutput, CIFState, integrate_and_fire
 from .configuration_cformer import CFormerConfig
@@ -55,6 +52,8 @@ class ContinuousIntegrateAndFire(nn.Module):
 
     def reset_parameters(self) -> None:
         """Xavier-uniform linear maps with zero bias, as published; a convolution starts as torch starts one."""
+        if self.conv is not None:
+            init.kaiming_uniform_(self.conv.weight, a=5**0.5)
         for linear in filter(None, (self.dense, self.weight_proj, self.output_proj)):
             init.xavier_uniform_(linear.weight)
             if linear.bias is not None:
@@ -120,24 +119,6 @@ class ContinuousIntegrateAndFire(nn.Module):
         return fired
 
 
-@dataclass
-class CFormerOutput(ModelOutput):
-    """Tokens of a batch of clips.
-
-    Args:
-        embeddings (`(B, U, H)`), mask (`(B, U)`), lengths (`(B,)`): the tokens, a clip's own first; 0 is possible.
-        fire_frames (`(B, U)`), alphas (`(B, T)`), quantity (`(B,)`): as in [`CIFOutput`]; `None` where the inputs were
-            tokens already.
-    """
-
-    embeddings: torch.FloatTensor | None = None
-    mask: torch.BoolTensor | None = None
-    lengths: torch.LongTensor | None = None
-    fire_frames: torch.FloatTensor | None = None
-    alphas: torch.FloatTensor | None = None
-    quantity: torch.FloatTensor | None = None
-
-
 def _as_fired(tokens, mask, target_lengths) -> CIFOutput:
     """Tokens of another CIF, whose weights and times are not known."""
     if target_lengths is not None:
@@ -182,12 +163,8 @@ class CFormer(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if self.cif is None:
-            return
-        if module is self.cif.conv:
-            init.kaiming_uniform_(module.weight, a=5**0.5)
-        elif module in (self.cif.dense, self.cif.weight_proj, self.cif.output_proj):
-            init.xavier_uniform_(module.weight)
+        if isinstance(module, ContinuousIntegrateAndFire):
+            module.reset_parameters()
 
     def get_input_embeddings(self) -> None:
         """There are none: the input is a sequence of frames."""
@@ -198,7 +175,7 @@ class CFormer(PreTrainedModel):
         mask: torch.Tensor | None = None,
         target_lengths: torch.Tensor | None = None,
         token_level: bool = False,
-    ) -> CFormerOutput:
+    ) -> CIFOutput:
         """Turns the frames of each clip into tokens.
 
         Args:
@@ -208,7 +185,8 @@ class CFormer(PreTrainedModel):
                 first; ours is passed by. Always so with `cif_predictor="none"`.
 
         Returns:
-            [`CFormerOutput`] with U = the longest clip; under `torch.export` and `torch.compile` U = T.
+            [`CIFOutput`], its `embeddings (B, U, hidden_size)`, with U = the longest clip; under `torch.export` and
+            `torch.compile` U = T. Tokens that were fired before have no `fire_frames`, `alphas` and `quantity`.
 
         Raises:
             ValueError: as [`integrate_and_fire`]; at token level, targets.
@@ -226,9 +204,8 @@ class CFormer(PreTrainedModel):
                 embeddings = self._contextualise_windows(embeddings, fired.mask, fired.lengths)
             elif embeddings.numel():
                 embeddings = self._contextualise(embeddings, fired.mask)
-            embeddings = embeddings.masked_fill(~fired.mask[..., None], 0)
-        names = ("mask", "lengths", "fire_frames", "alphas", "quantity")
-        return CFormerOutput(embeddings=embeddings, **{name: fired.get(name) for name in names})
+            fired.embeddings = embeddings.masked_fill(~fired.mask[..., None], 0)
+        return fired
 
     def _contextualise(self, embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         attention_mask = mask.clone()
@@ -260,4 +237,4 @@ class CFormer(PreTrainedModel):
         return windows.flatten(1, 2).gather(1, flat[..., None].expand(-1, -1, H))
 
 
-__all__ = ["CFormer", "CFormerConfig", "CFormerOutput", "ContinuousIntegrateAndFire"]
+__all__ = ["CFormer", "CFormerConfig", "ContinuousIntegrateAndFire"]

@@ -129,37 +129,11 @@ def integrate_and_fire(
             for a row without any.
     """
     _check_arguments(hidden, alphas, mask, target_lengths, fire_threshold, tail_threshold)
-    if state is not None or not is_last:
-        if target_lengths is not None or max_tokens is not None:
-            raise ValueError("a stream takes no target_lengths and no max_tokens: its total is known at its end only")
-        return _integrate_chunk(
-            hidden, alphas, mask, state, is_last, fire_threshold, tail_threshold, one_token_per_frame
-        )  # fmt: skip
-    hidden, alphas, mask, target_lengths = _prepare(hidden, alphas, mask, target_lengths)
-    sums = alphas.cumsum(1)
-    fired = _count_fires(sums, mask, target_lengths, fire_threshold, one_token_per_frame)
-    lengths = fired[:, -1]
-    if target_lengths is None:
-        lengths = lengths + (sums[:, -1] - lengths > tail_threshold)
-    U = _pick_width(alphas, sums, lengths, mask, target_lengths, one_token_per_frame, max_tokens)
-    if max_tokens is not None:
-        fired, lengths = fired.clamp(0, U).cummax(1).values, lengths.clamp(0, U)
-    has_tail = lengths > fired[:, -1]
-    rest = torch.where(has_tail, sums[:, -1] - fired[:, -1] + 1e-10, 1.0)[:, None]
-    carry = torch.zeros_like(rest)
-    *parts, fire_frames = _split_weights(alphas, sums, mask, fired, lengths, U, carry, rest)
-    embeddings = _sum_tokens(hidden, *parts[:2], fired, parts[2], mask)
-    lengths = lengths.to(hidden.device)
-    fired_mask = torch.arange(U, device=hidden.device) < lengths[:, None]
-    return CIFOutput(embeddings, fired_mask, lengths, fire_frames.float().to(hidden.device))
-
-
-def _integrate_chunk(
-    hidden, alphas, mask, state, is_last, fire_threshold, tail_threshold, one_token_per_frame
-) -> CIFOutput:  # fmt: skip
-    """Continues a stream: the open token comes in with the state and, the stream not ending here, goes out with it."""
+    is_stream = state is not None or not is_last
+    if is_stream and not (target_lengths is None and max_tokens is None):
+        raise ValueError("a stream takes no target_lengths and no max_tokens: its total is known at its end only")
     B, T, D = hidden.shape
-    hidden, alphas, mask, _ = _prepare(hidden, alphas, mask, None)
+    hidden, alphas, mask, target_lengths = _prepare(hidden, alphas, mask, target_lengths)
     if state is None:
         zero = torch.zeros_like(mask[:, 0], dtype=torch.long)
         state = CIFState(zero.double(), zero, hidden.new_zeros(B, D), 0, zero)
@@ -168,32 +142,35 @@ def _integrate_chunk(
     before = state.fired[:, None]
     # One running sum over the whole stream, so that rounding is that of the whole.
     sums = torch.cat([state.total[:, None], alphas], 1).cumsum(1)[:, 1:]
-    fired = _count_fires(sums, mask, None, fire_threshold, one_token_per_frame, before)
+    fired = _count_fires(sums, mask, target_lengths, fire_threshold, one_token_per_frame, before)
     total, sums, fired = sums[:, -1], sums - before, fired - before
-    closed, weight = fired[:, -1], sums[:, -1] - fired[:, -1]
-    has_tail = (weight > tail_threshold) & is_last
-    U = _pick_width(alphas, sums, closed + has_tail, mask, None, one_token_per_frame, None)
+    lengths = fired[:, -1]
+    if is_last and target_lengths is None:
+        lengths = lengths + (sums[:, -1] - lengths > tail_threshold)
+    U = _pick_width(alphas, sums, lengths, mask, target_lengths, one_token_per_frame, max_tokens)
+    if max_tokens is not None:
+        fired, lengths = fired.clamp(0, U).cummax(1).values, lengths.clamp(0, U)
+    closed = fired[:, -1:]
+    rest = torch.where(lengths[:, None] > closed, sums[:, -1:] - closed + 1e-10, 1.0)
+    kept = int(not is_last)  # one place more for the token that stays open
     *parts, fire_frames = _split_weights(
-        alphas, sums, mask, fired, closed + 1, U + 1, state.total[:, None] - before, torch.ones_like(weight)[:, None]
+        alphas, sums, mask, fired, lengths + kept, U + kept, state.total[:, None] - before, rest
     )
-    tokens = _sum_tokens(hidden, *parts[:2], fired, parts[2], mask)
-    tokens = torch.cat([tokens[:, :1] + state.embedding[:, None], tokens[:, 1:]], 1)
-    place = torch.arange(U + 1, device=mask.device)
+    embeddings = _sum_tokens(hidden, *parts[:2], fired, parts[2], mask)  # (B, U + kept, D)
     end = torch.where(mask.any(1), state.frames + _last_end(mask), state.end)
-    fire_frames = torch.where(place < closed[:, None], state.frames + fire_frames, end[:, None])
-    closed, weight, has_tail = (value.to(hidden.device)[:, None] for value in (closed, weight, has_tail))
-    place = place.to(hidden.device)
-    is_open = place == closed
-    opened = tokens.masked_fill(~is_open[..., None], 0).sum(1)
-    tokens = tokens / torch.where(is_open & has_tail, weight + 1e-10, 1.0)[..., None].to(tokens.dtype)
-    fired_mask = place[:U] < closed + has_tail
-    return CIFOutput(
-        embeddings=tokens[:, :U].masked_fill(~fired_mask[..., None], 0),
-        mask=fired_mask,
-        lengths=fired_mask.sum(1),
-        fire_frames=fire_frames[:, :U].float().to(hidden.device).masked_fill(~fired_mask, 0),
-        state=None if is_last else CIFState(total, state.fired + fired[:, -1], opened, state.frames + T, end),
-    )
+    is_closed = torch.arange(U, device=fired.device) < closed
+    fire_frames = torch.where(is_closed, state.frames + fire_frames[:, :U], end[:, None]).float().to(hidden.device)
+    lengths = lengths.to(hidden.device)
+    fired_mask = torch.arange(U, device=hidden.device) < lengths[:, None]
+    output = CIFOutput(embeddings, fired_mask, lengths, fire_frames.masked_fill(~fired_mask, 0))
+    if is_stream:  # token 0 goes on with what was open before; one that stays open is none of this chunk's
+        opened = state.embedding / torch.where(closed == 0, rest, 1.0).to(state.embedding)
+        embeddings = torch.cat([embeddings[:, :1] + opened[:, None], embeddings[:, 1:]], 1)
+        output.embeddings = embeddings[:, :U].masked_fill(~fired_mask[..., None], 0)
+    if not is_last:
+        opened = embeddings.gather(1, closed.to(hidden.device)[..., None].expand(-1, -1, D)).squeeze(1)
+        output.state = CIFState(total, state.fired + closed.squeeze(1), opened, state.frames + T, end)
+    return output
 
 
 def _paired_dots(table: torch.Tensor, index: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
@@ -302,7 +279,7 @@ def _scale_to_targets(alphas: torch.Tensor, mask: torch.Tensor, target_lengths: 
 
 
 @torch.no_grad()
-def _count_fires(sums, mask, target_lengths, fire_threshold, one_token_per_frame, before=0) -> torch.Tensor:
+def _count_fires(sums, mask, target_lengths, fire_threshold, one_token_per_frame, before) -> torch.Tensor:
     """k_t, the tokens closed up to and including frame t, `(B, T)` int64; `before (B, 1)` of them before frame 0."""
     fired = torch.floor(sums + (1.0 - fire_threshold)).long()
     real = mask.long().cumsum(1)
@@ -346,15 +323,14 @@ def _pick_width(alphas, sums, lengths, mask, target_lengths, one_token_per_frame
 def _split_weights(alphas, sums, mask, fired, lengths, U, carry, rest):
     """What each frame gives to the token it leaves open `(B, T)` and to the token it closes `(B, U)`.
 
-    Also the closing frame of every token (T: none) and the end of every token in fractional frames, both `(B, U)`.
-    `carry (B, 1)` is the weight gathered before frame 0, a part of `sums`; `rest (B, 1)` divides the last open token.
+    Also the closing frame of every token (T: none) and its end in fractional frames, both `(B, U)`. `carry (B, 1)` is
+    the weight gathered before frame 0, a part of `sums`; `rest (B, 1)` divides the last open token.
     """
     B, T = alphas.shape
-    lengths = lengths[:, None]
     sums_before, fired_before = torch.cat([carry, sums[:, :-1]], 1), F.pad(fired[:, :-1], (1, 0))
     open_weights = torch.where(fired == fired_before, alphas, sums - fired)
     open_weights = torch.where(fired == fired[:, -1:], open_weights / rest, open_weights)
-    open_weights = torch.where(mask & (fired < lengths), open_weights, 0.0)
+    open_weights = torch.where(mask & (fired < lengths[:, None]), open_weights, 0.0)
 
     tokens = torch.arange(U, device=fired.device).expand(B, U).contiguous()
     fire_index = torch.searchsorted(fired.contiguous(), tokens, right=True)
@@ -364,9 +340,7 @@ def _split_weights(alphas, sums, mask, fired, lengths, U, carry, rest):
     close_weights = torch.where(fired_before.gather(1, frame) == tokens, missing, 1.0)
     close_weights = torch.where(fire_index < T, close_weights, 0.0)
     with torch.no_grad():
-        part = (missing / alphas.gather(1, frame).clamp(min=1e-12)).clamp(0, 1)
-        fire_frames = torch.where(fire_index < T, frame + part, _last_end(mask)[:, None])
-        fire_frames = torch.where(tokens < lengths, fire_frames, 0)
+        fire_frames = frame + (missing / alphas.gather(1, frame).clamp(min=1e-12)).clamp(0, 1)
     return open_weights, close_weights, fire_index, fire_frames
 
 

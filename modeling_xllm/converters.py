@@ -13,11 +13,7 @@ stages and checkpoints ask the class and compare no names.
 Legend: N items, T encoder frames, Q query tokens, K tokens per item (padded), E, C widths.
 """
 
-import copy
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -27,7 +23,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, torch_compilable_check
 
 from .cformer import CFormer
-from .configuration_cformer import BERT_SIZES, CFormerConfig
+from .configuration_cformer import CFormerConfig
 
 
 @dataclass
@@ -42,36 +38,6 @@ class ConverterOutput(ModelOutput):
     mask: torch.BoolTensor | None = None
 
 
-@dataclass(frozen=True)
-class PublishedSource:
-    """How a converter starts from a published model of another kind. Names are patterns, matched at the start.
-
-    Args:
-        take_sizes (`Callable`): sets a row's sizes to those of the published config, `take_sizes(row, config)`.
-        names (`dict[str, str]`): start of a published tensor's name -> start of its name under `interfaces.<row>`.
-        ignored (`tuple[str, ...]`): tensors that are not used here, by the start of their names.
-        fills (`str`): start of the names under `interfaces.<row>` that it must provide, all of them.
-    """
-
-    take_sizes: Callable[[PreTrainedConfig, PreTrainedConfig], None]
-    names: dict[str, str]
-    ignored: tuple[str, ...] = ()
-    fills: str = r"converter\."
-
-    def rename(self, key: str) -> str | None:
-        """What the published tensor `key` is called here; `None` if it is not used.
-
-        Raises:
-            ValueError: it is not a tensor of such a model.
-        """
-        if any(re.match(pattern, key) for pattern in self.ignored):
-            return None
-        for pattern, name in self.names.items():
-            if found := re.match(pattern, key):
-                return found.expand(name) + key[found.end() :]
-        raise ValueError(f"{key} is not one of its tensors")
-
-
 class X2LConverter(nn.Module):
     """Base class and protocol of converters. `forward(hidden, mask, **forward_options(row))` turns `hidden (N, T, E)`
     with its `mask (N, T)`, or `None`, into a [`ConverterOutput`].
@@ -80,7 +46,6 @@ class X2LConverter(nn.Module):
         config_class (*optional*): class of the row's `converter_config`; `None` if the converter has no sizes.
         config_key (`str`, *optional*): a further name under which rows may give their `converter_config`.
         stage_one (`str`, *optional*): objective of stage 1, "contrast" or "recognition"; `None`: there is none.
-        sources (`dict[str, PublishedSource]`): `model_type` of published models that it can start from.
         token_level_sizes (`dict`): what `token_level` rows have in `converter_config`; empty: there are none.
         query_parameter (`str`, *optional*): name of the query tokens, which `train_query_tokens` trains in stage 3.
         shares_in_part (`bool`): whether a row that shares another's converter still has some parameters to itself.
@@ -93,7 +58,6 @@ class X2LConverter(nn.Module):
     config_class: type[PreTrainedConfig] | None = None
     config_key: str | None = None
     stage_one: str | None = None
-    sources: ClassVar[dict[str, PublishedSource]] = {}
     token_level_sizes: ClassVar[dict] = {}
     query_parameter: str | None = None
     shares_in_part = False
@@ -154,27 +118,6 @@ class X2LConverter(nn.Module):
         """Initialise the parameters that are not in a sub-module."""
 
 
-def _take_blip2_sizes(row: PreTrainedConfig, published: PreTrainedConfig) -> None:
-    if row.shares_converter_with is None:
-        row.converter_config = copy.deepcopy(published.qformer_config)
-        row.converter_config.use_qformer_text_input = False  # of a retrieval model; its text side belongs to stage 1
-    row.num_query_tokens = published.num_query_tokens
-
-
-def _take_sizes(names: tuple[str, ...], row: PreTrainedConfig, published: PreTrainedConfig) -> None:
-    for name in names:
-        setattr(row.converter_config, name, getattr(published, name))
-
-
-def _take_bert_sizes_for_queries(row: PreTrainedConfig, published: PreTrainedConfig) -> None:
-    if row.shares_converter_with is not None:
-        raise ValueError(f"the Q-Former belongs to {row.shares_converter_with}: name the BERT there")
-    _take_sizes((*BERT_SIZES[:5], "layer_norm_eps"), row, published)
-
-
-_QFORMER_LAYER = r"converter\.qformer\.encoder\.layer\.\d+\."
-
-
 class QFormerConverter(X2LConverter):
     """Query tokens that read an encoder's features through a Q-Former (BLIP-2; paper section 3.1).
 
@@ -184,33 +127,6 @@ class QFormerConverter(X2LConverter):
     config_class = Blip2QFormerConfig
     config_key = "qformer_config"
     stage_one = "contrast"
-    sources: ClassVar = {
-        # The retrieval model (Salesforce/blip2-itm-vit-g) also has a text side, but no language_projection.
-        "blip-2": PublishedSource(
-            _take_blip2_sizes,
-            {
-                r"qformer\.": "converter.qformer.",
-                r"query_tokens": "converter.query_tokens",
-                r"language_projection\.": "adapter.",
-            },
-            ignored=(
-                r"(vision_model|language_model|embeddings|vision_projection|text_projection|itm_head)\.",
-                r"qformer\.encoder\.layer\.\d+\.(intermediate|output)\.",
-            ),
-        ),
-        # As for BLIP-2 itself: cross-attention and query tokens are new.
-        "bert": PublishedSource(
-            _take_bert_sizes_for_queries,
-            {
-                r"embeddings\.LayerNorm\.": "converter.qformer.layernorm.",
-                r"(encoder\.layer\.\d+\.attention\.)self\.": r"converter.qformer.\1attention.",
-                r"(encoder\.layer\.\d+\.attention\.output\.)": r"converter.qformer.\1",
-                r"(encoder\.layer\.\d+\.(?:intermediate|output))\.": r"converter.qformer.\1_query.",
-            },
-            ignored=(r"embeddings\.\w+_embeddings\.", r"pooler\."),
-            fills=rf"converter\.qformer\.layernorm|{_QFORMER_LAYER}(attention|intermediate_query|output_query)\.",
-        ),
-    }
     query_parameter = "query_tokens"
     shares_in_part = True
 
@@ -256,14 +172,6 @@ class CFormerConverter(X2LConverter, CFormer):
     config_key = "cformer_config"
     stage_one = "recognition"
     token_level_sizes: ClassVar = {"cif_predictor": "none"}
-    sources: ClassVar = {
-        "bert": PublishedSource(
-            partial(_take_sizes, BERT_SIZES),
-            {"": "converter.bert."},
-            ignored=(r"embeddings\.word_embeddings\.", r"pooler\."),
-            fills=r"converter\.bert\.",
-        )
-    }
 
     def __init__(self, row: PreTrainedConfig, owner_row: PreTrainedConfig):
         CFormer.__init__(self, row.converter_config)
@@ -276,12 +184,13 @@ class CFormerConverter(X2LConverter, CFormer):
     def check_row(cls, row: PreTrainedConfig) -> None:
         super().check_row(row)
         sizes = row.converter_config
-        if row.token_level and sizes is not None:
-            if sizes.cif_predictor != "none":
-                raise ValueError(
-                    f"token_level=True runs no CIF, but cif_predictor is {sizes.cif_predictor!r}: give 'none'"
-                )
-            row.encoder_hidden_size = row.encoder_hidden_size or sizes.cif_hidden_size
+        if not row.token_level or sizes is None:
+            return
+        if sizes.cif_predictor != "none":
+            raise ValueError(
+                f"token_level=True runs no CIF, but cif_predictor is {sizes.cif_predictor!r}: give 'none'"
+            )
+        row.encoder_hidden_size = row.encoder_hidden_size or sizes.cif_hidden_size
 
     @classmethod
     def check_table(cls, row: PreTrainedConfig, owner_row: PreTrainedConfig) -> None:
@@ -364,7 +273,6 @@ __all__ = [
     "CFormerConverter",
     "ConverterOutput",
     "LinearConverter",
-    "PublishedSource",
     "QFormerConverter",
     "X2LConverter",
     "converter_class",

@@ -208,16 +208,13 @@ class StageCheckpointMixin:
 
         Whoever asks for `output_loading_info` gets the names instead of an error, as in transformers; NaN stays one.
         """
-        if kwargs.get("output_loading_info"):
-            loaded = load(path, *args, config=config, revision=revision or "main", **kwargs)
-            check_finite(dict(loaded[0].named_parameters()), str(source or "the sources"))
-            return loaded
+        asked = kwargs.get("output_loading_info")
         tolerant = kwargs.get("ignore_mismatched_sizes", False)  # the caller's own choice: those start anew
-        kwargs = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
-        with nullcontext() if tolerant else quiet_report():
+        kwargs = {**kwargs, "ignore_mismatched_sizes": tolerant or not asked, "output_loading_info": True}
+        with nullcontext() if tolerant or asked else quiet_report():
             model, info = load(path, *args, config=config, revision=revision or "main", **kwargs)
         # A new model has no checkpoint; the names of an adapter's tensors are its own.
-        if source is not None and not getattr(model, "_hf_peft_config_loaded", False):
+        if not asked and source is not None and not getattr(model, "_hf_peft_config_loaded", False):
             misshapen = {name: shapes for name, *shapes in info["mismatched_keys"]}
             found = {name: shapes[0] for name, shapes in misshapen.items() if not tolerant}
             wanted = {name: misshapen[name][1] for name in found}
@@ -225,7 +222,7 @@ class StageCheckpointMixin:
             surplus = [name for name in info["unexpected_keys"] if not model._is_elsewhere(name, is_subset)]
             check_fit({**found, **dict.fromkeys(surplus, ())}, wanted, str(source), "this model")
         check_finite(dict(model.named_parameters()), str(source or "the sources"))
-        return model
+        return (model, info) if asked else model
 
     def _is_elsewhere(self, key: str, is_subset: bool) -> bool:
         """Whether a tensor of a checkpoint belongs to a part that this model does without: head, LLM, other rows."""
@@ -240,32 +237,24 @@ class StageCheckpointMixin:
         cls, config, path: str, revision: str | None, hub: dict, is_subset: bool, heads: dict | None = None
     ) -> dict[str, torch.Tensor]:
         """State dict of a stage checkpoint, its towers and stage 1's `heads`, complete and of the right shapes."""
-        model = cls._skeleton(config)
+        with torch.device("meta"):
+            model = cls(config)
         shapes = model._expected_shapes()
         # Checkpoints are written by models with a head; the models without one have the same names less "model.".
         prefix = "" if any(key.startswith("model.") for key in shapes) else "model."
-        surplus = {}
 
-        def is_ours(key: str) -> bool:
-            if key.removeprefix(prefix) not in shapes and not model._is_elsewhere(key, is_subset):
-                surplus[key] = ()
-            return key.removeprefix(prefix) in shapes
+        def is_wanted(key: str) -> bool:
+            return key.removeprefix(prefix) in shapes or not model._is_elsewhere(key, is_subset)
 
-        tensors = read_tensors(path, revision, is_ours, **hub)
+        tensors = read_tensors(path, revision, is_wanted, **hub)
         for part, source in (config.towers or {}).items():
             if any(part_of(key) == part for key in shapes):  # a model without language model needs none
-                name_or_path = resolve_source(source["name_or_path"], path)
-                tensors.update(read_tower(part, name_or_path, source.get("revision"), **hub))
-        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-        tensors = {key: value for key, value in tensors.items() if key in shapes} | (heads or {})
+                tower = read_tower(part, resolve_source(source["name_or_path"], path), source.get("revision"), **hub)
+                tensors.update({key: value for key, value in tower.items() if key.removeprefix(prefix) in shapes})
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()} | (heads or {})
         cls.check_towers(config, tensors)
-        check_fit({**tensors, **surplus}, shapes, path, "this model")
+        check_fit(tensors, shapes, path, "this model")
         return tensors
-
-    @classmethod
-    def _skeleton(cls, config):
-        with torch.device("meta"):
-            return cls(config)
 
     def _expected_shapes(self) -> dict[str, torch.Size]:
         """Shapes of the tensors that a checkpoint must hold, tied ones once."""
@@ -275,7 +264,8 @@ class StageCheckpointMixin:
     @classmethod
     def check_towers(cls, config, tensors: dict[str, torch.Tensor]) -> None:
         """Fail if `tensors` lacks part of a tower that `config.towers` names: it would be left random."""
-        expected = cls._skeleton(config)._expected_shapes()
+        with torch.device("meta"):
+            expected = cls(config)._expected_shapes()
         for part, source in (config.towers or {}).items():
             wanted = {key: shape for key, shape in expected.items() if part_of(key) == part}
             found = {key: tensors[key] for key in wanted.keys() & tensors.keys()}

@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -105,17 +106,13 @@ def check_fit(
         StageCheckpointError: some are missing, too many, or of another shape; the message names the first few of each.
     """
     there, needed = (
-        {key: tuple(getattr(value, "shape", value)) for key, value in one.items()} for one in (found, wanted)
+        {key: list(getattr(value, "shape", value)) for key, value in one.items()} for one in (found, wanted)
     )
     misshapen = sorted(key for key in there.keys() & needed.keys() if there[key] != needed[key])
-    groups = {
-        "missing": needed.keys() - there.keys(),
-        "without a place": there.keys() - needed.keys(),
-        "misshapen": misshapen,
-    }
-    problems = [f"{len(names)} {what}: {_listed(names)}" for what, names in groups.items() if names]
+    groups = (("missing", needed.keys() - there), ("without a place", there.keys() - needed), ("misshapen", misshapen))
+    problems = [f"{len(names)} {what}: {_listed(names)}" for what, names in groups if names]
     if misshapen:
-        problems[-1] += f" ({list(there[misshapen[0]])}, expected {list(needed[misshapen[0]])})"
+        problems[-1] += f" ({there[misshapen[0]]}, expected {needed[misshapen[0]]})"
     if problems:
         raise StageCheckpointError(f"{source} does not fit {target}: {'; '.join(problems)}")
 
@@ -150,9 +147,27 @@ def check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
         raise StageCheckpointError(f"{source}: NaN or Inf in {len(broken)} of its tensors: {_listed(broken)}")
 
 
-def _sha256(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digests(files: Iterable[str | Path]) -> dict[str, str]:
+    """The SHA-256 of each file, by its name."""
+
+    def sha256(path: str | Path) -> str:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter
+        return dict(zip(map(os.path.basename, files), pool.map(sha256, files)))
+
+
+@contextmanager
+def _replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """A file to write beside `path`, which it replaces as a whole when the block ends; it vanishes if that fails."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def record_weights(folder: str | os.PathLike) -> None:
@@ -170,24 +185,18 @@ def record_weights(folder: str | os.PathLike) -> None:
     settings = json.loads(config.read_text(encoding="utf-8"))
     settings.pop(RECORD, None)
     if files:
-        with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter
-            settings[RECORD] = dict(zip([file.name for file in files], pool.map(_sha256, files)))
+        settings[RECORD] = _digests(files)
     write_json(config, settings)
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: str | os.PathLike, metadata: dict | None = None) -> None:
     """Write a safetensors file, whole or not at all, with the permissions of any new file."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.touch()
-        mode = aside.stat().st_mode
+    with _replacing(path) as file:
+        file.touch()
+        mode = file.stat().st_mode
         contiguous = {name: value.contiguous() for name, value in tensors.items()}
-        save_file(contiguous, aside, metadata={"format": "pt", **(metadata or {})})
-        aside.chmod(mode)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+        save_file(contiguous, file, metadata={"format": "pt", **(metadata or {})})
+        file.chmod(mode)
 
 
 def read_json(path: Path) -> dict:
@@ -197,13 +206,10 @@ def read_json(path: Path) -> dict:
 
 def write_json(path: str | os.PathLike, settings: dict) -> None:
     """Replace a JSON file of a checkpoint as a whole: it is the new one or the old one, never half of it."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(aside, "w", encoding="utf-8") as file:
+    with _replacing(path) as aside, open(aside, "w", encoding="utf-8") as file:
         file.write(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    os.replace(aside, path)
 
 
 def verify_weights(source: str, revision: str | None = None, **hub) -> None:
@@ -220,13 +226,12 @@ def verify_weights(source: str, revision: str | None = None, **hub) -> None:
         raise StageCheckpointError(
             f"{source}: config.json was saved with {_listed(record)}, but these are other weight files"
         )
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        for file, digest in zip(files, pool.map(_sha256, files)):
-            if digest != record[os.path.basename(file)]:
-                raise StageCheckpointError(
-                    f"{file}: altered or damaged since it was saved (its SHA-256 is not that of {RECORD} in "
-                    "config.json); fetch or save it again, or remove the entry if you changed it on purpose"
-                )
+    for file, (name, digest) in zip(files, _digests(files).items()):
+        if digest != record[name]:
+            raise StageCheckpointError(
+                f"{file}: altered or damaged since it was saved (its SHA-256 is not that of {RECORD} in "
+                "config.json); fetch or save it again, or remove the entry if you changed it on purpose"
+            )
 
 
 __all__ = [

@@ -16,6 +16,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL_MODELS
 
+from xllm.modeling_xllm.composition.published_sources import SOURCES
 from xllm.modeling_xllm.configuration_chatglm import ChatGLMConfig
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig, default_modalities
 from xllm.modeling_xllm.conversion.convert import (
@@ -26,7 +27,6 @@ from xllm.modeling_xllm.conversion.convert import (
     reference_shapes,
 )
 from xllm.modeling_xllm.conversion.sizes import published_rows, vision_config
-from xllm.modeling_xllm.converters import converter_class
 from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
 from xllm.modeling_xllm.stage1.configuration_speech_recognition import SpeechRecognitionConfig
 from xllm.modeling_xllm.tower_sources import (
@@ -227,7 +227,7 @@ def row_like(row: X2LConfig, modality: str, source: str) -> X2LConfig:
         theirs.complete()
         return theirs
     row = deepcopy(row)
-    known = converter_class(row.converter).sources
+    known = SOURCES.get(row.converter, {})
     if published.model_type not in known:
         raise ValueError(
             f"{source} ({published.model_type}) cannot initialise a {row.converter} interface"
@@ -268,7 +268,7 @@ def _published_tensors(modality: str, row: X2LConfig, source: str) -> dict[str, 
     """Of a model of another kind (BLIP-2, BERT): what the row's converter takes of it; other parts are not read."""
     name, revision = split_source(source)
     model_type = published_config(source).model_type
-    known = converter_class(row.converter).sources[model_type]
+    known = SOURCES[row.converter][model_type]
     if model_type == "bert":  # with or without "bert." before each name
         found = load_whole(AutoModel, name, revision, BERT_HEADS, add_pooling_layer=False).state_dict()
     else:
@@ -327,7 +327,7 @@ def compose_tensors(
 def _filled(row: X2LConfig, source: str) -> str:
     """Beginning of the names under `interfaces.<row>` that a source must hold."""
     published = None if is_pth(source) else published_config(source)
-    known = converter_class(row.converter).sources.get(getattr(published, "model_type", None))
+    known = SOURCES.get(row.converter, {}).get(getattr(published, "model_type", None))
     return r"converter\." if known is None else known.fills
 
 
