@@ -143,20 +143,21 @@ class ChatGLMRotaryEmbedding(nn.Module):
         super().__init__()
         self.config = config
         # The published frequencies are fp16 numbers. Their bits are kept as integers, because a float buffer would be
-        # rounded again by `model.to(torch.bfloat16)`, which turns far positions by up to a radian.
+        # rounded again by `model.to(torch.bfloat16)`, which turns far positions by up to a radian. Integers have 32
+        # bits here: DDP broadcasts buffers, and neither gloo nor NCCL knows those of 16.
         self.inv_freq_bits = nn.Buffer(self.compute_inv_freq_bits(config), persistent=False)
 
     @staticmethod
     def compute_inv_freq_bits(config: ChatGLMConfig) -> torch.Tensor:
-        """`base ** (-2i / dim)` over half a head, rounded to fp16: `(head_dim // 4,)`, viewed as int16."""
+        """`base ** (-2i / dim)` over half a head, rounded to fp16: bits of fp32, int32 `(head_dim // 4,)`."""
         dim = config.head_dim // 2
         inv_freq = 1.0 / (config.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim))
-        return inv_freq.half().view(torch.int16)
+        return inv_freq.half().float().view(torch.int32)
 
     @torch.no_grad()
     def forward(self, position_ids: torch.LongTensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Channels `(2, B, L)` to tables `(B, L, 1, 1, 2, 2, D // 4)` that broadcast over heads, query and key."""
-        inv_freq = self.inv_freq_bits.view(torch.float16)
+        inv_freq = self.inv_freq_bits.view(torch.float32)
         # CODEPATH: True repeats THUDM's half-precision run of chatglm-6b; no published config.json sets it.
         table_dtype = torch.float16 if self.config.rope_half_precision else torch.float32
         with torch.autocast(device_type=position_ids.device.type, enabled=False):

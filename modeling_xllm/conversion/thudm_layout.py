@@ -107,7 +107,7 @@ def _thudm_state_dict(model: PreTrainedModel, config: ChatGLMConfig) -> dict[str
             f"model: THUDM's layout has no place for {unknown[0]} (and {len(unknown) - 1} more); "
             "merge adapters into the weights first (merge_and_unload)"
         )
-    frequencies = decoder.rotary_emb.inv_freq_bits.view(torch.float16)
+    frequencies = decoder.rotary_emb.inv_freq_bits.view(torch.float32).half()
     for index in range(config.num_hidden_layers):
         state[f"transformer.layers.{index}.attention.rotary_emb.inv_freq"] = frequencies
     return state
