@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from xllm import XLLMForConditionalGeneration
 from xllm.modeling_xllm.weight_files import StageCheckpointError
-from xllm.training.train import _start_from
+from xllm.training.running import _start_from
 
 
 def rows(shared: bool, **changes) -> dict:

@@ -12,8 +12,7 @@ from transformers import Trainer, TrainingArguments
 
 from xllm import XLLMForConditionalGeneration, XLLMProcessor
 from xllm.assembly.opening import CheckpointError, load_checkpoint
-from xllm.training import sources
-from xllm.training import train as train_module
+from xllm.training import running, sources
 from xllm.training.callbacks import ProgressCallback, loss_curves
 from xllm.training.collator import XLLMDataCollator
 from xllm.training.evaluation import run_evaluation
@@ -135,11 +134,11 @@ def test_language_model_on_text_alone(tiny, tmp_path):
 def test_a_frozen_tensor_that_moves_is_noticed(tiny, tmp_path, monkeypatch):
     model, processor = tiny
 
-    class Careless(train_module.XLLMTrainer):
+    class Careless(running.XLLMTrainer):
         def train(self):
             self.model.lm_head.weight.data[0, 0] += 1
 
-    monkeypatch.setattr(train_module, "XLLMTrainer", Careless)
+    monkeypatch.setattr(running, "XLLMTrainer", Careless)
     stage = {"stage": 0, "data": {"train": {"dataset": [{"text": "a"}], "modality": "text"}}, "trainer": QUICK}
     run_stage(model, processor, stage, tmp_path / "a", progress=False)  # stage 0 trains the head
     stage = {"stage": 3, "data": {"train": {"dataset": [{"text": "a"}], "modality": "text"}}, "trainer": QUICK}
@@ -165,7 +164,7 @@ def test_skipped_samples_are_in_the_log(tiny, media, tmp_path):
 
 def test_evaluations_after_a_stage(tiny_checkpoint, table, tmp_path, monkeypatch):
     read = []
-    monkeypatch.setattr(sources, "read_rows", lambda path: read.append(path) or read_rows(path))
+    monkeypatch.setattr(sources, "read_rows", lambda path, *rest: read.append(path) or read_rows(path, *rest))
     recipe = {
         "model": str(tiny_checkpoint),
         "output_dir": str(tmp_path),

@@ -1,0 +1,107 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""A stage before it runs: its recipe, model and data checked against each other; nothing is trained or written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from xllm.training.augmentation import Augmentation
+from xllm.training.data import ChatDataset
+from xllm.training.evaluation import check_evaluation
+from xllm.training.media_rows import media_rows
+from xllm.training.recipe import RecipeError, StageSpec
+from xllm.training.sources import Sample
+from xllm.training.stage_one import build_stage_one, stage_one_task
+from xllm.training.stages import Stage, StageError, freeze_for_stage, resolve_modalities, resolve_stage
+
+
+@dataclass
+class Prepared:
+    """A stage whose recipe, model and data have been checked."""
+
+    spec: StageSpec
+    stage: Stage
+    modalities: list[str]
+    train: ChatDataset
+    eval: ChatDataset | None
+    augmentation: Augmentation
+    arguments: dict[str, Any]
+    evaluations: list[list[list[Sample]]]  # samples of each evaluation, by source
+
+    @property
+    def title(self) -> str:
+        names = "text" if self.stage is Stage.TEXT else "+".join(self.modalities)
+        return f"stage {self.stage.value} ({names})"
+
+
+def prepare(model, processor, spec: StageSpec, seed: int, media: dict | None = None) -> Prepared:
+    """Check a stage against model and data; nothing is trained or written."""
+    stage = resolve_stage(spec.stage)
+    modalities = resolve_modalities(model.config, spec.modalities)
+    if stage is Stage.CONVERT:
+        stage_one_task(model.config, modalities, spec.objective, spec.text_side)
+    elif given := [name for name in ("objective", "text_side", "text_tokenizer") if getattr(spec, name)]:
+        raise StageError(f"{given[0]} belongs to stage 1; stage {stage.value} learns to say the answer")
+    freeze_for_stage(model, stage, modalities, **switches(spec))
+    _check_init_from(model.config, spec)
+    augmentation = Augmentation.from_spec(spec.data.augment)
+    common = {"processor": processor, "modalities": modalities, "on_error": spec.data.on_error, "seed": seed}
+    common["cache_media"] = spec.data.cache_media and (True if media is None else media)
+    train_set = ChatDataset.from_specs(spec.data.train, augmentation=augmentation, **common)
+    eval_set = ChatDataset.from_specs(spec.data.eval, **common) if spec.data.eval else None
+    evaluations = [check_evaluation(evaluation, media_rows(processor, modalities)) for evaluation in spec.evaluate]
+    arguments = {"eval_strategy": "epoch" if eval_set else "no", **spec.trainer}
+    if eval_set is None and arguments["eval_strategy"] != "no":
+        raise RecipeError(f"trainer.eval_strategy is {arguments['eval_strategy']!r}, but data.eval is empty")
+    prepared = Prepared(spec, stage, modalities, train_set, eval_set, augmentation, arguments, evaluations)
+    try:
+        training_arguments(prepared, Path("unused"), seed)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"stage {stage.value}: trainer: {error}") from error
+    return prepared
+
+
+def make_stage_one(model, processor, stage: Prepared, heads, check_only: bool = False):
+    """The stage-1 model of a stage, or, with `check_only`, the errors that it would be built with."""
+    spec = stage.spec
+    return build_stage_one(
+        model, processor, stage.modalities[0], spec.objective, heads, spec.text_side, spec.text_tokenizer, check_only
+    )
+
+
+def switches(spec: StageSpec) -> dict[str, bool]:
+    """What `freeze_for_stage` takes beside stage and modalities."""
+    names = ("train_encoder", "train_query_tokens", "train_shared")
+    return {name: getattr(spec, name) for name in names}
+
+
+def _check_init_from(config, spec: StageSpec) -> None:
+    for name, other in spec.init_from.items():
+        resolve_modalities(config, [name, other])
+        if config.modalities[name].converter != config.modalities[other].converter:
+            raise StageError(f"init_from: {name} and {other} have different converters")
+
+
+def training_arguments(prepared: Prepared, folder: Path, seed: int) -> TrainingArguments:
+    """The `trainer` part of a recipe, with our defaults and with what only the runner sets."""
+    settings = {
+        "save_strategy": "no",
+        "logging_steps": 10,
+        "report_to": "none",
+        "prediction_loss_only": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        **prepared.arguments,
+        "output_dir": str(folder),
+        "seed": seed,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "disable_tqdm": True,
+        "ddp_find_unused_parameters": False,  # the model touches every trained parameter in every batch
+    }
+    return TrainingArguments(**settings)
+
+
+__all__ = ["Prepared", "make_stage_one", "prepare", "switches", "training_arguments"]
