@@ -14,20 +14,21 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import av
 import numpy as np
 import torch
 from torchaudio.functional.functional import _apply_sinc_resample_kernel, _get_sinc_resample_kernel
 
-from .media_sources import MediaError, describe_source, open_media
+from .media_sources import MediaError, describe_source, media_errors, open_media
 
 
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; outside it is a damaged header
 MAX_SECONDS = 4 * 3600
 # What PyAV raises on damaged files: its own errors, and text in the metadata that is not UTF-8.
 PYAV_ERRORS = (av.FFmpegError, UnicodeDecodeError, OSError, ValueError, MemoryError)
+StreamT = TypeVar("StreamT", bound=av.stream.Stream)
 
 _LEAST_PART = 0.98  # a file with less of the promised samples or packets than this counts as cut off
 _LEAST_LENGTH = 0.9  # packets do not always state how long they last, so this rule is looser
@@ -45,23 +46,21 @@ class Waveform:
 
 def open_container(file: BinaryIO, name: str) -> av.container.InputContainer:
     """Opens a byte stream with FFmpeg. Playlists cannot reach other files or the network: no protocol is allowed."""
-    try:
+    with media_errors(name, "not an audio or video file, or damaged", PYAV_ERRORS):
         return av.open(file, "r", metadata_errors="ignore", options={"protocol_whitelist": "none"})
-    except PYAV_ERRORS as error:
-        raise MediaError(name, f"not an audio or video file, or damaged ({av_reason(error)})") from error
 
 
-def av_reason(error: Exception) -> str:
-    """The short text of a PyAV error, without its errno and the file name."""
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-def missing_stream(container: av.container.InputContainer, kind: str, what: str) -> str:
-    """Says why a container has no usable stream of a kind."""
+def best_stream(
+    container: av.container.InputContainer, kind: Any, stream_class: type[StreamT], what: str, name: str
+) -> StreamT:
+    """The stream of FFmpeg's `kind` to decode; a `MediaError` that says why there is none."""
+    stream = container.streams.best(kind)
+    if isinstance(stream, stream_class):
+        return stream
     kinds = sorted({stream.type for stream in container.streams})
     if kind in kinds:
-        return f"its {kind} stream has no decoder or a damaged header"
-    return f"no {what} in it (streams: {', '.join(kinds) or 'none'})"
+        raise MediaError(name, f"its {kind} stream has no decoder or a damaged header")
+    raise MediaError(name, f"no {what} in it (streams: {', '.join(kinds) or 'none'})")
 
 
 def packet_end(packet: av.Packet) -> float:
@@ -95,46 +94,46 @@ def _frame_to_mono(frame: av.AudioFrame) -> np.ndarray:
     return values.mean(axis=0)
 
 
-def _missing_wav_part(file: BinaryIO) -> str | None:
-    """Says how much a RIFF file lacks of what its header announces; FFmpeg plays such files without a word."""
+def _check_head(file: BinaryIO, name: str) -> None:
+    """Refuses NumPy files, and RIFF files that lack some of what their header announces (FFmpeg says nothing)."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    try:
-        if file.read(4) != b"RIFF" or file.seek(8) != 8 or file.read(4) != b"WAVE":
-            return None
-        while len(header := file.read(8)) == 8:
-            tag, length = struct.unpack("<4sI", header)
+    head = file.read(12)
+    if head.startswith(b"\x93NUMPY"):
+        raise MediaError(
+            name, "a NumPy file, no sound: pre-extracted features need a model with a token_level speech row"
+        )
+    if head[:4] + head[8:] == b"RIFFWAVE":
+        while len(chunk := file.read(8)) == 8:
+            tag, length = struct.unpack("<4sI", chunk)
             if tag == b"data":
                 there = size - file.tell()
                 if length not in _STREAMED_SIZES and there < _LEAST_PART * length:
-                    return f"cut off: the header announces {length} bytes of sound, {there} are there"
-                return None
+                    raise MediaError(name, f"cut off: the header announces {length} bytes of sound, {there} are there")
+                break
             file.seek(length + length % 2, os.SEEK_CUR)
-    finally:
-        file.seek(0)
-    return None
+    file.seek(0)
 
 
-def _check_stream(stream: av.AudioStream, rate: int, name: str) -> None:
-    if not MIN_RATE <= rate <= MAX_RATE:
-        raise MediaError(name, f"sampling rate {rate} Hz, expected {MIN_RATE} to {MAX_RATE}")
-    if stream.codec_context.channels > 64:
-        raise MediaError(name, f"{stream.codec_context.channels} channels, expected at most 64")
+def _resampler(source_rate: int, sampling_rate: int, name: str) -> "StreamResampler":
+    if not MIN_RATE <= source_rate <= MAX_RATE:
+        raise MediaError(name, f"sampling rate {source_rate} Hz, expected {MIN_RATE} to {MAX_RATE}")
+    return StreamResampler(source_rate, sampling_rate)
 
 
 def _promised_seconds(container: av.container.InputContainer, stream: av.AudioStream, file: BinaryIO) -> float | None:
     """The length that the header states, where it states one rather than guesses it from the bit rate."""
     kinds = container.format.name.split(",")
+    states_length = "flac" in kinds
     if "mp3" in kinds:
         here = file.tell()
         file.seek(0)
         head = file.read(1 << 16)
         file.seek(here)
-        if b"Xing" not in head and b"Info" not in head:
-            return None
-    elif "flac" not in kinds:
-        return None
-    return float(stream.duration * stream.time_base) if stream.duration and stream.time_base else None
+        states_length = b"Xing" in head or b"Info" in head
+    return (
+        float(stream.duration * stream.time_base) if states_length and stream.duration and stream.time_base else None
+    )
 
 
 def _decode_stream(
@@ -142,7 +141,7 @@ def _decode_stream(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (rate, mono samples) frame by frame."""
     packets, end = 0, 0.0
-    try:
+    with media_errors(name, "damaged sound", PYAV_ERRORS):
         for packet in container.demux():
             end = max(end, packet_end(packet))
             if packet.stream.index != stream.index:
@@ -150,36 +149,25 @@ def _decode_stream(
             packets += packet.size > 0
             for frame in stream.decode(packet):
                 yield frame.sample_rate, _frame_to_mono(frame)
-    except PYAV_ERRORS as error:
-        raise MediaError(name, f"damaged sound ({av_reason(error)})") from error
     if stream.frames and packets < _LEAST_PART * stream.frames - 1:
         raise MediaError(name, f"cut off: {packets} of {stream.frames} packets of sound are there")
     check_end(container, end, name)
 
 
 def _decode_audio(file: BinaryIO, name: str, sampling_rate: int) -> np.ndarray:
-    if file.read(6) == b"\x93NUMPY":
-        raise MediaError(
-            name, "a NumPy file, no sound: pre-extracted features need a model with a token_level speech row"
-        )
-    file.seek(0)
-    missing = _missing_wav_part(file)
-    if missing is not None:
-        raise MediaError(name, missing)
+    _check_head(file, name)
     with open_container(file, name) as container:
-        stream = container.streams.best("audio")
-        if not isinstance(stream, av.AudioStream):
-            raise MediaError(name, missing_stream(container, "audio", "sound"))
+        stream = best_stream(container, "audio", av.AudioStream, "sound", name)
         promised = _promised_seconds(container, stream, file)
-        resampler = None
+        resampler: StreamResampler | None = None
         for rate, samples in _decode_stream(container, stream, name):
-            if resampler is None:
-                _check_stream(stream, rate, name)
-                resampler = StreamResampler(rate, sampling_rate)
-            elif rate != resampler.source_rate:
+            resampler = resampler or _resampler(rate, sampling_rate, name)
+            if rate != resampler.source_rate:
                 raise MediaError(
                     name, f"the sampling rate changes from {resampler.source_rate} to {rate} Hz in the middle"
                 )
+            if stream.codec_context.channels > 64:
+                raise MediaError(name, f"{stream.codec_context.channels} channels, expected at most 64")
             resampler.push(samples)
             if resampler.pushed > MAX_SECONDS * rate:
                 raise MediaError(name, f"longer than the limit of {MAX_SECONDS} s")
@@ -205,18 +193,14 @@ def _array_to_mono(values: Any, name: str) -> np.ndarray:
             name, "a waveform is an array of numbers of shape (samples,), (channels, samples) or (samples, channels)"
         )
     values = _to_float(values)
-    if values.ndim == 2:
-        values = values.mean(axis=0 if values.shape[0] <= values.shape[1] else 1)
-    return values
+    return values.mean(axis=0 if values.shape[0] <= values.shape[1] else 1) if values.ndim == 2 else values
 
 
 def _convert_array(values: Any, name: str, source_rate: int, sampling_rate: int) -> np.ndarray:
     values = _array_to_mono(values, name)
     if len(values) == 0:
         raise MediaError(name, "holds no sound: 0 samples")
-    if not MIN_RATE <= source_rate <= MAX_RATE:
-        raise MediaError(name, f"sampling rate {source_rate} Hz, expected {MIN_RATE} to {MAX_RATE}")
-    resampler = StreamResampler(source_rate, sampling_rate)
+    resampler = _resampler(source_rate, sampling_rate, name)
     resampler.push(values)
     return resampler.finish()
 
@@ -225,9 +209,9 @@ def load_audio(source: Any, sampling_rate: int = 16_000, source_rate: int | None
     """Reads one sound.
 
     Args:
-        source: path, http(s)/file/data URL, base64 text, encoded bytes, a dict with `bytes`, `path`, `url` or
-            `base64`, a waveform (array, tensor or list of numbers; float in [-1, 1] or integer PCM; `(samples,)`,
-            `(channels, samples)` or `(samples, channels)`), a dict with `array` and `sampling_rate`, or a `Waveform`.
+        source: anything that `open_media` takes, a waveform (array, tensor or list of numbers; float in [-1, 1] or
+            integer PCM; `(samples,)`, `(channels, samples)` or `(samples, channels)`), a dict with `array` and
+            `sampling_rate`, or a `Waveform`.
         sampling_rate: of the result in Hz.
         source_rate: of a waveform given as an array, in Hz; the result's by default.
 

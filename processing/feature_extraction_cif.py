@@ -12,11 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.lib import format as npy_format
-from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
-from transformers.feature_extraction_utils import BatchFeature
-from transformers.utils import TensorType
 
-from .media_sources import MediaError, describe_source, open_media
+from .feature_extraction_xllm import ClipFeatureExtractor
+from .media_sources import MediaError, describe_source, media_errors, open_media
 
 
 def _read_npy(source: Any) -> tuple[np.ndarray, str]:
@@ -24,10 +22,8 @@ def _read_npy(source: Any) -> tuple[np.ndarray, str]:
         if file.read(len(npy_format.MAGIC_PREFIX)) != npy_format.MAGIC_PREFIX:
             raise MediaError(name, "not a NumPy .npy file: this model reads pre-extracted CIF features, no sound")
         file.seek(0)
-        try:
+        with media_errors(name, "not a readable .npy file of numbers", (ValueError, EOFError, OSError, MemoryError)):
             return npy_format.read_array(file, allow_pickle=False), name
-        except (ValueError, EOFError, OSError, MemoryError) as error:
-            raise MediaError(name, f"not a readable .npy file of numbers ({error})") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +66,7 @@ def load_cif_features(source: Any, feature_size: int = 512) -> np.ndarray:
     return features
 
 
-class XLLMCIFFeatureExtractor(SequenceFeatureExtractor):
+class XLLMCIFFeatureExtractor(ClipFeatureExtractor):
     """Pads pre-extracted CIF features to a batch, under the names that sound would have.
 
     ```python
@@ -81,11 +77,7 @@ class XLLMCIFFeatureExtractor(SequenceFeatureExtractor):
     `feature_size` is the width of the vectors, `padding_value` fills up shorter clips.
     """
 
-    model_input_names = ["input_features", "input_features_mask"]
-
     def __init__(self, feature_size: int = 512, padding_value: float = 0.0, **kwargs: Any):
-        if kwargs.get("padding_side", "right") != "right":
-            raise ValueError(f"padding_side={kwargs['padding_side']!r}, expected 'right': real vectors come first")
         kwargs.setdefault("sampling_rate", 16_000)  # the base class wants one; the vectors have no clock
         super().__init__(feature_size=feature_size, padding_value=padding_value, **kwargs)
 
@@ -97,32 +89,9 @@ class XLLMCIFFeatureExtractor(SequenceFeatureExtractor):
         """Vectors of a clip with `num_tokens` vectors."""
         return num_tokens
 
-    def __call__(
-        self,
-        raw_speech: Any,
-        padding: bool | str = True,
-        max_length: int | None = None,
-        truncation: bool = False,
-        pad_to_multiple_of: int | None = None,
-        return_tensors: str | TensorType | None = None,
-        **kwargs: Any,
-    ) -> BatchFeature:
-        """Features of one clip or of a list of clips; see `load_cif_features` for what a clip may be.
-
-        Returns:
-            `BatchFeature` with `input_features` `(clips, L, feature_size)`, float32, and `input_features_mask`
-            `(clips, L)`, int64, 1 for real vectors, which come first.
-
-        Raises:
-            ValueError: no clips, or (as `MediaError`) a clip that cannot be used.
-        """
+    def _features(self, raw_speech: Any, sampling_rate: int | None) -> list[np.ndarray]:
         clips = raw_speech if isinstance(raw_speech, (list, tuple)) else [raw_speech]
-        if not clips:
-            raise ValueError("raw_speech: got an empty list, expected at least one clip")
-        features = BatchFeature({"input_features": [load_cif_features(clip, self.feature_size) for clip in clips]})
-        batch = self.pad(features, padding, max_length, truncation, pad_to_multiple_of, return_attention_mask=True)
-        mask = [np.asarray(row, dtype=np.int64) for row in batch.pop("attention_mask")]
-        return BatchFeature({**batch, "input_features_mask": mask}, tensor_type=return_tensors)
+        return [load_cif_features(clip, self.feature_size) for clip in clips]
 
 
 __all__ = ["FiredTokens", "XLLMCIFFeatureExtractor", "load_cif_features"]

@@ -29,7 +29,57 @@ _VARIANCE_FLOOR = 1e-7
 _FRAMES_AT_ONCE = 8192  # bounds the memory for an hour of sound
 
 
-class XLLMFeatureExtractor(SequenceFeatureExtractor):
+class ClipFeatureExtractor(SequenceFeatureExtractor):
+    """Pads the features of clips to a batch and masks the padding; a subclass has `_features`, one array per clip."""
+
+    model_input_names = ["input_features", "input_features_mask"]
+
+    def __init__(self, **kwargs: Any):
+        if kwargs.get("padding_side", "right") != "right":  # the model counts on real positions first
+            raise ValueError(f"padding_side={kwargs['padding_side']!r}, expected 'right': real positions come first")
+        super().__init__(**kwargs)
+
+    def _features(self, raw_speech: Any, sampling_rate: int | None) -> list[np.ndarray]:
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        raw_speech: Any,
+        sampling_rate: int | None = None,
+        padding: bool | str = True,
+        max_length: int | None = None,
+        truncation: bool = False,
+        pad_to_multiple_of: int | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | TensorType | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Features of one clip or of a batch.
+
+        Args:
+            raw_speech: a clip or a list of them. Sound: waveforms (`Waveform`, array, tensor or list of floats, mono
+                `(A,)`); pre-extracted features: what `load_cif_features` takes.
+            sampling_rate: of the waveforms in Hz; another one than the extractor's is an error.
+            padding, max_length, truncation, pad_to_multiple_of, return_tensors: as in `pad`; lengths are in frames.
+            return_attention_mask: without effect: the mask is always returned.
+
+        Returns:
+            `BatchFeature` with `input_features` `(clips, T, feature_size)`, float32, and `input_features_mask`
+            `(clips, T)`, int64, 1 for real positions, which come first.
+
+        Raises:
+            ValueError: another sampling rate, no clips, or (as `MediaError`) a clip that cannot be used.
+        """
+        features = self._features(raw_speech, sampling_rate)
+        if not features:
+            raise ValueError("raw_speech: got an empty list, expected at least one clip")
+        clips = BatchFeature({"input_features": features})
+        batch = self.pad(clips, padding, max_length, truncation, pad_to_multiple_of, return_attention_mask=True)
+        mask = [row.astype(np.int64) for row in batch.pop("attention_mask")]
+        return BatchFeature({**batch, "input_features_mask": mask}, tensor_type=return_tensors)
+
+
+class XLLMFeatureExtractor(ClipFeatureExtractor):
     """16 kHz mono sound to 80-d log-mel frames.
 
     ```python
@@ -48,8 +98,6 @@ class XLLMFeatureExtractor(SequenceFeatureExtractor):
             shape of the spectrum: for clips of a single word, whose mean spectrum tells the word.
     """
 
-    model_input_names = ["input_features", "input_features_mask"]
-
     def __init__(
         self,
         feature_size: int = 80,
@@ -63,9 +111,6 @@ class XLLMFeatureExtractor(SequenceFeatureExtractor):
         normalize_over: str = "bin",
         **kwargs: Any,
     ):
-        # The model counts on real frames first.
-        if kwargs.get("padding_side", "right") != "right":
-            raise ValueError(f"padding_side={kwargs['padding_side']!r}, expected 'right': real frames come first")
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.frame_length_ms = frame_length_ms
         self.frame_shift_ms = frame_shift_ms
@@ -119,7 +164,7 @@ class XLLMFeatureExtractor(SequenceFeatureExtractor):
             features = features / (features.square().mean(dim=over) + _VARIANCE_FLOOR).sqrt()
         return features.numpy()
 
-    def _check_rate(self, sampling_rate: int | None) -> None:
+    def _features(self, raw_speech: Any, sampling_rate: int | None) -> list[np.ndarray]:
         if sampling_rate is None:
             logger.warning_once(
                 f"sampling_rate was not given: the sound is taken to have {self.sampling_rate} Hz; pass "
@@ -130,52 +175,6 @@ class XLLMFeatureExtractor(SequenceFeatureExtractor):
                 f"sampling_rate: got {sampling_rate} Hz, expected {self.sampling_rate} Hz; "
                 f"resample with load_audio(wave, {self.sampling_rate}, source_rate={sampling_rate})"
             )
-
-    def __call__(
-        self,
-        raw_speech: Any,
-        sampling_rate: int | None = None,
-        padding: bool | str = True,
-        max_length: int | None = None,
-        truncation: bool = False,
-        pad_to_multiple_of: int | None = None,
-        return_attention_mask: bool | None = None,
-        return_tensors: str | TensorType | None = None,
-        **kwargs: Any,
-    ) -> BatchFeature:
-        """Features of one clip or of a batch.
-
-        Args:
-            raw_speech: a waveform (`Waveform`, array, tensor or list of floats, mono `(A,)`), or a list of them.
-            sampling_rate: of the waveforms in Hz; another one than the extractor's is an error.
-            padding, max_length, truncation, pad_to_multiple_of, return_tensors: as in `pad`; lengths are in frames.
-            return_attention_mask: without effect: the mask is always returned.
-
-        Returns:
-            `BatchFeature` with `input_features` `(clips, T, feature_size)`, float32 log-mel, and `input_features_mask`
-            `(clips, T)`, int64, 1 for real frames, which come first.
-
-        Raises:
-            ValueError: another sampling rate, no clips, or (as `MediaError`) a clip that is empty or not finite.
-        """
-        self._check_rate(sampling_rate)
-        clips = self._list_clips(raw_speech)
-        if not clips:
-            raise ValueError("raw_speech: got an empty list, expected at least one waveform")
-        features = BatchFeature({"input_features": [self._extract(clip) for clip in clips]})
-        batch = self.pad(
-            features,
-            padding=padding,
-            max_length=max_length,
-            truncation=truncation,
-            pad_to_multiple_of=pad_to_multiple_of,
-            return_attention_mask=True,
-        )
-        mask = [row.astype(np.int64) for row in batch.pop("attention_mask")]
-        return BatchFeature({**batch, "input_features_mask": mask}, tensor_type=return_tensors)
-
-    def _list_clips(self, raw_speech: Any) -> list[np.ndarray]:
-        """One waveform or many to a list of float32 mono arrays; each is checked."""
         if isinstance(raw_speech, Waveform):
             batched = False
         elif isinstance(raw_speech, (np.ndarray, torch.Tensor)):
@@ -186,4 +185,5 @@ class XLLMFeatureExtractor(SequenceFeatureExtractor):
             raise MediaError(
                 type(raw_speech).__name__, "expected a waveform (array, tensor or list of floats) or a list of them"
             )
-        return [load_audio(clip, self.sampling_rate) for clip in (raw_speech if batched else [raw_speech])]
+        waves = (load_audio(clip, self.sampling_rate) for clip in (raw_speech if batched else [raw_speech]))
+        return [self._extract(wave) for wave in waves]

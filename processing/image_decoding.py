@@ -14,26 +14,16 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 
-from .media_sources import MediaError, describe_source, open_media
+from .media_sources import MediaError, describe_source, media_errors, open_media
 
 
 MAX_PIXELS = 100_000_000  # a bomb claims more than it can hold in its few bytes; the largest cameras stay below
 
-# What Pillow's readers raise on damaged files, besides OSError and ValueError.
+# What Pillow's readers raise on damaged files.
 PILLOW_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    ArithmeticError,
-    LookupError,
-    TypeError,
-    MemoryError,
-    struct.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
-_SIXTEEN_BIT = 65535.0
+    OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError, MemoryError, struct.error,
+    Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
 
 
 def _scale_to_8bit(image: Image.Image, name: str) -> Image.Image:
@@ -43,7 +33,7 @@ def _scale_to_8bit(image: Image.Image, name: str) -> Image.Image:
         raise MediaError(name, "holds pixels that are not finite numbers")
     top = float(values.max())
     if image.mode.startswith("I;16") or top > 255:
-        values = values * (255.0 / max(_SIXTEEN_BIT, top))
+        values = values * (255.0 / max(65535.0, top))
     elif image.mode == "F" and top <= 1:
         values = values * 255.0
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
@@ -60,25 +50,21 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         raise MediaError(name, f"{width} x {height} pixels are more than the limit of {MAX_PIXELS}")
     if width == 0 or height == 0:
         raise MediaError(name, f"has no pixels ({width} x {height})")
-    try:
+    with media_errors(name, "damaged image", PILLOW_ERRORS):
         image.load()
-    except PILLOW_ERRORS as error:
-        raise MediaError(name, f"damaged image ({error})") from error
     turned = False
     with contextlib.suppress(*PILLOW_ERRORS):  # broken EXIF data beside sound pixels: there is no orientation to apply
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         image = ImageOps.exif_transpose(image) if turned else image
     if image.mode == "RGB" and not _has_transparency(image):
         return image
-    try:
+    with media_errors(name, f"cannot be converted to RGB from mode {image.mode}", PILLOW_ERRORS):
         if image.mode == "F" or image.mode.startswith("I"):
             image = _scale_to_8bit(image, name)
         elif _has_transparency(image):
             layer = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
         return image.convert("RGB")
-    except PILLOW_ERRORS as error:
-        raise MediaError(name, f"cannot be converted to RGB from mode {image.mode} ({error})") from error
 
 
 def array_to_uint8(values: np.ndarray, name: str) -> np.ndarray:
@@ -128,9 +114,8 @@ def load_image(source: Any) -> Image.Image:
     """Reads one image.
 
     Args:
-        source: path, http(s)/file/data URL, base64 text, encoded bytes, a dict with `bytes`, `path`, `url` or
-            `base64`, a PIL image (returned as it is if it is upright RGB), or an array or tensor `(H, W)`, `(H, W, C)`
-            or `(C, H, W)`, 0..255, or 0..1 for floats.
+        source: anything that `open_media` takes, a PIL image (returned as it is if it is upright RGB), or an array or
+            tensor `(H, W)`, `(H, W, C)` or `(C, H, W)`, 0..255, or 0..1 for floats.
 
     Returns:
         the picture, upright, in RGB and its own size.
@@ -144,13 +129,13 @@ def load_image(source: Any) -> Image.Image:
         name = describe_source(source)
         return _to_rgb(_array_to_image(source, name), name)
     with open_media(source) as (file, name):
-        try:
-            image = Image.open(file)
-        except Image.DecompressionBombError as error:
-            raise MediaError(name, f"claims an absurd size ({error})") from error
-        except PILLOW_ERRORS as error:
-            unknown = isinstance(error, Image.UnidentifiedImageError)
-            raise MediaError(name, "not an image, or damaged" if unknown else f"damaged image ({error})") from error
+        with media_errors(name, "damaged image", PILLOW_ERRORS):
+            try:
+                image = Image.open(file)
+            except Image.DecompressionBombError as error:
+                raise MediaError(name, f"claims an absurd size ({error})") from error
+            except Image.UnidentifiedImageError as error:
+                raise MediaError(name, "not an image, or damaged") from error
         with image:
             upright = _to_rgb(image, name)
             return upright.copy() if upright is image else upright  # a plain image, without its file

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.processing_utils import _UNMARKED
 
@@ -58,6 +57,12 @@ class MediaRow:
         return (self.token or "") * self.num_placeholders(positions)
 
 
+def check_number(name: str, value: Any) -> None:
+    """A `ValueError` that names a setting unless it is a whole number of at least 1."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: got {value!r}, expected a whole number of at least 1")
+
+
 def default_rows(kinds: tuple[MediaKind, ...], num_query_tokens: int, subsampling_factor: int) -> dict[str, dict]:
     """One row per kind; the two numbers are those of the paper's kinds."""
     return {
@@ -79,18 +84,16 @@ def complete_rows(modalities: Mapping[str, dict | MediaRow]) -> dict[str, MediaR
     rows: dict[str, MediaRow] = {}
     for name, fields in modalities.items():
         try:
-            row = MediaRow(**(vars(fields) if isinstance(fields, MediaRow) else fields))
+            row = rows[name] = MediaRow(**(vars(fields) if isinstance(fields, MediaRow) else fields))
             row.part = part_of_row(name, row.input_name, row.part)
             kind = row.kind
         except (TypeError, ValueError) as error:
             raise ValueError(f"modalities[{name!r}]: {error}") from error
-        for field in ("tokens_per_item", "subsampling_factor"):
-            value = getattr(row, field)
-            if not (value is None and field == "tokens_per_item") and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"modalities[{name!r}].{field}: got {value!r}, expected a whole number of at least 1")
+        check_number(f"modalities[{name!r}].subsampling_factor", row.subsampling_factor)
+        if row.tokens_per_item is not None:
+            check_number(f"modalities[{name!r}].tokens_per_item", row.tokens_per_item)
         if row.input_name is None:
             row.input_name, row.mask_name = kind.input_name, row.mask_name or kind.mask_name
-        rows[name] = row
     for name, row in rows.items():
         row.wrapper = row.wrapper or (row.kind.wrapper if _is_main(name, rows) else name.title().replace("_", ""))
     return rows
@@ -142,7 +145,8 @@ def add_placeholder_tokens(
     reserved = reserved or {}
     rows = complete_rows(default_rows(PAPER_KINDS, 1, 1) if modalities is None else modalities)
     names = token_names(rows)
-    own = {names[name]: row.token or _default_token(name, row, names[name]) for name, row in rows.items()}
+    defaults = {kind.token_name: kind.placeholder for kind in MEDIA_KINDS.values()}
+    own = {names[name]: row.token or defaults.get(names[name], f"<{row.wrapper}Here>") for name, row in rows.items()}
     if unknown := sorted(set(reserved) - set(own)):
         raise ValueError(f"reserved: got the keys {unknown}, expected some of {sorted(own)}")
     vocabulary = tokenizer.get_vocab()
@@ -161,56 +165,7 @@ def add_placeholder_tokens(
         )
     tokenizer.add_tokens(new, special_tokens=True)
     tokenizer._set_model_specific_special_tokens({**tokens})  # what `extra_special_tokens={...}` does at construction
-    return {name: _id_of(token, tokenizer) for name, token in tokens.items()}
-
-
-def _id_of(token: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    return cast(int, tokenizer.convert_tokens_to_ids(token))
-
-
-def _default_token(name: str, row: MediaRow, attribute: str) -> str:
-    return row.kind.placeholder if attribute == row.kind.token_name else f"<{row.wrapper}Here>"
-
-
-def place_tokens(rows: dict[str, MediaRow], tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Sets the rows' tokens as the tokenizer has them, and returns their ids by row.
-
-    Raises:
-        ValueError: the tokenizer has no token for a row, or one for two. The message names the row and its reader.
-    """
-    ids: dict[str, int] = {}
-    for name, attribute in token_names(rows).items():
-        row = rows[name]
-        row.token = row.token or getattr(tokenizer, attribute, None)
-        if row.token is None:
-            raise ValueError(
-                f"the tokenizer has no {attribute}, which the {row.kind.reader} needs: call "
-                "add_placeholder_tokens(tokenizer, vocab_size, modalities=...) first"
-            )
-        if row.token not in tokenizer.get_vocab():
-            raise ValueError(
-                f"modalities[{name!r}].token: the tokenizer's vocabulary has no {row.token}: call "
-                "add_placeholder_tokens(tokenizer, vocab_size, modalities=...) first"
-            )
-        ids[name] = _id_of(row.token, tokenizer)
-        if list(ids.values()).count(ids[name]) > 1:
-            raise ValueError(f"modalities[{name!r}].token: {row.token} is also the token of another row")
-    return ids
-
-
-def tensors_by_row(rows: list[MediaRow], processed: dict[str, Any]) -> dict[str, Any]:
-    """A reader's output under the names of the rows that read it; rows may share a name, and with it the tensors."""
-    kind, out = rows[0].kind, dict(processed)
-    for ours, theirs in ((kind.input_name, "input_name"), (kind.mask_name, "mask_name")):
-        names = {getattr(row, theirs) for row in rows} - {None}
-        for name in names - set(processed):
-            if ours in processed:
-                out[name] = processed[ours]
-            elif theirs == "input_name":
-                raise ValueError(f"the {kind.reader} gave {', '.join(processed)}, and a row reads {name}")
-        if ours and names and ours not in names:
-            out.pop(ours, None)
-    return out
+    return {name: cast(int, tokenizer.convert_tokens_to_ids(token)) for name, token in tokens.items()}
 
 
 class PlaceholdersMixin(ProcessorMixin):
@@ -223,27 +178,53 @@ class PlaceholdersMixin(ProcessorMixin):
         return [row for row in self.rows.values() if row.part == kind.type]
 
     def _place_tokens(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Placeholder tokens and ids as attributes, where the base class looks for them."""
-        ids = place_tokens(self.rows, tokenizer)
+        """Takes the rows' tokens from the tokenizer; tokens and ids become attributes, where the base class looks.
+
+        Raises:
+            ValueError: the tokenizer has no token for a row, or one for two; names the row, or what reads it.
+        """
         tokens = {kind.token_name: getattr(tokenizer, kind.token_name, None) for kind in MEDIA_KINDS.values()}
-        tokens |= {name: self.rows[row].token for row, name in token_names(self.rows).items()}
+        vocabulary = tokenizer.get_vocab()
+        self._kinds_of_ids: dict[int, str] = {}
+        for name, attribute in token_names(self.rows).items():
+            row = self.rows[name]
+            row.token = tokens[attribute] = row.token or getattr(tokenizer, attribute, None)
+            if row.token not in vocabulary:
+                lacks = f"tokenizer has no {attribute}" if row.token is None else f"vocabulary has no {row.token}"
+                raise ValueError(
+                    f"modalities[{name!r}]: the {lacks}, which the {row.kind.reader} needs: call "
+                    "add_placeholder_tokens(tokenizer, vocab_size, modalities=...) first"
+                )
+            if vocabulary[row.token] in self._kinds_of_ids:
+                raise ValueError(f"modalities[{name!r}].token: {row.token} is also the token of another row")
+            self._kinds_of_ids[vocabulary[row.token]] = row.kind.type
         for name, token in tokens.items():
             setattr(self, name, token)
             setattr(self, f"{name}_id", None if token is None else tokenizer.convert_tokens_to_ids(token))
         self._token_names = tuple(name for name, token in tokens.items() if token is not None)
-        self._ids_of_kinds = [
-            [ids[name] for name, row in self.rows.items() if row.part == kind.type] for kind in MEDIA_KINDS.values()
-        ]
 
     def _part_texts(self) -> dict[str, tuple[str, str]]:
         """Content part type -> its placeholder, and what a template writes for it."""
         texts = {}
         for kind in MEDIA_KINDS.values():
-            token = getattr(self, kind.token_name, None)
-            if token is not None:  # of several rows, each has its wrapper in what the placeholder is replaced with
-                several = len(self.rows_of(kind)) > 1
+            if (token := getattr(self, kind.token_name, None)) is not None:
+                several = len(self.rows_of(kind)) > 1  # each has its wrapper in what the placeholder is replaced with
                 texts[kind.type] = (token, token if several else f"<{kind.wrapper}>{token}</{kind.wrapper}>")
         return texts
+
+    def _tensors_by_row(self, kind: MediaKind, processed: dict[str, Any]) -> dict[str, Any]:
+        """A reader's output under the names of the rows that read it; rows may share a name, and so the tensors."""
+        out = dict(processed)
+        for ours, theirs in ((kind.input_name, "input_name"), (kind.mask_name, "mask_name")):
+            names = {getattr(row, theirs) for row in self.rows_of(kind)} - {None}
+            for name in names - set(processed):
+                if ours in processed:
+                    out[name] = processed[ours]
+                elif theirs == "input_name":
+                    raise ValueError(f"the {kind.reader} gave {', '.join(processed)}, and a row reads {name}")
+            if ours and names and ours not in names:
+                out.pop(ours, None)
+        return out
 
     def _replacement(self, kind: MediaKind, processed: dict, index: int) -> str:
         """What stands in the text for one medium: a run of placeholders, or a wrapped one for each of several rows."""
@@ -255,12 +236,10 @@ class PlaceholdersMixin(ProcessorMixin):
 
     def create_mm_token_type_ids(self, input_ids: list) -> list[list[int]]:
         """0 for text, else the place of the kind in `MEDIA_KINDS` from 1: image, video, audio, then your own."""
-        types = []
-        for row in input_ids:
-            ids = np.array(row.tolist() if hasattr(row, "tolist") else row)
-            kinds = [n * np.isin(ids, of_kind) for n, of_kind in enumerate(self._ids_of_kinds, 1)]
-            types.append(np.sum(kinds, axis=0).tolist())
-        return types
+        numbers = {name: number for number, name in enumerate(MEDIA_KINDS, 1)}
+        types = {token_id: numbers[kind] for token_id, kind in self._kinds_of_ids.items()}
+        rows = (row.tolist() if hasattr(row, "tolist") else row for row in input_ids)
+        return [[types.get(token_id, 0) for token_id in row] for row in rows]
 
     def _check_counts(self, text: list[str] | None, media: dict[str, list]) -> None:
         """Compares the numbers of placeholders and media, kind by kind."""

@@ -45,6 +45,18 @@ class MediaError(ValueError):
         return " ".join(text.split())
 
 
+@contextlib.contextmanager
+def media_errors(name: str, what: str, kinds: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Turns errors of these `kinds` into a `MediaError` that says `what` is wrong, with the error's own short text."""
+    try:
+        yield
+    except MediaError:
+        raise
+    except kinds as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise MediaError(name, f"{what} ({reason})") from error
+
+
 def describe_source(source: Any) -> str:
     """A short name of a medium for error messages: the path or URL, or the kind and size of what is in memory."""
     if isinstance(source, dict):
@@ -84,14 +96,13 @@ def _download(url: str) -> bytes:
     """Fetches an http(s) URL into memory, with limits on size and time."""
     name = describe_source(url)
     deadline = time.monotonic() + DOWNLOAD_SECONDS
-    chunks, size = [], 0
+    content = bytearray()
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "xllm-transformers"})
         with urllib.request.urlopen(request, timeout=SOCKET_SECONDS) as response:
             while chunk := response.read(1 << 20):
-                chunks.append(chunk)
-                size += len(chunk)
-                if size > MAX_DOWNLOAD_BYTES:
+                content += chunk
+                if len(content) > MAX_DOWNLOAD_BYTES:
                     raise MediaError(name, f"larger than the limit of {MAX_DOWNLOAD_BYTES} bytes for a download")
                 if time.monotonic() > deadline:
                     raise MediaError(name, f"the download took longer than {DOWNLOAD_SECONDS} s")
@@ -100,9 +111,9 @@ def _download(url: str) -> bytes:
         raise MediaError(name, f"the server answered {error.code} {error.reason}") from error
     except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
         raise MediaError(name, f"cannot be downloaded ({error})") from error
-    if expected is not None and expected.isdigit() and size < int(expected):
-        raise MediaError(name, f"the download ended after {size} of {expected} bytes")
-    return b"".join(chunks)
+    if expected is not None and expected.isdigit() and len(content) < int(expected):
+        raise MediaError(name, f"the download ended after {len(content)} of {expected} bytes")
+    return bytes(content)
 
 
 def _open_path(path: str | os.PathLike) -> BinaryIO:
@@ -112,10 +123,8 @@ def _open_path(path: str | os.PathLike) -> BinaryIO:
         raise MediaError(name, "no such file")
     if not os.path.isfile(path):  # a folder, or a pipe that would be waited on for ever
         raise MediaError(name, "not a regular file")
-    try:
+    with media_errors(name, "cannot be opened", (OSError,)):
         return open(path, "rb")
-    except OSError as error:
-        raise MediaError(name, f"cannot be opened ({error.strerror})") from error
 
 
 def _is_base64(text: str) -> bool:
@@ -143,14 +152,12 @@ def _open_text(text: str) -> BinaryIO:
 
 def _open_any(source: Any) -> BinaryIO:
     if isinstance(source, dict):
-        for key in ("bytes", "path", "url", "base64"):
-            if source.get(key) is None:
-                continue
-            value = source[key]
-            if key == "base64":
-                return io.BytesIO(_decode_base64(value, describe_source(source)))
-            return _open_any(value)
-        raise MediaError(describe_source(source), "no media in it: give one of 'bytes', 'path', 'url' or 'base64'")
+        key = next((key for key in ("bytes", "path", "url", "base64") if source.get(key) is not None), None)
+        if key is None:
+            raise MediaError(describe_source(source), "no media in it: give one of 'bytes', 'path', 'url' or 'base64'")
+        if key == "base64":
+            return io.BytesIO(_decode_base64(source[key], describe_source(source)))
+        return _open_any(source[key])
     if isinstance(source, (bytes, bytearray, memoryview)):
         return io.BytesIO(bytes(source))
     if isinstance(source, str):

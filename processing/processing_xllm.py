@@ -21,7 +21,7 @@ from transformers.processing_utils import _MARKED_RE, MultiModalData
 
 from .conversations import ConversationsMixin, with_media_parts
 from .media_kinds import AUDIO, IMAGE, MEDIA_KINDS, PAPER_KINDS, VIDEO, MediaKind, media_kind
-from .media_rows import PlaceholdersMixin, add_placeholder_tokens, complete_rows, default_rows, tensors_by_row
+from .media_rows import PlaceholdersMixin, add_placeholder_tokens, check_number, complete_rows, default_rows
 from .speech_features import TimestampsMixin
 
 
@@ -74,9 +74,8 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
     ):
         if tokenizer is None:
             raise ValueError("tokenizer: got None, expected a tokenizer; only the media parts may be left out")
-        for name, value in (("num_query_tokens", num_query_tokens), ("subsampling_factor", subsampling_factor)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: got {value!r}, expected a whole number of at least 1")
+        check_number("num_query_tokens", num_query_tokens)
+        check_number("subsampling_factor", subsampling_factor)
         parts = dict(zip(_READERS, (image_processor, video_processor, feature_extractor)))
         absent = [name for name, part in parts.items() if part is None]
         parts = {name: part for name, part in parts.items() if part is not None}
@@ -236,7 +235,7 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
                 kind = media_kind(name)
                 own = {"return_tensors": "pt", **own_kwargs.get(name, {})}
                 processed = kind.read(self.reader(kind), items, **merged.get(f"{kind.inputs}_kwargs", own))
-                processed = tensors_by_row(self.rows_of(kind), processed)
+                processed = self._tensors_by_row(kind, processed)
                 replacements[name] = [self._replacement(kind, processed, index) for index in range(len(items))]
                 data |= processed
         return_tensors = merged["text_kwargs"].get("return_tensors")

@@ -16,7 +16,7 @@ from transformers import BatchFeature, ProcessorMixin, WhisperFeatureExtractor
 
 from .audio_decoding import Waveform
 from .feature_extraction_cif import XLLMCIFFeatureExtractor
-from .feature_extraction_xllm import XLLMFeatureExtractor
+from .feature_extraction_xllm import ClipFeatureExtractor
 
 
 MASK_NAMES = ("attention_mask", "input_features_mask")
@@ -34,7 +34,7 @@ def extract_speech(extractor: Any, clips: list[Any], return_tensors: str | None 
         `BatchFeature` with `input_features` `(clips, time, features)` or `(clips, samples)`, padded on the right, and
         `input_features_mask` `(clips, time)`, int64, 1 for real positions.
     """
-    if isinstance(extractor, (XLLMFeatureExtractor, XLLMCIFFeatureExtractor)):
+    if isinstance(extractor, ClipFeatureExtractor):
         return extractor(clips, return_tensors=return_tensors, **kwargs)
     name, windows = extractor.model_input_names[0], {}
     if isinstance(extractor, WhisperFeatureExtractor):  # fills whole windows instead of cutting after the first
@@ -54,16 +54,12 @@ def extract_speech(extractor: Any, clips: list[Any], return_tensors: str | None 
 
 
 def num_positions(extractor: Any, num_samples: int) -> int:
-    """Real positions (frames, or samples) that a clip of `num_samples` samples gives."""
-    if isinstance(extractor, XLLMFeatureExtractor):
+    """Real positions (frames, or samples) that a clip of `num_samples` samples (of CIF features: tokens) gives."""
+    if isinstance(extractor, ClipFeatureExtractor):
         return extractor.num_frames(num_samples)
     silence = Waveform(np.zeros(num_samples, np.float32), extractor.sampling_rate)
     batch = extract_speech(extractor, [silence], sampling_rate=extractor.sampling_rate)
     return int(batch["input_features_mask"].sum())
-
-
-def _as_list(row: Any) -> list:
-    return row.tolist() if isinstance(row, (np.ndarray, torch.Tensor)) else list(row)
 
 
 class TimestampsMixin(ProcessorMixin):
@@ -118,17 +114,15 @@ class TimestampsMixin(ProcessorMixin):
         if fire_frames is None:
             return super().batch_decode(sequences, **kwargs)
         step = self.seconds_per_frame
-        sequences, fire_frames = ([_as_list(row) for row in rows] for rows in (sequences, fire_frames))
-        if [len(row) for row in sequences] != [len(row) for row in fire_frames]:
+        if (times := [len(row) for row in fire_frames]) != (ids := [len(row) for row in sequences]):
             raise ValueError(
-                f"fire_frames: got rows of {[len(row) for row in fire_frames]} numbers beside rows of "
-                f"{[len(row) for row in sequences]} ids; cut both to the tokens that fired"
+                f"fire_frames: got rows of {times} numbers beside rows of {ids} ids; cut both to the tokens that fired"
             )
-        rows = zip(sequences, fire_frames)
-        timestamps = [self._timestamps(ids, [0.0, *(step * frame for frame in row)], kwargs) for ids, row in rows]
+        timestamps = [self._timestamps(ids, row, step, kwargs) for ids, row in zip(sequences, fire_frames)]
         return super().batch_decode(sequences, **kwargs), timestamps
 
-    def _timestamps(self, ids: list[int], bounds: list[float], kwargs: dict) -> list[dict]:
+    def _timestamps(self, ids: Any, fire_frames: Any, step: float, kwargs: dict) -> list[dict]:
+        bounds = [0.0, *(step * float(frame) for frame in fire_frames)]
         stamps, first = [], 0
         for last in range(len(ids)):
             token = self.tokenizer.decode(ids[first : last + 1], **kwargs)

@@ -22,9 +22,9 @@ from av.sidedata.sidedata import Type as SideDataType
 from PIL import Image, ImageSequence
 from transformers.video_utils import VideoMetadata
 
-from .audio_decoding import PYAV_ERRORS, av_reason, missing_stream, open_container
+from .audio_decoding import PYAV_ERRORS, best_stream, open_container
 from .image_decoding import MAX_PIXELS, PILLOW_ERRORS, array_to_uint8, has_channels_first, load_image
-from .media_sources import MediaError, describe_source, open_media
+from .media_sources import MediaError, describe_source, media_errors, open_media
 from .video_seeking import FrameIndex, UntrustedIndex, decode_frames, list_frames
 
 
@@ -99,9 +99,7 @@ def _default_rule(metadata: VideoMetadata, times: list[float] | None, **rule: An
 
 
 def _video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
-    stream = container.streams.best("video")
-    if not isinstance(stream, av.VideoStream):
-        raise MediaError(name, missing_stream(container, "video", "moving picture"))
+    stream = best_stream(container, "video", av.VideoStream, "moving picture", name)
     if int(stream.disposition) & _ATTACHED_PICTURE:
         raise MediaError(name, "no moving picture in it, only a cover")
     width, height = stream.codec_context.width, stream.codec_context.height
@@ -110,29 +108,22 @@ def _video_stream(container: av.container.InputContainer, name: str) -> av.Video
     return stream
 
 
-def _metadata(stream: av.VideoStream, stamps: list[int]) -> tuple[VideoMetadata, list[float] | None]:
-    """What is known of the clip, and the start of each frame in seconds where timestamps exist."""
-    total = len(stamps)
-    times = None
+def _metadata(total: int, fps: float | None, **known: Any) -> VideoMetadata:
+    return VideoMetadata(total_num_frames=total, fps=fps, duration=total / fps if fps else None, **known)
+
+
+def _rate_and_times(stream: av.VideoStream, index: FrameIndex) -> tuple[float | None, list[float] | None]:
+    """Frames per second, and the start of each frame in seconds where timestamps exist."""
     fps = float(stream.average_rate) if stream.average_rate else None
-    if stamps != list(range(total)) and stream.time_base:
-        times = [float((stamp - stamps[0]) * stream.time_base) for stamp in stamps]
-        if times[-1] > 0:
-            fps = (total - 1) / times[-1]
-    return VideoMetadata(
-        total_num_frames=total,
-        fps=fps,
-        width=stream.codec_context.width,
-        height=stream.codec_context.height,
-        duration=total / fps if fps else None,
-        video_backend="pyav",
-    ), times
+    if index.numbered or not stream.time_base:
+        return fps, None
+    times = [float((stamp - index.stamps[0]) * stream.time_base) for stamp in index.stamps]
+    return (len(times) - 1) / times[-1] if times[-1] > 0 else fps, times
 
 
-def _to_rgb(frame: av.VideoFrame, size: tuple[int, int] | None) -> np.ndarray:
-    """One frame to upright RGB `(H, W, 3)`; a frame of another size than the first is scaled to it."""
-    width, height = size or (frame.width, frame.height)
-    pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
+def _to_rgb(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
+    """One frame, scaled to width and height, to upright RGB `(H, W, 3)`."""
+    pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
     side_data = cast(Any, frame.side_data)  # PyAV declares a mapping, but iterates over the values
     matrix = next((data for data in side_data if data.type == SideDataType.DISPLAYMATRIX), None)
     if matrix is None:
@@ -146,19 +137,12 @@ def _to_rgb(frame: av.VideoFrame, size: tuple[int, int] | None) -> np.ndarray:
 def _stack(frames: Iterator[av.VideoFrame], count: int, name: str) -> np.ndarray:
     """`count` frames to one array `(count, H, W, 3)`."""
     pixels, size = [], None
-    try:
+    with media_errors(name, "damaged video", PYAV_ERRORS):
         for frame in frames:
-            if size is None:
-                if frame.width * frame.height * 3 * count > MAX_BYTES:
-                    raise MediaError(
-                        name, f"{count} frames of {frame.width} x {frame.height} do not fit: sample fewer"
-                    )
-                size = (frame.width, frame.height)
+            size = size or (frame.width, frame.height)
+            if size[0] * size[1] * 3 * count > MAX_BYTES:
+                raise MediaError(name, f"{count} frames of {size[0]} x {size[1]} do not fit: sample fewer")
             pixels.append(_to_rgb(frame, size))
-    except MediaError:
-        raise
-    except PYAV_ERRORS as error:
-        raise MediaError(name, f"damaged video ({av_reason(error)})") from error
     if not pixels:
         raise MediaError(name, "holds no video frames that can be decoded")
     return np.stack(pixels)
@@ -170,7 +154,9 @@ def _decode_video(
     with open_container(file, name) as container:
         stream = _video_stream(container, name)
         index = list_frames(container, stream, name)
-        metadata, times = _metadata(stream, index.stamps)
+        fps, times = _rate_and_times(stream, index)
+        size = {name: getattr(stream.codec_context, name) for name in ("width", "height")}
+        metadata = _metadata(len(index.stamps), fps, video_backend="pyav", **size)
         metadata.frames_indices = _choose(sample_indices_fn, metadata, times)
     wanted = [index.stamps[i] for i in metadata.frames_indices]
     try:
@@ -191,14 +177,10 @@ def _read(file: BinaryIO, name: str, index: FrameIndex, wanted: list[int]) -> np
 
 def _webp_frames(file: BinaryIO, name: str) -> tuple[list[Image.Image], VideoMetadata]:
     """All frames of an animated WebP, which FFmpeg cannot decode and Pillow can, and their mean rate."""
-    try:
-        with Image.open(file) as film:
-            fits = film.width * film.height * 3 * getattr(film, "n_frames", 1) <= MAX_BYTES
-            frames = [frame.copy() for frame in ImageSequence.Iterator(film)] if fits else []
-    except PILLOW_ERRORS as error:
-        raise MediaError(name, f"damaged video ({error})") from error
-    if not fits:
-        raise MediaError(name, f"all its frames together are larger than the limit of {MAX_BYTES} bytes")
+    with media_errors(name, "damaged video", PILLOW_ERRORS), Image.open(file) as film:
+        if film.width * film.height * 3 * getattr(film, "n_frames", 1) > MAX_BYTES:
+            raise MediaError(name, f"all its frames together are larger than the limit of {MAX_BYTES} bytes")
+        frames = [frame.copy() for frame in ImageSequence.Iterator(film)]
     seconds = sum(frame.info.get("duration", 0) for frame in frames) / 1000
     return frames, VideoMetadata(total_num_frames=len(frames), fps=len(frames) / seconds if seconds else None)
 
@@ -237,9 +219,8 @@ def load_video(
     """Reads frames of one video.
 
     Args:
-        source: path, http(s)/file/data URL, base64 text, encoded bytes, a dict with `bytes`, `path`, `url` or
-            `base64`, an array or tensor `(T, H, W, C)` or `(T, C, H, W)` (0..255, or 0..1 for floats), a list of
-            frames (images, arrays or files), or `Frames`, all of which are taken.
+        source: anything that `open_media` takes, an array or tensor `(T, H, W, C)` or `(T, C, H, W)` (0..255, or 0..1
+            for floats), a list of frames (images, arrays or files), or `Frames`, all of which are taken.
         num_frames, fps, max_frames: which frames, as in `frame_indices`; all by default.
         sample_indices_fn: another rule instead: called with `metadata=` and `times=` (start of each frame in seconds,
             or None), it returns ascending indices.
@@ -269,12 +250,6 @@ def load_video(
     frames = [frames] if isinstance(frames, Image.Image) else frames
     frames = _list_to_frames(frames, name) if isinstance(frames, list) else _array_to_frames(frames, name)
     fps_of_frames = None if metadata is None else metadata.fps
-    known = VideoMetadata(
-        total_num_frames=len(frames),
-        fps=fps_of_frames,
-        width=frames.shape[2],
-        height=frames.shape[1],
-        duration=len(frames) / fps_of_frames if fps_of_frames else None,
-    )
+    known = _metadata(len(frames), fps_of_frames, height=frames.shape[1], width=frames.shape[2])
     known.frames_indices = _choose(sample_indices_fn, known, None)
     return frames[known.frames_indices], known

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import av
 from av.video.frame import PictureType
 
-from .audio_decoding import PYAV_ERRORS, av_reason, check_end, packet_end
-from .media_sources import MediaError
+from .audio_decoding import PYAV_ERRORS, check_end, packet_end
+from .media_sources import MediaError, media_errors
 
 
 _LEAST_PART = 0.9  # a file that ends before this part of the length in its header counts as cut off
@@ -51,7 +51,7 @@ def list_frames(container: av.container.InputContainer, stream: av.VideoStream, 
     stamps: list[int] = []
     keyframes: list[int] = []
     end, trusted, numbered, step = 0.0, True, False, float(stream.time_base or 0)
-    try:
+    with media_errors(name, "damaged video", PYAV_ERRORS):
         for packet in container.demux():
             if packet.size == 0 or packet.is_discard:
                 continue
@@ -63,8 +63,6 @@ def list_frames(container: av.container.InputContainer, stream: av.VideoStream, 
                 trusted = trusted and packet.pts is not None and not packet.is_corrupt
                 if packet.is_keyframe and packet.pts is not None:
                     keyframes.append(packet.pts)
-    except PYAV_ERRORS as error:
-        raise MediaError(name, f"damaged video ({av_reason(error)})") from error
     if not stamps:
         raise MediaError(name, "holds no video frames")
     if stream.frames and len(stamps) < _LEAST_PART * stream.frames - 1:
@@ -111,7 +109,7 @@ def decode_frames(
                 container.seek(keyframe, stream=stream, backward=True)
             yield from _exactly(container, stream, keyframe, stamps)
         except PYAV_ERRORS as error:
-            raise UntrustedIndex(av_reason(error)) from error
+            raise UntrustedIndex(str(error)) from error
 
 
 def _exactly(container, stream, keyframe: int | None, wanted: list[int]) -> Iterator[av.VideoFrame]:

@@ -38,13 +38,13 @@ OTHER_WORDS = {
     "modeling_xllm/modeling_encoders.py": 2,  # the tower of `audio_config`, a name that transformers gives
     "modeling_xllm/stage1/configuration_qformer_pretraining.py": 1,  # which row stage 1 trains by default
     "modeling_xllm/stage1/configuration_speech_recognition.py": 1,  # the same
-    "processing/audio_decoding.py": 2,  # FFmpeg's name of a stream
-    "processing/video_decoding.py": 2,  # the same
+    "processing/audio_decoding.py": 1,  # FFmpeg's name of a stream
+    "processing/video_decoding.py": 1,  # the same
 }
 # Lines of each room, tests aside: a room grows by a decision, not by accident.
 MOST_LINES = {
     "modeling_xllm": 6_980,
-    "processing": 3_290,
+    "processing": 3_180,
     "hub_cards": 570,
     "xllm": 3_700,
 }
