@@ -52,8 +52,6 @@ class ContinuousIntegrateAndFire(nn.Module):
 
     def reset_parameters(self) -> None:
         """Xavier-uniform linear maps with zero bias, as published; a convolution starts as torch starts one."""
-        if self.conv is not None:
-            init.kaiming_uniform_(self.conv.weight, a=5**0.5)
         for linear in filter(None, (self.dense, self.weight_proj, self.output_proj)):
             init.xavier_uniform_(linear.weight)
             if linear.bias is not None:
@@ -163,8 +161,12 @@ class CFormer(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, ContinuousIntegrateAndFire):
-            module.reset_parameters()
+        if self.cif is None:
+            return
+        if module is self.cif.conv:
+            init.kaiming_uniform_(module.weight, a=5**0.5)
+        elif module in (self.cif.dense, self.cif.weight_proj, self.cif.output_proj):
+            init.xavier_uniform_(module.weight)
 
     def get_input_embeddings(self) -> None:
         """There are none: the input is a sequence of frames."""

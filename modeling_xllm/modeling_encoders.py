@@ -46,13 +46,13 @@ def _is_in_mode(module: nn.Module, mode: bool) -> bool:
     return module.training is mode and all(_is_in_mode(child, mode) for child in children if child is not None)
 
 
-def frames_by_item(hidden: torch.Tensor, shape: tuple[int, int], mask: torch.Tensor | None) -> torch.Tensor:
-    """Encoder states of the real pictures `(R, T, E)` as one row per series, `(N, F * T, E)`, `shape` being (N, F)."""
-    if mask is None:
-        return hidden.unflatten(0, shape).flatten(1, 2)
-    series = hidden.new_zeros(*shape, *hidden.shape[1:])
-    series[mask.bool()] = hidden
-    return series.flatten(1, 2)
+def place_frames(real: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
+    """`(R, ...)` of the real frames of all series -> `(N, F, ...)`, zero where `frame_mask (N, F)` is 0."""
+    if real.shape[0] == frame_mask.numel():
+        return real.unflatten(0, frame_mask.shape)
+    placed = real.new_zeros(*frame_mask.shape, *real.shape[1:])
+    placed[frame_mask.bool()] = real
+    return placed
 
 
 class XLLMPreTrainedModel(StageCheckpointMixin, PreTrainedModel):
@@ -229,7 +229,8 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
         features.pooler_output = list(features.embeddings[features.mask].split(lengths))
         row = self.config.modalities[modality]
         if row.num_frames is not None:
-            features.last_hidden_state = frames_by_item(features.last_hidden_state, inputs.shape[:2], mask)
+            mask = torch.ones(inputs.shape[:2]) if mask is None else mask
+            features.last_hidden_state = place_frames(features.last_hidden_state, mask).flatten(1, 2)
         return features
 
 

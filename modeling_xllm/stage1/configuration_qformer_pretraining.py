@@ -15,17 +15,16 @@ class QFormerPreTrainingConfig(StageOneConfigMixin, XLLMConfig):
     language model is never built, only its width is used, by the adapter.
 
     Args:
-        modality (`str`): row of `modalities` to train; its converter must be a Q-Former over pictures.
-        text_vocab_size (`int`): rows of the text embedding; BERT's vocabulary and one more for `[DEC]`.
-        text_pad_token_id, text_bos_token_id, text_eos_token_id (`int`): `[PAD]`, `[DEC]` (starts a caption), `[SEP]`.
-        text_max_positions (`int`): longest text that can be read at all, in tokens.
-        max_text_length (`int`): tokens a caption is cut to by the collator, and the longest caption generated.
-        projection_size (`int`): width of the space in which media and texts are compared.
-        initial_temperature (`float`): similarities are divided by it; learned from there.
-        label_smoothing (`float`): of the contrastive and the captioning loss.
-        match_equal_texts (`bool`): treat equal captions of a batch as positives of each other, and never as hard
-            negatives. Deviation: BLIP-2 takes only the diagonal. Where all captions differ the two are the same; in
-            small or templated data the diagonal punishes right answers.
+        modality: row of `modalities` to train; its converter must be a Q-Former over pictures.
+        text_vocab_size: rows of the text embedding; BERT's vocabulary and one more for `[DEC]`.
+        text_pad_token_id, text_bos_token_id, text_eos_token_id: `[PAD]`, `[DEC]` (starts a caption), `[SEP]`.
+        text_max_positions: longest text that can be read at all, in tokens.
+        max_text_length: tokens a caption is cut to by the collator, and the longest caption generated.
+        projection_size: width of the space in which media and texts are compared.
+        initial_temperature: similarities are divided by it; learned from there.
+        label_smoothing: of the contrastive and the captioning loss.
+        match_equal_texts: equal captions of a batch are positives of each other, never hard negatives. Deviation:
+            BLIP-2 takes only the diagonal, which in small or templated data punishes right answers.
 
     Raises:
         ValueError: `modality` is not in the table, or its row has no Q-Former over images or videos.
@@ -52,20 +51,15 @@ class QFormerPreTrainingConfig(StageOneConfigMixin, XLLMConfig):
                 f"modality {self.modality!r} is a {row.converter!r} over {row.input_name}; stage 1 with ITC, ITM and "
                 "ITG needs a 'qformer' over pixel_values or pixel_values_videos"
             )
-        self._check_text_fields()
-        super().__post_init__(**kwargs)
-
-    def _check_text_fields(self) -> None:
         for field in ("text_pad_token_id", "text_bos_token_id", "text_eos_token_id"):
             if not 0 <= getattr(self, field) < self.text_vocab_size:
                 raise ValueError(f"{field} is {getattr(self, field)}, outside text_vocab_size {self.text_vocab_size}")
         if not 2 <= self.max_text_length <= self.text_max_positions:
-            raise ValueError(
-                f"max_text_length is {self.max_text_length}; expected 2 to text_max_positions "
-                f"({self.text_max_positions})"
-            )
+            at_most = f"text_max_positions ({self.text_max_positions})"
+            raise ValueError(f"max_text_length is {self.max_text_length}; expected 2 to {at_most}")
         if self.initial_temperature <= 0:
             raise ValueError(f"initial_temperature is {self.initial_temperature}, expected a positive number")
+        super().__post_init__(**kwargs)
 
 
 __all__ = ["QFormerPreTrainingConfig"]

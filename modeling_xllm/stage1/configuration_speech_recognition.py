@@ -16,14 +16,12 @@ class SpeechRecognitionConfig(StageOneConfigMixin, XLLMConfig):
     its width is used, by the adapter.
 
     Args:
-        modality (`str`): row of `modalities` to train; its converter must be a C-Former of its own.
-        vocab_size (`int`): ids a label may have, `0 ... vocab_size - 1`; default the size of bert-base-chinese's
-            vocabulary.
-        label_smoothing (`float`): of the cross-entropy on the fired tokens.
-        quantity_weight (`float`): weight of the quantity loss |sum of alphas - tokens|.
-        ctc_weight (`float`): weight of CTC on the encoder's frames; 0 leaves out the CTC head.
-        ctc_blank_id (`int`, *optional*): the label id that is CTC's blank; default an extra class after the
-            vocabulary.
+        modality: row of `modalities` to train; its converter must be a C-Former of its own.
+        vocab_size: ids a label may have, `0 ... vocab_size - 1`; default the size of bert-base-chinese's vocabulary.
+        label_smoothing: of the cross-entropy on the fired tokens.
+        quantity_weight: weight of the quantity loss |sum of alphas - tokens|.
+        ctc_weight: weight of CTC on the encoder's frames; 0 leaves out the CTC head.
+        ctc_blank_id: the label id that is CTC's blank; default an extra class after the vocabulary.
 
     Raises:
         ValueError: `modality` is not in the table or has no C-Former; a weight or an id is out of range.
@@ -44,19 +42,13 @@ class SpeechRecognitionConfig(StageOneConfigMixin, XLLMConfig):
     def __post_init__(self, **kwargs):
         row = self._keep_row()
         if row.converter != "cformer" or row.shares_converter_with is not None:
+            shared = f" shared with {row.shares_converter_with!r}" if row.shares_converter_with else ""
             raise ValueError(
-                f"modality {self.modality!r} is a {row.converter!r}"
-                f"{' shared with ' + repr(row.shares_converter_with) if row.shares_converter_with else ''}; "
-                "recognition needs a row with a 'cformer' of its own"
+                f"modality {self.modality!r} is a {row.converter!r}{shared}; recognition needs a row with a 'cformer' "
+                "of its own"
             )
         if row.cformer_config.cif_predictor == "none":
-            raise ValueError(
-                f"modality {self.modality!r} has no CIF (cif_predictor='none'): there is nothing to train"
-            )
-        self._check_heads()
-        super().__post_init__(**kwargs)
-
-    def _check_heads(self) -> None:
+            raise ValueError(f"modality {self.modality!r} has no CIF (cif_predictor='none'), nothing to train")
         if self.vocab_size < 1:
             raise ValueError(f"vocab_size must be positive, got {self.vocab_size}")
         if not 0 <= self.label_smoothing < 1:
@@ -66,6 +58,7 @@ class SpeechRecognitionConfig(StageOneConfigMixin, XLLMConfig):
                 raise ValueError(f"{field} must not be negative, got {getattr(self, field)}")
         if self.ctc_blank_id is not None and not 0 <= self.ctc_blank_id < self.vocab_size:
             raise ValueError(f"ctc_blank_id is {self.ctc_blank_id}, outside vocab_size {self.vocab_size}")
+        super().__post_init__(**kwargs)
 
     @property
     def cformer_config(self) -> CFormerConfig:

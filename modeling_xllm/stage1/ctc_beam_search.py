@@ -3,10 +3,8 @@
 
 A transcript's probability is the sum over all paths that spell it. Each prefix therefore carries two sums: of its
 paths that end in blank and of those that end in its last id; the same id again is a repeat after the latter, a new
-token only after the former.
-
-torchaudio's `ctc_decoder` does the like, but needs flashlight-text, which has no wheels for Python 3.13 and later.
-There is no language model here.
+token only after the former. There is no language model. (torchaudio's `ctc_decoder` needs flashlight-text, which has
+no wheels for Python 3.13 and later.)
 """
 
 import math
@@ -27,20 +25,17 @@ def ctc_prefix_beam_search(log_probs: torch.Tensor, blank: int, num_beams: int =
     prefix the scores are exact.
 
     Args:
-        log_probs (`torch.FloatTensor` of shape `(T, V)`): log-probabilities of the classes per frame; T may be 0.
-        blank (`int`): class that is CTC's blank.
-        num_beams (`int`): prefixes kept, and transcripts returned at most.
+        log_probs (`(T, V)`): log-probabilities of the classes per frame; T may be 0.
+        blank: class that is CTC's blank.
 
     Returns:
-        (ids, log-probability) pairs, the best first.
+        at most `num_beams` pairs (ids, log-probability), the best first.
 
     Raises:
         ValueError: log-probabilities that are NaN or not of shape `(T, V)`, or a blank that is no class.
     """
     if log_probs.dim() != 2 or not 0 <= blank < log_probs.shape[1]:
-        raise ValueError(
-            f"log_probs of shape (T, V) with blank < V expected, got {tuple(log_probs.shape)} and {blank}"
-        )
+        raise ValueError(f"log_probs must be (T, V) with blank < V, got {tuple(log_probs.shape)} and {blank}")
     if log_probs.isnan().any():
         raise ValueError("log_probs hold NaN: check the encoder")
     # One prefix has at most num_beams extensions among the num_beams best, hence these ids, one more for the repeat.

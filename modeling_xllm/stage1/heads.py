@@ -1,10 +1,9 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""The throw-away heads of a stage-1 model (paper section 3.2): kept in a file beside the checkpoint, never inside the
+"""The throw-away heads of a stage-1 model (paper section 3.2): in a file beside the checkpoint, never in the
 interface.
 
 The file holds the heads and, in its metadata, the fields of the stage-1 config. With the X-LLM beside it, it is the
-trained stage-1 model: `XLLMForSpeechRecognition.from_pretrained(folder)` transcribes, and `xllm train` continues from
-it.
+trained stage-1 model: `XLLMForSpeechRecognition.from_pretrained(folder)` transcribes, `xllm train` continues from it.
 """
 
 import json
@@ -32,16 +31,8 @@ from xllm.modeling_xllm.weight_files import (
 
 def stage_one_config(config: XLLMConfig, config_class: Any, modality: str, **own) -> XLLMConfig:
     """The config of the stage-1 model of one row of `config`, with the fields `own` of its class."""
-    return config_class(
-        text_config=deepcopy(config.text_config),
-        vision_config=deepcopy(config.vision_config),
-        audio_config=deepcopy(config.audio_config),
-        extra_encoders=deepcopy(config.extra_encoders),
-        modalities=config.modalities,  # it keeps a copy of this row, and of the one whose converter that shares
-        initializer_range=config.initializer_range,
-        modality=modality,
-        **own,
-    )
+    names = ("text_config", "vision_config", "audio_config", "extra_encoders", "modalities", "initializer_range")
+    return config_class(**{name: deepcopy(getattr(config, name)) for name in names}, modality=modality, **own)
 
 
 class StageOneConfigMixin:
@@ -51,11 +42,7 @@ class StageOneConfigMixin:
     modalities: dict[str, X2LConfig] | None
 
     def _keep_row(self) -> X2LConfig:
-        """The row that is trained; the table loses the others.
-
-        Raises:
-            ValueError: it is not in the table.
-        """
+        """The row that is trained, an error if there is none; the table loses the others."""
         rows = default_modalities() if self.modalities is None else self.modalities
         if self.modality not in rows:
             raise ValueError(f"modality is {self.modality!r}; the table has {', '.join(rows)}")
@@ -97,9 +84,7 @@ class StageOneHeadsMixin(PreTrainedModel if TYPE_CHECKING else object):
         return path
 
     @classmethod
-    def read_heads(
-        cls, source: str, revision: str | None = None, **hub
-    ) -> tuple[dict, dict[str, torch.Tensor]] | None:
+    def read_heads(cls, source: str, revision: str | None = None, **hub) -> tuple[dict, dict] | None:
         """Fields of the stage-1 config and tensors that `save_heads` wrote to a folder or Hub repository, or `None`.
 
         Raises:

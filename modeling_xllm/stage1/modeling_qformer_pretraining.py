@@ -21,7 +21,7 @@ from transformers import initialization as init
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2TextEmbeddings
 from transformers.utils import ModelOutput, can_return_tuple
 
-from xllm.modeling_xllm.modeling_encoders import XLLMEncoderModel, XLLMPreTrainedModel
+from xllm.modeling_xllm.modeling_encoders import XLLMEncoderModel, XLLMPreTrainedModel, place_frames
 from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
 from xllm.modeling_xllm.stage1.heads import StageOneHeadsMixin
 from xllm.modeling_xllm.stage1.qformer_objectives import (
@@ -46,12 +46,11 @@ class QFormerPreTrainingOutput(ModelOutput):
     """Losses of stage 1 and the similarities behind them.
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`): `itc_loss + itm_loss + itg_loss`; `None` with `return_loss=False`.
-        itc_loss, itm_loss, itg_loss (`torch.FloatTensor` of shape `()`): means over the batch. `itm_loss` is 0 where
-            no pair of the batch can serve as a negative.
-        similarities (`torch.FloatTensor` of shape `(B, texts of all ranks)`): cosines, not divided by the temperature.
-        media_embeds (`torch.FloatTensor` of shape `(B, F * N, P)`), text_embeds (`(B, P)`): unit vectors.
-        media_mask (`torch.BoolTensor` of shape `(B, F * N)`): True = query of a real frame.
+        loss: `itc_loss + itm_loss + itg_loss`, each a mean over the batch; `None` with `return_loss=False`. `itm_loss`
+            is 0 where no pair of the batch can serve as a negative.
+        similarities (`(B, texts of all ranks)`): cosines, not divided by the temperature.
+        media_embeds (`(B, F * N, P)`), text_embeds (`(B, P)`): unit vectors.
+        media_mask (`(B, F * N)`): True = query of a real frame.
     """
 
     loss: torch.FloatTensor | None = None
@@ -79,11 +78,10 @@ class QueriedMedia:
 
 
 class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
-    """Stage 1 for the image or the video interface: contrast, match and caption.
+    """Stage 1 for the image or the video interface: contrast, match and caption; one caption per item.
 
-    The batch holds one caption per item. Freeze the tower before training
-    (`model.model.vision_tower.requires_grad_(False)` or `freeze_for_stage`): it then runs in eval mode and without
-    gradient memory. The adapter takes no part in stage 1.
+    Freeze the tower before training (`model.model.vision_tower.requires_grad_(False)` or `freeze_for_stage`): it then
+    runs in eval mode and without gradient memory. The adapter takes no part in stage 1.
 
         media --tower--> (B, F, S, E) --queries--> (B, F * N, H) --media_proj--> (B, F * N, P) --+
         text  --Q-Former without pictures--> (B, L, H) --[CLS], text_proj--> (B, P) -------------+-- ITC
@@ -154,17 +152,16 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
             ValueError: the other kind of media than the interface takes, or a video without a real frame.
         """
         row = self.config.row
-        given = {"pixel_values": pixel_values, "pixel_values_videos": pixel_values_videos}
-        given = {name: value for name, value in given.items() if value is not None}
+        both = {"pixel_values": pixel_values, "pixel_values_videos": pixel_values_videos}
+        given = {name: value for name, value in both.items() if value is not None}
         if list(given) != [row.input_name]:
             got = " and ".join(given) or "no media"
             raise ValueError(f"the {self.config.modality!r} interface reads {row.input_name}, got {got}")
         media = given[row.input_name]
         is_series = row.num_frames is not None
-        frame_mask = torch.ones(media.shape[: 2 if is_series else 1], dtype=torch.bool, device=media.device)
-        if not is_series:
-            frame_mask = frame_mask.unsqueeze(1)
-        elif video_frame_mask is not None:
+        shape = media.shape[:2] if is_series else (media.shape[0], 1)
+        frame_mask = torch.ones(shape, dtype=torch.bool, device=media.device)  # (B, F)
+        if is_series and video_frame_mask is not None:
             frame_mask = video_frame_mask.bool()
             if not frame_mask.any(dim=1).all():
                 raise ValueError("video_frame_mask has a row of zeros: each video needs at least one real frame")
@@ -175,9 +172,9 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
             encoder_hidden_states=states,
             output_hidden_states=True,
         )
-        query_states = tuple(_place_frames(hidden, frame_mask).flatten(1, 2) for hidden in queried.hidden_states)
+        query_states = tuple(place_frames(hidden, frame_mask).flatten(1, 2) for hidden in queried.hidden_states)
         query_mask = frame_mask.repeat_interleave(self.query_tokens.shape[1], dim=1)
-        return QueriedMedia(_place_frames(states, frame_mask), frame_mask, query_states, query_mask)
+        return QueriedMedia(place_frames(states, frame_mask), frame_mask, query_states, query_mask)
 
     def embed_media(self, media: QueriedMedia) -> torch.Tensor:
         """Unit vectors `(B, F * N, P)`, one per query."""
@@ -207,9 +204,7 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
     def caption_states(
         self, media: QueriedMedia, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Hidden states `(B, L, H)` of captions whose first token is replaced by `[DEC]`; `lm_logits` are made of
-        them.
-        """
+        """Hidden states `(B, L, H)` of captions, their first token replaced by `[DEC]`; for `lm_logits`."""
         attention_mask = self._check_text(input_ids, attention_mask, items=media.frame_mask.shape[0])
         input_ids = input_ids.clone()
         input_ids[:, 0] = self.config.text_bos_token_id
@@ -228,12 +223,11 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
         """Losses of a batch of pairs (BLIP-2 section 3.1; ITC + ITM + ITG, unweighted).
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(B, L)`): captions, `[CLS] ... [SEP]`, padded on the right.
-            attention_mask (`(B, L)`, *optional*): 1 = real token.
-            pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`): for an image interface.
-            pixel_values_videos (`torch.FloatTensor` of shape `(B, F, 3, H, W)`): for a video interface.
-            video_frame_mask (`(B, F)`, *optional*): 1 = real frame.
-            return_loss (`bool`): False for similarities alone.
+            input_ids, attention_mask (`(B, L)`): captions, `[CLS] ... [SEP]`, padded on the right; 1 = real token.
+            pixel_values (`(B, 3, H, W)`): for an image interface.
+            pixel_values_videos (`(B, F, 3, H, W)`), video_frame_mask (`(B, F)`): for a video interface; 1 = real
+                frame.
+            return_loss: False for similarities alone.
 
         Raises:
             ValueError: media of the wrong kind, another number of items than of texts, text padded on the left, too
@@ -269,8 +263,8 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
         F, L = common_sizes(B, F, input_ids.shape[1], device=input_ids.device)
         Q = F * self.query_tokens.shape[1]
         everyone = {
-            "input_ids": gather_ranks(_pad_text(input_ids, L, self.config.text_pad_token_id)),
-            "attention_mask": gather_ranks(_pad_text(attention_mask, L, 0)),
+            "input_ids": gather_ranks(input_ids, (L,), self.config.text_pad_token_id),
+            "attention_mask": gather_ranks(attention_mask, (L,)),
             "encoder_states": gather_ranks(media.encoder_states, (F,)),
             "frame_mask": gather_ranks(media.frame_mask, (F,)),
             "text_embeds": gather_ranks(output.text_embeds),
@@ -286,12 +280,8 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
         hard_item, item_found = draw_hard_negatives(scores[1], positives, hardest=not self.training)
         own = torch.arange(offset, offset + B, device=positives.device)
         items, texts = torch.cat([own, hard_item, own]), torch.cat([own, own, hard_text])
-        logits = self._match(
-            everyone["encoder_states"][items],
-            everyone["frame_mask"][items],
-            everyone["input_ids"][texts],
-            everyone["attention_mask"][texts],
-        )
+        media = [everyone[name][items] for name in ("encoder_states", "frame_mask")]
+        logits = self._match(*media, *(everyone[name][texts] for name in ("input_ids", "attention_mask")))
         labels = torch.cat([torch.ones_like(own), torch.zeros_like(own), torch.zeros_like(own)])
         # Positives alone teach nothing but "always together": without a negative the whole term is skipped. The graph
         # stays, so that no parameter lacks a gradient on one rank only.
@@ -312,27 +302,13 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
         if items is not None and items != B:
             raise ValueError(f"input_ids holds {B} texts for {items} {self.config.modality} items; one text per item")
         if not 2 <= L <= self.config.text_max_positions:
-            raise ValueError(
-                f"input_ids has {L} tokens, expected 2 to text_max_positions {self.config.text_max_positions}"
-            )
+            longest = self.config.text_max_positions
+            raise ValueError(f"input_ids has {L} tokens, expected 2 to text_max_positions {longest}")
         if attention_mask.shape != input_ids.shape:
             raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}")
         if not attention_mask[:, 0].all() or (attention_mask[:, 1:] > attention_mask[:, :-1]).any():
             raise ValueError("attention_mask is not 1...10...0 in every row: pad the text on the right")
         return attention_mask
-
-
-def _place_frames(real: torch.Tensor, frame_mask: torch.BoolTensor) -> torch.Tensor:
-    """(R, ...) of the real frames -> (B, F, ...), zero in masked frames."""
-    if frame_mask.shape[1] == 1:
-        return real.unsqueeze(1)
-    placed = real.new_zeros(*frame_mask.shape, *real.shape[1:])
-    placed[frame_mask] = real
-    return placed
-
-
-def _pad_text(tensor: torch.Tensor, length: int, value: int) -> torch.Tensor:
-    return nn.functional.pad(tensor, (0, length - tensor.shape[1]), value=value)
 
 
 __all__ = ["QFormerPreTrainingOutput", "QueriedMedia", "XLLMForQFormerPreTraining"]

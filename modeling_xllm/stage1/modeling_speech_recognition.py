@@ -40,13 +40,12 @@ class SpeechRecognitionOutput(ModelOutput):
     """Losses and token logits of a batch of clips.
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`): weighted sum of the three below, when `labels` are given.
-        ce_loss, quantity_loss, ctc_loss (`torch.FloatTensor` of shape `()`): unweighted, each a sum over the batch
-            divided by the number of tokens. `ctc_loss` is None without a CTC head.
-        logits (`torch.FloatTensor` of shape `(N, U, V)`): of the fired tokens; with `labels`, one per label, in their
-            order.
-        lengths (`torch.LongTensor` of shape `(N,)`): tokens fired per clip.
-        fire_frames (`torch.FloatTensor` of shape `(N, U)`): end of each token, in (fractional) encoder frames.
+        loss: weighted sum of the three below, when `labels` are given.
+        ce_loss, quantity_loss, ctc_loss: unweighted, each a sum over the batch divided by the number of tokens.
+            `ctc_loss` is None without a CTC head.
+        logits (`(N, U, V)`): of the fired tokens; with `labels`, one per label, in their order.
+        lengths (`(N,)`): tokens fired per clip.
+        fire_frames (`(N, U)`): end of each token, in (fractional) encoder frames.
     """
 
     loss: torch.FloatTensor | None = None
@@ -63,8 +62,6 @@ class XLLMForSpeechRecognition(StageOneHeadsMixin, XLLMPreTrainedModel):
 
     Whether the tower is trained too is decided by `requires_grad` alone; a frozen one runs in eval mode without
     gradient memory. The adapter takes no part in stage 1.
-
-    Example:
 
     ```python
     >>> model = XLLMForSpeechRecognition(SpeechRecognitionConfig(vocab_size=len(tokenizer)))
@@ -108,13 +105,11 @@ class XLLMForSpeechRecognition(StageOneHeadsMixin, XLLMPreTrainedModel):
         """Recognises a batch of clips.
 
         Args:
-            input_features (`torch.FloatTensor` of shape `(N, frames, 80)`): log-mel frames.
-            input_features_mask (`(N, frames)`, *optional*): 1 = real frame.
-            labels (`torch.LongTensor` of shape `(N, U)`, *optional*): token ids of the transcripts, -100 = padding
-                (anywhere in a row). With an end-of-sentence token among them, as in the published recipe, CIF learns
-                to fire once more.
-            num_items_in_batch (`int` or `torch.Tensor`, *optional*): what the losses are divided by instead of this
-                batch's number of tokens; the Trainer gives the count over all accumulated batches and ranks.
+            input_features (`(N, frames, 80)`), input_features_mask (`(N, frames)`): log-mel frames; 1 = real.
+            labels (`(N, U)`): token ids of the transcripts, -100 = padding (anywhere in a row). With an
+                end-of-sentence token among them, as in the published recipe, CIF learns to fire once more.
+            num_items_in_batch: what the losses are divided by instead of this batch's number of tokens; the Trainer
+                gives the count over all accumulated batches and ranks.
 
         Raises:
             ValueError: more labels than encoder frames in a clip, a label outside the vocabulary, a batch of labels
@@ -150,27 +145,22 @@ class XLLMForSpeechRecognition(StageOneHeadsMixin, XLLMPreTrainedModel):
         cif_weight: float = 1.0,
         return_fire_frames: bool = False,
     ) -> list[list[int]] | tuple[list[list[int]], list[list[float]]]:
-        """Transcripts, one list of ids per clip; a clip in which nothing fires gives an empty list.
-
-        | decode | what it is                                                                                      |
-        |--------|-------------------------------------------------------------------------------------------------|
-        | "cif"  | the best id of each fired token. The head reads its tokens one by one, so this is its most      |
-        |        | probable transcript already: a beam over it would find no other                                 |
-        | "ctc"  | the best path of the encoder's CTC head                                                         |
-        | "beam" | prefix beam search over the CTC head, which sums all paths of a transcript; its `num_beams`     |
-        |        | best are ranked by `log p_ctc(y) + cif_weight log p_cif(y)`, the latter with the CIF scaled to  |
-        |        | fire as many tokens as `y` has, as in training                                                  |
+        """Transcripts, one list of ids per clip; a clip in which nothing fires gives an empty list. Call `eval()`
+        first.
 
         Args:
-            input_features, input_features_mask: as in `forward`. Call `eval()` first.
-            num_beams (`int`): transcripts that are followed from frame to frame.
-            cif_weight (`float`): share of the CIF in the choice among them; 0 leaves it to CTC alone.
-            return_fire_frames (`bool`): also the end of each token in encoder frames, for the time stamps of
+            input_features, input_features_mask: as in `forward`.
+            decode: "cif", the best id of each fired token (the head reads them one by one, so that a beam over it
+                would find no other); "ctc", the best path of the encoder's CTC head; "beam", a prefix beam search over
+                the CTC head, whose best transcripts are ranked by `log p_ctc(y) + cif_weight log p_cif(y)`, the latter
+                with the CIF scaled to fire as many tokens as `y` has, as in training.
+            num_beams: transcripts that are followed from frame to frame.
+            cif_weight: share of the CIF in the choice among them; 0 leaves it to CTC alone.
+            return_fire_frames: also the end of each token in encoder frames, for the time stamps of
                 [`XLLMProcessor.batch_decode`]. Those of "ctc" and "beam" are the CIF's, scaled to the transcript.
 
         Raises:
-            ValueError: an unknown way to decode, a number out of range, or one that needs a CTC head where there is
-                none.
+            ValueError: an unknown way to decode, a number out of range, or a CTC head needed where there is none.
         """
         if decode not in ("cif", "ctc", "beam"):
             raise ValueError(f"decode must be 'cif', 'ctc' or 'beam', got {decode!r}")
@@ -179,22 +169,19 @@ class XLLMForSpeechRecognition(StageOneHeadsMixin, XLLMPreTrainedModel):
         if decode != "cif" and self.ctc_head is None:
             raise ValueError(f"decode={decode!r} needs a CTC head, but this model was made with ctc_weight=0")
         hidden, mask = self._encode(input_features, input_features_mask)
-        if decode == "cif":
-            tokens = self.cformer(hidden, mask)
-            lengths = tokens.lengths.tolist()
+        tokens = self.cformer(hidden, mask) if decode == "cif" else None
+        if tokens is not None:
             best = self.token_head(tokens.embeddings).argmax(-1).tolist()
-            ids = [row[:length] for row, length in zip(best, lengths)]
+            ids = [row[:length] for row, length in zip(best, tokens.lengths.tolist())]
+        elif decode == "ctc":
+            ids = self._best_paths(hidden, mask)
         else:
-            if decode == "ctc":
-                ids = self._best_paths(hidden, mask)
-            else:
-                ids = [self._best_beam(*clip, num_beams, cif_weight) for clip in zip(hidden, mask)]
-            lengths = [len(row) for row in ids]
-            if return_fire_frames:
-                tokens = self.cformer.cif(hidden, mask, torch.tensor(lengths, device=mask.device))
+            ids = [self._best_beam(*clip, num_beams, cif_weight) for clip in zip(hidden, mask)]
         if not return_fire_frames:
             return ids
-        return ids, [row[:length] for row, length in zip(tokens.fire_frames.tolist(), lengths)]
+        if tokens is None:
+            tokens = self.cformer.cif(hidden, mask, torch.tensor([len(row) for row in ids], device=mask.device))
+        return ids, [ends[: len(row)] for ends, row in zip(tokens.fire_frames.tolist(), ids)]
 
     def _best_paths(self, hidden: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
         best = self.ctc_head(hidden).argmax(-1)
@@ -217,8 +204,7 @@ class XLLMForSpeechRecognition(StageOneHeadsMixin, XLLMPreTrainedModel):
         rows = [tensor.expand(len(lengths), *tensor.shape) for tensor in (hidden, mask)]
         tokens = self.cformer(*rows, torch.tensor(lengths, device=mask.device))
         log_probs = dict(zip(lengths, self.token_head(tokens.embeddings).float().log_softmax(-1).cpu()))
-        picked = [log_probs[len(ids)][range(len(ids)), ids].sum() for ids in transcripts]
-        return torch.stack(picked)
+        return torch.stack([log_probs[len(ids)][range(len(ids)), ids].sum() for ids in transcripts])
 
     def _encode(self, input_features, input_features_mask, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
         """Encoder frames `(N, T, E)` in the heads' dtype and their mask `(N, T)`."""
@@ -231,31 +217,20 @@ class XLLMForSpeechRecognition(StageOneHeadsMixin, XLLMPreTrainedModel):
     def _check_labels(self, labels, input_features) -> torch.LongTensor:
         """All target ids of the batch, row by row, `(tokens,)`."""
         if labels.dim() != 2 or labels.shape[0] != input_features.shape[0]:
-            raise ValueError(
-                f"labels must have shape (clips, tokens) with {input_features.shape[0]} clips, got "
-                f"{tuple(labels.shape)}"
-            )
+            clips, got = input_features.shape[0], tuple(labels.shape)
+            raise ValueError(f"labels must have shape (clips, tokens) with {clips} clips, got {got}")
         targets = labels[labels != IGNORE]
         outside = targets[(targets < 0) | (targets >= self.config.vocab_size)]
         if outside.numel():
-            raise ValueError(
-                f"labels hold the id {int(outside[0])}, but config.vocab_size is {self.config.vocab_size} (padding is "
-                f"{IGNORE})"
-            )
+            size = self.config.vocab_size
+            raise ValueError(f"labels hold the id {int(outside[0])}, but config.vocab_size is {size} (pad: {IGNORE})")
         return targets
 
     def _ctc_sum(self, hidden, mask, targets, target_lengths) -> torch.Tensor:
         log_probs = self.ctc_head(hidden).float().log_softmax(-1).transpose(0, 1)  # (T, N, classes)
         # zero_infinity: repeated ids need a frame more between them than the clip may have.
-        return F.ctc_loss(
-            log_probs,
-            targets,
-            mask.sum(1),
-            target_lengths,
-            blank=self.config.ctc_blank,
-            reduction="sum",
-            zero_infinity=True,
-        )
+        options = {"blank": self.config.ctc_blank, "reduction": "sum", "zero_infinity": True}
+        return F.ctc_loss(log_probs, targets, mask.sum(1), target_lengths, **options)
 
 
 __all__ = ["SpeechRecognitionConfig", "SpeechRecognitionOutput", "XLLMForSpeechRecognition"]

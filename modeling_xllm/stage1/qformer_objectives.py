@@ -20,14 +20,9 @@ HARD_NEGATIVE_FLOOR = 1e-4  # keeps every negative drawable, as in BLIP-2
 
 
 def max_similarity(media: torch.Tensor, text: torch.Tensor, query_mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Cosine of each text with the item's best query, in fp32 also under autocast.
+    """Cosine `(I, T)` of each text `(T, P)` with the best query of each item `(I, Q, P)`, in fp32 also under autocast.
 
-    Args:
-        media (`torch.FloatTensor` of shape `(I, Q, P)`), text (`(T, P)`): unit vectors.
-        query_mask (`torch.BoolTensor` of shape `(I, Q)`, *optional*): queries of masked frames (False) never count.
-
-    Returns:
-        (I, T).
+    Both hold unit vectors; queries where `query_mask (I, Q)` is False (masked frames) never count.
     """
     with torch.autocast(device_type=media.device.type, enabled=False):
         scores = torch.einsum("iqp,tp->iqt", media.float(), text.float())
@@ -39,32 +34,22 @@ def max_similarity(media: torch.Tensor, text: torch.Tensor, query_mask: torch.Te
 def pair_positives(
     input_ids: torch.LongTensor, all_input_ids: torch.LongTensor, offset: int, equal_texts: bool
 ) -> torch.BoolTensor:
-    """Which of all ranks' texts belong to which of this rank's items.
+    """Which of all ranks' texts `(W * B, L)` belong to which of this rank's items, `(B, W * B)`.
 
-    Args:
-        input_ids (`(B, L)`), all_input_ids (`(W * B, L)`): texts, padding filled with one id.
-        offset (`int`): place of this rank's first text among all.
-        equal_texts (`bool`): True where the texts are equal; else the own pair only.
-
-    Returns:
-        (B, W * B) bool; symmetric in items and texts, since a text is as much its item's caption as its equal.
+    Padding is filled with one id; `offset` is the place of this rank's first text among all. With `equal_texts` a text
+    is as much its item's caption as its equal; without, the own pair alone is positive.
     """
     rows = torch.arange(input_ids.shape[0], device=input_ids.device)
     columns = torch.arange(all_input_ids.shape[0], device=input_ids.device)
     own = columns[None, :] == rows[:, None] + offset
-    if not equal_texts:
-        return own
-    return own | (input_ids[:, None, :] == all_input_ids[None, :, :]).all(dim=-1)
+    return own | (input_ids[:, None, :] == all_input_ids[None, :, :]).all(dim=-1) if equal_texts else own
 
 
 def contrastive_loss(
     media_to_text: torch.Tensor, text_to_media: torch.Tensor, positives: torch.Tensor, label_smoothing: float = 0.1
 ) -> torch.Tensor:
-    """ITC in both directions (BLIP-2 section 3.1).
-
-    Args:
-        media_to_text, text_to_media (`torch.FloatTensor` of shape `(B, W * B)`): similarities / temperature.
-        positives (`torch.BoolTensor` of shape `(B, W * B)`): at least one True per row; they share the target equally.
+    """ITC in both directions, from similarities / temperature `(B, W * B)`. `positives (B, W * B)` has at least one
+    True in each row; they share the target equally.
     """
     targets = positives.to(media_to_text.dtype)
     targets = targets / targets.sum(dim=1, keepdim=True)
@@ -80,28 +65,21 @@ def draw_hard_negatives(
     """One negative per row, drawn with probability softmax(scores) + 1e-4 among the pairs that are not positive.
 
     Args:
-        scores (`torch.FloatTensor` of shape `(B, W * B)`): similarities / temperature.
-        positives (`torch.BoolTensor` of shape `(B, W * B)`): never drawn.
-        hardest (`bool`): take the most likely one instead of drawing (for an evaluation that repeats).
+        scores, positives (`(B, W * B)`): similarities / temperature; pairs never drawn.
+        hardest: take the most likely one instead of drawing (for an evaluation that repeats).
 
     Returns:
-        indices (B,) and found (B,): False where a row has no negative; its index is then a positive, not to be used.
+        indices `(B,)` and found `(B,)`: False where a row has no negative; its index is then not to be used.
     """
     found = (~positives).any(dim=1)
-    weights = scores.float().softmax(dim=1) + HARD_NEGATIVE_FLOOR
-    weights = weights.masked_fill(positives, 0.0)
+    weights = (scores.float().softmax(dim=1) + HARD_NEGATIVE_FLOOR).masked_fill(positives, 0.0)
     weights = torch.where(found[:, None], weights, positives.float())
     indices = weights.argmax(dim=1) if hardest else torch.multinomial(weights, 1).squeeze(1)
     return indices, found
 
 
 def matching_loss(logits: torch.Tensor, labels: torch.LongTensor, kept: torch.BoolTensor) -> torch.Tensor:
-    """ITM: mean cross-entropy over the kept rows; 0 if none is kept.
-
-    Args:
-        logits (`torch.FloatTensor` of shape `(rows, 2)`), labels (`(rows,)`): 1 = they belong together.
-        kept (`torch.BoolTensor` of shape `(rows,)`): False for rows that have no partner.
-    """
+    """ITM: mean cross-entropy of `logits (rows, 2)` over the `kept (rows,)` rows, 0 if none is; label 1 = together."""
     losses = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
     return (losses * kept).sum() / kept.sum().clamp(min=1)
 
@@ -142,21 +120,17 @@ class _GatherRanks(torch.autograd.Function):
         return gradient.chunk(world_size())[world_rank()]
 
 
-def gather_ranks(tensor: torch.Tensor, padded_shape: tuple[int, ...] | None = None) -> torch.Tensor:
+def gather_ranks(tensor: torch.Tensor, padded_shape: tuple[int, ...] = (), value: int = 0) -> torch.Tensor:
     """(B, ...) of this rank -> (W * B, ...) of all ranks in order, with exact gradients. The same tensor for W = 1.
 
-    Args:
-        tensor (`torch.Tensor`): of equal shape on every rank up to `padded_shape`.
-        padded_shape (`tuple[int, ...]`, *optional*): sizes of the leading axes after the first, the same on every
-            rank; the tensor is filled up with zeros to them first.
+    `padded_shape`: sizes of the leading axes after the first, the same on every rank; the tensor is first filled up
+    to them with `value`. Without it, shapes are equal on every rank.
     """
-    if padded_shape is not None:
-        for axis, size in enumerate(padded_shape, start=1):
-            missing = size - tensor.shape[axis]
-            if missing > 0:
-                tensor = nn.functional.pad(tensor, (0, 0) * (tensor.dim() - axis - 1) + (0, missing))
     if world_size() == 1:
         return tensor
+    for axis, size in enumerate(padded_shape, start=1):
+        missing = size - tensor.shape[axis]
+        tensor = nn.functional.pad(tensor, (0, 0) * (tensor.dim() - axis - 1) + (0, missing), value=value)
     if tensor.dtype == torch.bool:
         return _GatherRanks.apply(tensor.to(torch.uint8).contiguous()).bool()
     return _GatherRanks.apply(tensor.contiguous())
@@ -174,12 +148,12 @@ def common_sizes(batch: int, *sizes: int, device: torch.device) -> list[int]:
     everyone = [torch.empty_like(mine) for _ in range(world_size())]
     distributed.all_gather(everyone, mine)
     table = torch.stack(everyone).tolist()
-    if any(row[0] != batch for row in table):
+    batches, *columns = zip(*table)
+    if set(batches) != {batch}:
         raise ValueError(
-            f"ranks hold batches of {[row[0] for row in table]} pairs; equal sizes are needed "
-            "(dataloader_drop_last=True)"
+            f"ranks hold batches of {list(batches)} pairs; equal sizes are needed (dataloader_drop_last=True)"
         )
-    return [max(row[index] for row in table) for index in range(1, len(table[0]))]
+    return [max(column) for column in columns]
 
 
 __all__ = [

@@ -2,11 +2,9 @@
 """The text side of a Q-Former, which stage 1 needs beside the interface and throws away (BLIP-2 sec. 3.1, figure 2).
 
 In BLIP-2 text and queries run through the same layers: they share self-attention and the input LayerNorm, only queries
-cross-attend to the picture, and each has a feed-forward block of its own. Of this the interface keeps everything but
-the text embeddings and the text feed-forward blocks. Those live here, in a module of their own that borrows the
-interface's Q-Former layer by layer. So the Q-Former trained in stage 1 *is* the module the composite model has (same
-config, same keys, `use_qformer_text_input=False`): nothing is filtered out when it is handed on, and nothing of the
-text side can slip into it.
+cross-attend to the picture, and each has a feed-forward block of its own. Text embeddings and text feed-forward blocks
+live here, in a module that borrows the interface's Q-Former layer by layer. So the Q-Former trained in stage 1 *is*
+the module the composite model has (`use_qformer_text_input=False`): nothing is filtered out when it is handed on.
 
     encode    text alone, both directions                                        -> ITC
     match     text and queries see each other; queries also see their picture    -> ITM
@@ -56,16 +54,14 @@ class QFormerTextLayer(GradientCheckpointingLayer):
         encoder_states: torch.Tensor | None = None,
         num_queries: int = 0,
     ) -> torch.Tensor:
-        """One layer for text, or for queries and text.
+        """One layer for text, or for queries and text: `hidden (B, num_queries + L, H)`, in and out.
 
         Args:
-            hidden (`torch.FloatTensor` of shape `(B, num_queries + L, H)`): queries, if any, then text.
-            layer (`Blip2QFormerLayer`): layer of the interface's Q-Former.
-            mask (`torch.FloatTensor` of shape `(B, 1, 1 or rows, keys)`): additive.
-            query_states (`torch.FloatTensor` of shape `(B, F * N, H)`, *optional*): inputs of `layer` in the queries'
-                own pass; keys and values in front of the text's.
-            encoder_states (`torch.FloatTensor` of shape `(B * F, S, E)`, *optional*): for the queries in `hidden`.
-            num_queries (`int`): how many positions of `hidden` are queries (`F * N`, or 0).
+            layer: of the interface's Q-Former.
+            mask (`(B, 1, 1 or rows, keys)`): additive.
+            query_states (`(B, F * N, H)`): inputs of `layer` in the queries' own pass; keys and values before the
+                text's.
+            encoder_states (`(B * F, S, E)`): for the `num_queries` (`F * N`, or 0) queries in `hidden`.
         """
         if query_states is None:
             attended = layer.attention(hidden, mask)
@@ -83,12 +79,7 @@ class QFormerTextLayer(GradientCheckpointingLayer):
 
 
 class QFormerTextBranch(nn.Module):
-    """Text embeddings, text feed-forward blocks and language-model head around the interface's Q-Former.
-
-    Args:
-        config (`Blip2QFormerConfig`): of the Q-Former it will borrow.
-        vocab_size, pad_token_id, max_positions (`int`): of the text embedding.
-    """
+    """Text embeddings, text feed-forward blocks and language-model head around the interface's Q-Former."""
 
     def __init__(self, config: Blip2QFormerConfig, vocab_size: int, pad_token_id: int, max_positions: int):
         super().__init__()
@@ -127,9 +118,8 @@ class QFormerTextBranch(nn.Module):
 
         Args:
             input_ids, attention_mask (`(B, L)`): text; 1 = real token.
-            query_tokens (`torch.FloatTensor` of shape `(1, N, H)`): of the interface.
-            encoder_states (`torch.FloatTensor` of shape `(B, F, S, E)`): the pictures; finite also where masked.
-            frame_mask (`torch.BoolTensor` of shape `(B, F)`): True = real frame.
+            query_tokens (`(1, N, H)`): of the interface.
+            encoder_states (`(B, F, S, E)`): the pictures; finite also where `frame_mask (B, F)` is False.
 
         Returns:
             (B, F * N, H): outputs of the queries; those of masked frames mean nothing.
@@ -161,16 +151,14 @@ class QFormerTextBranch(nn.Module):
 
         Args:
             input_ids, attention_mask (`(B, L)`): text that starts with `[DEC]`; 1 = real token.
-            query_states (sequence of `(B, F * N, H)`): what entered each layer in the queries' own pass.
-            query_mask (`torch.BoolTensor` of shape `(B, F * N)`): True = query of a real frame.
+            query_states (each `(B, F * N, H)`): what entered each layer in the queries' own pass.
+            query_mask (`(B, F * N)`): True = query of a real frame.
 
         Returns:
             (B, L, H).
         """
-        hidden = self.embed(qformer, input_ids)
-        L = input_ids.shape[1]
-        causal = torch.ones(L, L, dtype=torch.bool, device=hidden.device).tril()
-        text = causal & attention_mask.bool()[:, None, :]
+        hidden, L = self.embed(qformer, input_ids), input_ids.shape[1]
+        text = attention_mask.bool()[:, None, :].expand(-1, L, -1).tril()
         mask = additive_mask(torch.cat([query_mask[:, None, :].expand(-1, L, -1), text], dim=2), hidden.dtype)
         for text_layer, layer, states in zip(self.layers, qformer.encoder.layer, query_states):
             hidden = text_layer(hidden, layer, mask, states)

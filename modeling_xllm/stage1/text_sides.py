@@ -30,7 +30,7 @@ def read_text_side(source: str) -> tuple[dict, Callable[[XLLMForQFormerPreTraini
     """A text side: the fields of the stage-1 config that it needs, and a function that copies it into such a model.
 
     Args:
-        source (`str`): folder or Hub id of a BERT, of a BLIP-2 with text input (Salesforce/blip2-itm-vit-g) or of what
+        source: folder or Hub id of a BERT, of a BLIP-2 with text input (Salesforce/blip2-itm-vit-g) or of what
             `xllm convert` made of LAVIS's stage-1 file; or that `.pth` file (blip2_pretrained.pth).
 
     Raises:
@@ -76,11 +76,6 @@ def _load_bert(name: str, revision: str | None) -> BertModel | BertForMaskedLM:
     return load_whole(auto, name, revision, BERT_HEADS, **options)
 
 
-def _copy(target: nn.Module, source: nn.Module) -> None:
-    """Copy every tensor of `source`; the two have the same keys and shapes."""
-    target.load_state_dict(source.state_dict(), strict=True)
-
-
 def _check_sizes(pairs: dict[str, tuple], source: str) -> None:
     differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     if differing:
@@ -88,19 +83,23 @@ def _check_sizes(pairs: dict[str, tuple], source: str) -> None:
         raise ValueError(f"this {source} does not fit the Q-Former: {listed}")
 
 
+def _copy_layers(ours: nn.ModuleList, theirs: nn.ModuleList) -> None:
+    """The text feed-forward blocks, layer by layer."""
+    for text, layer in zip(ours, theirs):
+        text.intermediate.load_state_dict(layer.intermediate.state_dict())
+        text.output.load_state_dict(layer.output.state_dict())
+
+
 @torch.no_grad()
 def start_from_bert(model: XLLMForQFormerPreTraining, bert: BertModel | BertForMaskedLM | BertForPreTraining) -> None:
-    """Start the text side from a BERT, as BLIP-2 does.
+    """Start the text side from a BERT, as BLIP-2 does; one with a masked-LM head starts the ITG head too.
 
-    Args:
-        model (`XLLMForQFormerPreTraining`): changed in place.
-        bert (`BertModel`, or one with a masked-LM head, which then starts the ITG head too): of the Q-Former's sizes.
-            Its vocabulary may be smaller than `text_vocab_size` (`[DEC]` is new); further rows stay as they are.
+    Its vocabulary may be smaller than `text_vocab_size` (`[DEC]` is new); further rows stay as they are.
 
     Raises:
         ValueError: other sizes than the Q-Former's; the message lists them.
     """
-    encoder = bert if isinstance(bert, BertModel) else bert.bert
+    encoder = bert.base_model
     mine, theirs = model.qformer.config, encoder.config
     fields = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
     _check_sizes({field: (getattr(mine, field), getattr(theirs, field)) for field in fields}, "BERT")
@@ -115,11 +114,9 @@ def start_from_bert(model: XLLMForQFormerPreTraining, bert: BertModel | BertForM
     positions = embeddings.position_embeddings.weight[: model.config.text_max_positions]
     branch.embeddings.word_embeddings.weight[:vocab_size] = embeddings.word_embeddings.weight
     branch.embeddings.position_embeddings.weight.copy_(positions + embeddings.token_type_embeddings.weight[0])
-    for text, source in zip(branch.layers, encoder.encoder.layer):
-        _copy(text.intermediate, source.intermediate)
-        _copy(text.output, source.output)
+    _copy_layers(branch.layers, encoder.encoder.layer)
     if not isinstance(bert, BertModel):
-        _copy(branch.lm_transform, bert.cls.predictions.transform)
+        branch.lm_transform.load_state_dict(bert.cls.predictions.transform.state_dict())
         branch.lm_bias[:vocab_size] = bert.cls.predictions.bias
 
 
@@ -139,13 +136,11 @@ def start_from_blip2(model: XLLMForQFormerPreTraining, source: Blip2ForImageText
     sizes["text_vocab_size"] = (model.config.text_vocab_size, theirs.vocab_size)
     sizes["text_max_positions"] = (model.config.text_max_positions, theirs.max_position_embeddings)
     _check_sizes(sizes, "BLIP-2")
-    for text, layer in zip(model.text_branch.layers, source.qformer.encoder.layer):
-        _copy(text.intermediate, layer.intermediate)
-        _copy(text.output, layer.output)
-    _copy(model.text_branch.embeddings, source.embeddings)
-    _copy(model.media_proj, source.vision_projection)
-    _copy(model.text_proj, source.text_projection)
-    _copy(model.itm_head, source.itm_head)
+    _copy_layers(model.text_branch.layers, source.qformer.encoder.layer)
+    model.text_branch.embeddings.load_state_dict(source.embeddings.state_dict())
+    model.media_proj.load_state_dict(source.vision_projection.state_dict())
+    model.text_proj.load_state_dict(source.text_projection.state_dict())
+    model.itm_head.load_state_dict(source.itm_head.state_dict())
 
 
 __all__ = ["read_text_side", "start_from_bert", "start_from_blip2"]

@@ -25,8 +25,8 @@ from transformers import (
 )
 from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 
+from xllm.modeling_xllm.composition.published_sources import SOURCES
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig
-from xllm.modeling_xllm.converters import QFormerConverter
 from xllm.modeling_xllm.modeling_encoders import XLLMEncoderModel
 from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
 from xllm.modeling_xllm.stage1.modeling_qformer_pretraining import XLLMForQFormerPreTraining
@@ -206,7 +206,7 @@ class TestObjectives:
 
 def start_interface(model, kind, published):
     """Copy what the converter's table takes of a published state dict."""
-    source, target = QFormerConverter.sources[kind], model.interface_state_dict()
+    source, target = SOURCES["qformer"][kind], model.interface_state_dict()
     found = {source.rename(key): value for key, value in published.items()}
     found = {f"model.interfaces.image.{key}": value for key, value in found.items() if key is not None}
     copy_tensors(
