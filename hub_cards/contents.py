@@ -17,6 +17,7 @@ from xllm.modeling_xllm.modeling_encoders import XLLMEncoderModel
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
 from xllm.modeling_xllm.stage1.modeling_qformer_pretraining import XLLMForQFormerPreTraining
 from xllm.modeling_xllm.stage1.modeling_speech_recognition import XLLMForSpeechRecognition
+from xllm.modeling_xllm.stage_checkpoints import ADAPTER_FILES
 from xllm.modeling_xllm.tower_sources import part_of
 from xllm.modeling_xllm.weight_files import (
     StageCheckpointError,
@@ -70,6 +71,7 @@ def choose_files(folder: Path) -> tuple[list[Path], list[str]]:
     allowed = {*FILES, *weights, *getattr(tokenizer, "vocab_files_names", {}).values(), *modules}
     allowed |= {INDEX} - ({INDEX} if "model.safetensors" in weights else set())
     readers = read_json(folder / "processor_config.json").get("readers", {})
+    adapter = _adapter_folder(read_json(folder / "config.json"))
     chosen, left = [], []
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name in allowed:
@@ -79,9 +81,16 @@ def choose_files(folder: Path) -> tuple[list[Path], list[str]]:
             if outside := [file for file in inside if not file.resolve().is_relative_to(folder.resolve())]:
                 raise StageCheckpointError(f"{outside[0]}: points outside the checkpoint; put the file there instead")
             chosen += inside
+        elif path.is_dir() and path.name == adapter:
+            chosen += [path / name for name in ADAPTER_FILES]
+            left += [f"{adapter}/{file.name}" for file in sorted(path.iterdir()) if file.name not in ADAPTER_FILES]
         elif not (path.name.startswith(".") or path.name == "README.md" or is_our_code(path)):  # written by each push
             left.append(path.name + "/" * path.is_dir())
     return chosen, left
+
+
+def _adapter_folder(config: dict) -> str | None:
+    return (config.get("adapter") or {}).get("folder")
 
 
 def is_our_code(path: Path) -> bool:
@@ -111,11 +120,12 @@ def stale_files(api: HfApi, repo_id: str, revision: str, names: set[str]) -> lis
 
     config = read_json(fetch("config.json"))
     readers = read_json(fetch("processor_config.json")).get("readers", {})
+    adapter = {f"{_adapter_folder(config)}/{name}" for name in ADAPTER_FILES}
     known = {*FILES, INDEX, *(f"{name}.py" for name in config.get("modules", ()))}
 
     def is_ours(name: str) -> bool:
         if "/" in name:
-            return name.split("/")[0] in readers
+            return name.split("/")[0] in readers or name in adapter
         is_weights = name.startswith("model") and name.endswith(".safetensors")
         return is_weights or name in known or (name.endswith(".py") and is_our_code(fetch(name)))
 

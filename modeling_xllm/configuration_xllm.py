@@ -188,6 +188,7 @@ class XLLMConfig(PreTrainedConfig):
         image_token_id, video_token_id, audio_token_id (`int`, *optional*): the rows' placeholder ids under the names
             that `generate` and the pipelines read.
         towers (`dict[str, dict]`, *optional*): in a stage checkpoint, where each frozen part comes from.
+        adapter (`dict`, *optional*): in a checkpoint, where an adapter of the language model lies: `folder`, `sha256`.
         stage (`dict`, *optional*): which stage and modalities this checkpoint was trained in.
         lineage (`list[dict]`, *optional*): per stage: interfaces before and after, data, frozen tensors.
 
@@ -215,6 +216,7 @@ class XLLMConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
     towers: dict | None = None
+    adapter: dict | None = None
     stage: dict | None = None
     lineage: list | None = None
 

@@ -5,9 +5,13 @@
 head) to its source, `{"name_or_path": ..., "revision": ...}`: a Hub repository or folder of that tower, or of a whole
 X-LLM. Parts without a source are stored. `from_pretrained` puts the whole model together again, and fails if a tensor
 is missing.
+
+An adapter of the language model (LoRA, DoRA) lies in the sub-folder that `config.adapter` names, in PEFT's own format:
+the language model beside it stays frozen, has the same names and values as without, and may be named as a tower.
 """
 
 import copy
+import importlib
 import os
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -16,8 +20,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AutoQuantizationConfig
+from transformers.utils import cached_file
 
 from .tower_sources import part_of, quiet_report, read_tower
 from .weight_files import (
@@ -25,10 +30,14 @@ from .weight_files import (
     StageCheckpointError,
     check_finite,
     check_fit,
+    copy_tensors,
+    digests,
     pinned_revision,
+    read_safetensors,
     read_tensors,
     record_weights,
     resolve_source,
+    save_tensors,
     split_source,
     verify_weights,
     weight_files,
@@ -38,6 +47,9 @@ from .weight_files import (
 # What quantisation spares unless its config lists exceptions; the interfaces are trained, and always spared.
 FLOAT_MODULES = ("model.vision_tower", "model.audio_tower", "model.extra_towers", "lm_head")
 SAMPLES_PER_TENSOR = 64
+ADAPTER = "adapter"  # sub-folder of a checkpoint, see `config.adapter`
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # PEFT's names
+PEFT_PREFIX = "base_model.model."
 
 
 def quantize_language_model_only(quantization_config: Any) -> Any:
@@ -52,13 +64,28 @@ def quantize_language_model_only(quantization_config: Any) -> Any:
     return quantization_config
 
 
+def adapted_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Layers that PEFT has put around others (LoRA, DoRA, ...), by path; what they adapt is their `base_layer`."""
+    layers = model.named_modules()
+    return {path: one for path, one in layers if hasattr(one, "adapter_layer_names") and hasattr(one, "base_layer")}
+
+
+def without_adapter(model: torch.nn.Module, state_dict: dict | None = None) -> dict[str, torch.Tensor]:
+    """The state dict under the names that the model has without adapters, and without theirs."""
+    state_dict = model.state_dict() if state_dict is None else state_dict
+    layers = adapted_layers(model)
+    own = tuple(f"{path}.{kind}." for path, layer in layers.items() for kind in layer.adapter_layer_names)
+    kept = {key: value for key, value in state_dict.items() if not (own and key.startswith(own))}
+    return {key.replace(".base_layer.", ".") if layers else key: value for key, value in kept.items()}
+
+
 def sample_towers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """A few values of each floating-point tensor of the parts that `config.towers` names: enough to see that one has
     changed.
     """
     samples = {}
     towers = getattr(model.config, "towers", None) or {}
-    for key, value in model.state_dict().items() if towers else ():
+    for key, value in without_adapter(model).items() if towers else ():
         # Quantised tensors have their own class; those offloaded to disk are "meta".
         plain = type(value) is torch.Tensor and value.is_floating_point() and value.device.type != "meta"
         if part_of(key) in towers and plain:
@@ -91,24 +118,89 @@ class StageCheckpointMixin:
             StageCheckpointError: such a part has changed since it was loaded (a merged LoRA, say): its source would
                 bring back what it was.
         """
-        quantizer, config = getattr(self, "hf_quantizer", None), self.config
-        if config.towers:
+        quantizer, config, is_adapted = getattr(self, "hf_quantizer", None), self.config, bool(adapted_layers(self))
+        config.adapter = {"folder": ADAPTER} if is_adapted else None
+        whole = state_dict
+        if config.towers or is_adapted:
             self._fail_if_towers_moved()
-            state_dict = self.state_dict() if state_dict is None else state_dict
-            state_dict = {key: value for key, value in state_dict.items() if part_of(key) not in config.towers}
+            state_dict = without_adapter(self, state_dict)
+            state_dict = {key: value for key, value in state_dict.items() if part_of(key) not in (config.towers or ())}
+        is_writer = kwargs.get("is_main_process", True) and not kwargs.get("distributed_checkpoint")
         if quantizer is not None and "language_model" in (config.towers or ()):
             self.hf_quantizer, self.config = None, copy.copy(config)
             del self.config.quantization_config
+        loaded, self._hf_peft_config_loaded = self._hf_peft_config_loaded, False  # or transformers saves that alone
         try:
+            if is_adapted and is_writer:
+                config.adapter["sha256"] = self._save_adapter(Path(save_directory, ADAPTER), whole)
             super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
         except SafetensorError as error:  # no space left, say
             raise OSError(f"{save_directory}: cannot write the weights: {error}") from error
         finally:
-            self.hf_quantizer, self.config = quantizer, config
-        if kwargs.get("is_main_process", True) and not kwargs.get("distributed_checkpoint"):
+            self.hf_quantizer, self.config, self._hf_peft_config_loaded = quantizer, config, loaded
+        if is_writer:
             record_weights(save_directory)
             if self.after_saving is not None:
                 self.after_saving(save_directory)
+
+    def attach_adapter(self, peft_config) -> None:
+        """A new adapter, of this config of PEFT's. What is trained beside it stays so; its weights are float32."""
+        wanted = {parameter: parameter.requires_grad for parameter in self.parameters()}
+        self.add_adapter(peft_config)
+        for parameter, is_trained in wanted.items():
+            parameter.requires_grad_(is_trained)
+        for layer in adapted_layers(self).values():
+            layer.train(layer.base_layer.training)
+            for kind in layer.adapter_layer_names:
+                getattr(layer, kind).float()
+
+    def _save_adapter(self, folder: Path, state_dict: dict | None) -> str:
+        """Write the adapter in PEFT's format; returns the digest of its weights."""
+        if len(self.peft_config) > 1 or any(one.modules_to_save for one in self.peft_config.values()):
+            raise StageCheckpointError(
+                "a checkpoint holds one adapter, without modules_to_save: interfaces are trained beside it as they "
+                "are. Make it by xllm.add_lora(model)"
+            )
+        (config,) = self.peft_config.values()
+        tensors = self._adapter_state_dict(state_dict)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_tensors({PEFT_PREFIX + key: value for key, value in tensors.items()}, folder / ADAPTER_FILES[1])
+        config.save_pretrained(folder)
+        return digests([folder / ADAPTER_FILES[1]])[ADAPTER_FILES[1]]
+
+    def _adapter_state_dict(self, state_dict: dict | None = None) -> dict[str, torch.Tensor]:
+        peft = importlib.import_module("peft")  # must not ask the Hub whether the vocabulary has grown
+        return peft.get_peft_model_state_dict(
+            self, state_dict, next(iter(self.peft_config)), save_embedding_layers=False
+        )
+
+    def load_adapter_weights(self, source: str, revision: str | None = None, **hub) -> None:
+        """Read the adapter of the checkpoint `source` into the one that this model has, or else into a new one, which
+        is frozen.
+
+        Raises:
+            StageCheckpointError: PEFT is not installed, or the adapter is missing, damaged, altered or another one.
+        """
+        hub["revision"] = revision
+        record = PreTrainedConfig.get_config_dict(source, **hub)[0].get("adapter") or {}
+        try:
+            peft, folder = importlib.import_module("peft"), record.get("folder", ADAPTER)
+            files = [cached_file(source, name, subfolder=folder, **hub) for name in ADAPTER_FILES]
+        except ImportError as error:
+            raise StageCheckpointError(f"{source}: its language model has an adapter: pip install peft") from error
+        except OSError as error:
+            reason = str(error).splitlines()[0]
+            raise StageCheckpointError(f"{source}: cannot read the adapter of its language model: {reason}") from error
+        if record.get("sha256") not in (None, *digests(files[1:]).values()):
+            raise StageCheckpointError(f"{files[1]}: altered or damaged since it was saved; fetch or save it again")
+        if not adapted_layers(self):
+            self.attach_adapter(peft.PeftConfig.from_pretrained(str(Path(files[0]).parent)))
+            for layer in adapted_layers(self).values():
+                layer.requires_grad_(False)
+        prefix = PEFT_PREFIX + ("" if hasattr(self, "lm_head") else "model.")
+        tensors = {key.removeprefix(prefix): value for key, value in read_safetensors(files[1]).items()}
+        check_finite(tensors, files[1])
+        copy_tensors(tensors, self._adapter_state_dict(), files[1])
 
     def _fail_if_towers_moved(self) -> None:
         now = sample_towers(self)
@@ -133,7 +225,7 @@ class StageCheckpointMixin:
                 again.
         """
         towers = dict(self.config.towers or {})
-        state = self.state_dict()
+        state = without_adapter(self)
         parts = {part_of(key) for key in state} - {"interfaces", *towers}
         if parts:
             base = base or self.name_or_path
@@ -189,7 +281,8 @@ class StageCheckpointMixin:
         kwargs = {**hub, **kwargs}
         if modalities is not None:
             config = config.with_modalities(modalities)
-        source, is_own = path, not {"state_dict", "gguf_file", "subfolder", "variant"} & kwargs.keys()
+        source, own_revision = path, revision
+        is_own = not {"state_dict", "gguf_file", "subfolder", "variant"} & kwargs.keys()
         if path is not None and is_own:
             verify_weights(str(path), revision, **hub)
             with suppress(OSError):  # no safetensors: transformers says so, or has another format
@@ -199,6 +292,9 @@ class StageCheckpointMixin:
             path = revision = None
         loaded = cls._load_strictly(load, path, args, source, modalities is not None, config, revision, kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # (model, info) with output_loading_info
+        is_whole = source is not None and is_own and hasattr(model.base_model, "language_model")
+        if is_whole and getattr(model.config, "adapter", None):
+            model.load_adapter_weights(str(source), own_revision, **hub)
         model._tower_samples = sample_towers(model)
         return loaded
 
@@ -272,4 +368,10 @@ class StageCheckpointMixin:
             check_fit(found, wanted, f"{part}: {source['name_or_path']}", "this model")
 
 
-__all__ = ["StageCheckpointMixin", "quantize_language_model_only"]
+__all__ = [
+    "ADAPTER_FILES",
+    "StageCheckpointMixin",
+    "adapted_layers",
+    "quantize_language_model_only",
+    "without_adapter",
+]

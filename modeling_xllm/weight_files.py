@@ -81,12 +81,21 @@ def read_tensors(source: str, revision: str | None, wanted: Callable[[str], bool
     """
     tensors = {}
     for shard in weight_files(source, revision, **hub):
-        try:
-            with safe_open(shard, framework="pt") as file:
-                tensors.update({name: file.get_tensor(name) for name in file.keys() if wanted(name)})  # noqa: SIM118
-        except SafetensorError as error:
-            raise StageCheckpointError(f"{shard}: damaged: {error}; fetch or save it again") from error
+        tensors.update(read_safetensors(shard, wanted))
     return tensors
+
+
+def read_safetensors(path: str, wanted: Callable[[str], bool] = bool) -> dict[str, torch.Tensor]:
+    """Tensors of one file whose names satisfy `wanted`, by default all.
+
+    Raises:
+        StageCheckpointError: the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
+    except SafetensorError as error:
+        raise StageCheckpointError(f"{path}: damaged: {error}; fetch or save it again") from error
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -147,7 +156,7 @@ def check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
         raise StageCheckpointError(f"{source}: NaN or Inf in {len(broken)} of its tensors: {_listed(broken)}")
 
 
-def _digests(files: Iterable[str | Path]) -> dict[str, str]:
+def digests(files: Iterable[str | Path]) -> dict[str, str]:
     """The SHA-256 of each file, by its name."""
 
     def sha256(path: str | Path) -> str:
@@ -185,7 +194,7 @@ def record_weights(folder: str | os.PathLike) -> None:
     settings = json.loads(config.read_text(encoding="utf-8"))
     settings.pop(RECORD, None)
     if files:
-        settings[RECORD] = _digests(files)
+        settings[RECORD] = digests(files)
     write_json(config, settings)
 
 
@@ -226,7 +235,7 @@ def verify_weights(source: str, revision: str | None = None, **hub) -> None:
         raise StageCheckpointError(
             f"{source}: config.json was saved with {_listed(record)}, but these are other weight files"
         )
-    for file, (name, digest) in zip(files, _digests(files).items()):
+    for file, (name, digest) in zip(files, digests(files).items()):
         if digest != record[name]:
             raise StageCheckpointError(
                 f"{file}: altered or damaged since it was saved (its SHA-256 is not that of {RECORD} in "
@@ -241,8 +250,10 @@ __all__ = [
     "check_finite",
     "check_fit",
     "copy_tensors",
+    "digests",
     "pinned_revision",
     "read_json",
+    "read_safetensors",
     "read_tensors",
     "record_weights",
     "resolve_source",

@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from xllm.processing.conversations import part_source
+from xllm.training.adapters import adapter_of, merge_lora
 from xllm.training.sources import Sample
-from xllm.training.stages import frozen_tensors
+from xllm.training.stages import adapter_parameters, frozen_tensors
 
 
 RECEIPT_NAME = "frozen.json"
@@ -46,6 +47,7 @@ class FreezeReceipt:
         self.model = model
         self.before = self._hashes()
         self.checked: dict | None = None
+        self.merged: list[str] = []  # frozen tensors that an adapter was put into after the check
 
     def _hashes(self) -> dict[str, str]:
         return {name: _sha256(tensor) for name, tensor in sorted(frozen_tensors(self.model).items())}
@@ -69,7 +71,9 @@ class FreezeReceipt:
     def write(self, folder: str | Path) -> Path:
         """Store the hashes before and after, as last checked (a large model is not hashed twice), as `frozen.json`."""
         checked = self.checked or self.check()
-        receipt = {"before": _over(self.before), "after": checked["sha256"], "tensors": self.before}
+        receipt: dict[str, Any] = {"before": _over(self.before), "after": checked["sha256"], "tensors": self.before}
+        if self.merged:
+            receipt["merged"] = self.merged
         path = Path(folder, RECEIPT_NAME)
         path.write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
         return path
@@ -79,6 +83,25 @@ def interfaces_fingerprint(model: Any) -> str:
     """SHA-256 over names, types, shapes and bytes of all interfaces of an X-LLM."""
     tensors = model.model.interfaces.state_dict()
     return _over({name: _sha256(tensor) for name, tensor in tensors.items()})
+
+
+def adapter_fingerprint(model: Any) -> str | None:
+    """SHA-256 over names, types, shapes and bytes of the adapter of an X-LLM; `None` where it has none."""
+    names = set(adapter_parameters(model))
+    tensors = {name: parameter for name, parameter in model.named_parameters() if name in names}
+    return _over({name: _sha256(tensor) for name, tensor in tensors.items()}) if tensors else None
+
+
+def adapter_entry(model: Any, parent: str | None, receipt: FreezeReceipt, merge: bool = False) -> dict | None:
+    """What the lineage says of the adapter: `{"parent", "weights", "r", ...}`, fingerprints and fields; `None` without
+    one. With `merge` it is put into the language model, the receipt being checked, and "merged" says so.
+    """
+    weights, fields = adapter_fingerprint(model), adapter_of(model)
+    if fields is None:
+        return None
+    if merge:
+        receipt.merged = merge_lora(model)
+    return {"parent": parent, "weights": weights, "merged": merge, **fields}
 
 
 def data_fingerprint(samples: Iterable[Sample]) -> dict:
@@ -106,14 +129,18 @@ def _portable(part: dict) -> list[str]:
     return [part["type"], Path(source).name if isinstance(source, str | Path) else type(source).__name__]
 
 
-def lineage_entry(stage: int, modalities: list[str], parent: str, weights: str, data: dict, frozen: dict) -> dict:
+def lineage_entry(
+    stage: int, modalities: list[str], parent: str, weights: str, data: dict, frozen: dict, adapter: dict | None = None
+) -> dict:
     """One entry of `config.lineage`; see the module's first lines."""
     entry = {"stage": stage, "modalities": modalities, "parent": parent, "weights": weights, "data": data}
     try:
         package = f"{PACKAGE} {version(PACKAGE)}"
     except PackageNotFoundError:  # run from a checkout
         package = PACKAGE
+    entry |= {} if adapter is None else {"adapter": adapter}
     return {**entry, "frozen": frozen, "package": package}
 
 
-__all__ = ["FreezeReceipt", "FrozenTensorError", "data_fingerprint", "interfaces_fingerprint", "lineage_entry"]
+__all__ = ["FreezeReceipt", "FrozenTensorError", "adapter_entry", "adapter_fingerprint", "data_fingerprint"]
+__all__ += ["interfaces_fingerprint", "lineage_entry"]

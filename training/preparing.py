@@ -75,7 +75,7 @@ def make_stage_one(model, processor, stage: Prepared, heads, check_only: bool = 
 def switches(spec: StageSpec) -> dict[str, bool]:
     """What `freeze_for_stage` takes beside stage and modalities."""
     names = ("train_encoder", "train_query_tokens", "train_shared")
-    return {name: getattr(spec, name) for name in names}
+    return {**{name: getattr(spec, name) for name in names}, "train_adapters": spec.lora is not None}
 
 
 def _check_init_from(config, spec: StageSpec) -> None:

@@ -30,6 +30,7 @@ from typing import Any
 
 import yaml
 
+from xllm.training.adapters import LoraSpec
 from xllm.training.stages import resolve_stage
 from xllm.training.strict import RecipeError, build, check_argument, check_choice, nearest
 
@@ -119,6 +120,7 @@ class StageSpec:
         text_side (`str`): of a Q-Former's stage 1: a BERT by folder or Hub id (bert-base-uncased), or LAVIS's stage-1
             file; default the heads beside the model, or else random weights over the language model's words.
         text_tokenizer (`str`): default that of `text_side`; bert-base-uncased for a `.pth` file.
+        lora: an adapter of the language model, trained beside the interfaces, see `LoraSpec`.
         init_from (`dict[str, str]`): row -> row whose adapter and query tokens it starts from, e.g. `{video: image}`.
         data, trainer, evaluate: see `DataSpec`; fields of `TrainingArguments`; evaluations run after the stage.
         name (`str`): folder of the stage's checkpoint; default "stage2-speech" and so on.
@@ -132,6 +134,7 @@ class StageSpec:
     objective: dict = field(default_factory=dict)
     text_side: str | None = None
     text_tokenizer: str | None = None
+    lora: LoraSpec | None = field(default=None, metadata={"of": LoraSpec})
     init_from: dict = field(default_factory=dict)
     data: DataSpec = field(default_factory=DataSpec, metadata={"of": DataSpec})
     trainer: dict = field(default_factory=dict)

@@ -12,10 +12,18 @@ from transformers import PrinterCallback, set_seed
 from xllm.assembly.processors import save as save_checkpoint
 from xllm.modeling_xllm.tower_sources import part_of
 from xllm.modeling_xllm.weight_files import copy_tensors, write_json
+from xllm.training.adapters import begin_lora
 from xllm.training.callbacks import JsonlCallback, ProgressCallback
 from xllm.training.collator import XLLMDataCollator
 from xllm.training.evaluation import run_evaluation
-from xllm.training.lineage import FreezeReceipt, data_fingerprint, interfaces_fingerprint, lineage_entry
+from xllm.training.lineage import (
+    FreezeReceipt,
+    adapter_entry,
+    adapter_fingerprint,
+    data_fingerprint,
+    interfaces_fingerprint,
+    lineage_entry,
+)
 from xllm.training.preparing import Prepared, make_stage_one, switches, training_arguments
 from xllm.training.stage_one import save_stage_one, stage_one_task
 from xllm.training.stages import Stage, freeze_for_stage
@@ -50,6 +58,8 @@ def run_prepared(
     spec, stage, modalities = prepared.spec, prepared.stage, prepared.modalities
     set_seed(seed)
     _start_from(model, spec.init_from)
+    adapter = adapter_fingerprint(model)
+    begin_lora(model, spec.lora)
     freeze_for_stage(model, stage, modalities, **switches(spec))
     receipt, parent = FreezeReceipt(model), interfaces_fingerprint(model)
     learner, task = model, "chat"
@@ -59,19 +69,20 @@ def run_prepared(
         if progress:
             sys.stderr.write(f"{prepared.title}: {learner.start}\n")
     trained = freeze_for_stage(learner, stage, modalities, **switches(spec))
-    for part in {part_of(name) for name in trained} & set(model.config.towers or ()):
+    for part in {part_of(name) for name in trained if ".lora_" not in name} & set(model.config.towers or ()):
         del model.config.towers[part]  # trained here: it will no longer be what its source holds
     trainer = _make_trainer(learner, processor, prepared, task, folder, seed, progress)
     trainer.receipt = receipt
     trainer.train()
     frozen = receipt.check()
+    adapter_now = adapter_entry(model, adapter, receipt, spec.lora is not None and spec.lora.merge)
     learner.eval()
     model.eval()
     log = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), {})
     result = StageResult(folder, trained, log, skipped=prepared.train.skipped())
     model.config.stage = {"stage": stage.value, "modalities": modalities}
     data, weights = data_fingerprint(prepared.train.samples), interfaces_fingerprint(model)
-    entry = lineage_entry(stage.value, modalities, parent, weights, data, frozen)
+    entry = lineage_entry(stage.value, modalities, parent, weights, data, frozen, adapter_now)
     model.config.lineage = [*(model.config.lineage or []), entry]
     if not trainer.is_world_process_zero():
         return result

@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from xllm.modeling_xllm.converters import converter_class
+from xllm.modeling_xllm.stage_checkpoints import adapted_layers
 from xllm.modeling_xllm.tower_sources import tower_of
 
 
@@ -102,11 +103,12 @@ def freeze_for_stage(
     train_encoder: bool = False,
     train_query_tokens: bool = False,
     train_shared: bool = False,
+    train_adapters: bool = True,
 ) -> list[str]:
     """Make exactly the declared set of parameters trainable, and everything else frozen.
 
-    PEFT adapters, wherever they are, are trained in every stage, and the weights that they adapt are not: call this
-    behind `get_peft_model`, on its `get_base_model()`.
+    PEFT adapters, wherever they are, are trained in every stage unless `train_adapters` is False, and the weights that
+    they adapt are not: call this behind `xllm.add_lora`.
 
     Args:
         model: an X-LLM; in stage 1 also `XLLMForQFormerPreTraining` and `XLLMForSpeechRecognition`, whose heads are
@@ -119,7 +121,8 @@ def freeze_for_stage(
         names of the trainable parameters, in the model's order.
 
     Raises:
-        StageError: unknown stage or modality, a switch of another stage, or nothing to train.
+        StageError: unknown stage or modality, a switch of another stage, or nothing to train; or adapters made by
+            `get_peft_model`, which would not save the interfaces that are trained.
     """
     stage = resolve_stage(stage)
     modalities = resolve_modalities(model.config, modalities)
@@ -129,36 +132,49 @@ def freeze_for_stage(
         raise StageError("train_query_tokens belongs to stage 3; stages 1 and 2 train the query tokens anyway")
     given = {"train_encoder": train_encoder, "train_query_tokens": train_query_tokens, "train_shared": train_shared}
     declared = _declared(model.config, stage, modalities, {name for name, is_on in given.items() if is_on})
-    adapters = _peft_parameters(model)
+    adapters = set(adapter_parameters(model))
 
     def is_trained(name: str) -> bool:
         is_head = stage is Stage.CONVERT and not name.startswith(COMPOSITE_PARTS)
         is_declared = f"{name}.".startswith(declared) or is_head
-        return name in adapters or is_declared and ".base_layer." not in name
+        return train_adapters if name in adapters else is_declared and ".base_layer." not in name
 
     trained = {name: is_trained(name) for name, _ in model.named_parameters()}
     names = [name for name, is_on in trained.items() if is_on]
     if not any(f"{name}.".startswith(declared) for name in names):
         what = ", ".join(f"{name} ({model.config.modalities[name].converter})" for name in modalities)
         raise StageError(f"stage {stage.value} ({stage.name.lower()}) trains nothing of {what or 'no modality'}")
+    _fail_if_interfaces_would_be_lost(model, [name for name in names if name not in adapters])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained[name])
     return names
 
 
-def _peft_parameters(model: nn.Module) -> set[str]:
+def adapter_parameters(model: nn.Module) -> list[str]:
     """Names of the parameters that PEFT's layers (LoRA, DoRA, ...) add; the weights under them are `base_layer`s."""
-    return {
+    return [
         f"{path}.{kind}.{name}"
-        for path, module in model.named_modules()
-        for kind in getattr(module, "adapter_layer_names", ())
-        if hasattr(module, "base_layer")
-        for name, _ in getattr(module, kind).named_parameters()
-    }
+        for path, layer in adapted_layers(model).items()
+        for kind in layer.adapter_layer_names
+        for name, _ in getattr(layer, kind).named_parameters()
+    ]
+
+
+def _fail_if_interfaces_would_be_lost(model: nn.Module, trained: Iterable[str]) -> None:
+    """A wrapper by `get_peft_model` saves its adapter and the copies in `modules_to_save`, and no interface."""
+    if not hasattr(model, "peft_config") or model._hf_peft_config_loaded:
+        return
+    if lost := [name for name in trained if name.startswith("model.interfaces.")]:
+        raise StageError(
+            f"a model wrapped by get_peft_model saves its adapter alone, and would lose {len(lost)} trained tensors, "
+            f"e.g. {lost[0]}: give the model its adapter by xllm.add_lora(model), whose save_pretrained writes both"
+        )
 
 
 def frozen_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters that are not trained, and saved buffers of modules none of whose own parameters is trained."""
+    """Parameters that are not trained, and saved buffers of modules none of whose own parameters is trained; what an
+    adapter is put around by the name that it has without.
+    """
     frozen: dict[str, torch.Tensor] = {
         name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad
     }
@@ -169,8 +185,8 @@ def frozen_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
         for name, buffer in module.named_buffers(prefix=path, recurse=False):
             if name in saved:
                 frozen[name] = buffer
-    return frozen
+    return {name.replace(".base_layer.", "."): tensor for name, tensor in frozen.items()}
 
 
-__all__ = ["LANGUAGE_MODEL", "Stage", "StageError", "freeze_for_stage", "frozen_tensors", "resolve_modalities"]
-__all__ += ["resolve_stage"]
+__all__ = ["LANGUAGE_MODEL", "Stage", "StageError", "adapter_parameters", "freeze_for_stage", "frozen_tensors"]
+__all__ += ["resolve_modalities", "resolve_stage"]

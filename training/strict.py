@@ -60,6 +60,8 @@ def _convert(item, value: Any, source: str, at: str) -> Any:
     inner = item.metadata.get("of")
     text = str(item.type)
     if value is None and inner is not None:
+        if item.default is None:
+            return None
         value = [] if text.startswith("list") else {}
     if inner is not None and text.startswith("list"):
         value = value if isinstance(value, list) else [value]

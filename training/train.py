@@ -24,6 +24,7 @@ from transformers import set_seed
 
 from xllm.modeling_xllm.conversion.output import check_unused
 from xllm.modeling_xllm.weight_files import resolve_source
+from xllm.training.adapters import begin_lora, check_adapters, merge_lora
 from xllm.training.preparing import Prepared, make_stage_one, prepare, switches
 from xllm.training.recipe import Recipe, StageSpec, load_recipe
 from xllm.training.running import StageResult, run_prepared
@@ -84,10 +85,13 @@ def check(
     recipe, model, _, prepared = _prepare_all(recipe, overrides, trust_remote_code)
     lines = []
     for stage in prepared:
+        begin_lora(model, stage.spec.lora)
         freeze_for_stage(model, stage.stage, stage.modalities, **switches(stage.spec))
         count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         folder = Path(recipe.output_dir).expanduser() / stage.spec.folder
         lines.append(f"{stage.title}: {len(stage.train)} samples, {count:,} parameters -> {folder}")
+        if stage.spec.lora is not None and stage.spec.lora.merge:
+            merge_lora(model)
     return lines
 
 
@@ -97,6 +101,7 @@ def _prepare_all(recipe, overrides, trust_remote_code: bool = False) -> tuple[Re
         check_unused(Path(recipe.output_dir).expanduser() / stage.folder, OTHER_FOLDER)
     set_seed(recipe.seed)
     model, processor = _open_model(recipe, trust_remote_code)
+    check_adapters(model, recipe.stages)
     media = {}  # what one stage has decoded the next need not
     prepared = [prepare(model, processor, stage, recipe.seed, media) for stage in recipe.stages]
     converted = set()  # a later stage 1 of the same row continues the heads of the first
@@ -130,6 +135,7 @@ def run_stage(
     """
     spec = build(StageSpec, dict(stage) if isinstance(stage, Mapping) else stage, "stage", "")
     check_unused(folder, OTHER_FOLDER)
+    check_adapters(model, [spec])
     prepared = prepare(model, processor, spec, seed)
     return run_prepared(model, processor, prepared, Path(folder), seed, progress, save)
 

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 from transformers import Trainer
 
+from xllm.modeling_xllm.stage_checkpoints import adapted_layers
 from xllm.training.collator import IGNORE
 from xllm.training.lineage import FreezeReceipt
 
@@ -48,6 +49,13 @@ class XLLMTrainer(Trainer):
         super()._save(output_dir, state_dict)
         if self.receipt is not None:
             self.receipt.write(self.args.output_dir if output_dir is None else output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        """Weights of a checkpoint and, which transformers would pass over, the adapter beside them."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        own = self.model if model is None else model
+        if adapted_layers(own):
+            own.load_adapter_weights(resume_from_checkpoint)
 
     def _keep_logits(self, head, inputs, output: torch.Tensor) -> None:
         self._logits = output.detach()

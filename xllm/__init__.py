@@ -33,8 +33,10 @@ _PUBLIC = {
     "XLLMModel": "modeling_xllm.modeling_xllm",
     "XLLMProcessor": "processing.processing_xllm",
     "XLLMVideoProcessor": "processing.video_processing_xllm",
+    "add_lora": "training.adapters",
     "freeze_for_stage": "training.stages",
     "integrate_and_fire": "modeling_xllm.cif",
+    "merge_lora": "training.adapters",
     "publish": "hub_cards.publish",
 }
 

@@ -6,8 +6,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import batch_of, mixed_rows, tiny_model
 
-from xllm import XLLMForConditionalGeneration, freeze_for_stage
+from xllm import XLLMForConditionalGeneration, add_lora, freeze_for_stage
 from xllm.training.lineage import FreezeReceipt
+from xllm.training.stages import StageError
 
 
 LANGUAGE_MODEL = r"model\.language_model\..*\.(query_key_value|q_proj|v_proj)"
@@ -100,15 +101,21 @@ def test_a_merged_language_model_is_stored_once_its_source_is_not_named_any_more
 
 
 def test_a_stage_trains_its_parts_and_the_adapters():
-    model = get_peft_model(tiny_model(), lora(LANGUAGE_MODEL, False))
-    names = freeze_for_stage(model.get_base_model(), "align", "speech")
+    model = tiny_model()
+    adapter = add_lora(model, r=2, alpha=4)
+    names = freeze_for_stage(model, "align", "speech")
+    assert set(adapter) < set(names)
+    assert all(name in adapter or name.startswith("model.interfaces.speech.") for name in names)
     moved = train_a_step(model)
-    assert names
-    assert all(name.startswith("model.interfaces.speech.") or ".lora_" in name for name in names)
-    assert any(".lora_" in name for name in names)
-    assert {name.removeprefix("base_model.model.") for name in moved} <= set(names)
+    assert set(moved) <= set(names)
     assert any("interfaces.speech.adapter" in name for name in moved)
     assert any("language_model" in name and ".lora_B" in name for name in moved)
+
+
+def test_interfaces_that_a_wrapper_would_lose_are_not_trained_beside_it():
+    model = get_peft_model(tiny_model(), lora(LANGUAGE_MODEL, False)).get_base_model()
+    with pytest.raises(StageError, match=r"would lose \d+ trained tensors, .*: give .* xllm.add_lora"):
+        freeze_for_stage(model, "align", "speech")
 
 
 def test_a_stage_leaves_the_weights_under_an_interface_s_adapter_frozen():
