@@ -68,26 +68,20 @@ class CFormerConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.transformer == "none":
             self.hidden_size = self.cif_hidden_size
-        self._check_choices()
-        super().__post_init__(**kwargs)
-
-    def _check_choices(self) -> None:
         if self.cif_predictor not in CIF_PREDICTORS:
             raise ValueError(f"cif_predictor must be one of {', '.join(CIF_PREDICTORS)}, got {self.cif_predictor!r}")
         if self.transformer not in TRANSFORMERS:
             raise ValueError(f"transformer must be one of {', '.join(TRANSFORMERS)}, got {self.transformer!r}")
         if self.cif_conv_kernel < 1 or self.cif_conv_kernel % 2 == 0:
-            raise ValueError(
-                f"cif_conv_kernel must be odd, so that frames keep their place, got {self.cif_conv_kernel}"
-            )
+            raise ValueError(f"cif_conv_kernel must be odd (frames keep their place), got {self.cif_conv_kernel}")
         if not 0 < self.cif_fire_threshold <= 1:
             raise ValueError(f"cif_fire_threshold must lie in (0, 1], got {self.cif_fire_threshold}")
         if not 0 <= self.cif_tail_threshold <= 1:
             raise ValueError(f"cif_tail_threshold must lie in [0, 1], got {self.cif_tail_threshold}")
         if self.transformer == "bert" and self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
-            )
+            heads = self.num_attention_heads
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads}")
+        super().__post_init__(**kwargs)
 
     def bert_config(self) -> BertConfig:
         """The encoder-only BERT of this C-Former; its vocabulary is one idle row, which [`CFormer`] drops."""

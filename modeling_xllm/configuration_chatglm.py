@@ -90,11 +90,6 @@ class ChatGLMConfig(PreTrainedConfig):
                 setattr(self, name, published.get(name))
         if self.legacy_sop_position is None:
             self.legacy_sop_position = self.vocab_size == 150528
-        self._check_sizes_and_ids()
-        super().__post_init__(**kwargs)
-
-    def _check_sizes_and_ids(self) -> None:
-        """Sizes that fit together, and ids that the prompt layout cannot do without."""
         if self.hidden_size % (4 * self.num_attention_heads):
             raise ValueError(
                 f"hidden_size must be a multiple of 4 * num_attention_heads (two rotary axes of two halves each), "
@@ -105,6 +100,7 @@ class ChatGLMConfig(PreTrainedConfig):
                 f"vocab_size {self.vocab_size} is not a published one ({', '.join(map(str, PUBLISHED_TOKEN_IDS))}): "
                 f"give {' and '.join(missing)}"
             )
+        super().__post_init__(**kwargs)
 
     @property
     def head_dim(self) -> int:

@@ -24,10 +24,8 @@ from .speech_encoders import output_width, speech_input
 
 def _as_config(value: dict | PreTrainedConfig | None, default: PreTrainedConfig, row: str) -> PreTrainedConfig:
     """`value` as a config object; a dict is read by its own `model_type` (the default's first, then transformers')."""
-    if value is None:
-        return default
-    if isinstance(value, PreTrainedConfig):
-        return value
+    if value is None or isinstance(value, PreTrainedConfig):
+        return default if value is None else value
     values = dict(value)
     model_type = values.pop("model_type", default.model_type)
     if model_type == default.model_type:
@@ -56,28 +54,26 @@ class X2LConfig(PreTrainedConfig):
     """One row of the modality table: an X2L interface, from an encoder's features to the LLM's embeddings.
 
     Args:
-        encoder (`str`, *optional*): the tower whose features are converted: "vision", "audio", a name of
-            `XLLMConfig.extra_encoders`, or `None` when the inputs are feature vectors already.
-        input_name (`str`): argument of `forward` that carries this modality, e.g. "pixel_values". Several rows may
-            read the same one.
-        mask_name (`str`, *optional*): argument that carries its mask (1 = real frame), e.g. "input_features_mask".
-        part (`str`, *optional*): type of the content parts that feed this row; by default the type that gives
-            `input_name`.
-        converter (`str`): "qformer" (a fixed number of query tokens per image or frame), "cformer" (as many tokens as
-            the CIF fires), "linear" (one token per feature vector) or a name given to `register_converter`.
-        shares_converter_with (`str`, *optional*): row whose converter is used (a Q-Former with its own query tokens).
-        placeholder_token (`str`), token_id (`int`): what stands for one quasi-linguistic embedding in the text.
-        num_query_tokens (`int`): tokens per image or frame (Q-Former only; 32 in the paper).
-        num_frames (`int`, *optional*): given for items that are series of pictures: frames the processor samples.
-        subsampling_factor (`int`, *optional*): input frames (or samples) per encoder frame; a clip of n owns
-            ceil(n / factor) placeholders, where the converter gives no fixed number. `XLLMConfig` fills it in for the
-            encoders that `speech_encoders` knows; 1 for others.
-        token_level (`bool`): C-Former without an encoder only: the inputs `(clips, U, cif_hidden_size)` are tokens
-            that a CIF has fired before, such as the authors' `.npy` features; neither encoder nor CIF is run.
-        adapter_activation (`str`, *optional*): activation after the adapter's Linear; "relu" for the S-Adapter.
-        converter_config (config or `dict`, *optional*): sizes of the converter; `None` where it has none, or shares
-            another row's. `qformer_config` and `cformer_config` are older names of the same field.
-        encoder_hidden_size, language_hidden_size (`int`): widths in and out, filled in by `XLLMConfig`.
+        encoder: the tower whose features are converted: "vision", "audio", a name of `XLLMConfig.extra_encoders`, or
+            `None` when the inputs are feature vectors already.
+        input_name, mask_name: arguments of `forward` that carry this modality and its mask (1 = real frame), e.g.
+            "input_features", "input_features_mask". Several rows may read the same ones.
+        part: type of the content parts that feed this row; by default the type that gives `input_name`.
+        converter: "qformer" (a fixed number of query tokens per image or frame), "cformer" (as many tokens as the CIF
+            fires), "linear" (one token per feature vector) or a name given to `register_converter`.
+        shares_converter_with: row whose converter is used (a Q-Former with its own query tokens).
+        placeholder_token, token_id: what stands for one quasi-linguistic embedding in the text.
+        num_query_tokens: tokens per image or frame (Q-Former only; 32 in the paper).
+        num_frames: given for items that are series of pictures: frames the processor samples.
+        subsampling_factor: input frames (or samples) per encoder frame; a clip of n owns ceil(n / factor)
+            placeholders, where the converter gives no fixed number. Filled in for the encoders that `speech_encoders`
+            knows; 1 for others.
+        token_level: C-Former without an encoder only: the inputs `(clips, U, cif_hidden_size)` are tokens that a CIF
+            has fired before, such as the authors' `.npy` features; neither encoder nor CIF is run.
+        adapter_activation: activation after the adapter's Linear; "relu" for the S-Adapter.
+        converter_config: sizes of the converter; `None` where it has none, or shares another row's. `qformer_config`
+            and `cformer_config` are older names of the same field.
+        encoder_hidden_size, language_hidden_size: widths in and out, filled in by `XLLMConfig`.
 
     Raises:
         ValueError: an unknown converter or field, or fields that do not suit the converter.
@@ -121,9 +117,7 @@ class X2LConfig(PreTrainedConfig):
             if self.converter_config is not None and kind.config_class is not None:
                 given, older = (kind.config_class(**_fields(one)) for one in (self.converter_config, value))
                 if given.to_dict() != older.to_dict():
-                    raise ValueError(
-                        f"{key} is an older name of converter_config, and the two differ; give one of them"
-                    )
+                    raise ValueError(f"{key} is an older name of converter_config, and the two differ; give one")
             self.converter_config = value
 
     def complete(self) -> None:
@@ -135,11 +129,10 @@ class X2LConfig(PreTrainedConfig):
                 raise ValueError(f"converter_config must be None: {why}")
         elif not isinstance(sizes, kind.config_class):
             values = {**(kind.token_level_sizes if self.token_level else {}), **_fields(sizes)}
-            model_type = values.pop("model_type", kind.config_class.model_type)
-            if model_type != kind.config_class.model_type:
+            taken = kind.config_class.model_type
+            if (given := values.pop("model_type", taken)) != taken:
                 raise ValueError(
-                    f"converter_config is of model_type {model_type!r}, but a {self.converter!r} converter takes "
-                    f"{kind.config_class.model_type!r}"
+                    f"converter_config is of model_type {given!r}, but a {self.converter!r} converter takes {taken!r}"
                 )
             self.converter_config = kind.config_class(**values)
         kind.check_row(self)
@@ -228,10 +221,8 @@ class XLLMConfig(PreTrainedConfig):
         self.text_config = _as_config(self.text_config, ChatGLMConfig(), "text_config")
         self.vision_config = _as_config(self.vision_config, vision_default, "vision_config")
         self.audio_config = _as_config(self.audio_config, audio_default, "audio_config")
-        self.extra_encoders = {
-            name: _as_config(value, audio_default, f"extra_encoders[{name}]")
-            for name, value in sorted((self.extra_encoders or {}).items())
-        }
+        extra = sorted((self.extra_encoders or {}).items())
+        self.extra_encoders = {name: _as_config(one, audio_default, f"extra_encoders[{name}]") for name, one in extra}
         rows = default_modalities() if self.modalities is None else self.modalities
         if not isinstance(rows, Mapping):
             raise ValueError(f"modalities must be a mapping from names to rows, got {rows!r}")
@@ -262,16 +253,11 @@ class XLLMConfig(PreTrainedConfig):
     def _complete_rows(self) -> None:
         """Fill in the widths that follow from the towers, and check each row against the rest of the table."""
         for name, row in self.modalities.items():
-            where = f"modalities[{name!r}]"
-            if row.encoder is not None:
-                self._complete_width(where, row)
-            elif row.encoder_hidden_size is None:
-                raise ValueError(f"{where} has no encoder, so encoder_hidden_size (width of its inputs) must be given")
+            self._complete_width(f"modalities[{name!r}]", row)
             row.subsampling_factor = row.subsampling_factor or 1
             row.language_hidden_size = self.text_config.hidden_size
         for name, row in self.modalities.items():
-            if row.shares_converter_with is not None:
-                self._check_shared_row(f"modalities[{name!r}]", row)
+            self._check_shared_row(f"modalities[{name!r}]", row)
             try:
                 converter_class(row.converter).check_table(row, self.row_of_converter(name))
             except ValueError as error:
@@ -281,8 +267,11 @@ class XLLMConfig(PreTrainedConfig):
             raise ValueError(f"two rows of modalities have the same placeholder_token: {', '.join(tokens)}")
 
     def _complete_width(self, where: str, row: X2LConfig) -> None:
-        encoder = self.encoder_config(row.encoder)
-        if encoder is None:
+        if row.encoder is None:
+            if row.encoder_hidden_size is None:
+                raise ValueError(f"{where} has no encoder, so encoder_hidden_size (width of its inputs) must be given")
+            return
+        if (encoder := self.encoder_config(row.encoder)) is None:
             known = ", ".join(["vision", "audio", *self.extra_encoders])
             raise ValueError(f"{where}.encoder is {row.encoder!r}; the towers are {known}")
         width = output_width(encoder)
@@ -292,25 +281,23 @@ class XLLMConfig(PreTrainedConfig):
                 f"({encoder.model_type}) are {width} wide; leave it out"
             )
         row.encoder_hidden_size = width
-        if (rule := speech_input(encoder)) is None:
-            return
-        if row.subsampling_factor not in (None, rule.stride):
-            raise ValueError(
-                f"{where}.subsampling_factor is {row.subsampling_factor}, but {encoder.model_type} gives one frame "
-                f"for {rule.stride} of its inputs; leave it out"
-            )
-        row.subsampling_factor = rule.stride
+        if (rule := speech_input(encoder)) is not None:
+            if row.subsampling_factor not in (None, rule.stride):
+                raise ValueError(
+                    f"{where}.subsampling_factor is {row.subsampling_factor}, but {encoder.model_type} gives one "
+                    f"frame for {rule.stride} of its inputs; leave it out"
+                )
+            row.subsampling_factor = rule.stride
 
     def _check_shared_row(self, where: str, row: X2LConfig) -> None:
-        other = self.modalities.get(row.shares_converter_with)
+        if (name := row.shares_converter_with) is None:
+            return
+        other = self.modalities.get(name)
         if other is None or other.shares_converter_with is not None:
-            raise ValueError(
-                f"{where}.shares_converter_with: no row {row.shares_converter_with!r} has its own converter"
-            )
+            raise ValueError(f"{where}.shares_converter_with: no row {name!r} has its own converter")
         if other.converter != row.converter:
             raise ValueError(
-                f"{where} is a {row.converter!r}, so it cannot share the converter of "
-                f"{row.shares_converter_with!r}, a {other.converter!r}"
+                f"{where} is a {row.converter!r}, so it cannot share the converter of {name!r}, a {other.converter!r}"
             )
 
     def _place_token_ids(self) -> None:
@@ -328,18 +315,13 @@ class XLLMConfig(PreTrainedConfig):
         ids = {name: row.token_id for name, row in self.modalities.items() if row.token_id is not None}
         for name, token_id in ids.items():
             if not 0 <= token_id < vocab_size:
-                raise ValueError(
-                    f"modalities[{name!r}].token_id {token_id} is outside the LLM's vocabulary ({vocab_size})"
-                )
+                where = f"modalities[{name!r}].token_id {token_id}"
+                raise ValueError(f"{where} is outside the LLM's vocabulary ({vocab_size})")
         if len(set(ids.values())) < len(ids):
             raise ValueError(f"two rows of modalities have the same token_id: {ids}")
 
     def set_token_ids(self, **ids: int) -> None:
-        """Set the placeholder ids of modalities by name, once the tokenizer is known (`set_token_ids(image=5)`).
-
-        Raises:
-            ValueError: no such row, or ids that do not fit.
-        """
+        """Set the placeholder ids of modalities by name (`set_token_ids(image=5)`), checked as in a new config."""
         self._check_names(ids)
         for name, token_id in ids.items():
             self.modalities[name].token_id = token_id
@@ -350,11 +332,7 @@ class XLLMConfig(PreTrainedConfig):
             raise ValueError(f"modalities: no row {', '.join(unknown)}; the rows are {', '.join(self.modalities)}")
 
     def with_modalities(self, names: list[str]) -> "XLLMConfig":
-        """A copy with these rows only, and those whose converter they share.
-
-        Raises:
-            ValueError: no such row; the message lists them.
-        """
+        """A copy with these rows only, and those whose converter they share; an error for a name that is none."""
         self._check_names(names)
         kept = {*names, *(self.modalities[name].shares_converter_with for name in names)}
         config = deepcopy(self)
@@ -374,12 +352,10 @@ class XLLMConfig(PreTrainedConfig):
     def _attn_implementation(self, value: str | dict | None) -> None:
         # transformers passes it on to `sub_configs` only; converters and further towers follow the model as a whole.
         PreTrainedConfig._attn_implementation.fset(self, value)
-        for row in self.modalities.values():
-            for config in (row, row.converter_config):
-                if config is not None:
-                    config._attn_implementation = self._attn_implementation
-        for encoder in self.extra_encoders.values():
-            encoder._attn_implementation = self._attn_implementation
+        rows = self.modalities.values()
+        for config in (*rows, *(row.converter_config for row in rows), *self.extra_encoders.values()):
+            if config is not None:
+                config._attn_implementation = self._attn_implementation
 
     def to_dict(self) -> dict:
         output = super().to_dict()

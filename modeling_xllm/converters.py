@@ -266,15 +266,3 @@ def converter_class(name: str) -> type[X2LConverter]:
     if name not in CONVERTERS:
         raise ValueError(f"converter must be one of {', '.join(CONVERTERS)}, got {name!r}")
     return CONVERTERS[name]
-
-
-__all__ = [
-    "CONVERTERS",
-    "CFormerConverter",
-    "ConverterOutput",
-    "LinearConverter",
-    "QFormerConverter",
-    "X2LConverter",
-    "converter_class",
-    "register_converter",
-]

@@ -79,6 +79,3 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
         return super()._get_candidate_generator(
             *args, model_kwargs=model_kwargs, assistant_model=assistant_model, **kwargs
         )
-
-
-__all__ = ["XLLMGenerationMixin"]

@@ -324,17 +324,3 @@ def real_tokens(
         return None
     tokens = RealTokens(attention_mask)
     return tokens if tokens.mask.shape[1] < attention_mask.shape[1] else None
-
-
-__all__ = [
-    "LANGUAGE_MODELS",
-    "LanguageModel",
-    "LanguageModelGenerationMixin",
-    "PrefixLanguageModel",
-    "RealTokens",
-    "embed_tokens",
-    "language_model_of",
-    "logits_and_loss",
-    "real_tokens",
-    "register_language_model",
-]

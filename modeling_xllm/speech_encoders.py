@@ -168,6 +168,3 @@ def _encode_windows(tower: PreTrainedModel, inputs, mask, window: int) -> BaseMo
     placed = states.new_zeros(*used.shape, *states.shape[1:])
     placed[used] = states
     return BaseModelOutput(last_hidden_state=placed.flatten(1, 2))
-
-
-__all__ = ["RULES", "SpeechInput", "encode_sequences", "output_width", "speech_input"]

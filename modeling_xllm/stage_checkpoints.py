@@ -366,12 +366,3 @@ class StageCheckpointMixin:
             wanted = {key: shape for key, shape in expected.items() if part_of(key) == part}
             found = {key: tensors[key] for key in wanted.keys() & tensors.keys()}
             check_fit(found, wanted, f"{part}: {source['name_or_path']}", "this model")
-
-
-__all__ = [
-    "ADAPTER_FILES",
-    "StageCheckpointMixin",
-    "adapted_layers",
-    "quantize_language_model_only",
-    "without_adapter",
-]

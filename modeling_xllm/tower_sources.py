@@ -121,15 +121,3 @@ def read_tower(part: str, name_or_path: str, revision: str | None = None, **hub)
         at = f" at revision {revision}" if revision else ""
         reason = next(iter(str(error).splitlines()), type(error).__name__)  # the rest is advice about URLs
         raise StageCheckpointError(f"{part}: cannot load {name_or_path}{at}: {reason}") from error
-
-
-__all__ = [
-    "NAMED_TOWERS",
-    "encoder_of",
-    "load_whole",
-    "part_of",
-    "quiet_report",
-    "read_tower",
-    "tower_config",
-    "tower_of",
-]

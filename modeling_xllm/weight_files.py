@@ -241,25 +241,3 @@ def verify_weights(source: str, revision: str | None = None, **hub) -> None:
                 f"{file}: altered or damaged since it was saved (its SHA-256 is not that of {RECORD} in "
                 "config.json); fetch or save it again, or remove the entry if you changed it on purpose"
             )
-
-
-__all__ = [
-    "HUB_ARGUMENTS",
-    "RECORD",
-    "StageCheckpointError",
-    "check_finite",
-    "check_fit",
-    "copy_tensors",
-    "digests",
-    "pinned_revision",
-    "read_json",
-    "read_safetensors",
-    "read_tensors",
-    "record_weights",
-    "resolve_source",
-    "save_tensors",
-    "split_source",
-    "verify_weights",
-    "weight_files",
-    "write_json",
-]

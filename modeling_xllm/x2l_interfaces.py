@@ -181,6 +181,3 @@ def find_tokens(inputs_embeds: torch.Tensor, embedding: nn.Module, ids: list[int
         row = embedding(torch.full((), token_id, device=inputs_embeds.device)).to(inputs_embeds)
         found = found.masked_fill((inputs_embeds == row).all(-1), token_id)
     return found
-
-
-__all__ = ["X2LInterface", "X2LOutput", "find_tokens", "join_items", "place_media"]

@@ -95,6 +95,3 @@ SOURCES: dict[str, dict[str, PublishedSource]] = {
         )
     },
 }
-
-
-__all__ = ["SOURCES", "PublishedSource"]

@@ -340,14 +340,3 @@ def _check_complete(shapes: dict, tensors: dict, origin: dict[str, str], require
     for prefix, source in required.items():
         wanted = {key: shape for key, shape in shapes.items() if re.match(prefix, key)}
         check_fit({key: tensors[key] for key in wanted.keys() & tensors.keys()}, wanted, source, "this model")
-
-
-__all__ = [
-    "compose",
-    "compose_config",
-    "compose_tensors",
-    "encoder_config",
-    "interface_tensors",
-    "published_config",
-    "row_like",
-]

@@ -245,6 +245,3 @@ def _require(missing: set[str], sources: list[str], is_stage1: bool) -> None:
                 f"{', '.join(sources)}: {len(found)} tensors of the model are in none of the files, the first being "
                 f"{found[0]}; {hint}"
             )
-
-
-__all__ = ["Conversion", "ConversionError", "PublishedFile", "check_shapes", "convert", "is_pth", "open_published"]

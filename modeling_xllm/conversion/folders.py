@@ -51,6 +51,3 @@ def convert_folder(source: str, base: XLLMConfig | None = None) -> Conversion:
     origin = dict.fromkeys(tensors, source)
     check_shapes(tensors, reference_shapes(config if base is None else base), origin)
     return Conversion(config, tensors, origin=origin)
-
-
-__all__ = ["convert_folder"]

@@ -122,6 +122,3 @@ def published_name(table: dict[str, str], key: str) -> str | None:
         if match := re.fullmatch(pattern, key):
             return match.expand(name)
     return None
-
-
-__all__ = ["BUFFERS", "LAYOUTS", "Layout", "published_name"]

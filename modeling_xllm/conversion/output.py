@@ -114,6 +114,3 @@ def summarize(conversion: Conversion) -> dict[str, dict]:
         if conversion.origin[key] not in row["from"]:
             row["from"].append(conversion.origin[key])
     return parts
-
-
-__all__ = ["check_unused", "new_folder", "summarize", "write_over", "write_parts"]

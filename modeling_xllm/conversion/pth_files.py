@@ -61,6 +61,3 @@ def read_pth(path: str | Path) -> dict[str, torch.Tensor]:
     if other := [str(name) for name, value in weights.items() if not isinstance(value, torch.Tensor)]:
         raise ConversionError(f"{path}: {len(other)} of its weights are not tensors: {', '.join(other[:3])}")
     return weights
-
-
-__all__ = ["ConversionError", "read_pth"]

@@ -155,6 +155,3 @@ def config_of_shapes(shapes: Shapes) -> XLLMConfig:
         projection_size=shapes.size("text_proj.weight", 0),
         **fields,
     )
-
-
-__all__ = ["Shapes", "config_of_shapes", "published_rows", "vision_config"]

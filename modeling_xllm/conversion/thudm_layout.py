@@ -131,6 +131,3 @@ def _published_config(config: ChatGLMConfig, dtype: torch.dtype) -> dict:
         **fields,
         **differing,
     }
-
-
-__all__ = ["save_thudm_checkpoint"]

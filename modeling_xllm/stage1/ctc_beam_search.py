@@ -60,6 +60,3 @@ def ctc_prefix_beam_search(log_probs: torch.Tensor, blank: int, num_beams: int =
         best = sorted(grown.items(), key=lambda item: _add(*item[1]), reverse=True)
         beams = {prefix: tuple(sums) for prefix, sums in best[:num_beams] if max(sums) > -math.inf}
     return [(list(prefix), _add(*sums)) for prefix, sums in beams.items()]
-
-
-__all__ = ["ctc_prefix_beam_search"]

@@ -144,6 +144,3 @@ class StageOneHeadsMixin(PreTrainedModel if TYPE_CHECKING else object):
                 kwargs["state_dict"] = cls._gather_weights(config, source, revision, hub, True, found[1])
                 source = revision = None  # all of it is there
         return super().from_pretrained(source, *args, config=config, revision=revision, **kwargs)
-
-
-__all__ = ["StageOneHeadsMixin", "own_fields", "stage_one_config"]

@@ -154,17 +154,3 @@ def common_sizes(batch: int, *sizes: int, device: torch.device) -> list[int]:
             f"ranks hold batches of {list(batches)} pairs; equal sizes are needed (dataloader_drop_last=True)"
         )
     return [max(column) for column in columns]
-
-
-__all__ = [
-    "captioning_loss",
-    "common_sizes",
-    "contrastive_loss",
-    "draw_hard_negatives",
-    "gather_ranks",
-    "matching_loss",
-    "max_similarity",
-    "pair_positives",
-    "world_rank",
-    "world_size",
-]

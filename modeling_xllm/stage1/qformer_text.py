@@ -171,6 +171,3 @@ class QFormerTextBranch(nn.Module):
 
 def _normalize_inputs(qformer: Blip2QFormerModel, embeds: torch.Tensor) -> torch.Tensor:
     return qformer.dropout(qformer.layernorm(embeds.to(qformer.layernorm.weight.dtype)))
-
-
-__all__ = ["QFormerTextBranch", "QFormerTextLayer", "additive_mask"]

@@ -141,6 +141,3 @@ def start_from_blip2(model: XLLMForQFormerPreTraining, source: Blip2ForImageText
     model.media_proj.load_state_dict(source.vision_projection.state_dict())
     model.text_proj.load_state_dict(source.text_projection.state_dict())
     model.itm_head.load_state_dict(source.itm_head.state_dict())
-
-
-__all__ = ["read_text_side", "start_from_bert", "start_from_blip2"]
