@@ -24,13 +24,11 @@ from .configuration_cformer import CFormerConfig
 
 
 class ContinuousIntegrateAndFire(nn.Module):
-    """CIF with its weight predictor and output projection.
+    """CIF with its weight predictor and output projection (Dong & Xu 2020 sec. 3; the published CIF code).
 
     `alphas = sigmoid(w . f(hidden) + b)` with `f` by `config.cif_predictor`: "conv" (as published: Conv1d over
     `cif_conv_kernel` frames, dropout, no activation), "dense" (Linear, ReLU, dropout) or "linear" (identity). A Linear
     without bias follows where `config.cif_hidden_size` differs from `config.encoder_hidden_size`.
-
-    Source: Dong & Xu 2020 sec. 3; weight predictor of the published CIF code.
     """
 
     def __init__(self, config: CFormerConfig):
@@ -117,14 +115,6 @@ class ContinuousIntegrateAndFire(nn.Module):
         return fired
 
 
-def _as_fired(tokens, mask, target_lengths) -> CIFOutput:
-    """Tokens of another CIF, whose weights and times are not known."""
-    if target_lengths is not None:
-        raise ValueError("token-level features are fired already: target_lengths have nothing to set")
-    mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask.bool()
-    return CIFOutput(embeddings=tokens.masked_fill(~mask[..., None], 0), mask=mask, lengths=mask.sum(1))
-
-
 class CFormer(PreTrainedModel):
     """CIF, then a transformer over the fired tokens: `CFormer(CFormerConfig())(frames, frame_mask)`."""
 
@@ -140,17 +130,16 @@ class CFormer(PreTrainedModel):
     def __init__(self, config: CFormerConfig):
         super().__init__(config)
         if config.cif_predictor == "none" and config.encoder_hidden_size != config.cif_hidden_size:
-            raise ValueError(
-                f"without a CIF the inputs are its tokens: their width encoder_hidden_size "
-                f"{config.encoder_hidden_size} must be cif_hidden_size {config.cif_hidden_size}"
+            widths = (
+                f"encoder_hidden_size {config.encoder_hidden_size} must be cif_hidden_size {config.cif_hidden_size}"
             )
+            raise ValueError(f"without a CIF the inputs are its tokens: their width {widths}")
         self.cif = None if config.cif_predictor == "none" else ContinuousIntegrateAndFire(config)
         self.pre_proj = self.bert = None
         if config.transformer == "bert":
             self.pre_proj = nn.Linear(config.cif_hidden_size, config.hidden_size)
-            self.bert = BertModel._from_config(
-                config.bert_config(), attn_implementation=config._attn_implementation, add_pooling_layer=False
-            )
+            attention = {"attn_implementation": config._attn_implementation}
+            self.bert = BertModel._from_config(config.bert_config(), add_pooling_layer=False, **attention)
             self.bert.embeddings.word_embeddings = None  # tokens arrive as embeddings
         self.post_init()
 
@@ -194,7 +183,12 @@ class CFormer(PreTrainedModel):
             ValueError: as [`integrate_and_fire`]; at token level, targets.
         """
         if token_level or self.cif is None:
-            fired = _as_fired(hidden, mask, target_lengths)
+            if target_lengths is not None:
+                raise ValueError("token-level features are fired already: target_lengths have nothing to set")
+            mask = (
+                torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device) if mask is None else mask.bool()
+            )
+            fired = CIFOutput(hidden.masked_fill(~mask[..., None], 0), mask, mask.sum(1))
         else:
             # A graph cannot wait for the number of tokens: it has room for one per frame, which is never too little.
             max_tokens = hidden.shape[1] if torch.compiler.is_compiling() and target_lengths is None else None

@@ -46,9 +46,9 @@ class CIFState:
     Args:
         total, fired (`(B,)`): weight of all frames so far, tokens closed so far; `total - fired` is the open token's.
         embedding (`(B, D)`): the open token's weighted sum so far.
-        frames (`int`), end (`(B,)`): frames so far, masked ones included; frames up to the end of the last real one.
-        context (`(B, C, D)`), context_mask (`(B, C)`), integrated (`int`): with a conv predictor the last frames
-            received, which it reads again, and how many of them are integrated; the others wait for their neighbours.
+        frames, end (`(B,)`): frames so far, masked ones included; frames up to the end of the last real one.
+        context (`(B, C, D)`), context_mask (`(B, C)`), integrated: with a conv predictor the last frames received,
+            which it reads again, and how many of them are integrated; the others wait for their neighbours.
     """
 
     total: torch.DoubleTensor | None = None
@@ -102,12 +102,11 @@ def integrate_and_fire(
 
     A stream is given chunk by chunk, of any lengths: `is_last=False`, and each call gets the `state` that the call
     before it returned. The tokens are those of the whole, each in the chunk that completes it; the tail rule follows
-    the last chunk, which may be empty.
+    the last chunk, which may be empty. A whole is a stream of one chunk.
 
     Args:
         hidden (`(B, T, D)`): encoder states.
-        alphas (`(B, T)`): weights >= 0, ordinarily in [0, 1]; ignored where `mask` is 0.
-        mask (`(B, T)`): True on real frames; all are real by default.
+        alphas (`(B, T)`): weights >= 0, ordinarily in [0, 1]; ignored where `mask (B, T)` is 0.
         target_lengths (`(B,)`): the weights are scaled to sum to these, exactly so many tokens come out, and the tail
             rule does not apply. Without it: the published inference rule.
         fire_threshold: a token closes when its gathered weight reaches this; its quantum is 1.0 all the same.
@@ -117,7 +116,6 @@ def integrate_and_fire(
             targets may exceed the number of frames. Without targets and with weights <= 1 the two are the same.
         max_tokens: fixed width U. Nothing is then read back from the device (for captured graphs): values are not
             checked, and rows that fire more are cut to it. By default U is the longest row.
-        state, is_last: what the chunk before returned, `None` at the start of a stream; whether the rows end here.
 
     Returns:
         [`CIFOutput`], its `fire_frames` counted from the start of the stream, without `quantity` and `alphas`. A row
@@ -157,7 +155,8 @@ def integrate_and_fire(
         alphas, sums, mask, fired, lengths + kept, U + kept, state.total[:, None] - before, rest
     )
     embeddings = _sum_tokens(hidden, *parts[:2], fired, parts[2], mask)  # (B, U + kept, D)
-    end = torch.where(mask.any(1), state.frames + _last_end(mask), state.end)
+    last_end = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
+    end = torch.where(mask.any(1), state.frames + last_end, state.end)
     is_closed = torch.arange(U, device=fired.device) < closed
     fire_frames = torch.where(is_closed, state.frames + fire_frames[:, :U], end[:, None]).float().to(hidden.device)
     lengths = lengths.to(hidden.device)
@@ -265,17 +264,11 @@ def _prepare(hidden, alphas, mask, target_lengths):
     alphas = torch.where(mask, alphas.to(device), 0).double()
     if target_lengths is not None:
         target_lengths = target_lengths.to(device).long()
-        alphas = _scale_to_targets(alphas, mask, target_lengths)
+        # a_t U / sum(a); a row of zeros is spread evenly over its real frames.
+        alphas = torch.where(alphas.sum(1, keepdim=True) <= 0, mask.double(), alphas)
+        total = alphas.sum(1, keepdim=True)
+        alphas = alphas * (target_lengths[:, None] / torch.where(total == 0, 1.0, total))
     return hidden, alphas, mask, target_lengths
-
-
-def _scale_to_targets(alphas: torch.Tensor, mask: torch.Tensor, target_lengths: torch.Tensor) -> torch.Tensor:
-    """a_t U / sum(a): the weights of a row sum to its target. A row of zeros is spread evenly over its real frames."""
-    total = alphas.sum(1, keepdim=True)
-    silent = total <= 0
-    spread = torch.where(silent, mask.to(alphas.dtype), alphas)
-    total = torch.where(silent, mask.sum(1, keepdim=True).to(alphas.dtype).clamp(min=1), total)
-    return spread * (target_lengths.to(alphas.dtype)[:, None] / total)
 
 
 @torch.no_grad()
@@ -288,7 +281,7 @@ def _count_fires(sums, mask, target_lengths, fire_threshold, one_token_per_frame
         fired = real + torch.cummin(fired - real, 1).values.clamp(max=before)
     if target_lengths is not None:
         at_end = real == real[:, -1:]
-        target = target_lengths.long()[:, None]
+        target = target_lengths[:, None]
         fired = torch.where(at_end & (real > 0), target, torch.minimum(fired, target))
     return fired
 
@@ -299,23 +292,19 @@ def _pick_width(alphas, sums, lengths, mask, target_lengths, one_token_per_frame
     if max_tokens is not None or lengths.numel() == 0:
         return max_tokens or 0
     valid = (alphas >= 0).all() & sums[:, -1].isfinite().all()
-    missing = torch.zeros_like(lengths)
+    missing, frames = torch.zeros_like(lengths), mask.sum(1)
     if target_lengths is not None:
-        frames = mask.sum(1)
-        room = frames if one_token_per_frame else torch.where(frames > 0, target_lengths.long(), 0)
-        missing = (target_lengths.long() - room).clamp(min=0)
+        room = frames if one_token_per_frame else torch.where(frames > 0, target_lengths, 0)
+        missing = (target_lengths - room).clamp(min=0)
     width, valid, lost = torch.stack([lengths.max(), valid.long(), missing.max()]).tolist()
     if not valid:
-        raise ValueError(
-            "alphas must be finite and not negative, got NaN, Inf or a negative weight: check the encoder"
-        )
+        raise ValueError("alphas must be finite and not negative, got NaN, Inf or less than 0: check the encoder")
     if lost:
         row = int(missing.argmax())
-        frames = int(mask[row].sum())
-        hint = " or set one_token_per_frame=False to let several tokens fire in one frame" if frames else ""
+        target, real = int(target_lengths[row]), int(frames[row])
+        hint = " or set one_token_per_frame=False to let several tokens fire in one frame" if real else ""
         raise ValueError(
-            f"target_lengths[{row}] is {int(target_lengths[row])} but the row has {frames} real frames: drop such "
-            f"samples{hint}"
+            f"target_lengths[{row}] is {target} but the row has {real} real frames: drop such samples{hint}"
         )
     return width
 
@@ -342,11 +331,6 @@ def _split_weights(alphas, sums, mask, fired, lengths, U, carry, rest):
     with torch.no_grad():
         fire_frames = frame + (missing / alphas.gather(1, frame).clamp(min=1e-12)).clamp(0, 1)
     return open_weights, close_weights, fire_index, fire_frames
-
-
-def _last_end(mask: torch.Tensor) -> torch.Tensor:
-    """Frames up to the end of the last real one, `(B,)` int64; 0 in a row without any."""
-    return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
 
 
 def _sum_tokens(hidden, open_weights, close_weights, fired, fire_index, mask) -> torch.Tensor:

@@ -59,18 +59,12 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
     def prepare_inputs_for_generation(self, input_ids, media_embeds=None, inputs_embeds=None, **kwargs) -> dict:
         model_inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
         if media_embeds is not None and model_inputs.get("input_ids") is not None:
-            model_inputs["media_embeds"] = self._media_of_step(media_embeds, input_ids, model_inputs["input_ids"])
+            L = model_inputs["input_ids"].shape[1]
+            media_embeds = media_embeds[:, input_ids.shape[1] - L :][:, :L]  # (B, L', D): of this step's tokens
+            missing = L - media_embeds.shape[1]
+            if missing < L:  # else past the prompt
+                model_inputs["media_embeds"] = nn.functional.pad(media_embeds, (0, 0, 0, missing))
         return model_inputs
-
-    @staticmethod
-    def _media_of_step(media_embeds: torch.Tensor, input_ids: torch.Tensor, step_ids: torch.Tensor):
-        """`media_embeds (B, L', D)` of the prompt, cut or padded to the tokens `step_ids` of this step, or None."""
-        start = input_ids.shape[1] - step_ids.shape[1]
-        media_embeds = media_embeds[:, start : start + step_ids.shape[1]]
-        missing = step_ids.shape[1] - media_embeds.shape[1]
-        if missing == step_ids.shape[1]:
-            return None  # past the prompt
-        return nn.functional.pad(media_embeds, (0, 0, 0, missing))
 
     def _get_candidate_generator(self, *args, model_kwargs: dict, assistant_model=None, **kwargs):
         # A language model without interfaces drafts from the text alone; drafts are checked all the same.

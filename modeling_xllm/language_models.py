@@ -87,14 +87,13 @@ class PrefixLanguageModel(LanguageModel):
 
     def layout(self, input_ids, attention_mask, past_length=0) -> dict[str, torch.Tensor]:
         layout = super().layout(input_ids, attention_mask, past_length)
-        if past_length or input_ids is None:
-            return layout  # the answer: causal
-        return {**layout, "token_type_ids": self.token_types(input_ids, attention_mask)}
+        if not past_length and input_ids is not None:  # behind them, the answer: causal
+            layout["token_type_ids"] = self.token_types(input_ids, attention_mask)
+        return layout
 
     def inputs(self, inputs_embeds, attention_mask, past_key_values, layout) -> dict[str, Any]:
-        layout = dict(layout)
-        mask = self.mask(inputs_embeds, attention_mask, past_key_values, layout.pop("token_type_ids", None))
-        return {"attention_mask": mask, **layout}
+        mask = self.mask(inputs_embeds, attention_mask, past_key_values, layout.get("token_type_ids"))
+        return {"attention_mask": mask, **{name: one for name, one in layout.items() if name != "token_type_ids"}}
 
     def mask(
         self,
@@ -131,16 +130,13 @@ class PrefixLanguageModel(LanguageModel):
                 "generate got inputs_embeds alone: add the input_ids they were made from (they give positions and "
                 "mask), or position_ids and token_type_ids"
             )
-        attention_mask = model_kwargs.get("attention_mask")
-        cache = model_kwargs.get("past_key_values")
+        attention_mask, cache = (model_kwargs.get(name) for name in ("attention_mask", "past_key_values"))
         past_length = 0 if cache is None else int(cache.get_seq_length())
-        if attention_mask is not None and attention_mask.shape[1] != input_ids.shape[1]:
-            raise ValueError(
-                f"attention_mask has {attention_mask.shape[1]} columns, input_ids {input_ids.shape[1]}"
-                + (": with past_key_values give the whole sequence, the cached tokens included" if past_length else "")
-            )
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if attention_mask.shape[1] != input_ids.shape[1]:
+            hint = ": with past_key_values give the whole sequence, the cached tokens included" if past_length else ""
+            widths = f"{attention_mask.shape[1]} columns, input_ids {input_ids.shape[1]}"
+            raise ValueError(f"attention_mask has {widths}{hint}")
         layout = self.layout(input_ids, attention_mask)
         new_prefix = (layout["token_type_ids"] == 0) & attention_mask.bool()
         if past_length and new_prefix[:, past_length:].any():
@@ -155,8 +151,8 @@ class PrefixLanguageModel(LanguageModel):
         return torch.cat((position_ids, position_ids[..., -1:] + steps), dim=-1)
 
     def generation_mask(self, token_type_ids, is_first_iteration, **kwargs):
-        names = ("inputs_embeds", "attention_mask", "past_key_values")
-        return self.mask(*(kwargs[name] for name in names), token_type_ids if is_first_iteration else None)
+        given = {name: kwargs[name] for name in ("inputs_embeds", "attention_mask", "past_key_values")}
+        return self.mask(**given, token_type_ids=token_type_ids if is_first_iteration else None)
 
 
 LANGUAGE_MODELS: dict[str, type[LanguageModel]] = {}
@@ -230,8 +226,7 @@ class LanguageModelGenerationMixin(GenerationMixin):
     @staticmethod
     def create_masks_for_generate(config, token_type_ids=None, is_first_iteration=False, **kwargs):
         """4-D mask of one step for caches of fixed length; the arguments are those of transformers' function."""
-        language_model = language_model_of(config)
-        return language_model.generation_mask(token_type_ids, is_first_iteration, config=config, **kwargs)
+        return language_model_of(config).generation_mask(token_type_ids, is_first_iteration, config=config, **kwargs)
 
 
 def embed_tokens(embedding: nn.Embedding, input_ids: torch.LongTensor) -> torch.FloatTensor:
@@ -259,10 +254,9 @@ def logits_and_loss(
     logits_to_keep: int | torch.Tensor,
     **kwargs,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Project hidden states to the vocabulary with the `lm_head` of `model`.
+    """Project hidden states `(B, L, D)`, behind the final norm, to the vocabulary with the `lm_head` of `model`.
 
     Args:
-        hidden_states (`(B, L, D)`): after the final norm.
         labels (`(B, L)`): ids to predict, -100 where none; shifted here.
         logits_to_keep: positions to project; 0 = all, or, in train mode with labels, the supervised ones: a row of a
             large vocabulary costs more than all layers' activations of a token.
@@ -315,10 +309,9 @@ def real_tokens(
     """What `model` should compute of a batch, or `None` for all of it: outside training, with a cache or a 4-D mask,
     where the states of all layers are asked for, in a compiled graph, or where nothing would be saved.
     """
-    if not model.training or past_key_values is not None or use_cache or torch.compiler.is_compiling():
-        return None
     names = ("output_hidden_states", "output_attentions")
-    if any(kwargs.get(name, getattr(model.config, name, False)) for name in names):
+    wants_states = any(kwargs.get(name, getattr(model.config, name, False)) for name in names)
+    if not model.training or past_key_values is not None or use_cache or torch.compiler.is_compiling() or wants_states:
         return None
     if attention_mask is None or attention_mask.dim() != 2:
         return None

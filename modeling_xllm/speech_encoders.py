@@ -19,7 +19,6 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import torch_compilable_check
 
 
-MASK_NAMES = ("attention_mask", "input_features_mask")
 # An encoder without a rule may lose the margin of a convolution without padding, not more.
 UNKNOWN_MARGIN = 2
 
@@ -30,10 +29,10 @@ class SpeechInput:
 
     Args:
         convolutions (tuple of `(kernel, stride, padding)`): from the input to the encoder's frames.
-        window (`int`, *optional*): positions that the encoder reads at a time, neither more nor fewer, as
-            `(mel bins, window)` and without a mask (Whisper). Longer clips are cut into windows.
-        one_by_one (`bool`): padding changes the real frames too (a norm over time, convolutions that see the padding):
-            each clip is encoded alone, so that a batch does not change it.
+        window: positions that the encoder reads at a time, neither more nor fewer, as `(mel bins, window)` and without
+            a mask (Whisper). Longer clips are cut into windows.
+        one_by_one: padding changes the real frames too (a norm over time, convolutions that see the padding): each
+            clip is encoded alone, so that a batch does not change it.
     """
 
     convolutions: tuple[tuple[int, int, int], ...] = ()
@@ -66,10 +65,6 @@ def _parakeet(config: PreTrainedConfig) -> SpeechInput:
     return SpeechInput(((kernel, stride, (kernel - 1) // 2),) * layers)
 
 
-def _whisper(config: PreTrainedConfig) -> SpeechInput:
-    return SpeechInput(((3, 1, 1), (3, 2, 1)), window=2 * config.max_source_positions)
-
-
 def _wav2vec2(config: PreTrainedConfig) -> SpeechInput:
     convolutions = [(kernel, stride, 0) for kernel, stride in zip(config.conv_kernel, config.conv_stride)]
     adapter = getattr(config, "add_adapter", False)
@@ -87,7 +82,7 @@ def _wav2vec2_bert(config: PreTrainedConfig) -> SpeechInput:
 
 RULES: dict[str, Callable[[PreTrainedConfig], SpeechInput]] = {
     "parakeet_encoder": _parakeet,
-    "whisper": _whisper,
+    "whisper": lambda config: SpeechInput(((3, 1, 1), (3, 2, 1)), window=2 * config.max_source_positions),
     **dict.fromkeys(("wav2vec2", "wav2vec2-conformer", "hubert", "wavlm", "unispeech-sat"), _wav2vec2),
     "wav2vec2-bert": _wav2vec2_bert,
     "moonshine": lambda _: SpeechInput(((127, 64, 0), (7, 3, 0), (3, 2, 0)), one_by_one=True),
@@ -97,8 +92,7 @@ RULES: dict[str, Callable[[PreTrainedConfig], SpeechInput]] = {
 
 def speech_input(config: PreTrainedConfig) -> SpeechInput | None:
     """The rule of an encoder's config; `None` for a kind of encoder that the table does not know."""
-    rule = RULES.get(config.model_type)
-    return None if rule is None else rule(config)
+    return RULES[config.model_type](config) if config.model_type in RULES else None
 
 
 def output_width(config: PreTrainedConfig) -> int:
@@ -143,8 +137,8 @@ def encode_sequences(
         expected = rule.num_frames(int(lengths.max()))
     else:
         known = inspect.signature(tower.forward).parameters
-        mask_name = next((name for name in MASK_NAMES if name in known), None)
-        outputs = tower(inputs, **({mask_name: mask} if mask_name else {}), **kwargs)
+        mask_names = [name for name in ("attention_mask", "input_features_mask") if name in known]
+        outputs = tower(inputs, **dict.fromkeys(mask_names[:1], mask), **kwargs)
     T = outputs.last_hidden_state.shape[1]
     if not expected - (UNKNOWN_MARGIN if rule is None else 0) <= T <= expected:
         raise ValueError(

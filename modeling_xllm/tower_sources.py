@@ -62,8 +62,7 @@ def tower_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 def tower_of(encoder: str) -> str:
     """Part of the model that holds the encoder called so: "vision_tower", "extra_towers.status"."""
-    named = f"{encoder}_tower"
-    return named if named in NAMED_TOWERS else f"extra_towers.{encoder}"
+    return f"{encoder}_tower" if f"{encoder}_tower" in NAMED_TOWERS else f"extra_towers.{encoder}"
 
 
 def encoder_of(part: str) -> str:

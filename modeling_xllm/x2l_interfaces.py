@@ -3,9 +3,9 @@
 
     encoder features (N, T, E) --converter--> (N, K, C) --adapter--> quasi-linguistic embeddings (N, K, D)
 
-The kinds of converter are in `converters`. The adapter is the paper's I-, V- or S-Adapter. `place_media` writes the
-embeddings over the placeholder tokens of the text, in order of appearance. An item owns as many placeholders as the
-processor wrote for it; a speech clip may fire fewer tokens: its surplus placeholders are kept out of attention.
+`place_media` writes the embeddings over the placeholder tokens of the text, in order of appearance. An item owns as
+many placeholders as the processor wrote for it; a speech clip may fire fewer tokens: its surplus placeholders are kept
+out of attention.
 
 Legend: N items, F frames of a series, R real pictures of all series, T encoder frames, Q tokens per picture or item,
 K tokens per item (padded), S most placeholders of an item, B rows of text, L tokens, E, C, D widths.
@@ -33,8 +33,7 @@ class X2LOutput(BaseModelOutputWithPooling):
         pooler_output (`list[torch.FloatTensor]`): one `(tokens, D)` tensor per item: what the language model reads.
         embeddings (`(N, K, D)`), mask (`(N, K)`): the same, padded; an item's tokens come first.
         num_placeholders (`(N,)`): placeholders each item owns in the text; at least its number of tokens.
-        alphas (`(N, T)`), quantity (`(N,)`), fire_frames (`(N, K)`): of the CIF, if the converter is a C-Former:
-            weights, their sum, and the encoder frame at which each token fired.
+        alphas, quantity, fire_frames: of the CIF, if the converter is a C-Former; see [`CIFOutput`].
     """
 
     embeddings: torch.FloatTensor | None = None
@@ -146,10 +145,7 @@ def place_media(
     )
     slots = torch.arange(int(owned.max()) if N else 0, device=mask.device)
     in_item = slots < owned[:, None]  # (N, S): the placeholders of each item
-    # An item's tokens come first, so slot s holds token s.
-    source = embeddings[:, : len(slots)]
-    if len(slots) > K:
-        source = torch.cat([source, source.new_zeros(N, len(slots) - K, D)], dim=1)
+    source = pad(embeddings, (0, 0, 0, len(slots) - K))  # cut or filled up: slot s holds token s
     filled = slots < mask.sum(-1, keepdim=True)
     embeds = embeddings.new_zeros(*token_mask.shape, D).masked_scatter(token_mask[..., None], source[in_item])
     keep = torch.ones_like(token_mask).masked_scatter(token_mask, filled[in_item])
@@ -158,17 +154,13 @@ def place_media(
 
 def join_items(first: X2LOutput, second: X2LOutput) -> X2LOutput:
     """The items of both, `first`'s in front: `embeddings (N1 + N2, K, D)`, `mask` and `num_placeholders`."""
-    K = max(first.embeddings.shape[1], second.embeddings.shape[1])
-
-    def widen(output: X2LOutput) -> tuple[torch.Tensor, torch.Tensor]:
-        missing = K - output.embeddings.shape[1]
-        return pad(output.embeddings, (0, 0, 0, missing)), pad(output.mask, (0, missing))
-
-    (embeddings, mask), (more_embeddings, more_mask) = widen(first), widen(second)
+    both = (first, second)
+    missing = [max(one.embeddings.shape[1] for one in both) - one.embeddings.shape[1] for one in both]
+    embeddings = [pad(one.embeddings.to(first.embeddings), (0, 0, 0, more)) for one, more in zip(both, missing)]
     return X2LOutput(
-        embeddings=torch.cat([embeddings, more_embeddings.to(embeddings)]),
-        mask=torch.cat([mask, more_mask]),
-        num_placeholders=torch.cat([first.num_placeholders, second.num_placeholders]),
+        embeddings=torch.cat(embeddings),
+        mask=torch.cat([pad(one.mask, (0, more)) for one, more in zip(both, missing)]),
+        num_placeholders=torch.cat([one.num_placeholders for one in both]),
     )
 
 
