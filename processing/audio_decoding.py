@@ -86,14 +86,6 @@ def _to_float(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float32)
 
 
-def _frame_to_mono(frame: av.AudioFrame) -> np.ndarray:
-    """One decoded frame to `(samples,)` float32: mean over the channels."""
-    values = _to_float(frame.to_ndarray())
-    if not frame.format.is_planar:
-        values = values.reshape(frame.samples, -1).T
-    return values.mean(axis=0)
-
-
 def _check_head(file: BinaryIO, name: str) -> None:
     """Refuses NumPy files, and RIFF files that lack some of what their header announces (FFmpeg says nothing)."""
     size = file.seek(0, os.SEEK_END)
@@ -148,7 +140,9 @@ def _decode_stream(
                 continue
             packets += packet.size > 0
             for frame in stream.decode(packet):
-                yield frame.sample_rate, _frame_to_mono(frame)
+                values = _to_float(frame.to_ndarray())
+                values = values if frame.format.is_planar else values.reshape(frame.samples, -1).T
+                yield frame.sample_rate, values.mean(axis=0)
     if stream.frames and packets < _LEAST_PART * stream.frames - 1:
         raise MediaError(name, f"cut off: {packets} of {stream.frames} packets of sound are there")
     check_end(container, end, name)

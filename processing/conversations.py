@@ -11,19 +11,11 @@ from typing import Any
 
 from transformers import BatchFeature, ProcessorMixin
 
-from .media_kinds import AUDIO, IMAGE, MEDIA_KINDS, VIDEO, MediaKind, is_values, media_kind
+from .media_kinds import AUDIO, IMAGE, MEDIA_KINDS, VIDEO, is_values, media_kind
 
 
 # Besides the key named as the type; the first one present counts.
 SOURCE_KEYS = ("bytes", "array", "base64", "url", "path")
-
-
-def _clean_openai(part: dict[str, Any], kind: MediaKind) -> dict[str, Any]:
-    """An OpenAI part to one of ours: `{"type": "image", "url": ...}`, or "base64" for data that is sent along."""
-    content = part.get(part["type"])
-    if not isinstance(content, dict):
-        return {"type": kind.type, "url": content}
-    return {"type": kind.type, "url": content.get("url"), "base64": content.get("data")}
 
 
 def clean_part(part: Any) -> dict[str, Any]:
@@ -45,11 +37,11 @@ def clean_part(part: Any) -> dict[str, Any]:
                 f"content part of type {part['type']!r}: expected one of 'text', {known}; "
                 "a kind of your own must be registered first (--module FILE)"
             ) from error
-        if part["type"] in kind.openai_types:
-            part = _clean_openai(part, kind)
-        else:
-            part = {kind.type if key in kind.aliases else key: value for key, value in part.items()}
-            part["type"] = kind.type
+        if part["type"] in kind.openai_types:  # holds a URL, or data that is sent along
+            content = part.get(part["type"])
+            content = content if isinstance(content, dict) else {"url": content}
+            part = {"url": content.get("url"), "base64": content.get("data")}
+        part = {kind.type if key in kind.aliases else key: value for key, value in part.items()} | {"type": kind.type}
     part = {key: value for key, value in part.items() if value is not None}
     if part["type"] == "text" and not isinstance(part.get("text"), str):
         raise ValueError(f"content part of type 'text' with the keys {sorted(part)}: expected a string under 'text'")
@@ -94,14 +86,13 @@ def media_of(messages: list[dict[str, Any]]) -> dict[str, list[Any]]:
     """
     media: dict[str, list[Any]] = {kind: [] for kind in MEDIA_KINDS}
     for index, message in enumerate(messages):
-        if not isinstance(message.get("content"), list):
-            continue
-        for part in message["content"]:
-            if part["type"] in media:
-                try:
+        parts = message["content"] if isinstance(message.get("content"), list) else ()
+        try:
+            for part in parts:
+                if part["type"] in media:
                     media[part["type"]].append(part_source(part))
-                except ValueError as error:
-                    raise ValueError(f"message {index} ({message.get('role')}): {error}") from error
+        except ValueError as error:
+            raise ValueError(f"message {index} ({message.get('role')}): {error}") from error
     return media
 
 
@@ -157,11 +148,8 @@ def with_media_parts(template: str | dict | None, parts: dict[str, tuple[str, st
     texts = {kind: text for kind, (_, text) in parts.items()}
     if "media_parts" in template:
         return f"{{%- set media_parts = {texts!r} -%}}{template}"
-    unwritten = {
-        kind: texts[kind]
-        for kind, (token, _) in parts.items()
-        if not (token in template or f"{kind}_token" in template)
-    }
+    written = {kind for kind, (token, _) in parts.items() if token in template or f"{kind}_token" in template}
+    unwritten = {kind: text for kind, text in texts.items() if kind not in written}
     if not unwritten:
         return template
     convert = _ONE_STRING if len(unwritten) == len(parts) else _PARTS
@@ -250,17 +238,16 @@ class ConversationsMixin(ProcessorMixin):
         conversations, is_batched = super()._normalize_conversations(conversation)
         conversations = [clean_messages(messages) for messages in conversations]
         unread = {kind.type for kind in MEDIA_KINDS.values() if getattr(self, kind.token_name, None) is None}
-        for part in (
-            part for messages in conversations for message in messages for part in message.get("content") or ()
-        ):
-            if isinstance(part, dict) and part["type"] in unread:
+        contents = [message.get("content") or () for messages in conversations for message in messages]
+        for part in (part for content in contents for part in content if isinstance(part, dict)):
+            if part["type"] in unread:
                 raise ValueError(f"a content part of type {part['type']!r}: this processor has no row that reads it")
         return conversations, is_batched
 
     def _resolve_audio_loading_params(self, processor_kwargs: dict) -> dict:
         """The caller's `sampling_rate` is that of the conversation's waveforms; what goes on has the extractor's."""
         nested = processor_kwargs.get("audio_kwargs", {})
-        own = None if self.feature_extractor is None else self.feature_extractor.sampling_rate
+        own = getattr(self.feature_extractor, "sampling_rate", None)
         given = processor_kwargs.get("sampling_rate", nested.get("sampling_rate"))
         return {"sampling_rate": own, "source_rate": given or own}
 

@@ -38,14 +38,6 @@ def is_values(item: Any) -> bool:
     )
 
 
-def _read(reader: Any, items: list[Any], **kwargs: Any) -> dict[str, Any]:
-    return reader(items, **kwargs)
-
-
-def _load(source: Any, reader: Any) -> Any:
-    return reader.load(source) if hasattr(reader, "load") else source
-
-
 @dataclass(frozen=True, eq=False)
 class MediaKind:
     """One type of content part. For your own kind `type`, `reader_class` and `row` are enough.
@@ -88,9 +80,9 @@ class MediaKind:
     own_readers: tuple[Any, ...] = ()
     input_name: str = ""
     mask_name: str | None = None
-    load: Callable[..., Any] = _load
+    load: Callable[..., Any] = lambda source, reader: reader.load(source) if hasattr(reader, "load") else source
     load_in_reader: bool = False
-    read: Callable[..., Any] = _read
+    read: Callable[..., Any] = lambda reader, items, **kwargs: reader(items, **kwargs)
     is_item: Callable[[Any], bool] | None = is_values
     split: Callable[[Any], list[Any]] | None = None
     series: bool = False
@@ -108,21 +100,23 @@ class MediaKind:
     example: str = ""
     hub_task: str = "any-to-any"
     augmented_as: tuple[str, ...] = ()
-    other_names: frozenset[str] = field(init=False)
 
     def __post_init__(self):
         def complete(name: str, value: Any) -> None:
             object.__setattr__(self, name, getattr(self, name) or value)
 
-        complete("inputs", self.type)
-        complete("reader", self.type)
-        complete("row_name", self.type)
+        for name in ("inputs", "reader", "row_name"):
+            complete(name, self.type)
         complete("option", self.row_name)
         complete("input_name", self.row.get("input_name", f"{self.type}_values"))
         complete("mask_name", self.row.get("mask_name"))
         complete("wrapper", self.type.title().replace("_", ""))
         complete("placeholder", self.row.get("placeholder_token", f"<{self.wrapper}Here>"))
-        object.__setattr__(self, "other_names", frozenset((*self.aliases, *self.openai_types)))
+
+    @property
+    def names(self) -> set[str]:
+        """All names of the type."""
+        return {self.type, *self.aliases, *self.openai_types}
 
     @property
     def token_name(self) -> str:
@@ -135,9 +129,8 @@ class MediaKind:
             return []
         if self.split is not None:
             return self.split(media)
-        if (self.is_item is not None and self.is_item(media)) or not (
-            isinstance(media, (list, tuple)) or is_array(media)
-        ):
+        is_nested = isinstance(media, (list, tuple)) or is_array(media)
+        if not is_nested or (self.is_item is not None and self.is_item(media)):
             return [media]
         return [item for entry in media for item in self.flatten(entry)]
 
@@ -158,20 +151,16 @@ def register_media_kind(kind: MediaKind) -> MediaKind:
     Raises:
         ValueError: another kind has its type, one of its other names, its argument, placeholder or option.
     """
-    if not kind.type.isidentifier() or "text" in (kind.type, kind.inputs, *kind.other_names):
+    if not kind.type.isidentifier() or "text" in {kind.inputs, *kind.names}:
         raise ValueError(f"media kind {kind.type!r}: a type is a name of letters, digits and _, and 'text' is taken")
     for other in MEDIA_KINDS.values():
         same_reader = getattr(other.reader_class, "__name__", None) == getattr(kind.reader_class, "__name__", None)
         if other.type == kind.type and same_reader:
             continue
-        names, taken = {kind.type, *kind.other_names}, {other.type, *other.other_names}
-        for what, mine, theirs in (
-            ("type", names, taken),
-            ("inputs", {kind.inputs}, {other.inputs}),
-            ("placeholder", {kind.placeholder}, {other.placeholder}),
-            ("option", {kind.option}, {other.option}),
-        ):
-            if both := mine & theirs:
+        taken = {"type": kind.names & other.names}
+        taken |= {name: {getattr(kind, name)} & {getattr(other, name)} for name in ("inputs", "placeholder", "option")}
+        for what, both in taken.items():
+            if both:
                 raise ValueError(f"media kind {kind.type!r}: {what} {min(both)!r} belongs to {other.type!r} already")
     MEDIA_KINDS[kind.type] = kind
     return kind
@@ -183,10 +172,10 @@ def media_kind(name: str) -> MediaKind:
     Raises:
         ValueError: there is none; the message lists the types.
     """
-    found = MEDIA_KINDS.get(name) or next((k for k in MEDIA_KINDS.values() if name in k.other_names), None)
-    if found is None:
-        raise ValueError(f"no kind of media is called {name!r}; the kinds are {', '.join(MEDIA_KINDS)}")
-    return found
+    for kind in MEDIA_KINDS.values():
+        if name in kind.names:
+            return kind
+    raise ValueError(f"no kind of media is called {name!r}; the kinds are {', '.join(MEDIA_KINDS)}")
 
 
 def part_of_row(name: str, input_name: str | None = None, part: str | None = None) -> str:
@@ -219,8 +208,6 @@ IMAGE = register_media_kind(
         is_item=lambda item: is_array(item) and item.ndim < 4,
         fixed=True,
         count=lambda reader, size: 1,
-        wrapper="Image",
-        placeholder="<ImageHere>",
         openai_types=("image_url",),
         extensions=(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
         example="image.jpg",
@@ -244,8 +231,6 @@ VIDEO = register_media_kind(
         series=True,
         fixed=True,
         count=lambda reader, size: size[0],
-        wrapper="Video",
-        placeholder="<VideoHere>",
         openai_types=("video_url",),
         extensions=(".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v"),
         example="clip.mp4",
@@ -266,7 +251,6 @@ AUDIO = register_media_kind(
         read=extract_speech,
         count=num_positions,
         wrapper="Speech",
-        placeholder="<SpeechHere>",
         row_name="speech",
         aliases=("speech",),
         openai_types=("audio_url", "input_audio"),

@@ -167,17 +167,18 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
 
     def _items(self, kind: MediaKind, media: Any, text: list[str] | None) -> list[Any]:
         """The media of one kind as a flat list, decoded; of lists per row, each must hold what its text names."""
+
+        def is_list(value: Any) -> bool:
+            return isinstance(value, (list, tuple)) and kind.is_item is not None and not kind.is_item(value)
+
         token = getattr(self, kind.token_name, None)
-        nested = isinstance(media, (list, tuple)) and kind.is_item is not None and not kind.is_item(media)
-        if nested and text is not None and token and len(media) == len(text):
-            rows = [kind.flatten(row) for row in media]
-            if all(isinstance(row, (list, tuple)) and not (kind.is_item and kind.is_item(row)) for row in media):
-                for index, (row, sample) in enumerate(zip(rows, text)):
-                    if sample.count(token) != len(row):
-                        raise ValueError(
-                            f"row {index}: its text names {sample.count(token)} {kind.inputs} ({token}), {len(row)} "
-                            "are given for it"
-                        )
+        if token and text is not None and is_list(media) and len(media) == len(text) and all(map(is_list, media)):
+            for index, (row, sample) in enumerate(zip(media, text)):
+                named, given = sample.count(token), len(kind.flatten(row))
+                if named != given:
+                    raise ValueError(
+                        f"row {index}: its text names {named} {kind.inputs} ({token}), {given} are given for it"
+                    )
         items = kind.flatten(media)
         return items if kind.load_in_reader else [self.load(kind, item) for item in items]
 
@@ -277,17 +278,19 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        own = (getattr(media_kind(name), field) for name in self.readers for field in ("input_name", "mask_name"))
-        rows = (getattr(row, field) for row in self.rows.values() for field in ("input_name", "mask_name"))
-        return list(dict.fromkeys([*super().model_input_names, *(name for name in (*own, *rows) if name)]))
+        readers = [*map(media_kind, self.readers), *self.rows.values()]
+        names = (name for one in readers for name in (one.input_name, one.mask_name) if name)
+        return list(dict.fromkeys([*super().model_input_names, *names]))
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as `processor_config.json` holds them; readers of your own by the names of their classes."""
         output = super().to_dict()
-        output["readers"] = {name: type(reader).__name__ for name, reader in self.readers.items()}
-        unused = {"num_query_tokens", "subsampling_factor"} if self._rows_given else {"modalities"}
-        unused |= set() if self.readers else {"readers"}
-        return {name: value for name, value in output.items() if name not in unused}
+        output.pop("readers", None)
+        if self.readers:
+            output["readers"] = {name: type(reader).__name__ for name, reader in self.readers.items()}
+        for name in ("num_query_tokens", "subsampling_factor") if self._rows_given else ("modalities",):
+            del output[name]
+        return output
 
     def to_json_string(self) -> str:
         """`to_dict` as JSON; the rows keep their order, on which the text depends."""
@@ -311,22 +314,20 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
         cls, pretrained_model_name_or_path: Any, processor_dict: dict | None = None, **kwargs: Any
     ) -> list[Any]:
         """Loads the parts that `processor_config.json` names; a part that was left out stays out."""
-        processor_dict = processor_dict if processor_dict is not None else {}
-        subfolder = kwargs.pop("subfolder", "")
+        processor_dict = {} if processor_dict is None else processor_dict
+        source, subfolder = pretrained_model_name_or_path, kwargs.pop("subfolder", "")
         arguments: list[Any] = []
         for kind in PAPER_KINDS:
             settings = processor_dict.get(kind.reader)
             if settings is None:
                 arguments.append(None)
                 continue
-            saved = (settings.get("feature_extractor_type"), settings.get("video_processor_type"))
-            part_class = next((own for own in kind.own_readers if own.__name__ in saved), kind.reader_class)
-            arguments.append(part_class.from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs))
-        arguments.append(
-            cls._load_tokenizer_from_pretrained("tokenizer", pretrained_model_name_or_path, subfolder, **kwargs)
-        )
+            saved = settings.get(f"{kind.reader}_type")
+            part_class = next((own for own in kind.own_readers if own.__name__ == saved), kind.reader_class)
+            arguments.append(part_class.from_pretrained(source, subfolder=subfolder, **kwargs))
+        arguments.append(cls._load_tokenizer_from_pretrained("tokenizer", source, subfolder, **kwargs))
         if names := processor_dict.get("readers"):
-            processor_dict["readers"] = _load_readers(names, str(pretrained_model_name_or_path), subfolder, kwargs)
+            processor_dict["readers"] = _load_readers(names, str(source), subfolder, kwargs)
         return arguments
 
 

@@ -102,15 +102,13 @@ def append_pieces(
 
 
 def _load_model(vocab_file: str | None) -> sentencepiece.SentencePieceProcessor:
-    if vocab_file is None:
+    if vocab_file is None or os.path.basename(vocab_file) == "tokenizer.model":  # transformers falls back to this name
+        found = "no ice_text.model in this folder or repository"
+        if vocab_file is not None:
+            found = f"{vocab_file}: the vocabulary of ChatGLM2 or later"
         raise ValueError(
-            "no ice_text.model in this folder or repository: it is not a first-generation ChatGLM (ChatGLM2 and later "
-            "ship tokenizer.model and are another architecture)"
-        )
-    if os.path.basename(vocab_file) == "tokenizer.model":  # a name that transformers falls back to
-        raise ValueError(
-            f"{vocab_file}: the vocabulary of ChatGLM2 or later, another architecture; a first-generation ChatGLM has "
-            "ice_text.model"
+            f"{found}: a first-generation ChatGLM has ice_text.model (later ones have tokenizer.model and are another "
+            "architecture)"
         )
     model = sentencepiece.SentencePieceProcessor(model_file=str(vocab_file))
     if model.id_to_piece(model.piece_to_id("[gMASK]")) != "[gMASK]":  # the release of March 2023
@@ -169,12 +167,10 @@ class ChatGLMTokenizer(SentencePieceBackend):
         self.do_lower_case = do_lower_case
         self.remove_space = remove_space
         self.num_pieces = model.get_piece_size()
-        self._blank_lengths = [
-            length for length in range(2, MAX_BLANK_LENGTH + 1) if self._holds(model, f"<|blank_{length}|>")
-        ]
-        self._whitespace = {
-            plain: piece for plain, piece in (("\n", "<n>"), ("\t", "<|tab|>")) if self._holds(model, piece)
-        }
+        blanks = (length for length in range(MAX_BLANK_LENGTH, 1, -1) if self._holds(model, f"<|blank_{length}|>"))
+        self._longest_blank = next(blanks, None)
+        pieces = {"\n": "<n>", "\t": "<|tab|>"}
+        self._whitespace = {plain: piece for plain, piece in pieces.items() if self._holds(model, piece)}
         named = (unk_token, bos_token, eos_token, pad_token, mask_token, *extra.values())
         self._added_tokens_decoder = {
             model.piece_to_id(str(token)) + num_image_tokens: AddedToken(str(token), special=True, normalized=False)
@@ -257,9 +253,8 @@ class ChatGLMTokenizer(SentencePieceBackend):
             text = text.lower()
         for plain, piece in self._whitespace.items():
             text = text.replace(plain, piece)
-        if self._blank_lengths:
-            longest = self._blank_lengths[-1]
-            text = re.sub(f" {{2,{longest}}}", lambda run: f"<|blank_{len(run.group())}|>", text)
+        if self._longest_blank:
+            text = re.sub(f" {{2,{self._longest_blank}}}", lambda run: f"<|blank_{len(run.group())}|>", text)
         return [piece for part in text.split(_SPLIT) if part for piece in self.sp_model.encode(part, out_type=str)]
 
     # ---- pieces to text ---------------------------------------------------------------------------------------------
@@ -282,21 +277,12 @@ class ChatGLMTokenizer(SentencePieceBackend):
                 stretch.append(token)
         return text + self._to_text(stretch)
 
-    def _decode(
-        self,
-        token_ids: int | list[int],
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-        spaces_between_special_tokens: bool = False,
-        **kwargs: Any,
-    ) -> str:
+    def _decode(self, token_ids: int | list[int], *args: Any, **kwargs: Any) -> str:
         """Text of ids. Ids without a piece or an added token give nothing, whatever a model may have generated."""
         ids = [token_ids] if isinstance(token_ids, int) else [int(index) for index in token_ids]
         known = range(self.num_image_tokens, self.vocab_size)
         ids = [index for index in ids if index in known or index in self._added_tokens_decoder]
-        return super()._decode(
-            ids, skip_special_tokens, clean_up_tokenization_spaces, spaces_between_special_tokens, **kwargs
-        )
+        return super()._decode(ids, *args, **kwargs)
 
     @property
     def _tokenizer(self) -> "ChatGLMTokenizer":

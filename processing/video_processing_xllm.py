@@ -10,6 +10,7 @@ Legend: T frames, C channels, H height, W width.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 from transformers.processing_utils import VideosKwargs
 from transformers.video_processing_utils import BaseVideoProcessor
-from transformers.video_utils import VideoMetadata
+from transformers.video_utils import VideoMetadata, make_batched_metadata
 
 from .video_decoding import frame_indices, load_video
 
@@ -83,11 +84,7 @@ class XLLMVideoProcessor(BaseVideoProcessor):
     model_input_names = ["pixel_values_videos", "video_frame_mask"]
 
     def preprocess(self, videos: Any, **kwargs: Any) -> BatchFeature:
-        """Reads, samples, resizes and normalises videos.
-
-        Args:
-            videos: one or a list; each in any form that `load_video` takes.
-            kwargs: the settings of the class, for this call only, and `return_tensors`.
+        """Reads, samples, resizes and normalises one video or a list; `kwargs` replace the settings for this call.
 
         Returns:
             `BatchFeature` with `pixel_values_videos` `(videos, T, 3, H, W)`, zeros after the last frame of a shorter
@@ -126,14 +123,7 @@ class XLLMVideoProcessor(BaseVideoProcessor):
         videos = list_videos(videos)
         if not videos:
             raise ValueError("videos: got an empty list, expected at least one video")
-        given = [None] * len(videos) if video_metadata is None else video_metadata
-        given = [given] if isinstance(given, (dict, VideoMetadata)) else given
-        given = [entry for row in given for entry in (row if isinstance(row, (list, tuple)) else [row])]
-        if len(given) != len(videos):
-            raise ValueError(
-                f"video_metadata: got {len(given)} entries for {len(videos)} videos, expected one per video"
-            )
-        given = [VideoMetadata(**entry) if isinstance(entry, dict) else entry for entry in given]
+        given = make_batched_metadata(videos, video_metadata) if video_metadata else [None] * len(videos)
         rule = sample_indices_fn if do_sample_frames else None
         loaded = [load_video(video, sample_indices_fn=rule, metadata=entry) for video, entry in zip(videos, given)]
         return [frames for frames, _ in loaded], [metadata for _, metadata in loaded]
@@ -142,9 +132,8 @@ class XLLMVideoProcessor(BaseVideoProcessor):
         self, videos: list[np.ndarray], device: str | None = None, **kwargs: Any
     ) -> list[torch.Tensor]:
         # `load_video` always gives (T, H, W, 3); guessing the layout from the numbers would fail on tiny frames.
-        return [
-            torch.from_numpy(np.ascontiguousarray(video)).permute(0, 3, 1, 2).to(device or "cpu") for video in videos
-        ]
+        tensors = (torch.from_numpy(np.ascontiguousarray(video)).permute(0, 3, 1, 2) for video in videos)
+        return [video.to(device or "cpu") for video in tensors]
 
     def _preprocess(  # type: ignore[override]  # always called with keywords
         self, videos: list[torch.Tensor], return_tensors: str | None = None, **kwargs: Any
@@ -153,7 +142,6 @@ class XLLMVideoProcessor(BaseVideoProcessor):
         if len({video.shape[1:] for video in frames}) > 1:
             sizes = sorted({tuple(video.shape[2:]) for video in frames})
             raise ValueError(f"videos of different sizes {sizes} cannot share a batch: set do_resize=True")
-        counts = torch.tensor([len(video) for video in frames])
-        mask = (torch.arange(int(counts.max())) < counts[:, None]).long()
-        pixels = torch.nn.utils.rnn.pad_sequence(list(frames), batch_first=True)
+        pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+        pixels, mask = pad(list(frames)), pad([torch.ones(len(video), dtype=torch.long) for video in frames])
         return BatchFeature({"pixel_values_videos": pixels, "video_frame_mask": mask}, tensor_type=return_tensors)

@@ -44,9 +44,9 @@ OTHER_WORDS = {
 # Lines of each room, tests aside: a room grows by a decision, not by accident.
 MOST_LINES = {
     "modeling_xllm": 6_750,
-    "processing": 3_180,
+    "processing": 3_120,
     "hub_cards": 580,
-    "xllm": 3_700,
+    "xllm": 3_600,
 }
 
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))

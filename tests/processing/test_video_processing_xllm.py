@@ -104,7 +104,7 @@ def test_bad_videos(plain):
         plain(["gone.mp4"])
     with pytest.raises(ValueError, match="empty list"):
         plain([])
-    with pytest.raises(ValueError, match="got 1 entries for 2 videos"):
+    with pytest.raises(ValueError, match="2 videos but 1 `video_metadata` entries"):
         plain([grey_frames(2)] * 2, video_metadata=[{"total_num_frames": 2}])
     with pytest.raises(ValueError, match="different sizes"):
         plain([grey_frames(2), grey_frames(2, height=8)], do_resize=False)

@@ -18,13 +18,12 @@ import sentencepiece
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from xllm.assembly.tiny_tokenizer import train_text_pieces
+from xllm.assembly.tiny_tokenizer import WRAPPER_PIECES, train_text_pieces
 from xllm.demo.questions import TASKS, Facts, answer, random_question
 from xllm.demo.voices import NUMBER_WORDS
 from xllm.processing.tokenization_chatglm import ChatGLMTokenizer, append_pieces
 
 
-WRAPPERS = {"image": "Image", "video": "Video", "speech": "Speech"}
 # Words of a description that say nothing about the answer.
 FILLERS = (
     "a", "the", "thin", "thick", "dark", "light", "ink", "paper", "soft", "sharp", "small", "big", "on", "digit",
@@ -37,6 +36,8 @@ _PLACES = {
     "up": ("bottom", "middle", "top"),
 }
 PLACES = ("left", "right", "top", "bottom", "middle")
+_WEIGHTS = {"cross_sum": 3.0, "cross_larger": 5.0, "speech_text": 3.0, "speech_digits": 2.0, "video_text": 2.0}
+_TASK_SHARES = np.array([_WEIGHTS.get(task, 1.0) for task in TASKS]) / sum(_WEIGHTS.get(task, 1.0) for task in TASKS)
 IGNORE = -100
 
 
@@ -112,11 +113,6 @@ def random_text_sample(rng: np.random.Generator, disturbance: float = 0.15) -> T
     return TextSample(tuple(media), question, answer(task, facts, question))
 
 
-_WEIGHTS = {"cross_sum": 3.0, "cross_larger": 5.0, "speech_text": 3.0, "speech_digits": 2.0, "video_text": 2.0}
-_TASK_SHARES = np.array([_WEIGHTS.get(task, 1.0) for task in TASKS])
-_TASK_SHARES = _TASK_SHARES / _TASK_SHARES.sum()
-
-
 def build_tokenizer(folder: str | Path, seed: int = 0, vocab_size: int = 400) -> ChatGLMTokenizer:
     """Train the small sentencepiece vocabulary of the corpus and save it as `folder/ice_text.model`.
 
@@ -136,7 +132,7 @@ def build_tokenizer(folder: str | Path, seed: int = 0, vocab_size: int = 400) ->
     whole = [*dict.fromkeys(f"▁{word}" for word in (*words, *mandarin)), *mandarin]
     proto = append_pieces(
         trained,
-        user_defined=(*(f"<{slash}{name}>" for name in WRAPPERS.values() for slash in ("", "/")), "<n>"),
+        user_defined=(*WRAPPER_PIECES, "<n>"),
         normal=tuple(piece for piece in whole if known.id_to_piece(known.piece_to_id(piece)) != piece),
         byte_fallback=True,
         max_blank_length=0,
@@ -155,7 +151,7 @@ def encode_sample(tokenizer: ChatGLMTokenizer, sample: TextSample) -> tuple[list
     encode = tokenizer.sp_model.encode
     ids, described = [], []
     for modality, description in sample.media:
-        name = WRAPPERS[modality]
+        name = modality.title()
         for part, inside in ((f"<{name}>", False), (description, True), (f"</{name}>", False)):
             pieces = encode(part)
             ids += pieces

@@ -28,7 +28,6 @@ from xllm.demo.digits import (
     draw_plainly,
     draw_video,
     load_scans,
-    split_scans,
     write_video,
 )
 from xllm.demo.questions import TASKS, Facts, answer, random_question, transcript
@@ -68,8 +67,7 @@ def write_media(folder: Path, scale: DemoScale, seed: int) -> dict[str, dict[str
     Raises:
         ImportError: scikit-learn or espeakng-loader is not installed.
     """
-    scans = load_scans()
-    split = split_scans(scans.labels, scale.test_fraction, seed)
+    scans = load_scans(scale.test_fraction, seed)
     voices = split_voices(scale.num_test_voices, seed)
     for name in ("images", "videos", "speech"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -79,11 +77,10 @@ def write_media(folder: Path, scale: DemoScale, seed: int) -> dict[str, dict[str
     )
     sides = {}
     for salt, side in enumerate(("train", "test")):
-        own = DigitScans(scans.images[split[salt]], scans.labels[split[salt]])
         num_images, num_videos, num_recordings = numbers[salt]
         rng = np.random.default_rng([seed, 5, salt])
-        images = _write_images(folder, side, own, num_images, rng)
-        videos = _write_videos(folder, side, own, num_videos, 2 * scale.num_frames, rng)
+        images = _write_images(folder, side, scans[salt], num_images, rng)
+        videos = _write_videos(folder, side, scans[salt], num_videos, 2 * scale.num_frames, rng)
         rng = np.random.default_rng([seed, 6, salt])
         speech = _write_speech(folder, side, num_recordings, voices[salt], (1.0, 0.3)[salt], rng)
         single = [item for item in speech if len(item.facts.speech) == 1]

@@ -45,28 +45,23 @@ class DigitStyle:
     noise: float = 0.0  # standard deviation, on the finished picture
 
 
-def load_scans() -> DigitScans:
-    """The 1,797 scans that scikit-learn ships (the test set of UCI Optdigits, 13 writers).
+def load_scans(test_fraction: float, seed: int) -> tuple[DigitScans, DigitScans]:
+    """The 1,797 scans that scikit-learn ships (the test set of UCI Optdigits, 13 writers), for training and for test;
+    the same share of each digit in both.
 
     Raises:
         ImportError: scikit-learn is not installed.
     """
     from sklearn import datasets
 
-    bunch = datasets.load_digits()
-    return DigitScans(images=(bunch.images / 16.0).astype(np.float32), labels=bunch.target.astype(np.int64))
-
-
-def split_scans(labels: np.ndarray, test_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the training scans and of the test scans, the same share of each digit in both."""
+    images, labels = datasets.load_digits(return_X_y=True)
     rng = np.random.default_rng([seed, 1])
-    train, test = [], []
-    for digit in np.unique(labels):
+    is_test = np.zeros(len(labels), dtype=bool)
+    for digit in range(10):
         members = rng.permutation(np.flatnonzero(labels == digit))
-        num_test = max(1, round(test_fraction * len(members)))
-        test.append(members[:num_test])
-        train.append(members[num_test:])
-    return np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
+        is_test[members[: max(1, round(test_fraction * len(members)))]] = True
+    scans = (images / 16.0).astype(np.float32).reshape(-1, 8, 8)
+    return DigitScans(scans[~is_test], labels[~is_test]), DigitScans(scans[is_test], labels[is_test])
 
 
 def random_style(rng: np.random.Generator) -> DigitStyle:

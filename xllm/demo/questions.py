@@ -4,14 +4,13 @@
 A task belongs to the media it is asked about; its answer follows from their facts.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from xllm.demo.voices import NUMBER_WORDS
-
-
-_MOTIONS_ZH = {"left": "左", "right": "右", "up": "上", "down": "下"}
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,29 @@ TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     )),
 }  # fmt: skip
 
+# task -> its right answer, of the facts; then those that differ where the question is Chinese.
+_ANSWERS: dict[str, Callable[[Any], str]] = {
+    "image_digit": lambda facts: str(facts.image),
+    "image_word": lambda facts: NUMBER_WORDS["en"][facts.image],
+    "image_hanzi": lambda facts: NUMBER_WORDS["zh"][facts.image],
+    "image_parity": lambda facts: "odd" if facts.image % 2 else "even",
+    "image_next": lambda facts: str(facts.image + 1),
+    "image_place": lambda facts: str(facts.place),
+    "speech_text": lambda facts: transcript(facts.speech, facts.language),
+    "speech_digits": lambda facts: " ".join(map(str, facts.speech)),
+    "speech_count": lambda facts: str(len(facts.speech)),
+    "video_motion": lambda facts: str(facts.motion),
+    "video_digit": lambda facts: str(facts.video),
+    "video_text": lambda facts: f"{facts.video} moves {facts.motion}",
+    "cross_sum": lambda facts: str(facts.image + facts.speech[0]),
+    "cross_larger": lambda facts: str(max(facts.image, facts.speech[0])),
+}
+_MOTIONS = {"left": "左", "right": "右", "up": "上", "down": "下"}
+_CHINESE_ANSWERS: dict[str, Callable[[Any], str]] = {
+    "video_motion": lambda facts: _MOTIONS[facts.motion],
+    "video_text": lambda facts: f"{facts.video} 向 {_MOTIONS[facts.motion]}",
+}
+
 _OPENINGS = ("Please tell me:", "Tell me,", "Hello!", "Look and listen:", "I have a question.", "Now", "Hi,", "Well,")
 _CLOSINGS = ("Please.", "please", "Thank you!", "Answer briefly.", "Just the answer.", "now")
 
@@ -140,37 +162,8 @@ def answer(task: str, facts: Facts, question: str = "") -> str:
         raise ValueError(
             f"the task {task} asks about {' and '.join(missing)}, of which the facts say nothing: {facts}"
         )
-    medium = task.split("_", 1)[0]
-    if medium == "image":
-        return _image_answer(task, facts.image or 0, facts.place)
-    if medium == "video":
-        return _video_answer(task, facts, is_chinese(question))
-    if medium == "cross":
-        numbers = (facts.image or 0, facts.speech[0])
-        return str(sum(numbers) if task == "cross_sum" else max(numbers))
-    if task == "speech_text":
-        return transcript(facts.speech, facts.language)
-    return str(len(facts.speech)) if task == "speech_count" else " ".join(map(str, facts.speech))
-
-
-def _image_answer(task: str, digit: int, place: str | None) -> str:
-    return {
-        "image_digit": str(digit),
-        "image_word": NUMBER_WORDS["en"][digit],
-        "image_hanzi": NUMBER_WORDS["zh"][digit],
-        "image_parity": "odd" if digit % 2 else "even",
-        "image_next": str(digit + 1),
-        "image_place": str(place),
-    }[task]
-
-
-def _video_answer(task: str, facts: Facts, chinese: bool) -> str:
-    if task == "video_digit":
-        return str(facts.video)
-    motion = _MOTIONS_ZH[str(facts.motion)] if chinese else str(facts.motion)
-    if task == "video_motion":
-        return motion
-    return f"{facts.video} 向 {motion}" if chinese else f"{facts.video} moves {motion}"
+    chinese = _CHINESE_ANSWERS.get(task) if is_chinese(question) else None
+    return (chinese or _ANSWERS[task])(facts)
 
 
 def transcript(digits: tuple[int, ...], language: str) -> str:

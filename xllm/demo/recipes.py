@@ -4,8 +4,6 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from xllm.demo.settings import DemoScale, Optimisation
 
 
@@ -72,10 +70,3 @@ def integration(aligned: Path, output: Path, scale: DemoScale, seed: int) -> dic
 def last_checkpoint(name: str, output: Path) -> Path:
     """The checkpoint that a finished branch leaves."""
     return output / "stages" / name / f"stage2-{BRANCHES[name][-1]}"
-
-
-def write(recipe: dict[str, Any], path: Path) -> None:
-    """Write a recipe for `xllm train` (to another `output_dir`)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
-    path.write_text(f"# xllm train {path.name} output_dir=...\n{text}", encoding="utf-8")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from transformers import set_seed
@@ -64,7 +65,6 @@ class Progress:
         self.percent += percent
         left = self.seconds * (100 - self.percent) / self.percent
         sys.stderr.write(f"[{self.seconds:4.0f} s, about {left:.0f} s left] {what}\n")
-        sys.stderr.flush()
 
 
 def run_demo(output: str | Path, seed: int = 0, scale: DemoScale = DEFAULT_SCALE) -> dict[str, Any]:
@@ -92,7 +92,8 @@ def run_demo(output: str | Path, seed: int = 0, scale: DemoScale = DEFAULT_SCALE
     with get_context("spawn").Pool(NUM_PROCESSES, initializer=_prepare, initargs=(1,), maxtasksperchild=1) as pool:
         _make_towers(pool, output, scale, seed, progress)
         _compose(output, scale, seed)
-        jobs = [(name, _run_branch, (output, name, scale, seed)) for name in recipes.BRANCHES]
+        plans = {name: recipes.branch(name, output, scale, seed) for name in recipes.BRANCHES}
+        jobs = [(name, _train, (plan, output / "recipes" / f"{name}.yaml", False)) for name, plan in plans.items()]
         for name, _ in pool.imap_unordered(_call, jobs):
             progress.say(f"stages 1 and 2: {name}", 18)
     torch.set_num_threads(NUM_PROCESSES)
@@ -146,11 +147,12 @@ def _compose(output: Path, scale: DemoScale, seed: int) -> None:
     save(model, build_model_processor(config, tokenizer, scale), output / "base")
 
 
-def _run_branch(output: Path, name: str, scale: DemoScale, seed: int) -> None:
-    """Stages 1 and 2 of some modalities, in a process of their own."""
-    recipe = recipes.branch(name, output, scale, seed)
-    recipes.write(recipe, output / "recipes" / f"{name}.yaml")
-    train(recipe, progress=False)
+def _train(recipe: dict[str, Any], path: Path, progress: bool) -> Path:
+    """Writes a recipe for `xllm train` (to another `output_dir`) and runs it; returns the last checkpoint."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+    path.write_text(f"# xllm train {path.name} output_dir=...\n{text}", encoding="utf-8")
+    return train(recipe, progress=progress).checkpoint
 
 
 def _integrate(output: Path, scale: DemoScale, seed: int, progress: Progress) -> dict[str, Any]:
@@ -163,23 +165,21 @@ def _integrate(output: Path, scale: DemoScale, seed: int, progress: Progress) ->
     model.config.lineage += XLLMConfig.from_pretrained(speech).lineage
     aligned = output / "stages" / "aligned"
     save(model, processor, aligned)
-    tasks = {"cross_zero_shot": _ask(model, processor, output, "cross", aligned)}
+    zero_shot = _ask(model, processor, output, "cross", aligned)
     progress.say("zero-shot questions", 1)
 
     recipe = recipes.integration(aligned, output, scale, seed)
-    recipes.write(recipe, output / "recipes" / "integrate.yaml")
-    final = train(recipe, progress=True).checkpoint
+    final = _train(recipe, output / "recipes" / "integrate.yaml", progress=True)
     progress.say("stage 3", 16)
     model, processor = load_checkpoint(str(final))
     checkpoint = output / "checkpoint"
-    tasks |= {task: _ask(model, processor, output, task, output / "samples") for task in QUESTIONS}
+    tasks = {task: _ask(model, processor, output, task, output / "samples") for task in QUESTIONS}
     model.config.towers = None  # a checkpoint that needs nothing beside it
     save(model, processor, checkpoint)
     shutil.copy(final / "losses.png", checkpoint / "losses.png")
     progress.say("questions about the test", 3)
-    order = (*QUESTIONS, "cross_zero_shot")
     unchanged = _digest(output / "towers" / "text", "") == _digest(checkpoint, "model.language_model.")
-    return {"tasks": {task: tasks[task] for task in order}, "language_model_unchanged": unchanged}
+    return {"tasks": {**tasks, "cross_zero_shot": zero_shot}, "language_model_unchanged": unchanged}
 
 
 def _ask(model, processor, output: Path, task: str, folder: Path) -> dict[str, Any]:

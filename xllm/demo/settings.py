@@ -15,7 +15,6 @@ from xllm.processing.processing_xllm import XLLMProcessor
 from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
 
 
-_HEADS = 4
 # Mel bins end where telephones and many old recordings do: normalised, bins without any sound would be loud noise.
 HIGHEST_HERTZ = 4000.0
 
@@ -70,29 +69,25 @@ class DemoScale:
     integrate: Optimisation = Optimisation(250, 64, 1e-3)
 
 
+def _sizes(width: int, layers: int, expansion: int) -> dict[str, Any]:
+    """Fields of a transformer's config; the feed-forward part is `expansion` times as wide."""
+    named = {"hidden_size": width, "intermediate_size": expansion * width, "num_hidden_layers": layers}
+    return {**named, "num_attention_heads": 4}
+
+
 def build_config(tokenizer: ChatGLMTokenizer, scale: DemoScale) -> XLLMConfig:
     """Sizes of the three towers and the three interfaces; the table of modalities is the paper's."""
     # BERT's 0.02 is meant for a width of 768; here it would let a thirtieth of the encoder's signal through.
     spread = scale.converter_size**-0.5
-    converter: dict[str, Any] = {
-        "hidden_size": scale.converter_size,
-        "num_attention_heads": _HEADS,
-        "intermediate_size": 2 * scale.converter_size,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "initializer_range": spread,
-    }
-    qformer = {"num_hidden_layers": scale.qformer_layers, "cross_attention_frequency": 1, **converter}
-    cformer = {"num_hidden_layers": scale.cformer_layers, "max_position_embeddings": 256, **converter}
+    converter = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": spread}
+    qformer = {**_sizes(scale.converter_size, scale.qformer_layers, 2), "cross_attention_frequency": 1, **converter}
+    cformer = {**_sizes(scale.converter_size, scale.cformer_layers, 2), "max_position_embeddings": 256, **converter}
     cformer |= {"cif_hidden_size": scale.speech_size, "cif_dropout": 0.0}
     pictures = {"num_query_tokens": scale.num_query_tokens, "qformer_config": qformer}
     return small_config(
         tokenizer,
         text={
-            "hidden_size": scale.language_size,
-            "intermediate_size": 4 * scale.language_size,
-            "num_hidden_layers": scale.language_layers,
-            "num_attention_heads": _HEADS,
+            **_sizes(scale.language_size, scale.language_layers, 4),
             "max_position_embeddings": 512,
             "residual_scale": (2 * scale.language_layers) ** 0.5,
             "rope_theta": 30.0,  # slow rotary frequencies are of no use in texts of fifty tokens
@@ -111,24 +106,15 @@ def build_config(tokenizer: ChatGLMTokenizer, scale: DemoScale) -> XLLMConfig:
 
 def vision_config(scale: DemoScale) -> Blip2VisionConfig:
     """A small ViT."""
-    return Blip2VisionConfig(
-        hidden_size=scale.vision_size,
-        intermediate_size=3 * scale.vision_size,
-        num_hidden_layers=scale.vision_layers,
-        num_attention_heads=_HEADS,
-        image_size=scale.image_pixels,
-        patch_size=scale.patch_pixels,
-        initializer_range=0.02,
-    )
+    sizes = _sizes(scale.vision_size, scale.vision_layers, 3)
+    patches = {"image_size": scale.image_pixels, "patch_size": scale.patch_pixels}
+    return Blip2VisionConfig(**sizes, **patches, initializer_range=0.02)
 
 
 def speech_config(scale: DemoScale) -> ParakeetEncoderConfig:
     """A small Conformer."""
     return ParakeetEncoderConfig(
-        hidden_size=scale.speech_size,
-        intermediate_size=4 * scale.speech_size,
-        num_hidden_layers=scale.speech_layers,
-        num_attention_heads=_HEADS,
+        **_sizes(scale.speech_size, scale.speech_layers, 4),
         subsampling_conv_channels=24,
         conv_kernel_size=5,
         max_position_embeddings=1000,

@@ -24,15 +24,8 @@ from transformers import BlipImageProcessor, ParakeetEncoder
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 
 from xllm.demo.corpus import build_tokenizer, collate_text, random_text_sample
-from xllm.demo.digits import draw_digit, draw_image, load_scans, random_style, split_scans
-from xllm.demo.settings import (
-    HIGHEST_HERTZ,
-    DemoScale,
-    Optimisation,
-    build_config,
-    speech_config,
-    vision_config,
-)
+from xllm.demo.digits import draw_digit, draw_image, load_scans, random_style
+from xllm.demo.settings import HIGHEST_HERTZ, DemoScale, Optimisation, build_config, speech_config, vision_config
 from xllm.demo.voices import NUMBER_WORDS
 from xllm.modeling_xllm.modeling_chatglm import ChatGLMForConditionalGeneration
 from xllm.processing.audio_decoding import load_audio
@@ -148,11 +141,10 @@ def make_image_encoder(folder: Path, scale: DemoScale, seed: int) -> str:
 
 def _drawings(scale: DemoScale, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Pixels `(N, 3, H, W)` of drawings of the training scans, their digits `(N,)` and centres `(N, 2)`."""
-    scans = load_scans()
-    train, _ = split_scans(scans.labels, scale.test_fraction, seed)
+    scans, _ = load_scans(scale.test_fraction, seed)
     rng = np.random.default_rng([seed, 10])
     pictures, digits, centres = [], [], []
-    for index in np.tile(train, DRAWINGS_PER_SCAN)[: 2 * scale.num_images]:
+    for index in np.tile(np.arange(len(scans.labels)), DRAWINGS_PER_SCAN)[: 2 * scale.num_images]:
         height = float(rng.uniform(0.40, 0.54))
         centre = rng.uniform(height / 2, 1 - height / 2, size=2)
         pictures.append(draw_image(scans.images[index], rng))
