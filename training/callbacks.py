@@ -10,8 +10,9 @@ from typing import TextIO
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from tqdm import tqdm
 from transformers import TrainerCallback
+
+from xllm.training.progress import progress_line
 
 
 LOG_NAME = "log.jsonl"
@@ -58,11 +59,8 @@ class ProgressCallback(TrainerCallback):
     def line(self, state) -> str:
         """E.g. "stage 2 (speech): step 50/400, loss 1.2345, 00:12 elapsed, ETA 01:24"."""
         elapsed = self.clock() - self.started
-        done = state.global_step - self.first_step
-        eta = tqdm.format_interval(elapsed / done * (state.max_steps - state.global_step)) if done else "?"
-        loss = "" if self.loss is None else f", loss {self.loss:.4f}"
-        steps = f"step {state.global_step}/{state.max_steps}"
-        return f"{self.title}: {steps}{loss}, {tqdm.format_interval(elapsed)} elapsed, ETA {eta}"
+        loss = "" if self.loss is None else f"loss {self.loss:.4f}"
+        return progress_line(self.title, state.global_step, state.max_steps, elapsed, "step", loss, self.first_step)
 
 
 class JsonlCallback(TrainerCallback):

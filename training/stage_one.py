@@ -103,7 +103,7 @@ def build_stage_one(
     if task == "contrast":
         if text_side is not None:
             fields, begin = read_text_side(text_side)
-        tokenizer = _text_tokenizer(processor, heads if tensors else None, text_side, text_tokenizer)
+        tokenizer = stage_one_tokenizer(processor, heads if tensors else None, text_side, text_tokenizer)
         special = text_ids(tokenizer)
         own = {"text_pad_token_id": special.pad, "text_bos_token_id": special.dec, "text_eos_token_id": special.sep}
         own["text_vocab_size"] = special.vocab_size
@@ -133,8 +133,12 @@ def build_stage_one(
     return learner
 
 
-def _text_tokenizer(processor, heads, text_side: str | None, text_tokenizer: str | None):
-    """The tokenizer of a text side: the one that is named, that of its source, the language model's."""
+def stage_one_tokenizer(processor, heads, text_side: str | None, text_tokenizer: str | None):
+    """The tokenizer of a text side: the one that is named, that of its source, the language model's.
+
+    Raises:
+        StageError: there is none under the name.
+    """
     if text_tokenizer is None and text_side is not None:
         text_tokenizer = LAVIS_TOKENIZER if is_pth(text_side) else text_side
     if text_tokenizer is None and heads is not None and Path(heads, TEXT_SIDE).is_dir():
@@ -166,4 +170,4 @@ def _share_modules(encoder_model, composite) -> None:
             modules[name] = getattr(composite, group)[name]
 
 
-__all__ = ["OBJECTIVE", "STAGE_ONE", "build_stage_one", "save_stage_one", "stage_one_task"]
+__all__ = ["OBJECTIVE", "STAGE_ONE", "build_stage_one", "save_stage_one", "stage_one_task", "stage_one_tokenizer"]

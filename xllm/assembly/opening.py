@@ -30,6 +30,19 @@ def load_checkpoint(name_or_path: str, trust_remote_code: bool = False):
     return model.eval(), processor
 
 
+def load_processor(name_or_path: str, trust_remote_code: bool = False):
+    """Config and processor of a checkpoint, whose weights are not read.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`.
+    """
+    from xllm.processing.processing_xllm import XLLMProcessor
+
+    name, revision, config = open_config(name_or_path, trust_remote_code)
+    with _checkpoint_errors(name_or_path):
+        return config, XLLMProcessor.from_pretrained(name, revision=revision)
+
+
 def load_skeleton(name_or_path: str, trust_remote_code: bool = False):
     """The model of a checkpoint without any weight, to be looked at: only `config.json` is read.
 

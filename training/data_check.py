@@ -1,0 +1,314 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Everything that can be wrong with data, found before training: each sample is opened, decoded to its end and, with a
+model, made the batch that it will be trained on.
+
+| reason      | what is wrong                                                                               |
+|-------------|---------------------------------------------------------------------------------------------|
+| row         | it cannot be read: no JSON, an unknown form, a wrong key, no answer behind the question     |
+| missing     | a file that it names is not there                                                           |
+| medium      | a file that cannot be decoded to its end                                                    |
+| answer      | nothing to learn: an empty answer, or no token that carries loss                            |
+| length      | more tokens than `max_length`, or than the language model has positions                     |
+| sample      | it makes no batch: placeholders and media that differ, a medium that the task does not take |
+| duplicate   | the same media, by content, and the same text as a sample before it; or one of training     |
+|             | among the samples that the stage is evaluated on                                            |
+| modality    | no row of the stage's training data holds what it trains                                    |
+| crash       | the process that checked it died, twice                                                     |
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from xllm.processing.audio_decoding import PYAV_ERRORS, Waveform, av_reason, open_container
+from xllm.processing.conversations import SOURCE_KEYS, media_of, part_source
+from xllm.processing.feature_extraction_cif import FiredTokens, load_cif_features
+from xllm.processing.media_kinds import MEDIA_KINDS, PAPER_KINDS, MediaKind
+from xllm.processing.media_sources import MediaError, open_media
+from xllm.processing.video_decoding import Frames
+from xllm.training.collator import IGNORE, XLLMDataCollator
+from xllm.training.data_plan import DataPlan
+from xllm.training.media_rows import DataError
+from xllm.training.sources import Sample, load_source
+
+
+KNOWN_KEYS = {"message": ("role", "content"), "part": ("type", "text", "sampling_rate", *SOURCE_KEYS)}
+SAMPLING_RATE = 16_000  # Hz, of sounds that are decoded without a model
+NPY = b"\x93NUMPY"
+
+
+@dataclass
+class Problem:
+    """What is wrong with a sample: one of the reasons above, the field, and a sentence."""
+
+    reason: str
+    field: str
+    message: str
+
+
+@dataclass
+class Report:
+    """What was found out about a sample.
+
+    Args:
+        where, source (`str`): place and name of the source.
+        problems (`list[Problem]`): none if the sample is good.
+        media (`list`): (kind, seconds or None) of each.
+        tokens (`int`, *optional*): of the longest row that is made of it; `learnt` of them carry loss.
+        row_tokens (`dict[str, int]`): placeholders by row of the model.
+        unread (`list[str]`): keys that nothing reads.
+        cut (`bool`): older turns are left out for want of room.
+        content, media_content (`bytes`): digests of media and text, and of the media alone (empty without media).
+    """
+
+    where: str
+    source: str
+    problems: list[Problem] = field(default_factory=list)
+    media: list[tuple[str, float | None]] = field(default_factory=list)
+    tokens: int | None = None
+    learnt: int = 0
+    row_tokens: dict[str, int] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
+    cut: bool = False
+    content: bytes = b""
+    media_content: bytes = b""
+
+
+def read_group(plan: DataPlan, group: int) -> tuple[list[Sample], list[Report]]:
+    """The samples of a group, and a report of each row that is none."""
+    samples, bad = [], []
+    for spec in plan.groups[group].sources:
+        name = spec.name or str(spec.path)
+
+        def note(where: str, error: DataError, name: str = name) -> None:
+            message = str(error).removeprefix(f"{where}: ")
+            reason = "missing" if message.startswith("no such file") else "row"
+            bad.append(Report(where, name, [Problem(reason, "", message)]))
+
+        try:
+            samples += load_source(spec, plan.groups[group].media, note)
+        except DataError as error:  # of the whole file
+            if not any(report.source == name for report in bad):
+                note(name, error)
+    return samples, bad
+
+
+class SampleChecker:
+    """`checker((group, sample))` gives the `Report` of a sample; made once in each process.
+
+    Args:
+        processor (`XLLMProcessor`, *optional*): of the model; without it media are decoded, and nothing else.
+        collators (`list[XLLMDataCollator]`): of each group, if there is a processor.
+        positions (`int`, *optional*): that the language model has.
+    """
+
+    def __init__(self, processor, collators: list[XLLMDataCollator], positions: int | None):
+        torch.set_num_threads(1)
+        self.processor, self.collators, self.positions = processor, collators, positions
+        self.readers: dict[str, Any] = {}
+
+    def __call__(self, task: tuple[int, Sample]) -> Report:
+        group, sample = task
+        report = Report(sample.where, sample.source)
+        messages = _longest(sample).conversation(lambda n: 0)
+        digests: list[str] = []
+        decoded = [
+            {**turn, "content": list(self._parts(turn, f"messages[{index}]", report, digests))}
+            for index, turn in enumerate(messages)
+        ]
+        texts = [[part.get("text", part["type"]) for part in turn["content"]] for turn in messages]
+        told = [sample.prompts, sample.answers] if sample.messages is None else texts
+        report.content = _digest(json.dumps([digests, told, [turn["role"] for turn in messages]]).encode())
+        report.media_content = _digest("".join(digests).encode()) if digests else b""
+        last = "".join(part.get("text", "") for part in messages[-1]["content"])
+        if not all(answer.strip() for answer in (sample.answers if sample.messages is None else [last])):
+            report.problems.append(Problem("answer", f"messages[{len(messages) - 1}]", "the answer is empty"))
+        if not report.problems and self.processor is not None:
+            self._collate(self.collators[group], {"messages": decoded}, report)
+        return report
+
+    # ---- media ------------------------------------------------------------------------------------------------------
+
+    def _parts(self, turn: dict, place: str, report: Report, digests: list[str]) -> Iterator[dict]:
+        """The content parts of a turn, decoded; digests of their contents are added."""
+        unknown = [key for key in turn if key not in KNOWN_KEYS["message"]]
+        for index, part in enumerate(turn["content"]):
+            at = f"{place}.content[{index}]"
+            unknown += [f"content.{key}" for key in part if key not in (*KNOWN_KEYS["part"], part["type"])]
+            if part["type"] == "text":
+                yield part
+                continue
+            kind = MEDIA_KINDS[part["type"]]
+            try:
+                source = _fetched(kind, part_source(part))
+                digests.append(_content_of(source))
+                medium, seconds = self._decode(kind, source)
+            except MediaError as error:
+                is_missing = error.reason == "no such file"
+                report.problems.append(Problem("missing" if is_missing else "medium", at, str(error)))
+            except ValueError as error:
+                report.problems.append(Problem("row", at, str(error)))
+            else:
+                report.media.append((kind.type, seconds))
+                yield {"type": kind.type, kind.type: medium}
+        report.unread += [f"messages.{key}" for key in unknown]
+
+    def _decode(self, kind: MediaKind, source: Any) -> tuple[Any, float | None]:
+        """A medium, decoded to its end, and how long it lasts, if it is known to."""
+        if self.processor is not None:
+            medium = self.processor.load(kind, source)
+        else:
+            medium = _decode_alone(kind, source, self.readers)
+        if isinstance(medium, Waveform):
+            return medium, len(medium.samples) / medium.sampling_rate
+        if isinstance(medium, Frames):
+            _decode_to_the_end(source)
+            return medium, None if medium.metadata is None else medium.metadata.duration
+        return medium, None
+
+    # ---- what it becomes --------------------------------------------------------------------------------------------
+
+    def _collate(self, collator: XLLMDataCollator, item: dict, report: Report) -> None:
+        """Makes the batch of a sample as training does, and counts its tokens."""
+        limit, collator.max_length = collator.max_length, None if collator.task == "chat" else collator.max_length
+        try:
+            batch = collator([item])
+            if collator.task == "chat":
+                self._count(batch, limit, report)
+                if limit is not None and report.tokens > limit:  # which turns can be left out, or the error
+                    collator.max_length = limit
+                    self._count(collator([item]), limit, report)
+                    report.cut = True
+        except ValueError as error:
+            is_length = limit is not None and report.tokens is not None and report.tokens > limit
+            report.problems.append(Problem("length" if is_length else "sample", "messages", str(error)))
+            return
+        finally:
+            collator.max_length = limit
+        labels = batch["input_ids" if collator.task == "contrast" else "labels"]
+        report.learnt = int((labels != IGNORE).sum())
+        if collator.task != "chat":
+            report.tokens = labels.shape[1]
+            self._check_clip(collator, batch, report)
+        if report.learnt == 0:
+            report.problems.append(Problem("answer", "messages", "no token of the answer carries loss"))
+
+    def _count(self, batch: dict, limit: int | None, report: Report) -> None:
+        real = batch["attention_mask"].bool()
+        report.tokens = int(real.sum(1).max())
+        ids = batch["input_ids"][real]
+        tokens = {name: self.processor.tokenizer.convert_tokens_to_ids(r.token) for name, r in self._rows().items()}
+        report.row_tokens = {name: n for name, token in tokens.items() if (n := int((ids == token).sum()))}
+        if limit is None and self.positions is not None and report.tokens > self.positions:
+            message = f"{report.tokens} tokens, and the language model has {self.positions} positions; set max_length"
+            report.problems.append(Problem("length", "messages", message))
+
+    def _rows(self) -> dict[str, Any]:
+        return self.processor.rows
+
+    def _check_clip(self, collator: XLLMDataCollator, batch: dict, report: Report) -> None:
+        """A clip fires at most one token per frame of the encoder: a longer transcript cannot be learnt."""
+        row = self._rows()[collator.modality]
+        if collator.task == "transcribe" and row.mask_name in batch:
+            frames = row.num_placeholders(int(batch[row.mask_name].sum()))
+            if frames < report.tokens:
+                message = f"{report.tokens} tokens of text for {frames} frames of the speech encoder"
+                report.problems.append(Problem("length", "messages", message))
+
+
+def _longest(sample: Sample) -> Sample:
+    """A sample with the longest of the prompts and answers that are drawn from."""
+    if sample.messages is not None:
+        return sample
+    prompt, answer = (max(texts, key=len) for texts in (sample.prompts, sample.answers))
+    return replace(sample, prompts=[prompt], answers=[answer])
+
+
+def make_checker(plan: DataPlan) -> tuple:
+    """Arguments of `SampleChecker` for a plan."""
+    if plan.processor is None:
+        return None, [], None
+    positions = getattr(plan.config.get_text_config(), "max_position_embeddings", None)
+    return plan.processor, [group.collator(plan.processor) for group in plan.groups], positions
+
+
+def _digest(content: bytes) -> bytes:
+    return blake2b(content, digest_size=16).digest()
+
+
+def _fetched(kind: MediaKind, source: Any) -> Any:
+    """A medium behind an http(s) URL as its bytes, so that it is fetched once."""
+    if kind in PAPER_KINDS and isinstance(source, str) and source.startswith(("http://", "https://")):
+        with open_media(source) as (file, _):
+            return {"bytes": file.read(), "url": source}
+    return source
+
+
+def _content_of(source: Any) -> str:
+    """Digest of a medium: of its encoded bytes, or of its values."""
+    digest = blake2b(digest_size=16)
+    if isinstance(source, dict) and source.get("array") is not None:
+        source = source["array"]
+    if isinstance(source, Image.Image):
+        source = np.asarray(source)
+    if isinstance(source, (list, tuple)):
+        return ",".join(map(_content_of, source)) if not source or isinstance(source[0], str) else repr(source)
+    if isinstance(source, (np.ndarray, torch.Tensor)):
+        values = np.ascontiguousarray(source)
+        digest.update(f"{values.dtype}{values.shape}".encode() + values.tobytes())
+        return digest.hexdigest()
+    with open_media(source) as (file, _):
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _decode_alone(kind: MediaKind, source: Any, readers: dict[str, Any]) -> Any:
+    """A decoded medium without a model: by the kind's own loader; of one's own kind, by a reader with its defaults."""
+    if kind not in PAPER_KINDS:
+        return kind.load(source, readers.setdefault(kind.type, kind.reader_class()))
+    if isinstance(source, (str, dict)):
+        with open_media(source) as (file, name):
+            if file.read(len(NPY)) == NPY:  # features in place of sound
+                file.seek(0)
+                try:
+                    width = np.lib.format.read_array(file, allow_pickle=False).shape[-1]
+                except (ValueError, EOFError, IndexError) as error:
+                    raise MediaError(name, f"not a readable .npy file of numbers ({error})") from error
+                return FiredTokens(load_cif_features(source, width))
+    reader = SimpleNamespace(num_frames=1, fps=None, sampling_rate=SAMPLING_RATE)
+    return kind.load(source, reader)
+
+
+def _decode_to_the_end(source: Any) -> None:
+    """Decodes every frame of a film; a `MediaError` where a decoder fails or says that a frame is damaged."""
+    if not isinstance(source, (str, bytes, dict)):
+        return  # frames in memory
+    with open_media(source) as (file, name):
+        if file.read(12)[8:] == b"WEBP":
+            return  # read whole by its loader
+        file.seek(0)
+        with open_container(file, name) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            number = 0
+            try:
+                for number, frame in enumerate(container.decode(stream), start=1):
+                    if frame.is_corrupt:
+                        raise MediaError(name, f"damaged video (frame {number})")
+            except PYAV_ERRORS as error:
+                if isinstance(error, MediaError):
+                    raise
+                raise MediaError(name, f"damaged video behind frame {number} ({av_reason(error)})") from error
+
+
+def parts_of(sample: Sample) -> set[str]:
+    """Types of content part of a sample's media."""
+    return {part for part, items in media_of(sample.conversation(lambda n: 0)).items() if items}
