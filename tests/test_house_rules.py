@@ -46,7 +46,7 @@ MOST_LINES = {
     "modeling_xllm": 6_750,
     "processing": 3_120,
     "hub_cards": 580,
-    "xllm": 3_600,
+    "xllm": 3_690,  # check: 85
 }
 
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
