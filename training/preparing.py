@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from xllm.modeling_xllm.stage_checkpoints import adapted_layers
+from xllm.training.adapters import begin_lora
 from xllm.training.augmentation import Augmentation
 from xllm.training.data import ChatDataset
 from xllm.training.evaluation import check_evaluation
 from xllm.training.media_rows import media_rows
+from xllm.training.optim_groups import entry_of_each
 from xllm.training.recipe import RecipeError, StageSpec
 from xllm.training.sources import Sample
 from xllm.training.stage_one import build_stage_one, stage_one_task
@@ -47,6 +50,8 @@ def prepare(model, processor, spec: StageSpec, seed: int, media: dict | None = N
         raise StageError(f"{given[0]} belongs to stage 1; stage {stage.value} learns to say the answer")
     freeze_for_stage(model, stage, modalities, **switches(spec))
     _check_init_from(model.config, spec)
+    if stage is not Stage.CONVERT:
+        check_optim(model, spec)
     augmentation = Augmentation.from_spec(spec.data.augment)
     common = {"processor": processor, "modalities": modalities, "on_error": spec.data.on_error, "seed": seed}
     common["cache_media"] = spec.data.cache_media and (True if media is None else media)
@@ -78,6 +83,22 @@ def switches(spec: StageSpec) -> dict[str, bool]:
     return {**{name: getattr(spec, name) for name in names}, "train_adapters": spec.lora is not None}
 
 
+def check_optim(model, spec: StageSpec) -> None:
+    """Check that the entries of `optim` name what the stage trains of `model`: an X-LLM, or its stage-1 model.
+
+    Raises:
+        RecipeError: see `entry_of_each`.
+    """
+    if not spec.optim:
+        return
+    if spec.lora is not None and not adapted_layers(model):  # names alone: an adapter is made when the stage begins
+        with torch.device("meta"):
+            model = type(model)(model.config)
+        begin_lora(model, spec.lora)
+    freeze_for_stage(model, spec.stage, spec.modalities, **switches(spec))
+    entry_of_each(spec.optim, model)
+
+
 def _check_init_from(config, spec: StageSpec) -> None:
     for name, other in spec.init_from.items():
         resolve_modalities(config, [name, other])
@@ -104,4 +125,4 @@ def training_arguments(prepared: Prepared, folder: Path, seed: int) -> TrainingA
     return TrainingArguments(**settings)
 
 
-__all__ = ["Prepared", "make_stage_one", "prepare", "switches", "training_arguments"]
+__all__ = ["Prepared", "check_optim", "make_stage_one", "prepare", "switches", "training_arguments"]

@@ -31,6 +31,7 @@ from typing import Any
 import yaml
 
 from xllm.training.adapters import LoraSpec
+from xllm.training.optim_groups import OptimSpec, check_settings
 from xllm.training.stages import resolve_stage
 from xllm.training.strict import RecipeError, build, check_argument, check_choice, nearest
 
@@ -121,6 +122,7 @@ class StageSpec:
             file; default the heads beside the model, or else random weights over the language model's words.
         text_tokenizer (`str`): default that of `text_side`; bert-base-uncased for a `.pth` file.
         lora: an adapter of the language model, trained beside the interfaces, see `LoraSpec`.
+        optim (`list[OptimSpec]`): learning rate and weight decay by names of parameters, see `OptimSpec`.
         init_from (`dict[str, str]`): row -> row whose adapter and query tokens it starts from, e.g. `{video: image}`.
         data, trainer, evaluate: see `DataSpec`; fields of `TrainingArguments`; evaluations run after the stage.
         name (`str`): folder of the stage's checkpoint; default "stage2-speech" and so on.
@@ -135,6 +137,7 @@ class StageSpec:
     text_side: str | None = None
     text_tokenizer: str | None = None
     lora: LoraSpec | None = field(default=None, metadata={"of": LoraSpec})
+    optim: list[OptimSpec] = field(default_factory=list, metadata={"of": OptimSpec})
     init_from: dict = field(default_factory=dict)
     data: DataSpec = field(default_factory=DataSpec, metadata={"of": DataSpec})
     trainer: dict = field(default_factory=dict)
@@ -337,6 +340,7 @@ def _check(recipe: Recipe, source: str) -> None:
             raise RecipeError(f"{where}.data.train is empty: give at least one source")
         for name, value in stage.trainer.items():
             stage.trainer[name] = check_argument(f"{where}.trainer", name, value)
+        check_settings(where + ".optim", stage.optim)
         check_choice(where + ".data.on_error", stage.data.on_error, ("raise", "skip"))
         check_choice(where + ".data.loss_on", stage.data.loss_on, ("last", "all"))
     folders = [stage.folder for stage in recipe.stages]

@@ -72,7 +72,7 @@ def run_prepared(
     for part in {part_of(name) for name in trained if ".lora_" not in name} & set(model.config.towers or ()):
         del model.config.towers[part]  # trained here: it will no longer be what its source holds
     trainer = _make_trainer(learner, processor, prepared, task, folder, seed, progress)
-    trainer.receipt = receipt
+    trainer.receipt, trainer.groups = receipt, spec.optim
     trainer.train()
     frozen = receipt.check()
     adapter_now = adapter_entry(model, adapter, receipt, spec.lora is not None and spec.lora.merge)

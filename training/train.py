@@ -25,7 +25,7 @@ from transformers import set_seed
 from xllm.modeling_xllm.conversion.output import check_unused
 from xllm.modeling_xllm.weight_files import resolve_source
 from xllm.training.adapters import begin_lora, check_adapters, merge_lora
-from xllm.training.preparing import Prepared, make_stage_one, prepare, switches
+from xllm.training.preparing import Prepared, check_optim, make_stage_one, prepare, switches
 from xllm.training.recipe import Recipe, StageSpec, load_recipe
 from xllm.training.running import StageResult, run_prepared
 from xllm.training.stages import Stage, freeze_for_stage
@@ -108,7 +108,7 @@ def _prepare_all(recipe, overrides, trust_remote_code: bool = False) -> tuple[Re
     for stage in prepared:
         if stage.stage is Stage.CONVERT:
             heads = None if stage.modalities[0] in converted else recipe.model
-            make_stage_one(model, processor, stage, heads, check_only=True)
+            check_optim(make_stage_one(model, processor, stage, heads, check_only=True), stage.spec)
             converted.add(stage.modalities[0])
     return recipe, model, processor, prepared
 

@@ -14,6 +14,7 @@ from transformers import Trainer
 from xllm.modeling_xllm.stage_checkpoints import adapted_layers
 from xllm.training.collator import IGNORE
 from xllm.training.lineage import FreezeReceipt
+from xllm.training.optim_groups import OptimSpec, split_groups
 
 
 TERMS = ("itc_loss", "itm_loss", "itg_loss", "ce_loss", "quantity_loss", "ctc_loss")
@@ -29,6 +30,7 @@ class XLLMTrainer(Trainer):
         self._losses: defaultdict[str, list[float]] = defaultdict(list)  # since the last entry of the log
         self._logits: torch.Tensor | None = None
         self.receipt: FreezeReceipt | None = None  # made when training starts, unless one is given
+        self.groups: list[OptimSpec] = []  # learning rates and weight decay by names of parameters
 
     def train(self, *args, **kwargs):
         self.receipt = self.receipt or FreezeReceipt(self.model)
@@ -49,6 +51,14 @@ class XLLMTrainer(Trainer):
         super()._save(output_dir, state_dict)
         if self.receipt is not None:
             self.receipt.write(self.args.output_dir if output_dir is None else output_dir)
+
+    def create_optimizer(self, model=None):
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.groups:
+            own = self.model if model is None else model
+            split_groups(optimizer, self.groups, own, self.get_decay_parameter_names(own))
+        return optimizer
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         """Weights of a checkpoint and, which transformers would pass over, the adapter beside them."""
