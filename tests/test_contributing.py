@@ -20,7 +20,8 @@ from xllm.training.augmentation import AUGMENTATIONS, Augmentation
 from xllm.training.evaluation import _score
 from xllm.training.metrics import METRICS
 from xllm.training.recipe import SourceSpec
-from xllm.training.sources import FORMS, Sample, load_source
+from xllm.training.row_forms import FORMS, Form, with_columns
+from xllm.training.sources import Sample, load_source
 from xllm.training.stages import TRAINED_PARTS, Stage, freeze_for_stage
 from xllm.training.tasks import TASKS, Task
 
@@ -44,10 +45,10 @@ def test_a_data_form(monkeypatch, tmp_path):
     def read_survey(spec, where, row, media):
         return Sample(where, prompts=[row["asked"]], answers=[row["said"]])
 
-    monkeypatch.setitem(FORMS, "survey", read_survey)
+    monkeypatch.setitem(FORMS, "survey", Form(read_survey, with_columns("asked said")))
     path = tmp_path / "rows.csv"
     path.write_text("asked,said\nHow many?,Three\n")
-    (sample,) = load_source(SourceSpec(path=str(path), format="survey"))
+    (sample,) = load_source(SourceSpec(path=str(path)))
     assert [message["content"][0]["text"] for message in sample.conversation(lambda n: 0)] == ["How many?", "Three"]
 
 
@@ -112,5 +113,5 @@ def test_what_a_stage_trains(monkeypatch):
 
 def test_unknown_names_list_what_was_added(monkeypatch):
     monkeypatch.setitem(FORMS, "survey", None)
-    with pytest.raises(ValueError, match="choose one of auto, messages, .*survey"):
+    with pytest.raises(ValueError, match="choose one of auto, .*messages, .*survey"):
         load_source(SourceSpec(dataset=[{}], format="surveys"))

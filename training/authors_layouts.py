@@ -10,6 +10,7 @@ speech row is `token_level`. Deviation: nothing is cut to 20 characters and 20 v
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 
 # Part type -> ending of the file that an `image_id` stands for; captions are of these parts, by default of the first.
@@ -32,13 +33,13 @@ def tell_layout(row: Mapping) -> str | None:
     return None
 
 
-def read_captions(row: Mapping, part: str) -> tuple[dict, list[str]]:
-    """The content part, of type `part`, and the captions of a row."""
+def read_captions(row: Mapping, part: str) -> tuple[dict, Any]:
+    """The content part, of type `part`, and the caption or captions of a row."""
     if "image_id" in row and "caption_zh" in row:
         medium, captions = f"{row['image_id']}{CAPTIONED[part]}", row["caption_zh"]
     else:
         medium, captions = row["image"], row["caption"]
-    return {"type": part, part: medium}, [captions] if isinstance(captions, str) else list(captions)
+    return {"type": part, part: medium}, captions
 
 
 def read_features(row: Mapping) -> tuple[list[dict], str, list[str] | None]:

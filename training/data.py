@@ -20,12 +20,13 @@ from xllm.processing.audio_decoding import Waveform
 from xllm.processing.conversations import part_source
 from xllm.processing.feature_extraction_cif import XLLMCIFFeatureExtractor
 from xllm.processing.media_kinds import MEDIA_KINDS
-from xllm.processing.media_sources import MediaError
+from xllm.processing.media_sources import MediaError, describe_source
 from xllm.processing.video_decoding import Frames
 from xllm.training.augmentation import Augmentation
 from xllm.training.media_rows import DataError, media_rows
 from xllm.training.recipe import SourceSpec
-from xllm.training.sources import Sample, load_source
+from xllm.training.samples import Sample, Stored
+from xllm.training.sources import load_source
 
 
 logger = logging.get_logger(__name__)
@@ -124,15 +125,48 @@ class ChatDataset(Dataset):
         kind = part["type"]
         if kind == "text":
             return part
-        source = part_source(part)
-        if self.cache is None or not isinstance(source, str):
-            medium = self.processor.load(kind, source)
-        elif (medium := self.cache.get(f"{kind}:{source}")) is None:
-            medium = self.cache[f"{kind}:{source}"] = self.processor.load(kind, source)
+        medium = _cut(self._load(kind, part_source(part)), part)
         for what in MEDIA_KINDS[kind].augmented_as:
             if self.augmentation is not None and what != "features" and self.augmentation.handles(what):
                 medium = _changed(medium, partial(self.augmentation.apply, what, rng=rng))
         return {"type": kind, kind: medium}
+
+    def _load(self, kind: str, source: Any) -> Any:
+        """A decoded medium, from the cache if it is there."""
+        key = f"{kind}:{source.name if isinstance(source, Stored) else source}"
+        if self.cache is None or not isinstance(source, (str, Stored)):
+            key = ""
+        elif key in self.cache:
+            return self.cache[key]
+        if isinstance(source, Stored):
+            source = {"bytes": _stored_bytes(source), "path": source.name}
+        medium = self.processor.load(kind, source)
+        if key:
+            self.cache[key] = medium
+        return medium
+
+
+def _stored_bytes(source: Stored) -> bytes:
+    try:
+        return source.read()
+    except (OSError, ValueError, IndexError) as error:
+        raise MediaError(source.name, f"cannot be read from its file ({error})") from error
+
+
+def _cut(medium: Any, part: dict) -> Any:
+    """The span of a sound that its part names by `offset` and `duration`, in seconds."""
+    if "offset" not in part and "duration" not in part:
+        return medium
+    if not isinstance(medium, Waveform):
+        raise MediaError(describe_source(part_source(part)), "a span (offset, duration) can be cut from sounds only")
+    rate, begin = medium.sampling_rate, part.get("offset", 0.0)
+    end = len(medium.samples) / rate if part.get("duration") is None else begin + part["duration"]
+    if not begin < end <= len(medium.samples) / rate + 0.1:
+        raise MediaError(
+            describe_source(part_source(part)),
+            f"holds {len(medium.samples) / rate:.2f} s, not the span from {begin:.2f} to {end:.2f} s",
+        )
+    return replace(medium, samples=medium.samples[round(begin * rate) : round(end * rate)])
 
 
 def _changed(medium: Any, change: Callable[[np.ndarray], np.ndarray]) -> Any:

@@ -18,7 +18,7 @@ from torch import nn
 
 from xllm.processing.conversations import part_source
 from xllm.training.adapters import adapter_of, merge_lora
-from xllm.training.sources import Sample
+from xllm.training.samples import Sample, file_name
 from xllm.training.stages import adapter_parameters, frozen_tensors
 
 
@@ -125,8 +125,7 @@ def _portable(part: dict) -> list[str]:
     """A content part as its type and its text or file name."""
     if part["type"] == "text":
         return ["text", part["text"]]
-    source = part_source(part)
-    return [part["type"], Path(source).name if isinstance(source, str | Path) else type(source).__name__]
+    return [part["type"], file_name(part_source(part))]
 
 
 def lineage_entry(

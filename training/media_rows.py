@@ -30,6 +30,13 @@ class MediaRows:
         names = {name: kind.type for kind in kinds for name in (kind.row_name, *kind.aliases, kind.type)}
         return {**names, **self.rows}
 
+    @cached_property
+    def columns(self) -> dict[str, str]:
+        """Every column that may hold media -> type of their content part: the names, and their plurals."""
+        inputs = {kind.inputs: kind.type for kind in MEDIA_KINDS.values()}
+        plurals = {f"{name}s": part for name, part in self.names.items()}
+        return {**self.names, **plurals, **inputs}
+
     def part(self, where: str, name: str) -> str:
         """The type of content part called `name`, or a `DataError` if no row of the model reads it."""
         if self.names.get(name) not in self.rows.values():

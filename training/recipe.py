@@ -47,10 +47,12 @@ class SourceSpec:
     """One data source; see `xllm.training.sources` for the formats.
 
     Args:
-        path (`str`): a file of samples; or `dataset`, a `datasets.Dataset` or list of samples, from Python only.
-        format (`str`): "auto" (told from the content) or one of `xllm.training.sources.FORMS`.
+        path (`str`): a file or folder of samples, a glob, or a data set's id on the Hub (`user/name`, `hf://user/name`);
+            or `dataset`, a `datasets.Dataset` or list of samples, from Python only.
+        config, split (`str`): of a Hub id or a folder that has several; the split is by default "train".
+        format (`str`): "auto" (told from the columns) or one of `xllm.training.row_forms.FORMS`.
         modality (`str`): of plain tables: a row of the modality table, or "text" for rows without media.
-        file_column, text_column (`str`): of plain tables.
+        file_column, text_column (`str`): of plain tables; default the one column with a common name.
         prompts (`list[str]`): of tables and captions: one is drawn per sample and epoch; `{column}` is filled in.
         answer (`str`): of tables: the assistant's turn; `{column}` is filled in; default the text column.
         where, exclude (`dict`): column -> value or values a row must, or must not, have.
@@ -61,11 +63,13 @@ class SourceSpec:
     """
 
     path: str | None = None
+    config: str | None = None
+    split: str | None = None
     dataset: Any = None
     format: str = "auto"
     modality: str | None = None
-    file_column: str = "file"
-    text_column: str = "text"
+    file_column: str | None = None
+    text_column: str | None = None
     prompts: list[str] | None = None
     answer: str | None = None
     where: dict = field(default_factory=dict)

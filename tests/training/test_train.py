@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 
 from xllm import XLLMForConditionalGeneration, XLLMProcessor
 from xllm.assembly.opening import CheckpointError, load_checkpoint
-from xllm.training import running, sources
+from xllm.training import row_files, running
 from xllm.training.callbacks import ProgressCallback, loss_curves
 from xllm.training.collator import XLLMDataCollator
 from xllm.training.evaluation import run_evaluation
@@ -164,7 +164,7 @@ def test_skipped_samples_are_in_the_log(tiny, media, tmp_path):
 
 def test_evaluations_after_a_stage(tiny_checkpoint, table, tmp_path, monkeypatch):
     read = []
-    monkeypatch.setattr(sources, "read_rows", lambda path, *rest: read.append(path) or read_rows(path, *rest))
+    monkeypatch.setattr(row_files, "read_rows", lambda path, *rest: read.append(path) or read_rows(path, *rest))
     recipe = {
         "model": str(tiny_checkpoint),
         "output_dir": str(tmp_path),
