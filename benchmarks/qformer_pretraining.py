@@ -90,6 +90,7 @@ def build(modality: str) -> XLLMForQFormerPreTraining:
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
+    qformer.initializer_range = qformer.hidden_size**-0.5
     row = X2LConfig(num_query_tokens=4, qformer_config=qformer)
     if modality == "video":
         row.input_name, row.mask_name, row.num_frames = "pixel_values_videos", "video_frame_mask", FRAMES
@@ -125,6 +126,11 @@ def recall_at_1(similarities: torch.Tensor, positives: torch.BoolTensor) -> floa
     return positives.gather(1, similarities.argmax(dim=1, keepdim=True)).float().mean().item()
 
 
+def auc(right: torch.Tensor, wrong: torch.Tensor) -> float:
+    """Share of pairs in which a right caption is scored above a wrong one."""
+    return (right[:, None] > wrong[None, :]).float().mean().item()
+
+
 def greedy_captions(model, media, max_length: int) -> torch.LongTensor:
     """`(B, at most max_length)`: `[DEC]`, the caption of the ITG head, `[SEP]`, padding."""
     config = model.config
@@ -152,7 +158,14 @@ def measure(model, scenes: list[int], media: dict[str, torch.Tensor]) -> dict[st
     positives = truth[:, None] == torch.arange(len(SCENES))
     shown = positives.any(dim=0)
     right = model.match(queried, ids[truth]).argmax(dim=1) == 1
-    wrong = model.match(queried, ids[(truth + 1) % len(SCENES)]).argmax(dim=1) == 0
+    generator = torch.Generator().manual_seed(0)
+    other = (truth + torch.randint(1, len(SCENES), truth.shape, generator=generator)) % len(SCENES)
+    wrong = model.match(queried, ids[(truth + 1) % len(SCENES)])  # one word is another: a shape, a place or a colour
+    margins = [
+        (logits[:, 1] - logits[:, 0])
+        for logits in (model.match(queried, ids[truth]), wrong, model.match(queried, ids[other]))
+    ]
+    wrong = wrong.argmax(dim=1) == 0
     logits = model.text_branch.lm_logits(model.caption_states(queried, ids[truth]))
     captions = greedy_captions(model, queried, ids.shape[1])
     width = captions.shape[1]
@@ -161,6 +174,8 @@ def measure(model, scenes: list[int], media: dict[str, torch.Tensor]) -> dict[st
         "media_to_text_r1": recall_at_1(similarities, positives),
         "text_to_media_r1": recall_at_1(similarities[:, shown].T, positives[:, shown].T),
         "matching_accuracy": (torch.cat([right, wrong])).float().mean().item(),
+        "auc_near_caption": auc(margins[0], margins[1]),
+        "auc_any_caption": auc(margins[0], margins[2]),
         "token_accuracy": (logits[:, :-1].argmax(dim=-1) == ids[truth][:, 1:]).float().mean().item(),
         "exact_captions": (captions[:, 1:] == ids[truth][:, 1:width]).all(dim=1).float().mean().item(),
     }

@@ -71,8 +71,9 @@ class X2LConfig(PreTrainedConfig):
         token_level: C-Former without an encoder only: the inputs `(clips, U, cif_hidden_size)` are tokens that a CIF
             has fired before, such as the authors' `.npy` features; neither encoder nor CIF is run.
         adapter_activation: activation after the adapter's Linear; "relu" for the S-Adapter.
-        converter_config: sizes of the converter; `None` where it has none, or shares another row's. `qformer_config`
-            and `cformer_config` are older names of the same field.
+        converter_config: sizes of the converter; `None` where it has none, or shares another row's.
+            Without `initializer_range`, fresh weights get a standard deviation of 1 / sqrt(width). Older names:
+            `qformer_config`, `cformer_config`.
         encoder_hidden_size, language_hidden_size: widths in and out, filled in by `XLLMConfig`.
 
     Raises:
@@ -134,7 +135,10 @@ class X2LConfig(PreTrainedConfig):
                 raise ValueError(
                     f"converter_config is of model_type {given!r}, but a {self.converter!r} converter takes {taken!r}"
                 )
-            self.converter_config = kind.config_class(**values)
+            self.converter_config = own = kind.config_class(**values)
+            if "initializer_range" not in values and {"initializer_range", "hidden_size"} <= vars(own).keys():
+                # BERT's 0.02 would let a fraction of its input through a narrow converter that starts at random.
+                own.initializer_range = own.hidden_size**-0.5
         kind.check_row(self)
 
     qformer_config = _older_name("qformer_config")

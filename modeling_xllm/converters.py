@@ -134,6 +134,7 @@ class QFormerConverter(X2LConverter):
         super().__init__(row, owner_row)
         width = owner_row.converter_config.hidden_size
         self.query_tokens = nn.Parameter(torch.zeros(1, row.num_query_tokens, width))  # (1, Q, C)
+        self.query_std = owner_row.converter_config.initializer_range
         if row is owner_row:
             self.qformer = Blip2QFormerModel._from_config(row.converter_config)
 
@@ -152,7 +153,7 @@ class QFormerConverter(X2LConverter):
         return owner_row.converter_config.hidden_size
 
     def init_weights_of_its_own(self, std: float) -> None:
-        init.normal_(self.query_tokens, std=std)
+        init.normal_(self.query_tokens, std=self.query_std)
 
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None) -> ConverterOutput:
         """(N, T, E), mask (N, T) or None -> (N, Q, C)."""

@@ -7,7 +7,7 @@
 Deviations from BLIP-2: ln_vision belongs to the tower and is frozen with it; equal captions are not negatives of each
 other (`match_equal_texts`); gathered features carry gradients across ranks; in eval mode ITM takes the hardest
 negative instead of drawing one, so that an evaluation repeats; a video is compared through its best query of any real
-frame.
+frame, and matched through its best frame.
 
 Legend: B pairs, F frames (1 for an image), N query tokens of a frame, S encoder positions, L text tokens,
 E, H, P widths of encoder, Q-Former and projection.
@@ -190,7 +190,7 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
     def match(
         self, media: QueriedMedia, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """ITM logits `(B, 2)`, [apart, together], of item i with text i: mean over the queries of the real frames."""
+        """ITM logits `(B, 2)`, [apart, together], of item i with text i: mean over the queries of its best frame."""
         attention_mask = self._check_text(input_ids, attention_mask, items=media.frame_mask.shape[0])
         return self._match(media.encoder_states, media.frame_mask, input_ids, attention_mask)
 
@@ -198,8 +198,10 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
         hidden = self.text_branch.match(
             self.qformer, input_ids, attention_mask, self.query_tokens, encoder_states, frame_mask
         )
-        weights = frame_mask.repeat_interleave(self.query_tokens.shape[1], dim=1).to(hidden.dtype).unsqueeze(-1)
-        return (self.itm_head(hidden) * weights).sum(dim=1) / weights.sum(dim=1)
+        frames = self.itm_head(hidden).unflatten(1, (frame_mask.shape[1], -1)).mean(dim=2)  # (B, F, 2)
+        # A caption belongs to a video if it belongs to one frame: a mean would drown that frame in the others.
+        margins = (frames[..., 1] - frames[..., 0]).masked_fill(~frame_mask, float("-inf"))  # (B, F)
+        return frames[torch.arange(len(frames), device=frames.device), margins.argmax(dim=1)]
 
     def caption_states(
         self, media: QueriedMedia, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None

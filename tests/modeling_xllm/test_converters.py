@@ -112,8 +112,8 @@ def test_a_converter_of_the_users_own_in_config_model_stages_and_checkpoints(poo
 def test_new_parameters_are_initialised_by_their_converter(pool):
     model = XLLMForConditionalGeneration(tiny_model(rows=tiny_rows(status=pool)).config)
     assert model.model.interfaces["status"].converter.shift.tolist() == [0.5] * 20
-    queries = model.model.interfaces["image"].converter.query_tokens
-    assert 0.005 < queries.std() < 0.05
+    queries = model.model.interfaces["image"].converter.query_tokens  # (1, 2, 16)
+    assert 0.1 < queries.std() < 0.5
 
 
 def test_an_unknown_converter_lists_the_names(pool):

@@ -119,7 +119,8 @@ def _sized_modalities(width: int, layers: int) -> dict[str, X2LConfig]:
     rows, sizes = default_modalities(), transformer_sizes(width, layers)
     for row in rows.values():
         if row.converter_config is not None:
-            row.converter_config = type(row.converter_config)(**sizes)
+            row.converter_config = sizes
+            row.complete()
     return rows
 
 

@@ -44,7 +44,8 @@ def tiny_config(tokenizer: ChatGLMTokenizer, added: dict[str, X2LConfig] | None 
             row.num_query_tokens = 4
         if (config := row.converter_config) is not None:
             cif: dict[str, Any] = {"cif_hidden_size": 64} if hasattr(config, "cif_hidden_size") else {}
-            row.converter_config = type(config)(**sizes, **cif)
+            row.converter_config = {**sizes, **cif}
+            row.complete()
     return small_config(
         tokenizer,
         text={"max_position_embeddings": 1024, **sizes},

@@ -327,9 +327,10 @@ def learn(model, inputs, labels, steps, lr):
 def test_learns_a_handful_of_clips():
     inputs, labels = synthetic_speech(6, seed=0)
     truth = [row[row >= 0].tolist() for row in labels]
+    torch.manual_seed(0)
     model = tiny_recogniser(label_smoothing=0.0)
     assert model.transcribe(**inputs) != truth
-    learn(model, inputs, labels, steps=150, lr=5e-3)
+    learn(model, inputs, labels, steps=300, lr=5e-3)
     assert model.transcribe(**inputs) == truth
     out = model(**inputs)
     assert out.lengths.tolist() == [len(row) for row in truth]
