@@ -95,7 +95,6 @@ def _first_place(hits: torch.Tensor, keep: torch.Tensor, place: torch.Tensor) ->
 
 
 def _check_layout(keep: torch.Tensor, has_sop: torch.Tensor, has_mask: torch.Tensor, config: PreTrainedConfig) -> None:
-    is_empty = ~keep.any(-1, keepdim=True)
     # CODEPATH: every checkpoint takes both; short inputs need no look at the values.
     if keep.shape[1] > config.max_position_embeddings:
         lengths = keep.sum(-1)
@@ -107,25 +106,24 @@ def _check_layout(keep: torch.Tensor, has_sop: torch.Tensor, has_mask: torch.Ten
             ),
         )
 
-    def describe(found: torch.Tensor, wanted: str) -> str:
-        row = int((~found).int().argmax())
-        return (
-            f"row {row} of input_ids has no {wanted}: a ChatGLM prompt ends with [gMASK]<sop>, which its tokenizer "
-            "appends (add_special_tokens=True) and its chat template writes; both generations have ids of their own"
+    masks = f"[gMASK] (id {config.gmask_token_id}) nor [MASK] (id {config.mask_token_id})"
+    for found, wanted in ((has_sop, f"<sop> (id {config.bos_token_id})"), (has_mask, masks)):
+        ok = found | ~keep.any(-1, keepdim=True)  # or an empty row
+        torch_compilable_check(
+            ok.all(),
+            lambda ok=ok, wanted=wanted: (
+                f"row {int((~ok).int().argmax())} of input_ids has no {wanted}: a ChatGLM prompt ends with "
+                "[gMASK]<sop>, which its tokenizer appends (add_special_tokens=True) and its chat template writes; "
+                "both generations have ids of their own"
+            ),
         )
-
-    ok = has_sop | is_empty
-    torch_compilable_check(ok.all(), lambda: describe(ok, f"<sop> (id {config.bos_token_id})"))
-    has_mask = has_mask | is_empty
-    names = f"[gMASK] (id {config.gmask_token_id}) nor [MASK] (id {config.mask_token_id})"
-    torch_compilable_check(has_mask.all(), lambda: describe(has_mask, names))
 
 
 def freeze_answer(position_ids: torch.LongTensor) -> torch.LongTensor:
     """Put channel 0 of all tokens behind `<sop>` back to the mask's place.
 
-    Assisted decoding extends positions by one per drafted token in every channel. `<sop>` itself tells the mask's
-    place, or one more under the rule of March 2023 (then the last place of the prefix is the mask's).
+    `generate` extends positions by one per token in every channel. `<sop>` itself tells the mask's place, or one more
+    under the rule of March 2023 (then the last place of the prefix is the mask's).
     """
     channel_0, channel_1 = position_ids
     sop_place = channel_0.gather(1, (channel_1 == 1).int().argmax(-1, keepdim=True))
@@ -259,22 +257,9 @@ class ChatGLMBlock(GradientCheckpointingLayer):
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = ChatGLMMLP(config)
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         normed = self.input_layernorm(hidden_states)
-        attended, _ = self.attention(
-            normed,
-            position_embeddings=position_embeddings,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            **kwargs,
-        )
+        attended, _ = self.attention(normed, **kwargs)
         normed = self.post_attention_layernorm(torch.add(attended, normed, alpha=self.residual_scale))
         return torch.add(self.mlp(normed), normed, alpha=self.residual_scale)
 
@@ -377,13 +362,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
     def _complete_positions(
-        self,
-        input_ids: torch.LongTensor | None,
-        inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.LongTensor | None,
-        token_type_ids: torch.LongTensor | None,
-        past_key_values: Cache | None,
+        self, input_ids, inputs_embeds, attention_mask, position_ids, token_type_ids, past_key_values
     ) -> tuple[torch.LongTensor, torch.LongTensor]:
         """Positions `(2, B, L)` and token types `(B, L)`, computed from the ids where not given."""
         expected = (2, *inputs_embeds.shape[:2])
@@ -393,9 +372,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
                     f"position_ids must have shape (2, batch, length) = {expected}, got {tuple(position_ids.shape)}: "
                     "chatglm_positions(input_ids, attention_mask, config) makes them"
                 )
-            if token_type_ids is None:
-                token_type_ids = (position_ids[1] > 0).long()
-            return position_ids, token_type_ids
+            return position_ids, (position_ids[1] > 0).long() if token_type_ids is None else token_type_ids
         if input_ids is None:
             raise ValueError(
                 "inputs_embeds alone do not tell where <sop> is: add the input_ids they stand for (used for positions "
@@ -489,19 +466,13 @@ class ChatGLMLanguageModel(PrefixLanguageModel):
     def layout(self, input_ids, attention_mask, past_length=0) -> dict[str, torch.Tensor]:
         if past_length or input_ids is None:
             return {}  # the model derives them, or says what is missing
-        position_ids, token_type_ids = chatglm_positions(input_ids, attention_mask, self.config)
-        return {"position_ids": position_ids, "token_type_ids": token_type_ids}
+        return dict(zip(("position_ids", "token_type_ids"), chatglm_positions(input_ids, attention_mask, self.config)))
 
     def inputs(self, inputs_embeds, attention_mask, past_key_values, layout) -> dict:
         return {"attention_mask": attention_mask, **layout}
 
     def next_positions(self, position_ids: torch.LongTensor, number: int) -> torch.LongTensor:
-        last = position_ids[..., -1:]
-        steps = torch.arange(1, number + 1, device=last.device).expand(last.shape[1], -1)
-        new = torch.stack((last[0].expand(-1, number), last[1] + steps))
-        position_ids = torch.cat((position_ids, new), dim=-1)
-        # CODEPATH: True for chatglm-6b as of March 2023.
-        return freeze_answer(position_ids) if self.config.legacy_sop_position else position_ids
+        return freeze_answer(super().next_positions(position_ids, number))
 
     def drafted_positions(self, position_ids: torch.LongTensor) -> torch.LongTensor:
         return freeze_answer(position_ids)

@@ -29,14 +29,7 @@ from xllm.modeling_xllm.conversion.convert import (
 from xllm.modeling_xllm.conversion.sizes import published_rows, vision_config
 from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
 from xllm.modeling_xllm.stage1.configuration_speech_recognition import SpeechRecognitionConfig
-from xllm.modeling_xllm.tower_sources import (
-    NAMED_TOWERS,
-    encoder_of,
-    load_whole,
-    read_tower,
-    tower_config,
-    tower_of,
-)
+from xllm.modeling_xllm.tower_sources import NAMED_TOWERS, encoder_of, load_whole, read_tower, tower_config, tower_of
 from xllm.modeling_xllm.weight_files import (
     StageCheckpointError,
     check_fit,
@@ -61,10 +54,9 @@ def published_config(source: str) -> PreTrainedConfig:
         for own in (ChatGLMConfig, XLLMConfig, QFormerPreTrainingConfig, SpeechRecognitionConfig):
             if values.get("model_type") == own.model_type:
                 return own.from_dict(values)
-        if "auto_map" in values and values.get("model_type") not in CONFIG_MAPPING:
-            raise ValueError(
-                f"only the code beside it knows the model_type {values.get('model_type')!r}; it is not run"
-            )
+        model_type = values.get("model_type")
+        if "auto_map" in values and model_type not in CONFIG_MAPPING:
+            raise ValueError(f"only the code beside it knows the model_type {model_type!r}; it is not run")
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise StageCheckpointError(f"cannot read the config of {source}: {error}") from error
@@ -78,9 +70,7 @@ def encoder_config(source: str, name: str = "vision") -> PreTrainedConfig:
     if is_pth(source):
         return vision_config(open_published(source).shapes)
     config = published_config(source)
-    if isinstance(config, XLLMConfig):
-        return config.encoder_config(name)
-    return tower_config(config)
+    return config.encoder_config(name) if isinstance(config, XLLMConfig) else tower_config(config)
 
 
 def by_tower(encoders: dict[str, str], rows: dict[str, X2LConfig]) -> dict[str, str]:
@@ -103,26 +93,14 @@ def compose(
     **fields,
 ) -> tuple[XLLMConfig, dict[str, torch.Tensor]]:
     """Config and published weights of a composed model; see `XLLMForConditionalGeneration.from_towers`."""
-    encoders, interfaces = dict(encoders or {}), dict(interfaces or {})
-    config = compose_config(language_model, encoders, interfaces, modalities, **fields)
-    return config, compose_tensors(config, encoders, interfaces)
-
-
-def compose_config(
-    language_model: str | None,
-    encoders: dict[str, str],
-    interfaces: dict[str, str],
-    modalities: dict[str, X2LConfig] | None = None,
-    **fields,
-) -> XLLMConfig:
-    """The config of a model composed of published towers; see `from_towers` for the arguments."""
+    interfaces = interfaces or {}
     rows = default_modalities() if modalities is None else dict(modalities)
     runs = {key: published_config(source) for key, source in interfaces.items() if not is_pth(source)}
     runs = {key: config for key, config in runs.items() if isinstance(config, XLLMConfig)}
     if language_model is None and modalities is None:
         trained = {key: _row_of_run(run, key, interfaces) for key, run in runs.items()}
         rows = {key: row for key, row in {**rows, **trained}.items() if key in interfaces}
-    encoders = by_tower(encoders, rows)
+    encoders = by_tower(encoders or {}, rows)
     # The tensors of a `.pth` file are stored: no name would find them again.
     given = {tower_of(key): source for key, source in encoders.items() if not is_pth(source)}
     if language_model is not None:
@@ -135,14 +113,16 @@ def compose_config(
     taken = {*given, *(tower_of(key) for key in encoders)}
     towers = {**_inherited_towers(runs, rows, interfaces, taken), **towers}
     configs = {tower_of(key): encoder_config(source, key) for key, source in encoders.items()}
-    configs = {**{part: _part_config(part, source) for part, source in towers.items()}, **configs}
-    for source in towers.values():
+    for part, source in towers.items():
+        at = "@".join(filter(None, (source["name_or_path"], source["revision"])))
+        if part not in configs:
+            configs[part] = text_config(at) if part == "language_model" else encoder_config(at, encoder_of(part))
         source["revision"] = pinned_revision(source["name_or_path"], source["revision"])
         if os.path.isdir(source["name_or_path"]):  # so that it is found from any folder
             source["name_or_path"] = os.path.abspath(source["name_or_path"])
     lineage = [entry for key, run in runs.items() for entry in run.lineage or () if key in entry["modalities"]]
     sizes = {f"{encoder_of(part)}_config": configs[part] for part in NAMED_TOWERS if part in configs}
-    return XLLMConfig(
+    config = XLLMConfig(
         text_config=configs["language_model"],
         modalities=rows,
         extra_encoders={encoder_of(part): config for part, config in configs.items() if "." in part},
@@ -150,6 +130,7 @@ def compose_config(
         lineage=lineage or None,
         **{**fields, **sizes},
     )
+    return config, compose_tensors(config, encoders, interfaces)
 
 
 def _row_of_run(config: XLLMConfig, modality: str, interfaces: dict[str, str]) -> X2LConfig:
@@ -187,12 +168,6 @@ def _are_equal(part: str, *sources: dict) -> bool:
     """Whether two sources hold the same tensors of a part, bit by bit: runs over one model that each has stored."""
     first, second = (read_tower(part, source["name_or_path"], source.get("revision")) for source in sources)
     return first.keys() == second.keys() and all(torch.equal(value, second[key]) for key, value in first.items())
-
-
-def _part_config(part: str, source: dict) -> PreTrainedConfig:
-    """Config of a tower, wherever it is: alone, in a BLIP-2 or CTC model, in an X-LLM."""
-    at = "@".join(filter(None, (source["name_or_path"], source["revision"])))
-    return text_config(at) if part == "language_model" else encoder_config(at, encoder_of(part))
 
 
 def text_config(at: str) -> PreTrainedConfig:
@@ -288,7 +263,7 @@ def _published_tensors(modality: str, row: X2LConfig, source: str) -> dict[str, 
 def compose_tensors(
     config: XLLMConfig, encoders: dict[str, str], interfaces: dict[str, str]
 ) -> dict[str, torch.Tensor]:
-    """All published weights of a composed model; what no source is named for is initialised.
+    """All published weights of a composed model (`encoders` by tower); what no source is named for is initialised.
 
     Where an interface brings another ln_vision than the image encoder's source, that tower is taken out of
     `config.towers`: it will be stored. An image encoder of another family has none.
@@ -307,7 +282,7 @@ def compose_tensors(
     for part, source in config.towers.items():
         name = source["name_or_path"]
         add(read_tower(part, name, source.get("revision")), name, rf"model\.{part}\.")
-    for key, source in by_tower(encoders, config.modalities).items():
+    for key, source in encoders.items():
         if is_pth(source):
             prefix = f"model.{tower_of(key)}."
             found = open_published(source).our_tensors()
@@ -319,24 +294,12 @@ def compose_tensors(
                 del found[key]
             elif key in tensors and not torch.equal(found[key], tensors[key].to(found[key])):
                 config.towers.pop("vision_tower", None)
-        add(found, source, rf"model\.interfaces\.{modality}\.({_filled(config.modalities[modality], source)})")
-    _check_complete(shapes, tensors, origin, required)
-    return tensors
-
-
-def _filled(row: X2LConfig, source: str) -> str:
-    """Beginning of the names under `interfaces.<row>` that a source must hold."""
-    published = None if is_pth(source) else published_config(source)
-    known = SOURCES.get(row.converter, {}).get(getattr(published, "model_type", None))
-    return r"converter\." if known is None else known.fills
-
-
-def _check_complete(shapes: dict, tensors: dict, origin: dict[str, str], required: dict[str, str]) -> None:
-    """What a source was named for is there as a whole, and fits."""
-    ours = {
-        key: value for key, value in tensors.items() if key.startswith(("model.interfaces.", "model.vision_tower."))
-    }
-    check_shapes(ours, shapes, origin)
+        published = None if is_pth(source) else published_config(source).model_type
+        known = SOURCES.get(config.modalities[modality].converter, {}).get(published)
+        add(found, source, rf"model\.interfaces\.{modality}\.({known.fills if known else 'converter.'})")
+    begin = ("model.interfaces.", "model.vision_tower.")
+    check_shapes({key: value for key, value in tensors.items() if key.startswith(begin)}, shapes, origin)
     for prefix, source in required.items():
         wanted = {key: shape for key, shape in shapes.items() if re.match(prefix, key)}
         check_fit({key: tensors[key] for key in wanted.keys() & tensors.keys()}, wanted, source, "this model")
+    return tensors
