@@ -27,11 +27,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from xllm.processing.audio_decoding import PYAV_ERRORS, Waveform, av_reason, open_container
+from xllm.processing.audio_decoding import PYAV_ERRORS, Waveform, open_container
 from xllm.processing.conversations import SOURCE_KEYS, media_of, part_source
 from xllm.processing.feature_extraction_cif import FiredTokens, load_cif_features
 from xllm.processing.media_kinds import MEDIA_KINDS, PAPER_KINDS, MediaKind
-from xllm.processing.media_sources import MediaError, open_media
+from xllm.processing.media_sources import MediaError, media_errors, open_media
 from xllm.processing.video_decoding import Frames
 from xllm.training.collator import IGNORE, XLLMDataCollator
 from xllm.training.data_plan import DataPlan
@@ -298,15 +298,10 @@ def _decode_to_the_end(source: Any) -> None:
         with open_container(file, name) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            number = 0
-            try:
+            with media_errors(name, "damaged video", PYAV_ERRORS):
                 for number, frame in enumerate(container.decode(stream), start=1):
                     if frame.is_corrupt:
                         raise MediaError(name, f"damaged video (frame {number})")
-            except PYAV_ERRORS as error:
-                if isinstance(error, MediaError):
-                    raise
-                raise MediaError(name, f"damaged video behind frame {number} ({av_reason(error)})") from error
 
 
 def parts_of(sample: Sample) -> set[str]:
