@@ -161,7 +161,7 @@ def _cut(medium: Any, part: dict) -> Any:
         raise MediaError(describe_source(part_source(part)), "a span (offset, duration) can be cut from sounds only")
     rate, begin = medium.sampling_rate, part.get("offset", 0.0)
     end = len(medium.samples) / rate if part.get("duration") is None else begin + part["duration"]
-    if not begin < end <= len(medium.samples) / rate + 0.1:
+    if not begin < end <= len(medium.samples) / rate + 0.05:
         raise MediaError(
             describe_source(part_source(part)),
             f"holds {len(medium.samples) / rate:.2f} s, not the span from {begin:.2f} to {end:.2f} s",

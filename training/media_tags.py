@@ -157,7 +157,7 @@ def _read_content(where: str, row: Row, field: str, content: Any, held: Media | 
             part = clean_part(given)
         except (ValueError, TypeError, AttributeError) as error:
             raise DataError(f"{where}: {field}: {error}") from error
-        _check_unicode(where, field, part.get("text"))
+        _check_characters(where, field, part.get("text"))
         if part["type"] == "text":
             found += [part] if held is None else held.place(part["text"], field)
         elif held is not None and not any(key in part for key in (part["type"], *SOURCE_KEYS)):
@@ -166,7 +166,7 @@ def _read_content(where: str, row: Row, field: str, content: Any, held: Media | 
             found.append(part)
         kind = MEDIA_KINDS.get(part["type"])
         if isinstance(given, Mapping):
-            known = _PART_KEYS | ({kind.type, *kind.other_names} if kind else set())
+            known = _PART_KEYS | ({kind.type, *kind.aliases, *kind.openai_types} if kind else set())
             row.unread |= {
                 f"{field.partition('[')[0]}.content.{key}"
                 for key in given
@@ -175,11 +175,13 @@ def _read_content(where: str, row: Row, field: str, content: Any, held: Media | 
     return found
 
 
-def _check_unicode(where: str, field: str, text: str | None) -> None:
+def _check_characters(where: str, field: str, text: str | None) -> None:
     try:
         (text or "").encode()
     except UnicodeEncodeError as error:
         raise DataError(f"{where}: {field}: half of a surrogate pair ({error.reason}): not a text") from error
+    if "\0" in (text or ""):
+        raise DataError(f"{where}: {field}: a NUL character: not a text")
 
 
 def check_text(where: str, field: str, text: Any) -> str:
@@ -192,7 +194,7 @@ def check_text(where: str, field: str, text: Any) -> str:
         raise DataError(f"{where}: column {field!r} is empty")
     if not isinstance(text, str):
         raise DataError(f"{where}: column {field!r} holds {text!r:.60}, expected a text")
-    _check_unicode(where, field, text)
+    _check_characters(where, field, text)
     return text
 
 

@@ -252,6 +252,9 @@ def _read_tar(path: Path, place: list[str]) -> Iterator[tuple[str, dict]]:
             row[name] = FileSlice(str(path), member.offset_data, member.size, f"{path}/{member.name}")
             if name.rpartition(".")[2] in ("txt", "json", "caption", "text", "transcript"):
                 row[name] = _read_member(row[name])
+        end = file.offset
+    if FileSlice(str(path), end, tarfile.BLOCKSIZE, "").read() != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("no end of the archive where its members end")  # tarfile takes it for the end
     if row:
         yield f"{path}/{row['__key__']}", row
 
@@ -259,8 +262,12 @@ def _read_tar(path: Path, place: list[str]) -> Iterator[tuple[str, dict]]:
 def _read_member(member: FileSlice) -> Any:
     if member.size > _MOST_TEXT:
         raise DataError(f"{member.name}: {member.size} bytes of text, expected at most {_MOST_TEXT}")
-    text = member.read().decode("utf-8-sig")
-    return json.loads(text) if member.name.lower().endswith(".json") else text.strip()
+    is_json = member.name.lower().endswith(".json")
+    try:
+        text = member.read().decode("utf-8-sig")
+        return json.loads(text) if is_json else text.strip()
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{member.name}: not {'JSON' if is_json else 'UTF-8'}: {error}") from error
 
 
 READERS: Mapping[str, Callable] = {
