@@ -98,7 +98,8 @@ def read_safetensors(path: str, wanted: Callable[[str], bool] = bool) -> dict[st
         raise StageCheckpointError(f"{path}: damaged: {error}; fetch or save it again") from error
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """The first three of them, for a message."""
     names = sorted(names)
     return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
 
@@ -119,7 +120,7 @@ def check_fit(
     )
     misshapen = sorted(key for key in there.keys() & needed.keys() if there[key] != needed[key])
     groups = (("missing", needed.keys() - there), ("without a place", there.keys() - needed), ("misshapen", misshapen))
-    problems = [f"{len(names)} {what}: {_listed(names)}" for what, names in groups if names]
+    problems = [f"{len(names)} {what}: {listed(names)}" for what, names in groups if names]
     if misshapen:
         problems[-1] += f" ({there[misshapen[0]]}, expected {needed[misshapen[0]]})"
     if problems:
@@ -153,7 +154,7 @@ def check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
         if not torch.stack(torch.aminmax(value.detach())).isfinite().all():
             broken.append(name)
     if broken:
-        raise StageCheckpointError(f"{source}: NaN or Inf in {len(broken)} of its tensors: {_listed(broken)}")
+        raise StageCheckpointError(f"{source}: NaN or Inf in {len(broken)} of its tensors: {listed(broken)}")
 
 
 def digests(files: Iterable[str | Path]) -> dict[str, str]:
@@ -233,7 +234,7 @@ def verify_weights(source: str, revision: str | None = None, **hub) -> None:
     files = weight_files(source, revision, **hub)
     if {os.path.basename(file) for file in files} != set(record):
         raise StageCheckpointError(
-            f"{source}: config.json was saved with {_listed(record)}, but these are other weight files"
+            f"{source}: config.json was saved with {listed(record)}, but these are other weight files"
         )
     for file, (name, digest) in zip(files, digests(files).items()):
         if digest != record[name]:

@@ -43,7 +43,7 @@ OTHER_WORDS = {
 }
 # Lines of each room, tests aside: a room grows by a decision, not by accident.
 MOST_LINES = {
-    "modeling_xllm": 6_690,
+    "modeling_xllm": 6_640,
     "processing": 3_120,
     "hub_cards": 580,
     "xllm": 3_690,  # check: 85

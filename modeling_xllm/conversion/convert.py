@@ -20,7 +20,7 @@ from xllm.modeling_xllm.modeling_encoders import XLLMEncoderModel
 from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
 from xllm.modeling_xllm.stage1.heads import own_fields
 from xllm.modeling_xllm.stage1.modeling_qformer_pretraining import XLLMForQFormerPreTraining
-from xllm.modeling_xllm.weight_files import check_fit
+from xllm.modeling_xllm.weight_files import check_fit, listed
 
 
 # Parts that files hold without the interface around them: fixed names, whatever the sizes.
@@ -87,16 +87,11 @@ class PublishedFile:
             if present or table in self.layout.tables:
                 names.update(found)
         declared = {name for joined in names.values() for name in joined.split()}
-        problems = [
-            f"{len(these)} names are {what}: {', '.join(sorted(these)[:3])}{' ...' if len(these) > 3 else ''}"
-            for what, these in (
-                ("missing", declared - self.tensors.keys()),
-                ("unexpected", self.tensors.keys() - declared),
-            )
-            if these
-        ]
+        unexpected = self.tensors.keys() - declared
+        wrong = (("missing", declared - self.tensors.keys()), ("unexpected", unexpected))
+        problems = [f"{len(names)} names are {what}: {listed(names)}" for what, names in wrong if names]
         if problems:
-            if any(re.match(WHOLE_MODEL, name) for name in self.tensors.keys() - declared):
+            if any(re.match(WHOLE_MODEL, name) for name in unexpected):
                 problems.append(
                     "a whole model's state_dict() holds its language model too: keep the trained part alone"
                 )
@@ -115,11 +110,7 @@ class PublishedFile:
 
 
 def open_published(source: str, kind: str | None = None) -> PublishedFile:
-    """Open a `.pth` file.
-
-    Args:
-        source (`str`): its path.
-        kind (`str`, *optional*): a key of `LAYOUTS`; default by the names in it.
+    """Open a `.pth` file; its `kind` is a key of `LAYOUTS`, by default told by the names in it.
 
     Raises:
         ConversionError: it cannot be read, or is of no known kind.
@@ -128,10 +119,9 @@ def open_published(source: str, kind: str | None = None) -> PublishedFile:
     heads = {name.split(".")[0] for name in tensors if not re.fullmatch("|".join(BUFFERS), name)}
     kind = kind or next((name for name, layout in LAYOUTS.items() if layout.is_like(heads)), None)
     if kind is None:
+        starts, known = ", ".join(sorted(heads)[:5]), ", ".join(layout.title for layout in LAYOUTS.values())
         raise ConversionError(
-            f"{source}: a checkpoint of another architecture: its names start with "
-            f"{', '.join(sorted(heads)[:5])}; known "
-            f"are {', '.join(layout.title for layout in LAYOUTS.values())}"
+            f"{source}: a checkpoint of another architecture: its names start with {starts}; known are {known}"
         )
     if kind == "eva":
         tensors = {f"visual_encoder.{name}": value for name, value in tensors.items()}
@@ -157,12 +147,12 @@ class Conversion:
     """Several files as one set of weights.
 
     Args:
-        config (`XLLMConfig`): of the model the weights are for.
-        tensors (`dict[str, torch.Tensor]`): towers and interfaces, under our names.
-        heads (`dict[str, torch.Tensor]`): what stage 1 has beside, under the names of `XLLMForQFormerPreTraining`.
-        head_fields (`dict`): of the stage-1 config that they belong to.
-        origin (`dict[str, str]`): our name -> the file that the tensor is from.
-        left_out (`dict[str, list[str]]`): file -> names that were declared to be of no use.
+        config: of the model the weights are for.
+        tensors: towers and interfaces, under our names.
+        heads: what stage 1 has beside, under the names of `XLLMForQFormerPreTraining`.
+        head_fields: of the stage-1 config that they belong to.
+        origin: our name -> the file that the tensor is from.
+        left_out: file -> names that were declared to be of no use.
     """
 
     config: XLLMConfig
@@ -191,9 +181,9 @@ def convert(sources: list[str], kind: str | None = None, base: XLLMConfig | None
     """Lay published files over each other, for a model of their own sizes or for a given one.
 
     Args:
-        sources (`list[str]`): `.pth` files in any order, one of a kind.
-        kind (`str`, *optional*): of a single file; default by the names in it.
-        base (`XLLMConfig`, *optional*): the model that the weights are to go into; what they leave out it has already.
+        sources: `.pth` files in any order, one of a kind.
+        kind: of a single file; default by the names in it.
+        base: the model that the weights are to go into; what they leave out it has already.
 
     Raises:
         ConversionError: as `open_published`; two files of one kind; a shape that does not fit; without `base`, a part
@@ -220,12 +210,9 @@ def convert(sources: list[str], kind: str | None = None, base: XLLMConfig | None
         for key, value in file.our_tensors().items():
             (result.tensors if key.startswith("model.") else result.heads)[key] = value
             result.origin[key] = file.source
-    heads = {key: shape for key, shape in reference_shapes(config).items() if not key.startswith("model.")}
-    check_shapes(result.heads, heads, result.origin)
+    check_shapes(result.heads, reference_shapes(config), result.origin)
     shapes = reference_shapes(config if base is None else base, base is None and "eva" in kinds)
-    check_shapes(
-        result.tensors, {key: shape for key, shape in shapes.items() if key.startswith("model.")}, result.origin
-    )
+    check_shapes(result.tensors, shapes, result.origin)
     if base is None:
         _require(shapes.keys() - result.origin.keys(), sources, is_stage1=bool(result.heads))
     return result

@@ -15,12 +15,10 @@ from xllm.modeling_xllm.conversion.convert import Conversion, ConversionError, c
 
 
 def convert_folder(source: str, base: XLLMConfig | None = None) -> Conversion:
-    """What `source` holds, as `convert` does for files.
+    """What `source`, a folder or Hub id ("repo" or "repo@revision") of a BLIP-2 or a BERT, holds, as `convert` for
+    files.
 
-    Args:
-        source (`str`): folder or Hub id ("repo" or "repo@revision") of a BLIP-2 or a BERT.
-        base (`XLLMConfig`, *optional*): the model that the weights are to go into. A BERT needs one: it is only the
-            transformer of a C-Former.
+    `base`: the model that the weights are to go into. A BERT needs one: it is only the transformer of a C-Former.
 
     Raises:
         ConversionError: another architecture, a shape that does not fit, a BERT without `base`.
@@ -41,9 +39,7 @@ def convert_folder(source: str, base: XLLMConfig | None = None) -> Conversion:
     elif published.model_type == "bert" and base is not None:
         row = base.modalities.get("speech")
         if row is None or row.cformer_config is None or row.cformer_config.transformer != "bert":
-            raise ConversionError(
-                f"{source}: this model has no speech interface with a transformer to start from a BERT"
-            )
+            raise ConversionError(f"{source}: this model has no speech interface whose transformer can be a BERT")
         config, tensors = base, interface_tensors("speech", row, source)
     else:
         hint = "; name a BERT by xllm init --interface speech=..., or give --model" * (published.model_type == "bert")

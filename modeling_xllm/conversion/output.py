@@ -25,11 +25,7 @@ from xllm.modeling_xllm.weight_files import read_tensors, record_weights, resolv
 
 
 def check_unused(folder: str | os.PathLike, advice: str = "") -> None:
-    """Fail unless `folder` is yet to be made, or empty.
-
-    Raises:
-        ConversionError: it is in use; `advice` is how the message ends.
-    """
+    """Raises a `ConversionError`, which ends with `advice`, unless `folder` is yet to be made, or empty."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConversionError(f"{folder}: exists and is not an empty folder{advice}")
@@ -37,11 +33,7 @@ def check_unused(folder: str | os.PathLike, advice: str = "") -> None:
 
 @contextmanager
 def new_folder(output: str | os.PathLike) -> Iterator[Path]:
-    """A folder to fill, which becomes `output` when the block ends and vanishes if it fails.
-
-    Raises:
-        ConversionError: `output` exists and is not an empty folder.
-    """
+    """A folder to fill, which becomes `output` (see `check_unused`) when the block ends and vanishes if it fails."""
     check_unused(output)
     output = Path(output)
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
@@ -88,8 +80,7 @@ def write_over(conversion: Conversion, model: str | os.PathLike, output: str | o
             del towers[part]
     for source in towers.values():
         if source["name_or_path"].startswith("."):
-            source["name_or_path"] = os.path.relpath(model / source["name_or_path"], output)
-            source["name_or_path"] = os.path.join(".", source["name_or_path"])
+            source["name_or_path"] = os.path.join(".", os.path.relpath(model / source["name_or_path"], output))
     tensors.update({key: value for key, value in conversion.tensors.items() if part_of(key) not in towers})
     with new_folder(output) as folder:
         for file in model.iterdir():

@@ -30,10 +30,7 @@ class _Inert:
 
 
 def read_pth(path: str | Path) -> dict[str, torch.Tensor]:
-    """State dict of a file that `torch.save` wrote, on the CPU and memory-mapped.
-
-    Args:
-        path (`str`): a state dict, or a dict that holds one under "model".
+    """State dict of a file that `torch.save` wrote (alone, or under "model"), on the CPU and memory-mapped.
 
     Raises:
         ConversionError: no such file, not a checkpoint, cut short, or something else than tensors among the weights.
@@ -50,9 +47,8 @@ def read_pth(path: str | Path) -> dict[str, torch.Tensor]:
         if not is_zip:
             raise ConversionError(f"{path}: not a file that torch.save wrote, or cut short") from error
         raise ConversionError(
-            f"{path}: damaged, or holds objects beside its tensors that cannot be skipped, and it is never "
-            "unpickled here. "
-            "If you trust it, keep its weights alone: "
+            f"{path}: damaged, or holds objects beside its tensors that cannot be skipped, and it is never unpickled "
+            "here. If you trust it, keep its weights alone: "
             "torch.save({'model': torch.load(FILE, weights_only=False)['model']}, NEW_FILE)"
         ) from error
     weights = content.get("model", content) if isinstance(content, dict) else content

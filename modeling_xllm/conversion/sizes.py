@@ -20,6 +20,7 @@ from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerP
 
 
 EVA_HEAD_SIZE, BERT_HEAD_SIZE = 88, 64
+QFORMER_LAYER = r"Qformer\.bert\.encoder\.layer\.(\d+)\."
 
 
 class Shapes:
@@ -33,8 +34,7 @@ class Shapes:
 
     def size(self, name: str, dim: int) -> int:
         """Size of dimension `dim` of tensor `name`."""
-        shape = self.shapes.get(name)
-        if shape is None:
+        if (shape := self.shapes.get(name)) is None:
             raise ConversionError(f"{self.source}: 1 or more tensors are missing, the first being {name}")
         if not -len(shape) <= dim < len(shape):
             raise ConversionError(f"{self.source}: {name} has shape {list(shape)}, expected more dimensions")
@@ -69,22 +69,15 @@ def vision_config(shapes: Shapes) -> Blip2VisionConfig:
 
 
 def _image_row(shapes: Shapes) -> X2LConfig:
-    width = shapes.size("query_tokens", -1)
-    layers = shapes.count(r"Qformer\.bert\.encoder\.layer\.(\d+)\.")
-    first = "Qformer.bert.encoder.layer.0."
+    width, first = shapes.size("query_tokens", -1), "Qformer.bert.encoder.layer.0."
     sizes: dict[str, Any] = {
+        "hidden_size": width,
+        "num_hidden_layers": shapes.count(QFORMER_LAYER),
+        "num_attention_heads": shapes.heads(width, BERT_HEAD_SIZE),
         "intermediate_size": shapes.size(first + "intermediate_query.dense.weight", 0),
         "encoder_hidden_size": shapes.size(first + "crossattention.self.key.weight", 1),
     }
-    return X2LConfig(
-        num_query_tokens=shapes.size("query_tokens", 1),
-        qformer_config=Blip2QFormerConfig(
-            hidden_size=width,
-            num_hidden_layers=layers,
-            num_attention_heads=shapes.heads(width, BERT_HEAD_SIZE),
-            **sizes,
-        ),
-    )
+    return X2LConfig(num_query_tokens=shapes.size("query_tokens", 1), qformer_config=Blip2QFormerConfig(**sizes))
 
 
 def _speech_row(shapes: Shapes) -> X2LConfig:
@@ -93,9 +86,8 @@ def _speech_row(shapes: Shapes) -> X2LConfig:
         width = features = shapes.size("speech_feat_proj.weight", 1)
         sizes = {"transformer": "none"}
     else:
-        features = shapes.size("pre_bert_proj.weight", 1)
+        width, features = (shapes.size("pre_bert_proj.weight", dim) for dim in (0, 1))
         bert = "speech_bert_adaptor."
-        width = shapes.size("pre_bert_proj.weight", 0)
         sizes = {
             "num_hidden_layers": shapes.count(r"speech_bert_adaptor\.encoder\.layer\.(\d+)\."),
             "num_attention_heads": shapes.heads(width, BERT_HEAD_SIZE),
@@ -121,7 +113,7 @@ def _language_config(shapes: Shapes) -> ChatGLMConfig:
 def published_rows(shapes: Shapes) -> dict[str, X2LConfig]:
     """Rows of the modality table whose own parts are there; "video" shares the Q-Former of "image", there or not."""
     rows = {}
-    if shapes.count(r"Qformer\.bert\.encoder\.layer\.(\d+)\."):
+    if shapes.count(QFORMER_LAYER):
         rows["image"] = _image_row(shapes)
     if "video_query_tokens" in shapes:
         rows["video"] = default_modalities()["video"]

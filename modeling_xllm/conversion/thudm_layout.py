@@ -10,34 +10,24 @@ is.
 Source: files of THUDM/chatglm-6b (April-May 2023).
 """
 
-import json
 import os
 from pathlib import Path
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from transformers import PreTrainedModel
-from transformers.utils import WEIGHTS_INDEX_NAME
+from transformers.utils import CONFIG_NAME, WEIGHTS_INDEX_NAME
 
 from xllm.modeling_xllm.configuration_chatglm import ChatGLMConfig
 from xllm.modeling_xllm.modeling_chatglm import ChatGLMForConditionalGeneration
+from xllm.modeling_xllm.weight_files import write_json
 
 
-PUBLISHED_FIELDS = [
-    "bos_token_id",
-    "eos_token_id",
-    "gmask_token_id",
-    "mask_token_id",
-    "pad_token_id",
-    "hidden_size",
-    "inner_hidden_size",
-    "layernorm_epsilon",
-    "max_sequence_length",
-    "num_attention_heads",
-    "num_layers",
-    "use_cache",
+PUBLISHED_FIELDS = (
+    "bos_token_id", "eos_token_id", "gmask_token_id", "mask_token_id", "pad_token_id", "hidden_size",
+    "inner_hidden_size", "layernorm_epsilon", "max_sequence_length", "num_attention_heads", "num_layers", "use_cache",
     "vocab_size",
-]
+)  # fmt: skip
 # Fields that THUDM's code has as constants; written where they differ from what it does.
 OWN_FIELDS = ("residual_scale", "rope_theta", "rope_half_precision", "legacy_sop_position", "tie_word_embeddings")
 AUTO_CLASS = "modeling_chatglm.ChatGLMForConditionalGeneration"
@@ -53,11 +43,10 @@ def save_thudm_checkpoint(
     """Write a ChatGLM, or the ChatGLM inside an X-LLM, in THUDM's layout. One shard at a time is copied.
 
     Args:
-        model (`PreTrainedModel`): `ChatGLMForConditionalGeneration`, or `XLLMForConditionalGeneration` around one.
-        save_directory (`str` or `os.PathLike`): folder to write; made if it is not there.
-        tokenizer (`ChatGLMTokenizer`, *optional*): written beside the weights.
-        dtype (`torch.dtype`): of all weights but the norms, which are fp32 as published.
-        max_shard_size (`int` or `str`): bytes, or a size such as "2GB"; one `pytorch_model.bin` if all fits into it.
+        model: `ChatGLMForConditionalGeneration`, or `XLLMForConditionalGeneration` around one.
+        save_directory, tokenizer: folder to write, made if it is not there; what is written beside the weights.
+        dtype: of all weights but the norms, which are fp32 as published.
+        max_shard_size: bytes, or a size such as "2GB"; one `pytorch_model.bin` if all fits into it.
 
     Raises:
         ValueError: another language model, a quantised one, or one with adapters that are not merged.
@@ -66,8 +55,7 @@ def save_thudm_checkpoint(
     state = _thudm_state_dict(model, config)
     folder = Path(save_directory)
     folder.mkdir(parents=True, exist_ok=True)
-    published = _published_config(config, dtype)
-    (folder / "config.json").write_text(json.dumps(published, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / CONFIG_NAME, _published_config(config, dtype))
     model.generation_config.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
@@ -85,8 +73,7 @@ def save_thudm_checkpoint(
         # Copied, because torch.save writes the whole storage that a view belongs to.
         torch.save({name: state[name].to("cpu", stored_dtype(name), copy=True) for name in names}, folder / file)
     if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / WEIGHTS_INDEX_NAME, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
 
 
 def _thudm_state_dict(model: PreTrainedModel, config: ChatGLMConfig) -> dict[str, torch.Tensor]:
@@ -94,9 +81,8 @@ def _thudm_state_dict(model: PreTrainedModel, config: ChatGLMConfig) -> dict[str
     if config.model_type != "chatglm":
         raise ValueError(f"model: got a {config.model_type} language model, expected a ChatGLM")
     if (method := getattr(model.config, "quantization_config", None)) is not None:
-        raise ValueError(
-            f"model: its weights are quantised ({method.quant_method}); load it without quantization_config to save it"
-        )
+        hint = "load it without quantization_config to save it"
+        raise ValueError(f"model: its weights are quantised ({method.quant_method}); {hint}")
     decoder = model.get_decoder()
     state = {f"transformer.{name}": tensor for name, tensor in decoder.state_dict().items()}
     state["lm_head.weight"] = model.get_output_embeddings().weight.data
@@ -118,13 +104,10 @@ def _published_config(config: ChatGLMConfig, dtype: torch.dtype) -> dict:
     fields = {name: getattr(config, name) for name in PUBLISHED_FIELDS}
     assumed = ChatGLMConfig(**fields)
     differing = {name: getattr(config, name) for name in OWN_FIELDS if getattr(config, name) != getattr(assumed, name)}
+    auto_models = dict.fromkeys(("AutoModel", "AutoModelForSeq2SeqLM"), AUTO_CLASS)
     return {
         "architectures": ["ChatGLMModel"],
-        "auto_map": {
-            "AutoConfig": "configuration_chatglm.ChatGLMConfig",
-            "AutoModel": AUTO_CLASS,
-            "AutoModelForSeq2SeqLM": AUTO_CLASS,
-        },
+        "auto_map": {"AutoConfig": "configuration_chatglm.ChatGLMConfig", **auto_models},
         "model_type": "chatglm",
         "position_encoding_2d": True,
         "torch_dtype": str(dtype).removeprefix("torch."),
