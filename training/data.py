@@ -119,9 +119,14 @@ class ChatDataset(Dataset):
 
     def _decode(self, sample: Sample, rng: np.random.Generator) -> list[dict]:
         messages = sample.conversation(lambda n: int(rng.integers(n)))
-        return [{**turn, "content": [self._decode_part(part, rng) for part in turn["content"]]} for turn in messages]
+        return [{**turn, "content": [self.decode_part(part, rng) for part in turn["content"]]} for turn in messages]
 
-    def _decode_part(self, part: dict, rng: np.random.Generator) -> dict:
+    def decode_part(self, part: dict, rng: np.random.Generator) -> dict:
+        """A content part with its medium decoded, cut to its span and augmented; text as it is.
+
+        Raises:
+            MediaError: it cannot be decoded.
+        """
         kind = part["type"]
         if kind == "text":
             return part
@@ -139,16 +144,17 @@ class ChatDataset(Dataset):
         elif key in self.cache:
             return self.cache[key]
         if isinstance(source, Stored):
-            source = {"bytes": _stored_bytes(source), "path": source.name}
+            source = read_stored(source)
         medium = self.processor.load(kind, source)
         if key:
             self.cache[key] = medium
         return medium
 
 
-def _stored_bytes(source: Stored) -> bytes:
+def read_stored(source: Stored) -> dict:
+    """A medium in another file as its bytes and its name, for the loaders; `MediaError` if it is not there."""
     try:
-        return source.read()
+        return {"bytes": source.read(), "path": source.name}
     except (OSError, ValueError, IndexError) as error:
         raise MediaError(source.name, f"cannot be read from its file ({error})") from error
 

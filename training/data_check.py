@@ -17,6 +17,7 @@ model, made the batch that it will be trained on.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -28,19 +29,21 @@ import torch
 from PIL import Image
 
 from xllm.processing.audio_decoding import PYAV_ERRORS, Waveform, open_container
-from xllm.processing.conversations import SOURCE_KEYS, media_of, part_source
+from xllm.processing.conversations import part_source
 from xllm.processing.feature_extraction_cif import FiredTokens, load_cif_features
 from xllm.processing.media_kinds import MEDIA_KINDS, PAPER_KINDS, MediaKind
 from xllm.processing.media_sources import MediaError, media_errors, open_media
 from xllm.processing.video_decoding import Frames
 from xllm.training.collator import IGNORE, XLLMDataCollator
+from xllm.training.data import ChatDataset, read_stored
 from xllm.training.data_plan import DataPlan
 from xllm.training.media_rows import DataError
-from xllm.training.sources import Sample, load_source
+from xllm.training.samples import Sample, Stored
+from xllm.training.sources import load_source
 
 
-KNOWN_KEYS = {"message": ("role", "content"), "part": ("type", "text", "sampling_rate", *SOURCE_KEYS)}
 SAMPLING_RATE = 16_000  # Hz, of sounds that are decoded without a model
+_FIELD = re.compile(r"(?:column '([^']+)')|([\w.\[\]]+): ")  # with which messages begin
 NPY = b"\x93NUMPY"
 
 
@@ -89,8 +92,9 @@ def read_group(plan: DataPlan, group: int) -> tuple[list[Sample], list[Report]]:
 
         def note(where: str, error: DataError, name: str = name) -> None:
             message = str(error).removeprefix(f"{where}: ")
-            reason = "missing" if message.startswith("no such file") else "row"
-            bad.append(Report(where, name, [Problem(reason, "", message)]))
+            place = _FIELD.match(message)
+            reason = "missing" if "no such file" in message else "row"
+            bad.append(Report(where, name, [Problem(reason, "" if place is None else place[1] or place[2], message)]))
 
         try:
             samples += load_source(spec, plan.groups[group].media, note)
@@ -112,11 +116,12 @@ class SampleChecker:
     def __init__(self, processor, collators: list[XLLMDataCollator], positions: int | None):
         torch.set_num_threads(1)
         self.processor, self.collators, self.positions = processor, collators, positions
-        self.readers: dict[str, Any] = {}
+        self.data = ChatDataset([[]], LoadersAlone() if processor is None else processor)
+        self.rng = np.random.default_rng(0)  # nothing is drawn: there is no augmentation
 
     def __call__(self, task: tuple[int, Sample]) -> Report:
         group, sample = task
-        report = Report(sample.where, sample.source)
+        report = Report(sample.where, sample.source, unread=sorted(sample.unread))
         messages = _longest(sample).conversation(lambda n: 0)
         digests: list[str] = []
         decoded = [
@@ -137,19 +142,22 @@ class SampleChecker:
     # ---- media ------------------------------------------------------------------------------------------------------
 
     def _parts(self, turn: dict, place: str, report: Report, digests: list[str]) -> Iterator[dict]:
-        """The content parts of a turn, decoded; digests of their contents are added."""
-        unknown = [key for key in turn if key not in KNOWN_KEYS["message"]]
+        """The content parts of a turn, decoded as training decodes them; digests of their contents are added."""
         for index, part in enumerate(turn["content"]):
-            at = f"{place}.content[{index}]"
-            unknown += [f"content.{key}" for key in part if key not in (*KNOWN_KEYS["part"], part["type"])]
             if part["type"] == "text":
                 yield part
                 continue
-            kind = MEDIA_KINDS[part["type"]]
+            kind, at = MEDIA_KINDS[part["type"]], f"{place}.content[{index}]"
             try:
                 source = _fetched(kind, part_source(part))
-                digests.append(_content_of(source))
-                medium, seconds = self._decode(kind, source)
+                digests.append(f"{_content_of(source)} {part.get('offset')} {part.get('duration')}")
+                decoded = self.data.decode_part({**part, kind.type: source}, self.rng)
+                medium, seconds = decoded[kind.type], None
+                if isinstance(medium, Waveform):
+                    seconds = len(medium.samples) / medium.sampling_rate
+                elif isinstance(medium, Frames):
+                    _decode_to_the_end(source)
+                    seconds = None if medium.metadata is None else medium.metadata.duration
             except MediaError as error:
                 is_missing = error.reason == "no such file"
                 report.problems.append(Problem("missing" if is_missing else "medium", at, str(error)))
@@ -157,21 +165,7 @@ class SampleChecker:
                 report.problems.append(Problem("row", at, str(error)))
             else:
                 report.media.append((kind.type, seconds))
-                yield {"type": kind.type, kind.type: medium}
-        report.unread += [f"messages.{key}" for key in unknown]
-
-    def _decode(self, kind: MediaKind, source: Any) -> tuple[Any, float | None]:
-        """A medium, decoded to its end, and how long it lasts, if it is known to."""
-        if self.processor is not None:
-            medium = self.processor.load(kind, source)
-        else:
-            medium = _decode_alone(kind, source, self.readers)
-        if isinstance(medium, Waveform):
-            return medium, len(medium.samples) / medium.sampling_rate
-        if isinstance(medium, Frames):
-            _decode_to_the_end(source)
-            return medium, None if medium.metadata is None else medium.metadata.duration
-        return medium, None
+                yield decoded
 
     # ---- what it becomes --------------------------------------------------------------------------------------------
 
@@ -244,7 +238,9 @@ def _digest(content: bytes) -> bytes:
 
 
 def _fetched(kind: MediaKind, source: Any) -> Any:
-    """A medium behind an http(s) URL as its bytes, so that it is fetched once."""
+    """A medium behind an http(s) URL, or in another file, as its bytes, so that it is read once."""
+    if isinstance(source, Stored):
+        return read_stored(source)
     if kind in PAPER_KINDS and isinstance(source, str) and source.startswith(("http://", "https://")):
         with open_media(source) as (file, _):
             return {"bytes": file.read(), "url": source}
@@ -270,21 +266,35 @@ def _content_of(source: Any) -> str:
     return digest.hexdigest()
 
 
-def _decode_alone(kind: MediaKind, source: Any, readers: dict[str, Any]) -> Any:
-    """A decoded medium without a model: by the kind's own loader; of one's own kind, by a reader with its defaults."""
-    if kind not in PAPER_KINDS:
-        return kind.load(source, readers.setdefault(kind.type, kind.reader_class()))
-    if isinstance(source, (str, dict)):
-        with open_media(source) as (file, name):
-            if file.read(len(NPY)) == NPY:  # features in place of sound
-                file.seek(0)
-                try:
-                    width = np.lib.format.read_array(file, allow_pickle=False).shape[-1]
-                except (ValueError, EOFError, IndexError) as error:
-                    raise MediaError(name, f"not a readable .npy file of numbers ({error})") from error
-                return FiredTokens(load_cif_features(source, width))
-    reader = SimpleNamespace(num_frames=1, fps=None, sampling_rate=SAMPLING_RATE)
-    return kind.load(source, reader)
+class LoadersAlone:
+    """Decodes media without a model, in place of its processor: by each kind's own loader, or by a reader of one's own
+    with its defaults.
+    """
+
+    feature_extractor = None
+
+    def __init__(self) -> None:
+        self.reader = SimpleNamespace(num_frames=1, fps=None, sampling_rate=SAMPLING_RATE)
+        self.own: dict[str, Any] = {}
+
+    def load(self, name: str, source: Any) -> Any:
+        """A decoded medium."""
+        kind = MEDIA_KINDS[name]
+        if kind not in PAPER_KINDS:
+            return kind.load(source, self.own.setdefault(name, kind.reader_class()))
+        if isinstance(source, (str, dict)) and (width := _vector_width(source)) is not None:
+            return FiredTokens(load_cif_features(source, width))
+        return kind.load(source, self.reader)
+
+
+def _vector_width(source: Any) -> int | None:
+    """Of a NumPy file, which is features in place of sound, the size of its vectors; `None` of any other medium."""
+    with open_media(source) as (file, name):
+        if file.read(len(NPY)) != NPY:
+            return None
+        file.seek(0)
+        with media_errors(name, "not a readable .npy file of numbers", (ValueError, EOFError, IndexError)):
+            return np.lib.format.read_array(file, allow_pickle=False).shape[-1]
 
 
 def _decode_to_the_end(source: Any) -> None:
@@ -306,4 +316,4 @@ def _decode_to_the_end(source: Any) -> None:
 
 def parts_of(sample: Sample) -> set[str]:
     """Types of content part of a sample's media."""
-    return {part for part, items in media_of(sample.conversation(lambda n: 0)).items() if items}
+    return {part["type"] for part in sample.parts()} - {"text"}

@@ -14,7 +14,7 @@ import numpy as np
 from xllm.training.data_check import Problem, Report, SampleChecker, make_checker, parts_of, read_group
 from xllm.training.data_plan import DataPlan
 from xllm.training.progress import ProgressLine
-from xllm.training.sources import Sample
+from xllm.training.samples import Sample
 from xllm.training.worker_processes import TaskFailed, WorkerDied, map_tasks
 
 

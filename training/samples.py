@@ -12,8 +12,8 @@ class Sample:
     """One conversation (`messages`, cleaned, the assistant's turn last), or what it is drawn from: content parts that
     open the user's turn (`media`), `prompts` and `answers`, of which one each is drawn per epoch.
 
-    `where` is its place, "file:line", `source` the name of its source. A turn's `loss`, where it has one, says whether
-    its answer carries loss.
+    `where` is its place, "file:line", `source` the name of its source, `unread` what nothing has read of its row. A
+    turn's `loss`, where it has one, says whether its answer carries loss.
     """
 
     where: str
@@ -22,6 +22,7 @@ class Sample:
     prompts: list[str] = field(default_factory=lambda: [""])
     answers: list[str] = field(default_factory=list)
     source: str = ""
+    unread: frozenset[str] = frozenset()
 
     def conversation(self, draw: Callable[[int], int]) -> list[dict]:
         """The messages; `draw(n)` gives a number below n for the choice of prompt and answer."""

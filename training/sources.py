@@ -65,7 +65,8 @@ def iterate_source(spec: SourceSpec, media: MediaRows | None = None, on_bad: OnB
                 raise
             on_bad(where, error)
             continue
-        unread.update(row.unread - NOTES)
+        sample.unread = frozenset(row.unread - NOTES)
+        unread.update(sample.unread)
         yield sample
         count += 1
         if spec.limit is not None and count >= spec.limit:

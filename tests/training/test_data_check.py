@@ -11,7 +11,7 @@ from PIL import Image
 from worker_faults import fail_to_start, make_doubler
 
 from xllm.cli import main
-from xllm.training.data_check import SampleChecker, make_checker
+from xllm.training.data_check import LoadersAlone
 from xllm.training.data_plan import plan_data
 from xllm.training.data_summary import check_data
 from xllm.training.worker_processes import TaskFailed, WorkerDied, map_tasks
@@ -185,8 +185,14 @@ def test_in_processes_it_finds_the_same(files, tiny_checkpoint):
     assert apart[1:] == alone[1:]
 
 
-def test_the_checker_takes_a_seat_for_each_group(files, tiny_checkpoint):
-    plan = plan_data([write(files, [ask("?", image="good.jpg")])], model=str(tiny_checkpoint))
-    processor, collators, positions = make_checker(plan)
-    assert (len(collators), positions) == (1, 1024)
-    assert SampleChecker(processor, collators, positions).processor is plan.processor
+def test_damage_between_the_frames_that_a_model_samples(files, capsys):
+    rng = np.random.default_rng(0)
+    film = files / "film.mp4"
+    write_video(film, rng.integers(0, 255, (40, 64, 64, 3), dtype=np.uint8))
+    content = bytearray(film.read_bytes())
+    for place in range(len(content) * 8 // 10, len(content) * 8 // 10 + 2_000):
+        content[place] ^= 0x55
+    film.write_bytes(content)
+    assert LoadersAlone().load("video", str(film)).frames.shape == (1, 64, 64, 3)  # the one in the middle is whole
+    assert main(["check", write(files, [ask("?", video="film.mp4")]), "--workers", "0"]) == 1
+    assert "messages[0].content[0] medium: " in capsys.readouterr().err
