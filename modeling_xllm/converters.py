@@ -28,11 +28,8 @@ from .configuration_cformer import CFormerConfig
 
 @dataclass
 class ConverterOutput(ModelOutput):
-    """What a converter makes of a batch of items; any output with these two fields will do.
-
-    Args:
-        embeddings (`(N, K, C)`), mask (`(N, K)`): the tokens, the real ones of each item first; default all are real.
-    """
+    """What a converter makes of a batch of items, `embeddings (N, K, C)` and `mask (N, K)`: the real tokens of each
+    item first; by default all are real. Any output with these two fields will do."""
 
     embeddings: torch.FloatTensor | None = None
     mask: torch.BoolTensor | None = None
@@ -43,16 +40,16 @@ class X2LConverter(nn.Module):
     with its `mask (N, T)`, or `None`, into a [`ConverterOutput`].
 
     Class attributes:
-        config_class (*optional*): class of the row's `converter_config`; `None` if the converter has no sizes.
-        config_key (`str`, *optional*): a further name under which rows may give their `converter_config`.
-        stage_one (`str`, *optional*): objective of stage 1, "contrast" or "recognition"; `None`: there is none.
-        token_level_sizes (`dict`): what `token_level` rows have in `converter_config`; empty: there are none.
-        query_parameter (`str`, *optional*): name of the query tokens, which `train_query_tokens` trains in stage 3.
-        shares_in_part (`bool`): whether a row that shares another's converter still has some parameters to itself.
+        config_class: class of the row's `converter_config`; `None` if the converter has no sizes.
+        config_key: a further name under which rows may give their `converter_config`.
+        stage_one: objective of stage 1, "contrast" or "recognition"; `None`: there is none.
+        token_level_sizes: what `token_level` rows have in `converter_config`; empty: there are none.
+        query_parameter: name of the query tokens, which `train_query_tokens` trains in stage 3.
+        shares_in_part: whether a row that shares another's converter still has some parameters to itself.
 
     Args:
-        row (`X2LConfig`): the row of the table that this module belongs to.
-        owner_row (`X2LConfig`): the row with the sizes: `row` itself unless it shares another's converter.
+        row, owner_row (`X2LConfig`): the row that this module belongs to, and the one with the sizes: the same unless
+            it shares another's converter.
     """
 
     config_class: type[PreTrainedConfig] | None = None
@@ -246,11 +243,8 @@ CONVERTERS: dict[str, type[X2LConverter]] = {
 
 
 def register_converter(name: str, converter: type[X2LConverter], exist_ok: bool = False) -> None:
-    """Make a kind of converter known under `name`, the `converter` of rows.
-
-    Raises:
-        ValueError: no subclass of `X2LConverter`, or the name is another class's (`exist_ok=True` replaces it).
-    """
+    """Make a kind of converter known under `name`, the `converter` of rows. What is no `X2LConverter`, or a name that
+    another class has, is a `ValueError` (`exist_ok=True` replaces it)."""
     if not (isinstance(converter, type) and issubclass(converter, X2LConverter)):
         raise ValueError(f"register_converter({name!r}): expected a subclass of X2LConverter, got {converter!r}")
     if not exist_ok and CONVERTERS.get(name, converter) is not converter:
@@ -259,11 +253,7 @@ def register_converter(name: str, converter: type[X2LConverter], exist_ok: bool 
 
 
 def converter_class(name: str) -> type[X2LConverter]:
-    """The class registered as `name`.
-
-    Raises:
-        ValueError: no such converter; the message lists the names.
-    """
+    """The class registered as `name`; the `ValueError` for another name lists them."""
     if name not in CONVERTERS:
         raise ValueError(f"converter must be one of {', '.join(CONVERTERS)}, got {name!r}")
     return CONVERTERS[name]

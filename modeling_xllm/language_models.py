@@ -230,11 +230,8 @@ class LanguageModelGenerationMixin(GenerationMixin):
 
 
 def embed_tokens(embedding: nn.Embedding, input_ids: torch.LongTensor) -> torch.FloatTensor:
-    """`embedding(input_ids)`, `(B, L)` to `(B, L, D)`.
-
-    Raises:
-        ValueError: an id outside the vocabulary; the message gives its range and that of the ids.
-    """
+    """`embedding(input_ids)`, `(B, L)` to `(B, L, D)`; raises a `ValueError` with both ranges for ids outside the
+    vocabulary."""
     rows = embedding.num_embeddings
     if input_ids.shape[1] > 1:  # single tokens come from our own logits; the check would stall each decoding step
         torch_compilable_check(

@@ -54,16 +54,12 @@ def chatglm_positions(
         input_ids (`(B, L)`): only the ids of `<sop>`, `[gMASK]` and `[MASK]` matter; placeholders of media may be any
             other id, also outside the vocabulary.
         attention_mask (`(B, L)`): 1 = real, 0 anywhere.
-        config: ids, longest input, position rule.
 
     Returns:
-        `position_ids (2, B, L)` and `token_type_ids (B, L)`.
+        `position_ids (2, B, L)` and `token_type_ids (B, L)`, as ChatGLM-6B's `get_position_ids` and `get_masks`.
 
     Raises:
-        ValueError: a row without `<sop>`, or without `[gMASK]` and `[MASK]`, or with more real tokens than
-            `max_position_embeddings`.
-
-    Source: ChatGLM-6B `get_masks` and `get_position_ids`.
+        ValueError: a row without `<sop>`, or without `[gMASK]` and `[MASK]`, or longer than `max_position_embeddings`.
     """
     keep = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     place = keep.cumsum(-1).sub_(1).clamp_(min=0)
@@ -120,11 +116,8 @@ def _check_layout(keep: torch.Tensor, has_sop: torch.Tensor, has_mask: torch.Ten
 
 
 def freeze_answer(position_ids: torch.LongTensor) -> torch.LongTensor:
-    """Put channel 0 of all tokens behind `<sop>` back to the mask's place.
-
-    `generate` extends positions by one per token in every channel. `<sop>` itself tells the mask's place, or one more
-    under the rule of March 2023 (then the last place of the prefix is the mask's).
-    """
+    """Put channel 0 of all tokens behind `<sop>` back to the mask's place; `generate` extends it by one per token.
+    `<sop>` itself tells the place, or one more under the rule of March 2023 (then the prefix ends with the mask)."""
     channel_0, channel_1 = position_ids
     sop_place = channel_0.gather(1, (channel_1 == 1).int().argmax(-1, keepdim=True))
     prefix_end = channel_0.masked_fill(channel_1 > 0, 0).amax(-1, keepdim=True)
@@ -132,10 +125,8 @@ def freeze_answer(position_ids: torch.LongTensor) -> torch.LongTensor:
 
 
 class ChatGLMRotaryEmbedding(nn.Module):
-    """Cosines and signed sines of both position channels, built once per forward.
-
-    Each head is split in two axes (channel 0, channel 1) of two halves; axis and frequency give an angle per position.
-    """
+    """Cosines and signed sines of both position channels, built once per forward: each head is split in two axes
+    (channel 0, channel 1) of two halves; axis and frequency give an angle per position."""
 
     def __init__(self, config: ChatGLMConfig):
         super().__init__()

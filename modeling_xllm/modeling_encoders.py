@@ -166,10 +166,8 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
 
         Returns:
             the tower's output, its `last_hidden_state` being `(N, T, E)`, or `(R, T, E)` for the R real pictures of
-            the series; and the mask `(N, T)` of real encoder frames or None.
-
-        Raises:
-            ValueError: a speech clip without frames, or with NaN or Inf in them.
+            the series; and the mask `(N, T)` of real encoder frames or None. `ValueError`: speech without frames, or
+            with NaN or Inf.
         """
         row = self.config.modalities[modality]
         converter_class(row.converter).check_inputs(modality, inputs, mask)
@@ -218,9 +216,6 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
         Returns:
             `last_hidden_state` is the encoder's, one row per item: `(N, T, E)`, of a series `(N, F * T, E)` with
             zeros for missing pictures; `hidden_states` and `attentions` of a series are those of its real pictures.
-
-        Raises:
-            ValueError: no such modality.
         """
         features = self._features(modality, inputs, mask, **kwargs)
         lengths = features.mask.sum(-1).tolist()

@@ -80,9 +80,7 @@ def without_adapter(model: torch.nn.Module, state_dict: dict | None = None) -> d
 
 
 def sample_towers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """A few values of each floating-point tensor of the parts that `config.towers` names: enough to see that one has
-    changed.
-    """
+    """A few values of each floating-point tensor of the parts that `config.towers` names, to see changes by."""
     samples = {}
     towers = getattr(model.config, "towers", None) or {}
     for key, value in without_adapter(model).items() if towers else ():
@@ -110,14 +108,9 @@ class StageCheckpointMixin:
         """Quantisers set it."""
 
     def save_pretrained(self, save_directory: str | os.PathLike, state_dict: dict | None = None, **kwargs) -> None:
-        """`PreTrainedModel.save_pretrained`, less the parts that `config.towers` names a source for.
-
-        A quantised language model that is such a part leaves no trace: its source holds it in full precision.
-
-        Raises:
-            StageCheckpointError: such a part has changed since it was loaded (a merged LoRA, say): its source would
-                bring back what it was.
-        """
+        """`PreTrainedModel.save_pretrained`, less the parts that `config.towers` names a source for; a quantised
+        language model among them leaves no trace. One that has changed since it was loaded (by a merged LoRA, say) is
+        a `StageCheckpointError`: its source would bring back what it was."""
         quantizer, config, is_adapted = getattr(self, "hf_quantizer", None), self.config, bool(adapted_layers(self))
         config.adapter = {"folder": ADAPTER} if is_adapted else None
         whole = state_dict
@@ -176,11 +169,7 @@ class StageCheckpointMixin:
 
     def load_adapter_weights(self, source: str, revision: str | None = None, **hub) -> None:
         """Read the adapter of the checkpoint `source` into the one that this model has, or else into a new one, which
-        is frozen.
-
-        Raises:
-            StageCheckpointError: PEFT is not installed, or the adapter is missing, damaged, altered or another one.
-        """
+        is frozen. One that is missing, damaged, altered or another, or no PEFT, is a `StageCheckpointError`."""
         hub["revision"] = revision
         record = PreTrainedConfig.get_config_dict(source, **hub)[0].get("adapter") or {}
         try:
@@ -214,11 +203,8 @@ class StageCheckpointMixin:
 
     def save_interfaces(self, save_directory: str | os.PathLike, base: str | None = None, **kwargs) -> None:
         """`save_pretrained` without any frozen part: what no source of `config.towers` holds is named as part of
-        `base`.
-
-        Args:
-            base (`str`, *optional*): folder or Hub id ("repo" or "repo@revision") of a whole X-LLM; default where this
-                model was loaded from.
+        `base`, a folder or Hub id ("repo" or "repo@revision") of a whole X-LLM; default where this model was loaded
+        from.
 
         Raises:
             StageCheckpointError: `base` does not hold these very tensors, so the model could not be put together

@@ -38,12 +38,8 @@ def part_of(key: str) -> str:
 def load_whole(
     auto, name_or_path: str, revision: str | None = None, may_hold: str = ".*", **kwargs
 ) -> PreTrainedModel:
-    """`auto.from_pretrained`, where a tensor that would be left random is an error (but a pooler, which nobody reads).
-    The checkpoint may hold tensors beside the model's whose names match the pattern `may_hold`.
-
-    Raises:
-        StageCheckpointError: the checkpoint lacks tensors, or holds others; the message lists them.
-    """
+    """`auto.from_pretrained`, where tensors that would be left random (but a pooler, which nobody reads), or that the
+    model has not, are a `StageCheckpointError`. Those whose names match `may_hold` are allowed."""
     with quiet_report():
         model, info = auto.from_pretrained(name_or_path, revision=revision, output_loading_info=True, **kwargs)
     unexpected = [name for name in info["unexpected_keys"] if not re.fullmatch(may_hold, name)]

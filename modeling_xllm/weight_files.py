@@ -53,12 +53,8 @@ def resolve_source(name_or_path: str, checkpoint: str | os.PathLike) -> str:
 
 
 def weight_files(source: str, revision: str | None = None, **hub) -> list[str]:
-    """Local paths of the safetensors files of a folder or Hub repository; of an unsharded one, a single path.
-
-    Raises:
-        StageCheckpointError: the index of the shards is damaged, or names files of another folder.
-        OSError: a file is not there, or the Hub cannot be asked.
-    """
+    """Local paths of the safetensors files of a folder or Hub repository. A damaged index of the shards, or one that
+    names files of another folder, is a `StageCheckpointError`; a file that cannot be had an `OSError`."""
     hub["revision"] = revision
     index = cached_file(source, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False, **hub)
     if index is None:
@@ -74,11 +70,8 @@ def weight_files(source: str, revision: str | None = None, **hub) -> list[str]:
 
 
 def read_tensors(source: str, revision: str | None, wanted: Callable[[str], bool], **hub) -> dict[str, torch.Tensor]:
-    """Tensors of a safetensors checkpoint whose names satisfy `wanted`; nothing else is read.
-
-    Raises:
-        StageCheckpointError: a file is damaged. OSError: a file is not there, or the Hub cannot be asked.
-    """
+    """Tensors of a safetensors checkpoint whose names satisfy `wanted`; nothing else is read. Errors are those of
+    `weight_files` and `read_safetensors`."""
     tensors = {}
     for shard in weight_files(source, revision, **hub):
         tensors.update(read_safetensors(shard, wanted))
@@ -86,11 +79,7 @@ def read_tensors(source: str, revision: str | None, wanted: Callable[[str], bool
 
 
 def read_safetensors(path: str, wanted: Callable[[str], bool] = bool) -> dict[str, torch.Tensor]:
-    """Tensors of one file whose names satisfy `wanted`, by default all.
-
-    Raises:
-        StageCheckpointError: the file is damaged.
-    """
+    """Tensors of one file whose names satisfy `wanted`, by default all; a damaged file is a `StageCheckpointError`."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
@@ -110,11 +99,8 @@ def check_fit(
     source: str,
     target: str = "the model",
 ) -> None:
-    """Check that `source` holds exactly the tensors (or shapes) `wanted`: `found` has the same names and shapes.
-
-    Raises:
-        StageCheckpointError: some are missing, too many, or of another shape; the message names the first few of each.
-    """
+    """Raises a `StageCheckpointError` unless `source` holds exactly the tensors (or shapes) `wanted`: it names the
+    first few that are missing in `found`, too many, or of another shape."""
     there, needed = (
         {key: list(getattr(value, "shape", value)) for key, value in one.items()} for one in (found, wanted)
     )
@@ -129,22 +115,14 @@ def check_fit(
 
 @torch.no_grad()
 def copy_tensors(found: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor], source: str) -> None:
-    """Copy `found` into the tensors of `target` that have the same names.
-
-    Raises:
-        StageCheckpointError: see `check_fit`; nothing is copied then.
-    """
+    """Copy `found` into the tensors of `target` that have the same names, all (see `check_fit`) or none."""
     check_fit(found, target, source)
     for key, value in target.items():
         value.copy_(found[key])
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
-    """Check that no tensor holds NaN or Inf. One pass over the weights, 0.1 to 0.2 seconds of CPU per GB.
-
-    Raises:
-        StageCheckpointError: the message names the first few and their number.
-    """
+    """Raises a `StageCheckpointError` that names the tensors with NaN or Inf. One pass, 0.1 to 0.2 s of CPU per GB."""
     broken = []
     for name, value in tensors.items():
         # Quantised tensors have their own class; those offloaded to disk are "meta".
@@ -181,10 +159,8 @@ def _replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def record_weights(folder: str | os.PathLike) -> None:
-    """Write the digests of the weight files in `folder` to its config.json, the last step of saving a model.
-
-    The files get the permissions of config.json: safetensors makes them readable by their owner alone.
-    """
+    """Write the digests of the weight files in `folder` to its config.json, the last step of saving a model. The files
+    get the permissions of config.json: safetensors makes them readable by their owner alone."""
     config = Path(folder, CONFIG_NAME)
     if not config.is_file():
         return  # an adapter alone
@@ -223,11 +199,8 @@ def write_json(path: str | os.PathLike, settings: dict) -> None:
 
 
 def verify_weights(source: str, revision: str | None = None, **hub) -> None:
-    """Compare the weight files of a checkpoint with the record in its config.json, if any (0.7 s of CPU per GB).
-
-    Raises:
-        StageCheckpointError: a file differs from what was saved; the message names it.
-    """
+    """Compare the weight files of a checkpoint with the record in its config.json, if any (0.7 s of CPU per GB);
+    raises a `StageCheckpointError` that names the file which differs from what was saved."""
     record = PreTrainedConfig.get_config_dict(source, revision=revision, **hub)[0].get(RECORD)
     if not isinstance(record, dict) or not record:
         return

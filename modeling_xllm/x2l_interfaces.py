@@ -121,11 +121,7 @@ class X2LInterface(nn.Module):
 def place_media(
     token_mask: torch.BoolTensor, features: X2LOutput, name: str = "media"
 ) -> tuple[torch.FloatTensor, torch.BoolTensor]:
-    """Spread the items' embeddings over the placeholders of one modality.
-
-    Args:
-        token_mask (`(B, L)`): True at this modality's placeholder tokens.
-        name: modality, for the error message.
+    """Spread the items' embeddings over the placeholders of the modality `name`: `token_mask (B, L)` is True there.
 
     Returns:
         `embeds (B, L, D)`, zero outside the placeholders, and `keep (B, L)`, False at placeholders left empty.

@@ -30,11 +30,8 @@ class PublishedSource:
     fills: str = r"converter\."
 
     def rename(self, key: str) -> str | None:
-        """What the published tensor `key` is called here; `None` if it is not used.
-
-        Raises:
-            ValueError: it is not a tensor of such a model.
-        """
+        """What the published tensor `key` is called here; `None` if it is not used, a `ValueError` if no such model
+        has it."""
         if any(re.match(pattern, key) for pattern in self.ignored):
             return None
         for pattern, name in self.names.items():

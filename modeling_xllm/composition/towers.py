@@ -63,10 +63,8 @@ def published_config(source: str) -> PreTrainedConfig:
 
 
 def encoder_config(source: str, name: str = "vision") -> PreTrainedConfig:
-    """Config of the encoder inside `source`: the tower's own, a BLIP-2's vision part, the encoder of a speech model.
-
-    Of an X-LLM, the tower called `name`; of a `.pth` file, the sizes of the ViT in it.
-    """
+    """Config of the encoder inside `source`: the tower's own, a BLIP-2's vision part, the encoder of a speech model;
+    of an X-LLM, the tower called `name`; of a `.pth` file, the sizes of the ViT in it."""
     if is_pth(source):
         return vision_config(open_published(source).shapes)
     config = published_config(source)
@@ -74,11 +72,8 @@ def encoder_config(source: str, name: str = "vision") -> PreTrainedConfig:
 
 
 def by_tower(encoders: dict[str, str], rows: dict[str, X2LConfig]) -> dict[str, str]:
-    """Sources by tower, where some are given by the modality that reads the tower ("speech" for "audio").
-
-    Raises:
-        ValueError: no modality reads a tower that is named.
-    """
+    """Sources by tower, where some are given by the modality that reads the tower ("speech" for "audio"); a tower that
+    no modality reads is a `ValueError`."""
     sources = {(rows[key].encoder or key) if key in rows else key: source for key, source in encoders.items()}
     if unused := set(sources) - {row.encoder for row in rows.values()}:
         raise ValueError(f"encoders: no modality reads {', '.join(sorted(unused))}; the rows are {', '.join(rows)}")
@@ -171,11 +166,8 @@ def _are_equal(part: str, *sources: dict) -> bool:
 
 
 def text_config(at: str) -> PreTrainedConfig:
-    """Config of the language model in folder or repository `at`: alone, or of an X-LLM.
-
-    Raises:
-        ValueError: it is not a causal language model for text alone.
-    """
+    """Config of the language model in folder or repository `at`, alone or of an X-LLM; what is no causal language
+    model for text alone is a `ValueError`."""
     config = published_config(at)
     if isinstance(config, XLLMConfig):
         return config.text_config

@@ -73,11 +73,8 @@ class PublishedFile:
         return Shapes(self.tensors, self.label)
 
     def our_names(self) -> dict[str, str]:
-        """Our parameter -> published name(s), for everything the file holds.
-
-        Raises:
-            ConversionError: names that are unexpected or missing; the first few are listed with their number.
-        """
+        """Our parameter -> published name(s), for everything the file holds; the `ConversionError` lists the first few
+        that are unexpected or missing, with their number."""
         shapes = reference_shapes(config_of_shapes(self.shapes), "visual_encoder.cls_token" in self.tensors)
         keys = sorted({*shapes, *LOOSE_KEYS})
         names = {}
@@ -164,11 +161,8 @@ class Conversion:
 
 
 def check_shapes(tensors: dict[str, torch.Tensor], shapes: dict[str, torch.Size], origin: dict[str, str]) -> None:
-    """Every tensor has a place of its shape.
-
-    Raises:
-        StageCheckpointError: one has no place, or another shape; the message names file, parameter and both shapes.
-    """
+    """Raises a `StageCheckpointError` that names file, parameter and both shapes unless every tensor has a place of
+    its shape."""
     target = "this model"
     if tensors.keys() - shapes.keys():
         target += ", which has no such modality, or the rest of that interface is in none of the files"

@@ -48,11 +48,9 @@ def new_folder(output: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_parts(conversion: Conversion, output: str | os.PathLike) -> None:
-    """A folder with towers and interfaces, without a language model: a source for `from_towers` and `xllm init`.
-
-    `XLLMEncoderModel.from_pretrained` reads it; with the text side of stage 1,
-    `XLLMForQFormerPreTraining.from_pretrained`.
-    """
+    """A folder with towers and interfaces, without a language model: a source for `from_towers` and `xllm init`, for
+    `XLLMEncoderModel.from_pretrained` and, with the text side of stage 1,
+    `XLLMForQFormerPreTraining.from_pretrained`."""
     config = deepcopy(conversion.config)
     config.architectures = ["XLLMForQFormerPreTraining" if conversion.heads else "XLLMEncoderModel"]
     with new_folder(output) as folder:
@@ -62,11 +60,9 @@ def write_parts(conversion: Conversion, output: str | os.PathLike) -> None:
 
 
 def write_over(conversion: Conversion, model: str | os.PathLike, output: str | os.PathLike) -> None:
-    """A copy of the X-LLM folder `model` in which the converted weights replace its own.
-
-    Its other files are copied as they are. A tower that it names instead of storing, and that changes, is stored. The
-    text side of stage 1 goes to a file of its own, as after stage 1.
-    """
+    """A copy of the X-LLM folder `model`, other files included, in which the converted weights replace its own. A
+    tower that it names instead of storing, and that changes, is stored; the text side of stage 1 goes to a file of its
+    own, as after stage 1."""
     model, output = Path(model), Path(output)
     config = XLLMConfig.from_pretrained(model)
     tensors = read_tensors(str(model), None, lambda key: True)

@@ -124,11 +124,8 @@ def published_rows(shapes: Shapes) -> dict[str, X2LConfig]:
 
 
 def config_of_shapes(shapes: Shapes) -> XLLMConfig:
-    """Config of what a file holds, or several laid over each other; with text projections, of a stage-1 model.
-
-    Raises:
-        ConversionError: a tensor that the sizes are read from is missing.
-    """
+    """Config of what a file holds, or several laid over each other; with text projections, of a stage-1 model. A
+    tensor that the sizes are read from and that is missing is a `ConversionError`."""
     rows = published_rows(shapes)
     if "image" not in rows:
         rows.pop("video", None)

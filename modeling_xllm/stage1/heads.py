@@ -85,11 +85,8 @@ class StageOneHeadsMixin(PreTrainedModel if TYPE_CHECKING else object):
 
     @classmethod
     def read_heads(cls, source: str, revision: str | None = None, **hub) -> tuple[dict, dict] | None:
-        """Fields of the stage-1 config and tensors that `save_heads` wrote to a folder or Hub repository, or `None`.
-
-        Raises:
-            StageCheckpointError: the file is damaged, or does not say which config it belongs to.
-        """
+        """Fields of the stage-1 config and tensors that `save_heads` wrote to a folder or Hub repository, or `None`. A
+        damaged file, or one without its config, is a `StageCheckpointError`."""
         quiet = {"_raise_exceptions_for_missing_entries": False}
         path = cached_file(source, cls.heads_name, revision=revision, **quiet, **hub)
         if path is None:
@@ -104,11 +101,8 @@ class StageOneHeadsMixin(PreTrainedModel if TYPE_CHECKING else object):
             raise StageCheckpointError(f"{path}: damaged: {error}") from error
 
     def load_heads(self, folder: str | os.PathLike) -> None:
-        """Reads what `save_heads` wrote into this model.
-
-        Raises:
-            StageCheckpointError: there are none, or they are of another config; the message lists what does not fit.
-        """
+        """Reads what `save_heads` wrote into this model; none, or those of another config, are a
+        `StageCheckpointError`."""
         found = self.read_heads(str(folder))
         if found is None:
             raise StageCheckpointError(f"{folder}: has no {self.heads_name}")

@@ -137,11 +137,8 @@ def gather_ranks(tensor: torch.Tensor, padded_shape: tuple[int, ...] = (), value
 
 
 def common_sizes(batch: int, *sizes: int, device: torch.device) -> list[int]:
-    """Largest of each of `sizes` over the ranks.
-
-    Raises:
-        ValueError: the ranks hold batches of different size; negatives could not be shared.
-    """
+    """Largest of each of `sizes` over the ranks; a `ValueError` where their batches differ: negatives could not be
+    shared."""
     if world_size() == 1:
         return list(sizes)
     mine = torch.tensor([batch, *sizes], device=device)

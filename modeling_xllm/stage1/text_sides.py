@@ -92,13 +92,9 @@ def _copy_layers(ours: nn.ModuleList, theirs: nn.ModuleList) -> None:
 
 @torch.no_grad()
 def start_from_bert(model: XLLMForQFormerPreTraining, bert: BertModel | BertForMaskedLM | BertForPreTraining) -> None:
-    """Start the text side from a BERT, as BLIP-2 does; one with a masked-LM head starts the ITG head too.
-
-    Its vocabulary may be smaller than `text_vocab_size` (`[DEC]` is new); further rows stay as they are.
-
-    Raises:
-        ValueError: other sizes than the Q-Former's; the message lists them.
-    """
+    """Start the text side from a BERT, as BLIP-2 does; one with a masked-LM head starts the ITG head too. Its
+    vocabulary may be smaller than `text_vocab_size` (`[DEC]` is new); further rows stay as they are. Other sizes than
+    the Q-Former's are a `ValueError` that lists them."""
     encoder = bert.base_model
     mine, theirs = model.qformer.config, encoder.config
     fields = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
@@ -122,13 +118,8 @@ def start_from_bert(model: XLLMForQFormerPreTraining, bert: BertModel | BertForM
 
 @torch.no_grad()
 def start_from_blip2(model: XLLMForQFormerPreTraining, source: Blip2ForImageTextRetrieval) -> None:
-    """Take over text side and heads of a published stage 1, e.g. `Salesforce/blip2-itm-vit-g`.
-
-    The published file has neither the captioning head nor the temperature: both stay as they are.
-
-    Raises:
-        ValueError: `source` has no text input, or other sizes.
-    """
+    """Take over text side and heads of a published stage 1, e.g. `Salesforce/blip2-itm-vit-g`. It has neither the
+    captioning head nor the temperature: both stay as they are. No text input, or other sizes, are a `ValueError`."""
     theirs = source.config.qformer_config
     fields = ("hidden_size", "num_hidden_layers", "cross_attention_frequency", "encoder_hidden_size")
     sizes = {field: (getattr(model.qformer.config, field), getattr(theirs, field)) for field in fields}
