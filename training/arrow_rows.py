@@ -45,8 +45,8 @@ def _quietly(load: Callable[[], Any], where: str) -> Any:
     try:
         return load()
     except (OSError, ValueError, TypeError, RuntimeError, library.exceptions.DatasetsError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise DataError(f"{where}: cannot be opened: {lines[0]:.500}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{where}: cannot be opened: {reason:.500}") from error
     finally:
         if not was_silent:
             library.enable_progress_bars()
