@@ -24,11 +24,8 @@ SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"
 def read_results(path: str | Path) -> list[dict]:
     """Measured figures of a run: `results.json` of a stage, of the demo, or what `xllm evaluate --json` prints.
 
-    Returns:
-        `list[dict]` with `name`, `task`, `metric`, `value` (a share of 1) and `n`; empty if there is no such file.
-
-    Raises:
-        ValueError: the file is not of one of these forms.
+    Each has `name`, `task`, `metric`, `value` (a share of 1) and `n`; there are none if there is no such file, and a
+    `ValueError` if it has another form.
     """
     path = Path(path)
     if not path.is_file():
@@ -38,9 +35,11 @@ def read_results(path: str | Path) -> list[dict]:
         if "metric" in found:
             found = {found["task"]: found}
         cells = found.get("tasks", found)
-        tasks = {name: cell.get("task", "asr" if cell["metric"] == "cer" else "qa") for name, cell in cells.items()}
-        figures = {name: {key: cell[key] for key in ("metric", "value", "n")} for name, cell in cells.items()}
-        return [{"name": name, "task": tasks[name], **figures[name]} for name in cells]
+        figures = []
+        for name, cell in cells.items():
+            task = cell.get("task", "asr" if cell["metric"] == "cer" else "qa")
+            figures.append({"name": name, "task": task, **{key: cell[key] for key in ("metric", "value", "n")}})
+        return figures
     except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
         wanted = "{name: {task, metric, value, n}}"
         raise ValueError(f"{path}: not a file of results: expected {wanted} ({error})") from error
@@ -54,17 +53,12 @@ def model_card(
     licenses: dict[str, str] | None = None,
     results: str | Path | None = None,
 ) -> ModelCard:
-    """The card of a checkpoint.
+    """The card of the checkpoint in `folder`, which will be found as `repo_id` at `revision`.
 
     Args:
-        folder: holds `config.json`, and `losses.png` and `results.json` if there are any.
-        repo_id, revision (`str`): under which it will be found.
-        license (`str`, *optional*): of what is stored here, e.g. "apache-2.0"; without it the card states none.
-        licenses (`dict[str, str]`, *optional*): licences of the towers by Hub id.
-        results (*optional*): a file of results instead of the folder's `results.json`.
-
-    Raises:
-        ValueError: a file of results that cannot be read.
+        license: of what is stored here, e.g. "apache-2.0"; without it the card states none.
+        licenses: of the towers, by Hub id.
+        results: a file for `read_results` instead of the folder's `results.json`.
     """
     folder, name = Path(folder), repo_id.split("/")[-1]
     config = XLLMConfig.from_pretrained(folder)
@@ -80,7 +74,17 @@ def model_card(
         pipeline_tag=hub_tasks.pop() if len(hub_tasks) == 1 else "any-to-any",
         tags=["xllm", "x2l-interface", "custom_code", *([f"stage{config.stage['stage']}"] if config.stage else [])],
         model_name=name,
-        eval_results=[_eval_result(figure) for figure in figures] or None,
+        eval_results=[
+            EvalResult(
+                task_type=TASKS[figure["task"]].hub_task if figure["task"] in TASKS else figure["task"],
+                dataset_type=figure["name"],
+                dataset_name=f"{figure['name']} (n = {figure['n']})",
+                metric_type=figure["metric"],
+                metric_value=figure["value"],
+            )
+            for figure in figures
+        ]
+        or None,
         metrics=sorted({figure["metric"] for figure in figures}) or None,
     )
     return ModelCard.from_template(
@@ -98,16 +102,6 @@ def model_card(
         example=kinds[0] if kinds else None,
         results=figures,
         curves=(folder / "losses.png").is_file(),
-    )
-
-
-def _eval_result(figure: dict) -> EvalResult:
-    return EvalResult(
-        task_type=TASKS[figure["task"]].hub_task if figure["task"] in TASKS else figure["task"],
-        dataset_type=figure["name"],
-        dataset_name=f"{figure['name']} (n = {figure['n']})",
-        metric_type=figure["metric"],
-        metric_value=figure["value"],
     )
 
 

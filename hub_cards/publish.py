@@ -8,6 +8,7 @@ arrived are not sent again. Parts whose source is a local folder are stored in t
 """
 
 import contextlib
+import glob
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, errors
+from huggingface_hub import CommitInfo, HfApi, errors
 from safetensors import SafetensorError
 
 from xllm.hub_cards.cards import model_card, read_results
@@ -49,15 +50,15 @@ def publish(
 
     Args:
         model: folder of a checkpoint, or of a run with several (`stage2-speech/`, ...).
-        repo_id, revision (`str`): "user/repo" and the branch that gets the commit; made if they do not exist.
-        stage (`int`, *optional*): the stage to push; by default what the checkpoint says it is.
-        tag (`str`, *optional*): default "stage<N>". replace (`bool`): move a tag that exists.
-        private (`bool`): the repository is made private, and must be.
-        license, results (*optional*): licence of what is stored, and a file of results (`results.json`), for the card.
-        token (`str`, *optional*): default the one of `hf auth login` or `HF_TOKEN`.
+        stage: the one to push; by default what the checkpoint says it is.
+        repo_id, revision: "user/repo" and the branch that gets the commit; made if they do not exist.
+        tag, replace: default "stage<N>"; whether to move a tag that exists.
+        private: the repository is made private, and must be.
+        license, results: licence of what is stored, and a file of results (`results.json`), for the card.
+        token: default the one of `hf auth login` or `HF_TOKEN`.
 
     Returns:
-        `CommitInfo`: `oid` is the commit that the tag pins.
+        the commit, whose `oid` the tag pins.
 
     Raises:
         PublishError: the checkpoint is incomplete, damaged or of another stage, the tag exists, the repository is
@@ -75,7 +76,14 @@ def publish(
         licenses = _tower_licenses(api, prepared)
         card = model_card(prepared, repo_id, tag or revision, license, licenses, results)
         card.save(prepared / "README.md")
-        commit = _commit(api, repo_id, prepared, revision, f"Push {tag or 'checkpoint'}")
+        ours = {path.relative_to(prepared).as_posix() for path in prepared.rglob("*")}
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=prepared,
+            revision=revision,
+            commit_message=f"Push {tag or 'checkpoint'}",
+            delete_patterns=[glob.escape(name) for name in stale_files(api, repo_id, revision, ours)],
+        )
         if tag is not None:
             _set_tag(api, repo_id, tag, commit.oid, revision, tag in refs)
     return commit
@@ -213,16 +221,6 @@ def _tower_licenses(api: HfApi, prepared: Path) -> dict[str, str]:
             if card is not None and card.license:
                 found[source] = card.license
     return found
-
-
-def _commit(api: HfApi, repo_id: str, prepared: Path, revision: str, message: str) -> CommitInfo:
-    """One commit: our files, without those of an earlier push that are not among them."""
-    files = {path.relative_to(prepared).as_posix(): path for path in prepared.rglob("*") if not path.is_dir()}
-    operations: list[CommitOperationAdd | CommitOperationDelete] = [
-        CommitOperationAdd(name, str(path.resolve())) for name, path in sorted(files.items())
-    ]
-    operations += [CommitOperationDelete(name) for name in stale_files(api, repo_id, revision, set(files))]
-    return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
 
 
 def _set_tag(api: HfApi, repo_id: str, tag: str, oid: str, revision: str, exists: bool) -> None:

@@ -46,7 +46,7 @@ MOST_LINES = {
     "modeling_xllm": 6_520,
     "processing": 3_120,
     "hub_cards": 580,
-    "xllm": 3_690,  # check: 85
+    "xllm": 3_600,  # check: 85
 }
 
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
@@ -81,7 +81,7 @@ def test_file(path):
         elif module.split(".")[0] == "xllm":
             if module == "xllm" and folder in ("assembly", "hub_cards"):
                 continue  # the table of public names
-            if module == "xllm.auto_classes" and path.name == "__init__.py":
+            if module == "xllm.auto" and path.name == "__init__.py":
                 continue  # importing any part of the package registers all of it; no __init__.py travels
             assert not travels, f"{module}: Hub files know no xllm"
             parts = module.split(".")

@@ -56,14 +56,14 @@ def compose(
     adds a row.
 
     Args:
-        size (`tuple[int, int]`, *optional*): width and layers of what starts from no source; default those of BERT
-            base, or of the language model if that is smaller.
-        reserved (`dict[str, str]`, *optional*): row -> token of the vocabulary that becomes its placeholder.
+        size: width and layers of what starts from no source; default those of BERT base, or of the language model if
+            that is smaller.
+        reserved: row -> token of the vocabulary that becomes its placeholder.
     """
     text = text_config(towers.language_model)
     width, layers = size or (min(768, text.hidden_size), min(12, text.num_hidden_layers))
-    is_small = size is not None or width < 768
-    rows = _sized_modalities(width, layers) if is_small else default_modalities()
+    sizes = transformer_sizes(width, layers) if size is not None or width < 768 else {}
+    rows = sized_modalities(sizes) if sizes else default_modalities()
     named = {rows[key].encoder if key in rows else key for key in towers.encoders}
     read = {name: row for name, row in rows.items() if row.encoder in named or name in towers.interfaces}
     model = XLLMForConditionalGeneration.from_towers(
@@ -71,7 +71,7 @@ def compose(
         encoders=towers.encoders,
         interfaces=towers.interfaces,
         modalities={**(read or rows), **added_rows(kinds)},
-        **(_sized_towers(width, layers) if is_small else {}),
+        **(_sized_towers(sizes) if sizes else {}),
     )
     name, revision = split_source(towers.language_model)
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
@@ -106,17 +106,13 @@ def added_rows(kinds: Iterable[str]) -> dict[str, X2LConfig]:
 def transformer_sizes(width: int, layers: int) -> dict[str, Any]:
     """Fields of a transformer's config: heads of about 64, a feed-forward part four times as wide."""
     heads = max(count for count in (1, 2, 4, width // 64) if count and width % count == 0)
-    return {
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "intermediate_size": 4 * width,
-    }
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "intermediate_size": 4 * width}
+    return {**sizes, "num_attention_heads": heads}
 
 
-def _sized_modalities(width: int, layers: int) -> dict[str, X2LConfig]:
-    """The paper's rows with converters of another size."""
-    rows, sizes = default_modalities(), transformer_sizes(width, layers)
+def sized_modalities(sizes: dict[str, Any]) -> dict[str, X2LConfig]:
+    """The paper's rows with converters of other sizes."""
+    rows = default_modalities()
     for row in rows.values():
         if row.converter_config is not None:
             row.converter_config = sizes
@@ -124,13 +120,12 @@ def _sized_modalities(width: int, layers: int) -> dict[str, X2LConfig]:
     return rows
 
 
-def _sized_towers(width: int, layers: int) -> dict[str, PreTrainedConfig]:
-    """Encoders of that size, for those that no source is named for."""
-    sizes = transformer_sizes(width, layers)
+def _sized_towers(sizes: dict[str, Any]) -> dict[str, PreTrainedConfig]:
+    """Encoders of those sizes, for those that no source is named for."""
     return {
         "vision_config": Blip2VisionConfig(initializer_range=0.02, **sizes),
         "audio_config": ParakeetEncoderConfig(layerdrop=0.0, **sizes),
     }
 
 
-__all__ = ["PRESETS", "Towers", "added_rows", "compose", "transformer_sizes"]
+__all__ = ["PRESETS", "Towers", "added_rows", "compose", "sized_modalities", "transformer_sizes"]

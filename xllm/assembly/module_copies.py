@@ -71,8 +71,7 @@ def copy_module(file: str | Path, folder: str | Path) -> str:
         raise ModuleCopyError(f"{file}: a package cannot travel with a checkpoint; put the classes into one file")
     if file.stem in flat_files() or file.stem in sys.stdlib_module_names:
         raise ModuleCopyError(f"{file}: a file of ours or of Python's library is called {file.name}; rename yours")
-    text = travelling_text(file)
-    Path(folder, file.name).write_text(text, encoding="utf-8")
+    Path(folder, file.name).write_text(travelling_text(file), encoding="utf-8")
     return file.stem
 
 
@@ -123,12 +122,8 @@ def native_module(copy: str | Path) -> Path:
     """The `copy` beside a checkpoint as a module that imports this package: a file in transformers' cache."""
     homes = {name: f"xllm.{path.parent.name}.{name}" for name, path in flat_files().items()}
     text = Path(copy).read_text(encoding="utf-8")
-    text = re.sub(
-        r"^(\s*from\s+)\.(\w+)(?=\s+import\b)",
-        lambda found: found[1] + homes.get(found[2], f".{found[2]}"),
-        text,
-        flags=re.M,
-    )
+    sibling = re.compile(r"^(\s*from\s+)\.(\w+)(?=\s+import\b)", flags=re.M)
+    text = sibling.sub(lambda found: found[1] + homes.get(found[2], f".{found[2]}"), text)
     folder = Path(HF_MODULES_CACHE, "xllm_modules", hashlib.sha256(text.encode()).hexdigest()[:16])
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / Path(copy).name
@@ -148,13 +143,12 @@ def user_modules(folder: Path, config: dict, processor: dict) -> list[Path]:
     classes += [item for kind in kinds for item in (kind.reader_class, kind.load, kind.read)]
     files = [Path(str(module.__file__)) for module in modules_of(classes)]
     found = {file.stem: file for file in files}
-    for name in dict.fromkeys([*config.get("modules", ()), *processor.get("modules", ())]):
-        if name not in found:
-            imported = getattr(sys.modules.get(name), "__file__", None)
-            beside = folder / f"{name}.py"
-            if not beside.is_file() and imported is None:
-                raise ModuleCopyError(f"{beside}: no such file; give the module that config.json names with --module")
-            found[name] = beside if beside.is_file() else Path(str(imported))
+    for name in [*config.get("modules", ()), *processor.get("modules", ())]:
+        beside = folder / f"{name}.py"
+        imported = getattr(sys.modules.get(name), "__file__", None)
+        if name not in found and not beside.is_file() and imported is None:
+            raise ModuleCopyError(f"{beside}: no such file; give the module that config.json names with --module")
+        found.setdefault(name, beside if beside.is_file() else Path(str(imported)))
     return list(found.values())
 
 
@@ -178,13 +172,4 @@ def copy_user_modules(folder: str | Path) -> None:
             write_json(folder / name, {**config, "modules": names})
 
 
-__all__ = [
-    "ModuleCopyError",
-    "copy_module",
-    "copy_user_modules",
-    "flat_files",
-    "modules_of",
-    "native_module",
-    "travelling_text",
-    "user_modules",
-]
+__all__ = ["ModuleCopyError", "copy_module", "copy_user_modules", "flat_files", "native_module", "user_modules"]

@@ -60,9 +60,7 @@ def build_processor(
     If the tokenizer already has a token under a row's name, such as a reserved one of its vocabulary, it replaces the
     row's.
 
-    Args:
-        sources (`dict[str, str]`, *optional*): encoder -> where it is published, often with its feature extractor.
-        fields: of `XLLMProcessor`.
+    `sources` says where encoders are published, often with their feature extractors; `fields` are of `XLLMProcessor`.
     """
     rows = processor_rows(config)
     for name, attribute in token_names(complete_rows(rows)).items():
@@ -74,24 +72,21 @@ def build_processor(
     ours: dict[MediaKind, Callable[[X2LConfig], Any]] = {
         IMAGE: lambda row: BlipImageProcessor(size=size),
         VIDEO: lambda row: XLLMVideoProcessor(size=size, num_frames=row.num_frames),
-        AUDIO: lambda row: _feature_extractor(config, row, sources or {}),
+        AUDIO: lambda row: (
+            XLLMCIFFeatureExtractor(row.encoder_hidden_size)
+            if row.token_level
+            else speech_extractor((sources or {}).get(row.encoder or ""), config.encoder_config(row.encoder))
+        ),
     }
     readers = {kind.reader: make(models[kind.type]) for kind, make in ours.items() if kind.type in models}
     own = {part: media_kind(part).reader_class() for part in models if media_kind(part) not in ours}
     return XLLMProcessor(**readers, tokenizer=tokenizer, readers=own, modalities=rows, **fields)
 
 
-def _feature_extractor(config: XLLMConfig, row: X2LConfig, sources: dict[str, str]):
-    if row.token_level:
-        return XLLMCIFFeatureExtractor(row.encoder_hidden_size)
-    return speech_extractor(sources.get(row.encoder or ""), config.encoder_config(row.encoder))
-
-
 def add_tokens(config: XLLMConfig, tokenizer, reserved: dict[str, str] | None = None) -> None:
     """Gives the tokenizer a placeholder for each row of `config`, and the rows their ids.
 
-    Args:
-        reserved (`dict[str, str]`, *optional*): row -> token of the vocabulary that becomes its placeholder.
+    `reserved` names tokens of the vocabulary that become the placeholders of rows.
 
     Raises:
         ValueError: `reserved` names no row, or the embedding has no spare row for a new token.

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import ParakeetEncoderConfig
 from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 
-from xllm.assembly.composing import added_rows, transformer_sizes
+from xllm.assembly.composing import added_rows, sized_modalities, transformer_sizes
 from xllm.assembly.processors import add_tokens, build_processor, save
 from xllm.assembly.tiny_tokenizer import train_sentencepiece
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig, default_modalities
@@ -38,14 +38,12 @@ def build_tiny(output_dir: str | Path, kinds: Iterable[str] = ()) -> Path:
 def tiny_config(tokenizer: ChatGLMTokenizer, added: dict[str, X2LConfig] | None = None) -> XLLMConfig:
     """Sizes of the tiny preset, with the ids of `tokenizer`, which gets placeholders for the rows that are added."""
     sizes: dict[str, Any] = {**transformer_sizes(64, 2), "intermediate_size": 128}
-    rows = default_modalities()
+    rows = sized_modalities(sizes)
     for row in rows.values():
         if row.tokens_per_item is not None:
             row.num_query_tokens = 4
-        if (config := row.converter_config) is not None:
-            cif: dict[str, Any] = {"cif_hidden_size": 64} if hasattr(config, "cif_hidden_size") else {}
-            row.converter_config = {**sizes, **cif}
-            row.complete()
+        if hasattr(row.converter_config, "cif_hidden_size"):
+            row.converter_config.cif_hidden_size = 64
     return small_config(
         tokenizer,
         text={"max_position_embeddings": 1024, **sizes},

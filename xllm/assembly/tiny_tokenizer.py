@@ -32,25 +32,22 @@ def train_sentencepiece(
     `[sMASK]`, `<unused_0>`, `<sop>`, `<eop>`, `<ENC>`, `<dBLOCK>`, `<|tab|>`, `<|blank_2|>`.., wrappers, words, bytes.
 
     Args:
-        sentences (`Iterable[str]`): the text to learn from; every character of it is in the vocabulary.
-        path (`str` or `Path`): the file to write, or a folder, which gets an `ice_text.model`.
-        vocab_size (`int`): most text pieces to learn (fewer where the text has fewer); at least its characters.
-        model_type (`str`): "unigram" or "bpe".
-        word_level (`bool`): each word of the sentences (between spaces) becomes one token, each digit too. Unigram
-            only.
-        byte_fallback (`bool`): write unknown characters as bytes, 256 more pieces, instead of `<unk>`.
-        max_blank_length (`int`): longest run of spaces with a piece of its own; 0 for none (no tab piece either).
-        normalization (`str`): sentencepiece's rule; "nmt_nfkc" writes full-width punctuation half-width, as the
-            published model seems to (its `chat` turned it back); "identity" keeps every character.
-        user_defined_symbols (`tuple[str, ...]`): strings that are always one token.
+        sentences: the text to learn from; every character of it is in the vocabulary.
+        path: the file to write, or a folder, which gets an `ice_text.model`.
+        vocab_size: most text pieces to learn (fewer where the text has fewer); at least its characters.
+        model_type: "unigram" or "bpe".
+        word_level: each word of the sentences (between spaces) becomes one token, each digit too. Unigram only.
+        byte_fallback, max_blank_length, user_defined_symbols: as in `append_pieces`.
+        normalization: sentencepiece's rule; "nmt_nfkc" writes full-width punctuation half-width, as the published
+            model seems to (its `chat` turned it back); "identity" keeps every character.
 
     Returns:
-        `Path`: the file written.
+        the file written.
 
     Raises:
         ValueError: no sentence, a model type that cannot do it, or fewer pieces than characters.
     """
-    sentences = [sentence for sentence in sentences if sentence.strip()]
+    sentences, path = [sentence for sentence in sentences if sentence.strip()], Path(path)
     if not sentences:
         raise ValueError("sentences: got none with text, expected at least one")
     if model_type not in ("unigram", "bpe") or (word_level and model_type != "unigram"):
@@ -73,9 +70,7 @@ def train_sentencepiece(
         byte_fallback=byte_fallback,
         max_blank_length=max_blank_length,
     )
-    path = Path(path)
-    if path.is_dir():
-        path = path / "ice_text.model"
+    path = path / "ice_text.model" if path.is_dir() else path
     path.write_bytes(proto)
     return path
 

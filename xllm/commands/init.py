@@ -12,30 +12,20 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     parser.add_argument("output", help="folder to write")
     parser.add_argument("--preset", choices=("tiny", "base", "chatglm-6b"), help="tiny: random weights, no download")
     parser.add_argument("--language-model", metavar="ID", help="a causal LM; ID may end in @revision")
-    parser.add_argument(
-        "--encoder",
-        action="append",
-        default=[],
-        metavar="NAME=ID",
-        help="e.g. vision=Salesforce/blip2-opt-6.7b or speech=openai/whisper-small",
+    placeholder = (
+        "a token of the vocabulary as placeholder ('image=<|reserved_0|>'), where the embedding has no spare row"
     )
-    parser.add_argument(
-        "--interface", action="append", default=[], metavar="NAME=ID", help="e.g. speech=bert-base-chinese"
-    )
-    parser.add_argument(
-        "--modality", action="append", default=[], metavar="KIND", help="add a row for a kind that --module registers"
-    )
+    for option, metavar, meaning in (
+        ("--encoder", "NAME=ID", "e.g. vision=Salesforce/blip2-opt-6.7b or speech=openai/whisper-small"),
+        ("--interface", "NAME=ID", "e.g. speech=bert-base-chinese"),
+        ("--modality", "KIND", "add a row for a kind that --module registers"),
+        ("--reserve", "ROW=TOKEN", placeholder),
+    ):
+        parser.add_argument(option, action="append", default=[], metavar=metavar, help=meaning)
     parser.add_argument(
         "--interface-size",
         metavar="WIDTHxLAYERS",
         help="of new interfaces, e.g. 256x4; default BERT base (768x12), or the language model's if that is smaller",
-    )
-    parser.add_argument(
-        "--reserve",
-        action="append",
-        default=[],
-        metavar="ROW=TOKEN",
-        help="a token of the vocabulary as placeholder ('image=<|reserved_0|>'), where the embedding has no spare row",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of weights that are not loaded")
     return parser

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 import yaml
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from transformers import set_seed
 from transformers.utils import logging
@@ -231,7 +230,7 @@ def write_report(output: Path, results: dict[str, Any]) -> None:
     """Write `results.json` and `results.png` to `output`."""
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     figure = Figure(figsize=(7, 3.5), layout="constrained")
-    axes = FigureCanvasAgg(figure).figure.subplots()
+    axes = figure.subplots()
     tasks = results["tasks"]
     names = list(tasks)
     # An error rate is drawn as what is right, so that all bars tell the same way.
