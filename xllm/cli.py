@@ -22,10 +22,10 @@ EXTRAS = {
     **dict.fromkeys(("bitsandbytes", "torchao"), "quantization"),
     **dict.fromkeys(("fastapi", "openai", "uvicorn"), "serve"),
 }
-COMMANDS = ("init", "demo", "check", "train", "chat", "serve", "evaluate", "inspect", "convert", "push")
+COMMANDS = ("init", "demo", "check", "explain", "train", "chat", "serve", "evaluate", "inspect", "convert", "push")
 # Commands that make a model take a user's modules; those that open one may also run the code beside it.
 MAKING = ("init",)
-OPENING = ("check", "train", "chat", "serve", "evaluate", "inspect", "convert", "push")
+OPENING = ("check", "explain", "train", "chat", "serve", "evaluate", "inspect", "convert", "push")
 
 
 class CommandParser(argparse.ArgumentParser):
