@@ -46,7 +46,7 @@ MOST_LINES = {
     "modeling_xllm": 6_480,
     "processing": 3_060,
     "hub_cards": 580,
-    "xllm": 3_600,  # check: 85
+    "xllm": 3_650,  # check, explain: 135
 }
 
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
