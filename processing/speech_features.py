@@ -23,9 +23,12 @@ MASK_NAMES = ("attention_mask", "input_features_mask")
 
 
 def extract_speech(extractor: Any, clips: list[Any], return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
-    """Features of clips: `Waveform`s of the extractor's rate, or an `XLLMCIFFeatureExtractor`'s `FiredTokens`.
+    """Features of clips that have the extractor's sampling rate.
 
-    `extractor` is ours or a speech feature extractor of transformers; `kwargs` are for it.
+    Args:
+        extractor: ours or a speech feature extractor of transformers; `kwargs` are for it.
+        clips: `Waveform`s of that rate; for an `XLLMCIFFeatureExtractor` its `FiredTokens`.
+        return_tensors: "pt" or "np".
 
     Returns:
         `BatchFeature` with `input_features` `(clips, time, features)` or `(clips, samples)`, padded on the right, and
@@ -96,7 +99,8 @@ class TimestampsMixin(ProcessorMixin):
         ```
 
         Args:
-            sequences, fire_frames: rows of token ids, and of as many ends of tokens in encoder frames, as CIF gives.
+            sequences: rows of token ids.
+            fire_frames: rows of as many numbers: the end of each token in encoder frames, as CIF gives it.
             kwargs: for the tokenizer, e.g. `skip_special_tokens=True`; what is skipped has no time stamp.
 
         Returns:

@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -17,6 +18,7 @@ from xllm.training.progress import progress_line
 
 LOG_NAME = "log.jsonl"
 PLOT_NAME = "losses.png"
+RUNTIME = "train_runtime"  # of the last entry
 
 
 class ProgressCallback(TrainerCallback):
@@ -79,8 +81,10 @@ class JsonlCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if state.global_step == 0:
-                (self.folder / LOG_NAME).write_text("", encoding="utf-8")
+            log = self.folder / LOG_NAME
+            kept = read_log(log) if state.global_step and log.is_file() else []
+            lines = [line for line, entry in kept if entry["step"] <= state.global_step and RUNTIME not in entry]
+            log.write_text("".join(lines), encoding="utf-8")  # what comes after the checkpoint comes again
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs:
@@ -88,7 +92,7 @@ class JsonlCallback(TrainerCallback):
         entry = {"step": state.global_step, "epoch": state.epoch, "time": round(time.time(), 3), **logs}
         if skipped := self.skipped() if self.skipped else []:
             entry["skipped_samples"] = len(skipped)
-            if "train_runtime" in logs:
+            if RUNTIME in logs:
                 entry["skipped"] = skipped
         with (self.folder / LOG_NAME).open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
@@ -98,6 +102,23 @@ class JsonlCallback(TrainerCallback):
             plot_losses(self.folder / LOG_NAME, self.folder / PLOT_NAME)
 
     on_train_end = on_save
+
+
+class NoCheckpointAtTheEnd(TrainerCallback):
+    """The Trainer saves after the last step too; the stage's own checkpoint is written then anyway."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+
+
+def read_log(log: Path) -> list[tuple[str, dict]]:
+    """(line, entry) of a `log.jsonl`, less a last line that was cut."""
+    entries = []
+    for line in log.read_text(encoding="utf-8").splitlines(keepends=True):
+        with suppress(ValueError):
+            entries.append((line, json.loads(line)))
+    return entries
 
 
 def loss_curves(entries: list[dict]) -> dict[str, list[tuple[int, float]]]:
@@ -113,7 +134,7 @@ def loss_curves(entries: list[dict]) -> dict[str, list[tuple[int, float]]]:
 
 def plot_losses(log: Path, output: Path) -> None:
     """Draw the curves of a `log.jsonl` as a PNG; no file where it holds none yet."""
-    curves = loss_curves([json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()])
+    curves = loss_curves([entry for _, entry in read_log(log)])
     if not curves:
         return
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -129,4 +150,5 @@ def plot_losses(log: Path, output: Path) -> None:
     figure.savefig(output, dpi=120)
 
 
-__all__ = ["LOG_NAME", "PLOT_NAME", "JsonlCallback", "ProgressCallback", "loss_curves", "plot_losses"]
+__all__ = ["LOG_NAME", "PLOT_NAME", "JsonlCallback", "NoCheckpointAtTheEnd", "ProgressCallback", "loss_curves"]
+__all__ += ["plot_losses"]

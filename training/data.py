@@ -117,6 +117,12 @@ class ChatDataset(Dataset):
         """Places of the samples left out so far."""
         return [self.samples[index].where for index in self._skipped.nonzero().flatten().tolist()]
 
+    def skip_again(self, places: Iterable[str]) -> None:
+        """Count samples as left out that an interrupted run has left out."""
+        places = set(places)
+        for index, sample in enumerate(self.samples):
+            self._skipped[index] |= sample.where in places
+
     def _decode(self, sample: Sample, rng: np.random.Generator) -> list[dict]:
         messages = sample.conversation(lambda n: int(rng.integers(n)))
         return [{**turn, "content": [self.decode_part(part, rng) for part in turn["content"]]} for turn in messages]

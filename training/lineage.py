@@ -52,6 +52,11 @@ class FreezeReceipt:
     def _hashes(self) -> dict[str, str]:
         return {name: _sha256(tensor) for name, tensor in sorted(frozen_tensors(self.model).items())}
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over names and hashes of what was frozen."""
+        return _over(self.before)
+
     def check(self) -> dict:
         """Compare with now: `{"tensors": count, "sha256": over names and hashes}`.
 
@@ -71,7 +76,7 @@ class FreezeReceipt:
     def write(self, folder: str | Path) -> Path:
         """Store the hashes before and after, as last checked (a large model is not hashed twice), as `frozen.json`."""
         checked = self.checked or self.check()
-        receipt: dict[str, Any] = {"before": _over(self.before), "after": checked["sha256"], "tensors": self.before}
+        receipt: dict[str, Any] = {"before": self.fingerprint, "after": checked["sha256"], "tensors": self.before}
         if self.merged:
             receipt["merged"] = self.merged
         path = Path(folder, RECEIPT_NAME)

@@ -21,6 +21,9 @@ from xllm.training.stage_one import build_stage_one, stage_one_task
 from xllm.training.stages import Stage, StageError, freeze_for_stage, resolve_modalities, resolve_stage
 
 
+SAVE_STEPS = 500
+
+
 @dataclass
 class Prepared:
     """A stage whose recipe, model and data have been checked."""
@@ -33,6 +36,11 @@ class Prepared:
     augmentation: Augmentation
     arguments: dict[str, Any]
     evaluations: list[list[list[Sample]]]  # samples of each evaluation, by source
+
+    @property
+    def keeps_checkpoints(self) -> bool:
+        """Whether the recipe asks for checkpoints; by default they are for `--resume`, until the stage is done."""
+        return any(name.startswith("save_") for name in self.arguments)
 
     @property
     def title(self) -> str:
@@ -108,8 +116,10 @@ def _check_init_from(config, spec: StageSpec) -> None:
 
 def training_arguments(prepared: Prepared, folder: Path, seed: int) -> TrainingArguments:
     """The `trainer` part of a recipe, with our defaults and with what only the runner sets."""
-    settings = {
-        "save_strategy": "no",
+    settings: dict[str, Any] = {
+        "save_strategy": "steps",
+        "save_steps": SAVE_STEPS,
+        "save_total_limit": None if prepared.keeps_checkpoints else 1,
         "logging_steps": 10,
         "report_to": "none",
         "prediction_loss_only": True,

@@ -1,26 +1,29 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """A stage that runs: training, receipt, lineage, checkpoint, evaluations."""
 
-import os
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import PrinterCallback, set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from xllm.assembly.processors import save as save_checkpoint
 from xllm.modeling_xllm.tower_sources import part_of
-from xllm.modeling_xllm.weight_files import copy_tensors, write_json
+from xllm.modeling_xllm.weight_files import copy_tensors, read_json, write_json
 from xllm.training.adapters import begin_lora
-from xllm.training.callbacks import JsonlCallback, ProgressCallback
+from xllm.training.callbacks import JsonlCallback, NoCheckpointAtTheEnd, ProgressCallback
+from xllm.training.checkpoints import MANIFEST, SAVING, disk_errors, place, remove_checkpoints, stored_bytes
 from xllm.training.collator import XLLMDataCollator
 from xllm.training.evaluation import run_evaluation
+from xllm.training.folders import STAGE_FILE, begin, check_same, read_record, stage_record
+from xllm.training.interruption import Interruption
 from xllm.training.lineage import (
     FreezeReceipt,
     adapter_entry,
     adapter_fingerprint,
-    data_fingerprint,
     interfaces_fingerprint,
     lineage_entry,
 )
@@ -30,7 +33,7 @@ from xllm.training.stages import Stage, freeze_for_stage
 from xllm.training.trainer import XLLMTrainer
 
 
-SAVING = ".saving"  # a checkpoint is written here and then moved to its place, config.json last
+RESULTS = "results.json"
 
 
 @dataclass
@@ -52,9 +55,27 @@ def _start_from(model, init_from: dict[str, str]) -> None:
 
 
 def run_prepared(
-    model, processor, prepared: Prepared, folder: Path, seed: int, progress: bool, save: bool = True, heads=None
+    model,
+    processor,
+    prepared: Prepared,
+    folder: Path,
+    seed: int,
+    progress: bool,
+    save: bool = True,
+    heads=None,
+    resume: bool = False,
+    stop: Interruption | None = None,
 ) -> StageResult:
-    """Train a stage that `prepare` has checked, in place; save it, evaluate it."""
+    """Train a stage that `prepare` has checked, in place, or go on with it; save it, evaluate it.
+
+    Args:
+        heads: where the heads of an earlier stage 1 are, if anywhere.
+        resume (`bool`): go on from the last whole checkpoint in `folder`, if there is one.
+        stop (`Interruption`, *optional*): ends the training after a step when a signal arrives.
+
+    Raises:
+        Interrupted: a signal has ended it. ResumeError: `folder` belongs to another run.
+    """
     spec, stage, modalities = prepared.spec, prepared.stage, prepared.modalities
     set_seed(seed)
     _start_from(model, spec.init_from)
@@ -62,18 +83,21 @@ def run_prepared(
     begin_lora(model, spec.lora)
     freeze_for_stage(model, stage, modalities, **switches(spec))
     receipt, parent = FreezeReceipt(model), interfaces_fingerprint(model)
-    learner, task = model, "chat"
-    if stage is Stage.CONVERT:
-        task = stage_one_task(model.config, modalities)
-        learner = make_stage_one(model, processor, prepared, heads)
-        if progress:
-            sys.stderr.write(f"{prepared.title}: {learner.start}\n")
+    record = {**stage_record(prepared, seed), "start": {"frozen": receipt.fingerprint, "interfaces": parent}}
+    before = read_record(folder) if resume else {}
+    if before:
+        check_same(folder, before, record)
+    learner, task = _learner(model, processor, prepared, heads, progress)
     trained = freeze_for_stage(learner, stage, modalities, **switches(spec))
     for part in {part_of(name) for name in trained if ".lora_" not in name} & set(model.config.towers or ()):
         del model.config.towers[part]  # trained here: it will no longer be what its source holds
-    trainer = _make_trainer(learner, processor, prepared, task, folder, seed, progress)
-    trainer.receipt, trainer.groups = receipt, spec.optim
-    trainer.train()
+    trainer = _make_trainer(learner, processor, prepared, task, folder, seed, progress, stop)
+    trainer.receipt, trainer.groups, trainer.skipped = receipt, spec.optim, prepared.train.skipped
+    if trainer.is_world_process_zero() and not before:
+        begin(folder, record)
+    _train(trainer, prepared, progress, resume)
+    if stop is not None and stop.step:
+        stop.check(folder / f"{PREFIX_CHECKPOINT_DIR}-{stop.step}")
     frozen = receipt.check()
     adapter_now = adapter_entry(model, adapter, receipt, spec.lora is not None and spec.lora.merge)
     learner.eval()
@@ -81,27 +105,80 @@ def run_prepared(
     log = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), {})
     result = StageResult(folder, trained, log, skipped=prepared.train.skipped())
     model.config.stage = {"stage": stage.value, "modalities": modalities}
-    data, weights = data_fingerprint(prepared.train.samples), interfaces_fingerprint(model)
+    weights, data = interfaces_fingerprint(model), record["data"]["train"]
     entry = lineage_entry(stage.value, modalities, parent, weights, data, frozen, adapter_now)
     model.config.lineage = [*(model.config.lineage or []), entry]
     if not trainer.is_world_process_zero():
         return result
+    heads_of = learner if learner is not model else None
     if save:
-        _save(model, processor, folder, receipt)
-    if learner is not model:
+        _save(model, processor, result, receipt, record, heads_of)
+        if not prepared.keeps_checkpoints:
+            remove_checkpoints(folder)
+    elif heads_of is not None:
         save_stage_one(learner, processor, folder)
-    for evaluation, sources in zip(spec.evaluate, prepared.evaluations):
-        stage_one = learner if learner is not model else None
-        result.evaluations[evaluation.name] = run_evaluation(
-            model, processor, evaluation, modalities, folder, stage_one, progress, sources
-        )
-    if result.evaluations:
-        write_json(folder / "results.json", result.evaluations)
+    if stop is not None:
+        stop.check(folder)
+    return evaluate(model, processor, prepared, result, heads_of, progress)
+
+
+def _learner(model, processor, prepared: Prepared, heads, progress: bool) -> tuple:
+    """What is trained, the model or a stage-1 model around its modules, and the collator's task."""
+    if prepared.stage is not Stage.CONVERT:
+        return model, "chat"
+    learner = make_stage_one(model, processor, prepared, heads)
+    if progress:
+        sys.stderr.write(f"{prepared.title}: {learner.start}\n")
+    return learner, stage_one_task(model.config, prepared.modalities)
+
+
+def _train(trainer: XLLMTrainer, prepared: Prepared, progress: bool, resume: bool) -> None:
+    checkpoint = trainer.last_checkpoint() if resume else None
+    how = {}
+    if checkpoint is not None:
+        how["resume_from_checkpoint"] = checkpoint
+        prepared.train.skip_again(read_json(Path(checkpoint, MANIFEST)).get("skipped", ()))
+        if progress and trainer.is_world_process_zero():
+            sys.stderr.write(f"{prepared.title}: goes on from {checkpoint}\n")
+    trainer.train(**how)
+
+
+def evaluate(model, processor, prepared: Prepared, result: StageResult, learner=None, progress=False) -> StageResult:
+    """Run the evaluations of a stage that are still missing in `results.json`; `learner` is its stage-1 model."""
+    path = result.folder / RESULTS
+    result.evaluations = read_json(path)
+    for evaluation, sources in zip(prepared.spec.evaluate, prepared.evaluations):
+        if evaluation.name not in result.evaluations:
+            result.evaluations[evaluation.name] = run_evaluation(
+                model, processor, evaluation, prepared.modalities, result.folder, learner, progress, sources
+            )
+            write_json(path, result.evaluations)
     return result
 
 
+def finished(
+    folder: Path, prepared: Prepared, seed: int, progress: bool, load: Callable[[Path], tuple]
+) -> StageResult:
+    """The result of a stage that was trained by an earlier run; what is missing of its evaluations is made up for.
+
+    Args:
+        load: opens a checkpoint as (model, processor).
+
+    Raises:
+        ResumeError: recipe or data are not those that it was trained with.
+    """
+    record = read_record(folder)
+    check_same(folder, record, stage_record(prepared, seed))
+    result = StageResult(folder, evaluations=read_json(folder / RESULTS), **record["result"])
+    if all(evaluation.name in result.evaluations for evaluation in prepared.spec.evaluate):
+        return result
+    model, processor = load(folder)
+    learner = make_stage_one(model, processor, prepared, folder) if prepared.stage is Stage.CONVERT else None
+    return evaluate(model, processor, prepared, result, learner and learner.eval(), progress)
+
+
 def _make_trainer(
-    learner, processor, prepared: Prepared, task: str, folder: Path, seed: int, progress: bool
+    learner, processor, prepared: Prepared, task: str, folder: Path, seed: int, progress: bool, stop=None
 ) -> XLLMTrainer:
     data = prepared.spec.data
     collate = {"processor": processor, "task": task, "max_length": data.max_length, "loss_on": data.loss_on}
@@ -110,6 +187,10 @@ def _make_trainer(
     callbacks = [JsonlCallback(folder, prepared.train.skipped)]
     if progress:
         callbacks.append(ProgressCallback(prepared.title))
+    if not prepared.keeps_checkpoints:
+        callbacks.append(NoCheckpointAtTheEnd())
+    if stop is not None:
+        callbacks.append(stop)
     trainer = XLLMTrainer(
         model=learner,
         args=training_arguments(prepared, folder, seed),
@@ -123,15 +204,18 @@ def _make_trainer(
     return trainer
 
 
-def _save(model, processor, folder: Path, receipt: FreezeReceipt) -> None:
+def _save(model, processor, result: StageResult, receipt: FreezeReceipt, record: dict, learner) -> None:
     """Write the checkpoint beside the logs, completely or not at all."""
-    saving = folder / SAVING
+    saving = result.folder / SAVING
     shutil.rmtree(saving, ignore_errors=True)
-    save_checkpoint(model, processor, saving)
-    receipt.write(saving)
-    for path in sorted(saving.iterdir(), key=lambda path: path.name == "config.json"):
-        os.replace(path, folder / path.name)
-    saving.rmdir()
+    with disk_errors(saving, lambda: stored_bytes(model)):
+        save_checkpoint(model, processor, saving)
+        receipt.write(saving)
+        if learner is not None:
+            save_stage_one(learner, processor, saving)
+        facts = {"trained": result.trained, "log": result.log, "skipped": result.skipped}
+        write_json(saving / STAGE_FILE, {**record, "result": facts})
+        place(saving, result.folder)
 
 
-__all__ = ["StageResult", "run_prepared"]
+__all__ = ["StageResult", "evaluate", "finished", "run_prepared"]

@@ -13,26 +13,26 @@ Deviations from the authors' loop: the Trainer's semantics (gradients averaged o
 optimiser steps, cosine per step, clipping at 1.0) instead of summed gradients and a per-epoch cosine.
 """
 
+import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
 
-from xllm.modeling_xllm.conversion.output import check_unused
 from xllm.modeling_xllm.weight_files import resolve_source
 from xllm.training.adapters import begin_lora, check_adapters, merge_lora
+from xllm.training.folders import check_free, check_same, is_finished, locked, read_record, stage_record
+from xllm.training.interruption import Interruption
 from xllm.training.preparing import Prepared, check_optim, make_stage_one, prepare, switches
 from xllm.training.recipe import Recipe, StageSpec, load_recipe
-from xllm.training.running import StageResult, run_prepared
+from xllm.training.running import StageResult, finished, run_prepared
 from xllm.training.stages import Stage, freeze_for_stage
 from xllm.training.strict import build
-
-
-OTHER_FOLDER = "; choose another output_dir"
 
 
 @dataclass
@@ -51,6 +51,7 @@ def train(
     overrides: Iterable[str] | Mapping[str, Any] = (),
     progress: bool = True,
     trust_remote_code: bool = False,
+    resume: bool = False,
 ) -> TrainingResult:
     """Run all stages of a recipe.
 
@@ -59,20 +60,35 @@ def train(
         overrides: `"a.b=value"` strings, or a mapping of dotted keys.
         progress (`bool`): show progress on standard error.
         trust_remote_code (`bool`): run the user's modules that lie beside the model.
+        resume (`bool`): go on where a run in the same folder has stopped: finished stages are not run again, one that
+            was interrupted goes on from its last whole checkpoint. A folder that is yet to be used is begun.
 
     Raises:
         RecipeError: see `load_recipe`. StageError: a stage does not fit the model. DataError: see `load_source`.
-        CheckpointError: the model cannot be opened. ValueError: the output folder is in use.
+        CheckpointError: the model cannot be opened. ResumeError: the output folder is in use; with `resume`, it was
+            begun with another recipe, other data or another model, or a run is still writing there.
+        Interrupted: a signal has ended the run; a checkpoint was saved.
     """
-    recipe, model, processor, prepared = _prepare_all(recipe, overrides, trust_remote_code)
-    output = Path(recipe.output_dir).expanduser()
+    recipe = load_recipe(recipe, overrides)
+    folders = _folders(recipe)
+    done = _count_finished(folders, resume)
+    model, processor, prepared = _prepare_all(recipe, trust_remote_code, done)
     results, heads = [], defaultdict(lambda: recipe.model)
-    for stage in prepared:
-        folder = output / stage.spec.folder
-        first = stage.modalities[0] if stage.modalities else ""
-        results.append(run_prepared(model, processor, stage, folder, recipe.seed, progress, heads=heads[first]))
-        if stage.stage is Stage.CONVERT:
-            heads[first] = folder
+    with Interruption() as stop, ExitStack() as locks:
+        if os.environ.get("RANK", "0") == "0":
+            for folder in folders:
+                locks.enter_context(locked(folder))
+            _count_finished(folders, resume)  # once more: nobody has begun in the meantime
+        for index, (stage, folder) in enumerate(zip(prepared, folders)):
+            first = stage.modalities[0] if stage.modalities else ""
+            if index < done:
+                result = finished(folder, stage, recipe.seed, progress, _opener(trust_remote_code))
+            else:
+                how = {"heads": heads[first], "resume": resume, "stop": stop}
+                result = run_prepared(model, processor, stage, folder, recipe.seed, progress, **how)
+            results.append(result)
+            if stage.stage is Stage.CONVERT:
+                heads[first] = folder
     return TrainingResult(results)
 
 
@@ -80,28 +96,46 @@ def check(
     recipe: str | Path | Mapping | Recipe,
     overrides: Iterable[str] | Mapping[str, Any] = (),
     trust_remote_code: bool = False,
+    resume: bool = False,
 ) -> list[str]:
     """What `train` would do, a line per stage, after all its checks; nothing is trained or written."""
-    recipe, model, _, prepared = _prepare_all(recipe, overrides, trust_remote_code)
+    recipe = load_recipe(recipe, overrides)
+    folders = _folders(recipe)
+    done = _count_finished(folders, resume)
+    model, _, prepared = _prepare_all(recipe, trust_remote_code, done)
     lines = []
-    for stage in prepared:
-        begin_lora(model, stage.spec.lora)
+    for index, (stage, folder) in enumerate(zip(prepared, folders)):
+        if resume and (record := read_record(folder)):
+            check_same(folder, record, stage_record(stage, recipe.seed))
+        if index >= done:
+            begin_lora(model, stage.spec.lora)
         freeze_for_stage(model, stage.stage, stage.modalities, **switches(stage.spec))
         count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        folder = Path(recipe.output_dir).expanduser() / stage.spec.folder
-        lines.append(f"{stage.title}: {len(stage.train)} samples, {count:,} parameters -> {folder}")
-        if stage.spec.lora is not None and stage.spec.lora.merge:
+        state = " (finished)" if index < done else ""
+        lines.append(f"{stage.title}: {len(stage.train)} samples, {count:,} parameters -> {folder}{state}")
+        if index >= done and stage.spec.lora is not None and stage.spec.lora.merge:
             merge_lora(model)
     return lines
 
 
-def _prepare_all(recipe, overrides, trust_remote_code: bool = False) -> tuple[Recipe, Any, Any, list[Prepared]]:
-    recipe = load_recipe(recipe, overrides)
-    for stage in recipe.stages:
-        check_unused(Path(recipe.output_dir).expanduser() / stage.folder, OTHER_FOLDER)
+def _folders(recipe: Recipe) -> list[Path]:
+    return [Path(recipe.output_dir).expanduser() / stage.folder for stage in recipe.stages]
+
+
+def _count_finished(folders: list[Path], resume: bool) -> int:
+    """How many stages, from the first one on, need not be run again; without `resume` no folder may be in use."""
+    if not resume:
+        for folder in folders:
+            check_free(folder)
+        return 0
+    return next((index for index, folder in enumerate(folders) if not is_finished(folder)), len(folders))
+
+
+def _prepare_all(recipe: Recipe, trust_remote_code: bool, done: int) -> tuple[Any, Any, list[Prepared]]:
+    """Model and processor of the recipe, or of the last stage that is `done`, and all stages checked."""
     set_seed(recipe.seed)
-    model, processor = _open_model(recipe, trust_remote_code)
-    check_adapters(model, recipe.stages)
+    model, processor = _open_model(recipe, trust_remote_code, _folders(recipe)[done - 1] if done else None)
+    check_adapters(model, recipe.stages[done:])
     media = {}  # what one stage has decoded the next need not
     prepared = [prepare(model, processor, stage, recipe.seed, media) for stage in recipe.stages]
     converted = set()  # a later stage 1 of the same row continues the heads of the first
@@ -110,7 +144,7 @@ def _prepare_all(recipe, overrides, trust_remote_code: bool = False) -> tuple[Re
             heads = None if stage.modalities[0] in converted else recipe.model
             check_optim(make_stage_one(model, processor, stage, heads, check_only=True), stage.spec)
             converted.add(stage.modalities[0])
-    return recipe, model, processor, prepared
+    return model, processor, prepared
 
 
 def run_stage(
@@ -121,6 +155,7 @@ def run_stage(
     seed: int = 42,
     progress: bool = True,
     save: bool = True,
+    resume: bool = False,
 ) -> StageResult:
     """Run one stage on a model in memory; the model is trained in place.
 
@@ -129,28 +164,41 @@ def run_stage(
         stage (`StageSpec` or `dict`): as in a recipe; a source may hold a `dataset` instead of a `path`.
         folder: for checkpoint, log and plot.
         save (`bool`): write the checkpoint; without it only log, plot and heads.
+        resume (`bool`): go on from the last checkpoint in `folder`; the model is what the stage was begun with.
 
     Raises:
         as `train`.
     """
     spec = build(StageSpec, dict(stage) if isinstance(stage, Mapping) else stage, "stage", "")
-    check_unused(folder, OTHER_FOLDER)
     check_adapters(model, [spec])
+    folder = Path(folder)
+    if not resume:
+        check_free(folder)
     prepared = prepare(model, processor, spec, seed)
-    return run_prepared(model, processor, prepared, Path(folder), seed, progress, save)
+    with Interruption() as stop, locked(folder):
+        return run_prepared(model, processor, prepared, folder, seed, progress, save, resume=resume, stop=stop)
 
 
-def _open_model(recipe: Recipe, trust_remote_code: bool = False):
-    if recipe.init is not None:
+def _open_model(recipe: Recipe, trust_remote_code: bool, last: Path | None):
+    if recipe.init is not None and last is None:
         from xllm.training.standins import build_standin
 
         return build_standin(recipe.init, recipe.source)
-    from xllm.assembly.opening import load_checkpoint
+    return _opener(trust_remote_code)(last or recipe.model)
 
-    model, processor = load_checkpoint(recipe.model, trust_remote_code)
-    for tower in (model.config.towers or {}).values():  # relative to this checkpoint, but the next one lies elsewhere
-        tower["name_or_path"] = resolve_source(tower["name_or_path"], recipe.model)
-    return model, processor
+
+def _opener(trust_remote_code: bool) -> Callable[[str | Path], tuple[Any, Any]]:
+    """Opens a checkpoint as a stage needs it."""
+
+    def load(folder: str | Path) -> tuple[Any, Any]:
+        from xllm.assembly.opening import load_checkpoint
+
+        model, processor = load_checkpoint(str(folder), trust_remote_code)
+        for tower in (model.config.towers or {}).values():  # relative to this checkpoint; the next one lies elsewhere
+            tower["name_or_path"] = resolve_source(tower["name_or_path"], folder)
+        return model, processor
+
+    return load
 
 
 def write_summary(result: TrainingResult, stream=None) -> None:

@@ -1,5 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""The HF Trainer with two additions: losses per modality and per term in the log, checkpoints with a freeze receipt.
+"""The HF Trainer with two additions: losses per modality and per term in the log, and whole checkpoints.
 
 Everything works without it too: model + `XLLMDataCollator` + `transformers.Trainer` train any stage.
 """
@@ -9,10 +9,11 @@ from statistics import fmean
 
 import torch
 from torch.nn import functional as F
-from transformers import Trainer
 
 from xllm.modeling_xllm.stage_checkpoints import adapted_layers
+from xllm.training.checkpoints import WholeCheckpoints
 from xllm.training.collator import IGNORE
+from xllm.training.interruption import ignore_signals
 from xllm.training.lineage import FreezeReceipt
 from xllm.training.optim_groups import OptimSpec, split_groups
 
@@ -20,7 +21,7 @@ from xllm.training.optim_groups import OptimSpec, split_groups
 TERMS = ("itc_loss", "itm_loss", "itg_loss", "ce_loss", "quantity_loss", "ctc_loss")
 
 
-class XLLMTrainer(Trainer):
+class XLLMTrainer(WholeCheckpoints):
     """Logs `loss_<modalities>` (`loss_image`, `loss_image+speech`, `loss_text`) in stages 2 and 3, and `<term>`
     (`ctc_loss`) in stage 1: means since the last entry, over the samples or batches of this process.
     """
@@ -44,14 +45,6 @@ class XLLMTrainer(Trainer):
         finally:
             hook.remove()
 
-    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
-        """A checkpoint with its `frozen.json`; none at all if a frozen tensor has moved."""
-        if self.receipt is not None:
-            self.receipt.check()
-        super()._save(output_dir, state_dict)
-        if self.receipt is not None:
-            self.receipt.write(self.args.output_dir if output_dir is None else output_dir)
-
     def create_optimizer(self, model=None):
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
@@ -66,6 +59,12 @@ class XLLMTrainer(Trainer):
         own = self.model if model is None else model
         if adapted_layers(own):
             own.load_adapter_weights(resume_from_checkpoint)
+
+    def _get_dataloader(self, *args, **kwargs):
+        loader = super()._get_dataloader(*args, **kwargs)
+        base = getattr(loader, "base_dataloader", loader)
+        base.worker_init_fn = ignore_signals(base.worker_init_fn)  # Ctrl-C goes to them too, before the run has saved
+        return loader
 
     def _keep_logits(self, head, inputs, output: torch.Tensor) -> None:
         self._logits = output.detach()

@@ -118,9 +118,9 @@ def main(argv: list[str] | None = None) -> int:
         importlib.import_module("transformers").utils.logging.disable_progress_bar()
         importlib.import_module("xllm.assembly.modules").import_modules(args.module)
         return args.run(args) or 0
-    except KeyboardInterrupt:
-        print("xllm: interrupted", file=sys.stderr)  # noqa: T201
-        return 130
+    except KeyboardInterrupt as error:  # or a run's `Interrupted`, which knows its status
+        print(f"xllm: {str(error) or 'interrupted'}", file=sys.stderr)  # noqa: T201
+        return getattr(error, "status", 130)
     except (ValueError, OSError, ImportError, TemplateError) as error:
         if args.debug:
             traceback.print_exc()

@@ -14,6 +14,7 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="key=value", help="e.g. output_dir=runs/a trainer.max_steps=100"
     )
     parser.add_argument("--check", action="store_true", help="only check recipe, model and data; train nothing")
+    parser.add_argument("--resume", action="store_true", help="go on where a run in this output_dir has stopped")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     return parser
 
@@ -22,11 +23,12 @@ def run(args: argparse.Namespace) -> int:
     """Check everything, then train."""
     from xllm.training.train import check, train, write_summary
 
+    how = {"trust_remote_code": args.trust_remote_code, "resume": args.resume}
     if args.check:
-        stages = check(args.recipe, args.overrides, trust_remote_code=args.trust_remote_code)
+        stages = check(args.recipe, args.overrides, **how)
         sys.stdout.write("".join(f"{line}\n" for line in stages))
         return 0
-    result = train(args.recipe, args.overrides, trust_remote_code=args.trust_remote_code)
+    result = train(args.recipe, args.overrides, **how)
     if not args.json:
         write_summary(result, sys.stdout)
         return 0

@@ -1,0 +1,186 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""A stage's folder belongs to one run: what was asked of it (`stage.json`), and a lock while it is being written.
+
+`--resume` goes on only with the recipe, the data and the model that the folder was begun with; `stage.json` says what
+came of a stage that is finished, so that it is not run again.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import CONFIG_NAME, logging
+
+from xllm.modeling_xllm.weight_files import read_json, write_json
+from xllm.training.lineage import data_fingerprint
+from xllm.training.preparing import Prepared
+
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.get_logger(__name__)
+
+STAGE_FILE = "stage.json"
+OTHER_FOLDER = "choose another output_dir"
+# Keys that do not change what is learnt: where data lie (their content has a fingerprint), how a run is watched.
+FREE = re.compile(
+    r"(.*\.)?data(\.\w+)?\.\d+\.(path|dataset|media_root|name)|data\.cache_media|"
+    r"trainer\.(dataloader_(num_workers|prefetch_factor|pin_memory|persistent_workers|multiprocessing_context)|"
+    r"save_\w+|logging_\w+|log_level\w*|report_to|run_name|project|ddp_timeout|disable_tqdm)"
+)
+
+
+class ResumeError(ValueError):
+    """A folder that a run cannot go on in: in use, of another recipe, other data or another model."""
+
+
+def stage_record(prepared: Prepared, seed: int) -> dict[str, Any]:
+    """What a stage is asked to do: `{"recipe": {dotted key: value}, "data": {"train", "eval"}}`."""
+    keys = {"seed": seed, **dict(_flat(prepared.spec))}
+    data = {"train": prepared.train, "eval": prepared.eval}
+    return {
+        "recipe": {key: value for key, value in keys.items() if not FREE.fullmatch(key)},
+        "data": {name: data_fingerprint(one.samples) for name, one in data.items() if one is not None},
+    }
+
+
+def _flat(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    if is_dataclass(value):
+        value = {item.name: getattr(value, item.name) for item in fields(value)}
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from _flat(one, f"{at}.{key}" if at else str(key))
+    elif value is None or isinstance(value, (str, int, float)):
+        yield at, value
+    else:
+        yield at, type(value).__name__
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What `stage.json` says; empty if the folder is yet to be used.
+
+    Raises:
+        ResumeError: the folder is in use, but not by a run that can go on.
+    """
+    try:
+        record = read_json(folder / STAGE_FILE)
+    except ValueError as error:
+        raise ResumeError(f"{folder / STAGE_FILE}: damaged ({error}); {OTHER_FOLDER}") from error
+    is_new = not folder.exists() or (folder.is_dir() and all(path.name[0] == "." for path in folder.iterdir()))
+    if not record and not is_new:
+        raise ResumeError(f"{folder}: holds no {STAGE_FILE}, so there is no run to go on with; {OTHER_FOLDER}")
+    return record
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a stage was trained and its checkpoint is in place (config.json comes last)."""
+    return "result" in read_record(folder) and (folder / CONFIG_NAME).is_file()
+
+
+def check_same(folder: Path, record: Mapping, now: Mapping) -> None:
+    """Raises a `ResumeError` that names the first key that differs between the run of `folder` and this one."""
+    old, new = record["recipe"], now["recipe"]
+    for key in [*new, *old]:
+        if old.get(key) != new.get(key):
+            raise ResumeError(
+                f"{folder}: {key} is {new.get(key)!r}, but the run to go on with has {old.get(key)!r}; give it that "
+                f"value, or {OTHER_FOLDER}"
+            )
+    for name in {**now["data"], **record["data"]}:
+        before, after = (one["data"].get(name) or {"samples": 0, "sha256": ""} for one in (record, now))
+        if before["sha256"] != after["sha256"]:
+            raise ResumeError(
+                f"{folder}: data.{name} has changed since the run began: {after['samples']:,} samples, it had "
+                f"{before['samples']:,} of which some are others; bring the old data back, or {OTHER_FOLDER}"
+            )
+    if "start" in now and now["start"] != record["start"]:
+        raise ResumeError(
+            f"{folder}: the model that this stage starts from is not the one it was begun with; bring that back, or "
+            f"{OTHER_FOLDER}"
+        )
+
+
+def check_free(folder: Path) -> None:
+    """Raises a `ResumeError` unless `folder` is yet to be made, or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if _holder(folder) is not None:
+            raise _in_use(folder)
+        raise ResumeError(f"{folder}: exists and is not an empty folder; go on there with --resume, or {OTHER_FOLDER}")
+
+
+def begin(folder: Path, record: Mapping) -> None:
+    """The first thing that a run writes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / STAGE_FILE, dict(record))
+
+
+def _lock_file(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
+
+
+def _in_use(folder: Path) -> ResumeError:
+    return ResumeError(
+        f"{folder}: another run (process {_holder(folder) or 'unknown'}) is writing there; wait for it, or "
+        f"{OTHER_FOLDER}"
+    )
+
+
+def _holder(folder: Path) -> str | None:
+    """The process that holds the lock of a folder, if any."""
+    try:
+        handle = os.open(_lock_file(folder), os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return None
+    except OSError:
+        return os.read(handle, 32).decode() or "unknown"
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The lock of a folder. It is the process's own: a killed one leaves none, nor do its data loader's workers.
+
+    Raises:
+        ResumeError: another process has it.
+    """
+    path, handle = _lock_file(folder), -1
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while fcntl is not None:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            os.close(handle)
+            raise _in_use(folder) from None
+        except OSError as error:
+            logger.warning(f"{path.parent}: this file system has no locks ({error}); start no second run there")
+            break
+        if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
+            break
+        os.close(handle)  # its owner has just removed it
+    try:
+        if handle >= 0:
+            os.ftruncate(handle, 0)
+            os.write(handle, str(os.getpid()).encode())
+        yield
+    finally:
+        if handle >= 0:
+            path.unlink(missing_ok=True)
+            os.close(handle)
+
+
+__all__ = ["STAGE_FILE", "ResumeError", "begin", "check_free", "check_same", "is_finished", "locked", "read_record"]
+__all__ += ["stage_record"]
