@@ -6,7 +6,7 @@ A rendered conversation is complete: no tokenizer adds tokens of its own around 
 is what X-LLM is trained on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from transformers import BatchFeature, ProcessorMixin
@@ -14,6 +14,7 @@ from transformers import BatchFeature, ProcessorMixin
 from .media_kinds import AUDIO, IMAGE, MEDIA_KINDS, VIDEO, is_values, media_kind
 
 
+_MARK = "\ue000answer\ue001"  # stands for an answer, to see what a template writes around it
 # Besides the key named as the type; the first one present counts.
 SOURCE_KEYS = ("bytes", "array", "base64", "url", "path")
 
@@ -194,27 +195,52 @@ class ConversationsMixin(ProcessorMixin):
             **kwargs,
         )
 
-    def encode_answers(self, conversations: list[list[dict]]) -> list[list[int]]:
-        """Ids of each conversation's last message, the assistant's, as the template writes it after the prompt.
+    def encode_answers(self, conversations: list[list[dict]], stop_ids: Collection[int] = ()) -> list[list[int]]:
+        """Ids of each conversation's last message, the assistant's, as the model is to say it after the prompt: the
+        text, and what ends a turn. `encode_conversations([messages[:-1] for messages in conversations])` gives what
+        stands before them, and all media.
 
-        They end with the end token if the tokenizer has one. `encode_conversations([messages[:-1] for messages in
-        conversations])` gives what stands before them, and all media.
+        Args:
+            stop_ids: tokens that generation stops at besides the tokenizer's end token.
+
+        Raises:
+            ValueError: the tokenizer has no end token, and the template writes none.
         """
-        texts = [self._answer_text(messages) for messages in conversations]
+        texts = [self.answer_text(messages, stop_ids) for messages in conversations]
         return [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 
-    def _answer_text(self, messages: list[dict]) -> str:
-        end = self.tokenizer.eos_token or ""
+    def answer_text(self, messages: list[dict], stop_ids: Collection[int] = ()) -> str:
+        """The last message as `encode_answers` takes it.
+
+        What a template puts between prompt and text (`<think></think>`) is left out: generation does not begin with
+        it. What it puts behind the text is kept up to the end token; where there is none, the tokenizer's is added.
+        """
         prompt = self.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
         whole = self.apply_chat_template(messages, tokenize=False)
-        if whole.startswith(prompt):
-            answer = whole[len(prompt) :]
-            cut = answer.rfind(end) if end else -1
-            return answer + end if cut < 0 else answer[: cut + len(end)]
-        # The template writes the generation prompt in another way than the answer's beginning.
+        marked = self.apply_chat_template([*messages[:-1], {**messages[-1], "content": _MARK}], tokenize=False)
+        head, _, tail = marked.partition(_MARK)
         content = clean_messages(messages[-1:])[0]["content"]
-        parts = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
-        return parts + end
+        text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+        if whole.startswith(head) and whole.endswith(tail) and len(head) + len(tail) <= len(whole):
+            text = whole[len(head) : len(whole) - len(tail)]  # as the template writes it, e.g. without space around it
+        between = head.removeprefix(prompt)
+        return (between if between.isspace() else "") + text + self._turn_end(tail, stop_ids)
+
+    def _turn_end(self, tail: str, stop_ids: Collection[int]) -> str:
+        tokenizer = self.tokenizer
+        special = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        special |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids))
+        stops = [token for token, id in special.items() if token == tokenizer.eos_token or id in stop_ids]
+        found = [tail.find(token) + len(token) for token in stops if token in tail]
+        if found:
+            return tail[: min(found)]
+        written = max((tail.rfind(token) + len(token) for token in special if token in tail), default=0)
+        if tokenizer.eos_token is None and not written:
+            raise ValueError(
+                "nothing ends an answer: the tokenizer has no end token and the chat template writes none, so the "
+                "model would never stop; set `eos_token` in tokenizer_config.json"
+            )
+        return tail[:written] + (tokenizer.eos_token or "")
 
     # ---- the base class's apply_chat_template -----------------------------------------------------------------------
 

@@ -95,6 +95,8 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
         self.subsampling_factor = self._first(AUDIO, field="subsampling_factor", default=subsampling_factor)
         # The base class wants every part it knows of; this object has only these (a partial can be pickled, a lambda
         # cannot).
+        if tokenizer.pad_token is None:  # as Llama's; what is padded is masked
+            tokenizer.pad_token = tokenizer.eos_token
         parts["tokenizer"] = tokenizer
         self.get_attributes = functools.partial(list, parts)  # type: ignore[method-assign]  # of this object alone
         if chat_template is None:

@@ -72,11 +72,17 @@ class JsonlCallback(TrainerCallback):
         folder (`Path`): where; created when training begins.
         skipped (`Callable`, *optional*): gives the samples left out so far; their number goes into the log, their
             names into its last entry.
+        cuts (`Callable`, *optional*): gives how many samples were cut so far, by what was cut.
     """
 
-    def __init__(self, folder: Path, skipped: Callable[[], list[str]] | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        skipped: Callable[[], list[str]] | None = None,
+        cuts: Callable[[], dict[str, int]] = dict,
+    ):
         self.folder = Path(folder)
-        self.skipped = skipped
+        self.skipped, self.cuts = skipped, cuts
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -94,6 +100,7 @@ class JsonlCallback(TrainerCallback):
             entry["skipped_samples"] = len(skipped)
             if RUNTIME in logs:
                 entry["skipped"] = skipped
+        entry |= {f"cut_{name}": count for name, count in self.cuts().items()}
         with (self.folder / LOG_NAME).open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 

@@ -8,26 +8,41 @@
 | contrast   | XLLMForQFormerPreTraining        | one picture or video per row, its text as input_ids                |
 
 Loss of "chat": the last answer and its end token; with ChatGLM `<sop>` too, as published (the model learns to begin).
-Deviations: a sample that is too long loses its oldest turns, never media, the question or the answer (the published
-code cuts the end of the prompt, and with it the question).
+`loss_on: all`, or `loss` of a turn, says otherwise (`training.answers`). Deviations: a sample that is too long loses
+its oldest turns, never media, the question or the answer (the published code cuts the end of the prompt, and with it
+the question); what is cut is counted (`cuts`).
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from xllm.processing.conversations import clean_messages, media_of
 from xllm.processing.media_kinds import MEDIA_KINDS
+from xllm.training.answers import answers_with_loss, earlier_answers, located
 from xllm.training.augmentation import Augmentation
 
 
 TASKS = ("chat", "transcribe", "contrast")
 IGNORE = -100
+CUTS = ("turns", "texts")  # what is left out of samples: turns of "chat", the end of texts of "contrast"
+logger = logging.get_logger(__name__)
+
+
+class _Row(NamedTuple):
+    """A conversation that becomes a row of "chat": its messages, the sample that it is of, where answers that carry
+    loss stand in its prompt, as (first, end) characters.
+    """
+
+    messages: list[dict]
+    owner: int
+    earlier: tuple[tuple[int, int], ...] = ()
 
 
 class TextIds(NamedTuple):
@@ -73,8 +88,12 @@ class XLLMDataCollator:
     Args:
         task (`str`): "chat", "transcribe" or "contrast".
         max_length (`int`, *optional*): tokens of a row of "chat", placeholders included; of a text of "contrast" (32).
-        loss_on (`str`): "last" turn of the assistant, or "all": a conversation of n answers then becomes n rows, each
-            ending with one of them (exact also for a prefix LM, which may not see an answer it has to give).
+        loss_on (`str`): "last" turn of the assistant, or "all"; `loss` of a turn goes before it. A conversation of n
+            such answers becomes n rows, each ending with one of them (exact also for a prefix LM, which may not see
+            an answer it has to give).
+        causal (`bool`): the language model is causal: where the template writes earlier answers as they were asked
+            for, such a conversation is one row, with its media once and the same losses.
+        stop_ids: tokens that generation stops at besides the tokenizer's end token (`generation_config`).
         augmentation (`Augmentation`, *optional*): of the log-mel features of samples that have a "seed".
         modality (`str`, *optional*): row of the model that "transcribe" or "contrast" trains; by default any row whose
             tokens follow from an item's length, or are of a fixed number.
@@ -93,6 +112,8 @@ class XLLMDataCollator:
         augmentation: Augmentation | None = None,
         modality: str | None = None,
         text_tokenizer=None,
+        causal: bool = False,
+        stop_ids: Collection[int] = (),
     ):
         if task not in TASKS:
             raise ValueError(f"task is {task!r}; choose one of {', '.join(TASKS)}")
@@ -100,6 +121,18 @@ class XLLMDataCollator:
             raise ValueError(f"loss_on is {loss_on!r}; choose last or all")
         self.processor, self.task, self.max_length, self.loss_on = processor, task, max_length, loss_on
         self.augmentation, self.modality, self.text_tokenizer = augmentation, modality, text_tokenizer
+        self.causal, self.stop_ids = causal, tuple(stop_ids)
+        # Shared between workers, so that the log can count what any of them has left out.
+        self._cuts = torch.zeros(len(CUTS), dtype=torch.long).share_memory_()
+
+    def cuts(self) -> dict[str, int]:
+        """What was left out of samples so far, by name; only what there is."""
+        return {name: count for name, count in zip(CUTS, self._cuts.tolist()) if count}
+
+    def _count_cut(self, name: str, advice: str) -> None:
+        if not self._cuts.any():
+            logger.warning(f"{name}: a sample is too long and was cut ({advice}); the log counts such samples")
+        self._cuts[CUTS.index(name)] += 1
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """A batch of tensors; see the table above.
@@ -108,8 +141,11 @@ class XLLMDataCollator:
             ValueError: a sample without messages or answer, too long, or not of the kind the task needs.
             MediaError: a medium that cannot be decoded.
         """
-        rows = [self._messages_of(sample) for sample in samples]
-        batch = {"chat": self._chat, "transcribe": self._transcribe, "contrast": self._contrast}[self.task](rows)
+        rows = [_Row(self._messages_of(sample), owner) for owner, sample in enumerate(samples)]
+        if self.task == "chat":
+            batch, rows = self._chat(rows)
+        else:
+            batch = {"transcribe": self._transcribe, "contrast": self._contrast}[self.task]([row[0] for row in rows])
         self._augment(batch, samples, rows)
         return batch
 
@@ -129,24 +165,48 @@ class XLLMDataCollator:
 
     # ---- chat -------------------------------------------------------------------------------------------------------
 
-    def _chat(self, rows: list[list[dict]]) -> dict[str, torch.Tensor]:
-        if self.loss_on == "all":
-            answered = [(row, index) for row in rows for index, turn in enumerate(row) if turn["role"] == "assistant"]
-            rows = [row[: index + 1] for row, index in answered]
-        # rows is changed in place: turns that do not fit are dropped, and the batch is made once more.
+    def _chat(self, given: list["_Row"]) -> tuple[dict[str, torch.Tensor], list["_Row"]]:
+        """The batch, and its rows: conversations that end with an answer that carries loss."""
+        rows = [row for one in given for row in self._split(one, together=self.causal)]
+        # Where turns do not fit they are dropped, or several answers are taken apart, and the batch is made again.
         while True:
-            batch = dict(self.processor.encode_conversations([row[:-1] for row in rows], add_generation_prompt=True))
+            batch = dict(self._encode_prompts(rows))
             ids, mask = batch.pop("input_ids"), batch.pop("attention_mask").bool()
-            prompts, answers = (
-                [row[keep].tolist() for row, keep in zip(ids, mask)],
-                self.processor.encode_answers(rows),
-            )
+            places = located(batch, mask, [row.earlier for row in rows])
+            prompts = [row[keep].tolist() for row, keep in zip(ids, mask)]
+            answers = self.processor.encode_answers([row.messages for row in rows], self.stop_ids)
             lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers)]
             too_long = [i for i, length in enumerate(lengths) if length > (self.max_length or math.inf)]
+            apart = [i for i, row in enumerate(rows) if row.earlier and (i in too_long or places[i] is None)]
+            if apart:
+                rows = [
+                    new for i, row in enumerate(rows) for new in (self._split(row, False) if i in apart else [row])
+                ]
+                continue
             if not too_long:
-                return {**batch, **self._pack(prompts, answers)}
+                return {**batch, **self._pack(prompts, answers, places)}, rows
             for index in too_long:
-                rows[index] = self._drop_oldest_turn(rows[index], len(prompts[index]), len(answers[index]))
+                self._count_cut("turns", f"its oldest turn is left out, max_length is {self.max_length}")
+                kept = self._drop_oldest_turn(rows[index].messages, len(prompts[index]), len(answers[index]))
+                rows[index] = rows[index]._replace(messages=kept)
+
+    def _split(self, row: "_Row", together: bool) -> list["_Row"]:
+        """A row for each answer that carries loss, or one for all of them."""
+        ends = answers_with_loss(row.messages, self.loss_on)
+        last = row._replace(messages=row.messages[: ends[-1] + 1], earlier=())
+        if together and len(ends) > 1:
+            earlier = earlier_answers(self.processor, last.messages, ends[:-1], self.stop_ids)
+            if earlier is not None:
+                return [last._replace(earlier=tuple(earlier))]
+        return [last._replace(messages=row.messages[: end + 1]) for end in ends]
+
+    def _encode_prompts(self, rows: list["_Row"]):
+        wanted = {}
+        if any(row.earlier for row in rows):
+            offsets = {"return_offsets_mapping": True, "return_text_replacement_offsets": True}
+            wanted["processor_kwargs"] = offsets
+        prompts = [row.messages[:-1] for row in rows]
+        return self.processor.encode_conversations(prompts, add_generation_prompt=True, **wanted)
 
     def _drop_oldest_turn(self, messages: list[dict], prompt: int, answer: int) -> list[dict]:
         """The conversation without its oldest question and answer that hold no media."""
@@ -162,13 +222,17 @@ class XLLMDataCollator:
             "no older turn of text to leave out; raise max_length or shorten the text"
         )
 
-    def _pack(self, prompts: list[list[int]], answers: list[list[int]]) -> dict[str, torch.Tensor]:
+    def _pack(
+        self, prompts: list[list[int]], answers: list[list[int]], places: list[list[int] | None]
+    ) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
         begins = tokenizer.bos_token_id
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         ids, labels = [prompt + answer for prompt, answer in zip(prompts, answers)], []
-        for prompt, answer in zip(prompts, answers):
+        for prompt, answer, place in zip(prompts, answers, places):
             targets = [IGNORE] * len(prompt) + answer
+            for index in place or ():
+                targets[index] = prompt[index]
             if prompt and begins is not None and prompt[-1] == begins:
                 targets[len(prompt) - 1] = begins  # ChatGLM's <sop>: learnt at [gMASK]
             labels.append(targets)
@@ -211,30 +275,33 @@ class XLLMDataCollator:
         tokenizer = self.text_tokenizer or self.processor.tokenizer
         special = text_ids(tokenizer)
         longest = (self.max_length or 32) - 2
-        ids = [tokenizer(text, add_special_tokens=False)["input_ids"][:longest] for text in texts]
-        ids = [[special.cls, *row, special.sep] for row in ids]
+        ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        for row in ids:
+            if len(row) > longest:
+                self._count_cut("texts", f"{len(row)} tokens, max_length is {longest + 2}")
+        ids = [[special.cls, *row[:longest], special.sep] for row in ids]
         mask = pad_rows([[1] * len(row) for row in ids], 0)
         return {**batch, "input_ids": pad_rows(ids, special.pad), "attention_mask": mask}
 
     # ---- augmentation -----------------------------------------------------------------------------------------------
 
-    def _augment(self, batch: dict[str, torch.Tensor], samples: Sequence[dict], rows: list[list[dict]]) -> None:
+    def _augment(self, batch: dict[str, torch.Tensor], samples: Sequence[dict], rows: list["_Row"]) -> None:
         if self.augmentation is None or not self.augmentation.handles("features"):
             return
         read = [row for row in self.processor.rows.values() if "features" in MEDIA_KINDS[row.part].augmented_as]
         for input_name, row in {row.input_name: row for row in read if row.input_name in batch}.items():
             features = batch[input_name]
-            owners = [index for index, messages in enumerate(rows) for _ in media_of(messages)[row.part]]
-            if len(owners) != len(features):
-                raise ValueError("augmentation of features needs loss_on='last': rows were multiplied")
+            owners = [index for index, (messages, *_) in enumerate(rows) for _ in media_of(messages)[row.part]]
             lengths = batch[row.mask_name].sum(1).tolist()
             clips = [features[clip, :length].numpy() for clip, length in enumerate(lengths)]  # each (frames, bins)
             rngs = [
                 None if seed is None else np.random.default_rng([int(seed), owners[:clip].count(owners[clip])])
-                for clip, seed in enumerate(samples[owner].get("seed") for owner in owners)
+                for clip, seed in enumerate(samples[rows[owner].owner].get("seed") for owner in owners)
             ]
             # A clip is known by what its sample answers; only a row with one clip says just that.
-            texts = [text_of(rows[owner][-1]) if owners.count(owner) == 1 else f"\0{owner}" for owner in owners]
+            texts = [
+                text_of(rows[owner].messages[-1]) if owners.count(owner) == 1 else f"\0{owner}" for owner in owners
+            ]
             for clip, changed in enumerate(self.augmentation.apply_to_features(clips, texts, rngs)):
                 features[clip, : lengths[clip]] = torch.from_numpy(np.ascontiguousarray(changed))
 

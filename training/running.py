@@ -11,6 +11,7 @@ from transformers import PrinterCallback, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from xllm.assembly.processors import save as save_checkpoint
+from xllm.modeling_xllm.language_models import PrefixLanguageModel, language_model_of
 from xllm.modeling_xllm.tower_sources import part_of
 from xllm.modeling_xllm.weight_files import copy_tensors, read_json, write_json
 from xllm.training.adapters import begin_lora
@@ -182,9 +183,15 @@ def _make_trainer(
 ) -> XLLMTrainer:
     data = prepared.spec.data
     collate = {"processor": processor, "task": task, "max_length": data.max_length, "loss_on": data.loss_on}
-    if task != "chat":
+    if task == "chat":
+        stop = getattr(learner.generation_config, "eos_token_id", None)
+        collate["stop_ids"] = stop if isinstance(stop, list) else [] if stop is None else [stop]
+        language_model = language_model_of(learner.config.text_config)
+        collate["causal"] = not isinstance(language_model, PrefixLanguageModel)
+    else:
         collate |= {"modality": prepared.modalities[0], "text_tokenizer": learner.tokenizer}
-    callbacks = [JsonlCallback(folder, prepared.train.skipped)]
+    collator = XLLMDataCollator(augmentation=prepared.augmentation, **collate)
+    callbacks = [JsonlCallback(folder, prepared.train.skipped, collator.cuts)]
     if progress:
         callbacks.append(ProgressCallback(prepared.title))
     if not prepared.keeps_checkpoints:
@@ -194,7 +201,7 @@ def _make_trainer(
     trainer = XLLMTrainer(
         model=learner,
         args=training_arguments(prepared, folder, seed),
-        data_collator=XLLMDataCollator(augmentation=prepared.augmentation, **collate),
+        data_collator=collator,
         train_dataset=prepared.train,
         eval_dataset=prepared.eval,
         processing_class=processor,

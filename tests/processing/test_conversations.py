@@ -73,7 +73,8 @@ def test_placeholders_that_users_type_are_text():
     ("template", "ids"),
     [
         (None, [A, CAT, EOS]),
-        ("{% for m in messages %}{{ m['role'] + ' ' + m['content'] + ' ' }}{% endfor %}", [7, A, CAT, EOS]),  # no end
+        # no end, and no place to answer: what stands before the answer is not part of it
+        ("{% for m in messages %}{{ m['role'] + ' ' + m['content'] + ' ' }}{% endfor %}", [A, CAT, EOS]),
         (
             "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + ' <eos> is' }}{% endfor %}"
             "{% if add_generation_prompt %}{{ 'assistant ' }}{% endif %}",

@@ -191,3 +191,12 @@ def test_features_are_augmented_from_the_sample_s_seed(tiny_processor):
     masked = (features(seed=3) != plain).any(1)[0]  # one band of bins, all frames
     assert 0 < masked.sum() <= 40
     assert (features(seed=3)[0][:, masked] == 0).all()
+
+
+def test_captions_that_are_cut_are_counted(tiny_processor, caplog):
+    collate = XLLMDataCollator(tiny_processor, task="contrast", max_length=8)
+    samples = [{"messages": [user(picture()), assistant(text)]} for text in ("a b", "a b c d e f g h i j k l m n")]
+    batch = collate(samples)
+    assert batch["attention_mask"].sum(1).max() == 8
+    assert collate.cuts() == {"texts": 1}
+    assert "texts: a sample is too long and was cut" in caplog.text
