@@ -79,11 +79,9 @@ class ContinuousIntegrateAndFire(nn.Module):
         is_last: bool = True,
     ) -> CIFOutput:
         """Fires `hidden (B, T, D)` into `(B, U, cif_hidden_size)`; arguments and errors as [`integrate_and_fire`].
-
         `quantity` and `alphas` of the output are the weights before any scaling to `target_lengths`, for the quantity
         loss. In a stream they are those of the frames that this call integrated: with a conv predictor a frame waits
-        for the `cif_conv_kernel // 2` frames after it, at the latest for the last chunk.
-        """
+        for the `cif_conv_kernel // 2` frames after it, at the latest for the last chunk."""
         mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device) if mask is None else mask.bool()
         start, end = 0, hidden.shape[1]
         reach = 0 if self.conv is None else self.conv.kernel_size[0] // 2
@@ -173,14 +171,11 @@ class CFormer(PreTrainedModel):
             hidden (`(B, T, encoder_hidden_size)`), mask (`(B, T)`): frames of the speech encoder, True at real ones.
             target_lengths (`(B,)`): tokens to fire (training).
             token_level: `hidden (B, U, cif_hidden_size)` holds tokens that a CIF has fired before, the real ones
-                first; ours is passed by. Always so with `cif_predictor="none"`.
+                first; ours is passed by. Always so with `cif_predictor="none"`. Targets are then a `ValueError`, and
+                times and weights are not known.
 
         Returns:
-            [`CIFOutput`], its `embeddings (B, U, hidden_size)`, with U = the longest clip; under `torch.export` and
-            `torch.compile` U = T. Tokens that were fired before have no `fire_frames`, `alphas` and `quantity`.
-
-        Raises:
-            ValueError: as [`integrate_and_fire`]; at token level, targets.
+            [`CIFOutput`], its `embeddings (B, U, hidden_size)`, U = the longest clip; when compiled or exported U = T.
         """
         if token_level or self.cif is None:
             if target_lengths is not None:
@@ -210,11 +205,9 @@ class CFormer(PreTrainedModel):
 
     def _contextualise_windows(self, embeddings, mask, lengths) -> torch.Tensor:
         """The transformer over windows of P positions that overlap by half: linear cost, no untrained positions.
-
         Window w covers tokens [w P/2, w P/2 + P). A token is read from the window in which it stands nearest to the
         centre, among those its own clip needs, so a clip's result does not depend on its batch and a clip of at most P
-        tokens gets exactly what it would get alone.
-        """
+        tokens gets exactly what it would get alone."""
         B, U, H = embeddings.shape
         P = self.config.max_position_embeddings
         step = P // 2

@@ -101,8 +101,8 @@ def integrate_and_fire(
     only index and weight vectors of length T + U per row.
 
     A stream is given chunk by chunk, of any lengths: `is_last=False`, and each call gets the `state` that the call
-    before it returned. The tokens are those of the whole, each in the chunk that completes it; the tail rule follows
-    the last chunk, which may be empty. A whole is a stream of one chunk.
+    before it returned. Tokens and `fire_frames` are those of the whole, each in the chunk that completes it; the tail
+    rule follows the last chunk, which may be empty. A whole is a stream of one chunk.
 
     Args:
         hidden (`(B, T, D)`): encoder states.
@@ -115,11 +115,7 @@ def integrate_and_fire(
             frame closes what is still missing. False: a frame closes as many tokens as its weight completes, so
             targets may exceed the number of frames. Without targets and with weights <= 1 the two are the same.
         max_tokens: fixed width U. Nothing is then read back from the device (for captured graphs): values are not
-            checked, and rows that fire more are cut to it. By default U is the longest row.
-
-    Returns:
-        [`CIFOutput`], its `fire_frames` counted from the start of the stream, without `quantity` and `alphas`. A row
-        that fires nothing has length 0.
+            checked, and rows that fire more are cut to it. By default U is the longest row; it may be 0.
 
     Raises:
         ValueError: shapes that do not fit; a stream with `target_lengths` or `max_tokens`; thresholds out of range;
@@ -310,11 +306,9 @@ def _pick_width(alphas, sums, lengths, mask, target_lengths, one_token_per_frame
 
 
 def _split_weights(alphas, sums, mask, fired, lengths, U, carry, rest):
-    """What each frame gives to the token it leaves open `(B, T)` and to the token it closes `(B, U)`.
-
-    Also the closing frame of every token (T: none) and its end in fractional frames, both `(B, U)`. `carry (B, 1)` is
-    the weight gathered before frame 0, a part of `sums`; `rest (B, 1)` divides the last open token.
-    """
+    """What each frame gives to the token it leaves open `(B, T)` and to the token it closes `(B, U)`; the closing
+    frame of every token (T: none) and its end in fractional frames, both `(B, U)`. `carry (B, 1)` is the weight
+    gathered before frame 0, a part of `sums`; `rest (B, 1)` divides the last open token."""
     B, T = alphas.shape
     sums_before, fired_before = torch.cat([carry, sums[:, :-1]], 1), F.pad(fired[:, :-1], (1, 0))
     open_weights = torch.where(fired == fired_before, alphas, sums - fired)
@@ -343,10 +337,8 @@ def _sum_tokens(hidden, open_weights, close_weights, fired, fire_index, mask) ->
 
 
 def _last_real_frame(mask: torch.Tensor) -> torch.Tensor:
-    """For each frame the last real one up to it, so that padding, which may hold NaN, is never even read.
-
-    Before the first real frame: the first; in a row without any: one of another row, as an index that leaves the row.
-    """
+    """For each frame the last real one up to it, so that padding, which may hold NaN, is never even read. Before the
+    first real frame: the first; in a row without any: one of another row, as an index that leaves the row."""
     B, T = mask.shape
     last = torch.where(mask, torch.arange(T, device=mask.device), -1).cummax(1).values
     last = torch.where(last < 0, mask.long().argmax(1, keepdim=True), last)

@@ -31,9 +31,8 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
     def encode_media(
         self, inputs: Mapping[str, torch.Tensor], earlier: dict[str, X2LOutput] | None = None
     ) -> dict[str, X2LOutput]:
-        """Encode the media among a processor's `inputs` for several calls of `forward` or `generate`, which take the
-        result as `modality_features`; behind those of `earlier` turns of one conversation.
-        """
+        """Encode the media among a processor's `inputs`, behind those of `earlier` turns of one conversation, for
+        several calls of `forward` or `generate`, which take the result as `modality_features`."""
         return self.model.encode_items(self.model.media_in(dict(inputs)), earlier)
 
     @torch.no_grad()

@@ -5,9 +5,9 @@
 [`PrefixLanguageModel`] one that reads its prompt in both directions, such as ChatGLM (`modeling_chatglm`). Another
 language model with an unusual mask or positions is a subclass and one call of [`register_language_model`].
 
-The rest is what ChatGLM and the composite both do around their layers: token ids to embeddings, states to logits and
-loss, and in training no computation for padding and for placeholders that no token fills. (The authors pad every
-sample to a fixed length, and a clip owns several times the placeholders that it fires: most of a step, otherwise.)
+The rest is what ChatGLM and the composite both do around their layers; in training they compute nothing for padding
+and for placeholders that no token fills. (The authors pad every sample to a fixed length, and a clip owns several
+times the placeholders that it fires: most of a step, otherwise.)
 
 Legend: B rows, L tokens, R most real tokens in a row, D width, V vocabulary.
 """

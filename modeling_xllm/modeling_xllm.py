@@ -2,7 +2,6 @@
 """X-LLM (arXiv 2305.04160): frozen towers, trained X2L interfaces, a frozen language model.
 
 Every modality takes one path: tower -> interface -> embeddings written over the placeholder tokens -> language model.
-The path is the modality table of `XLLMConfig`; training, generation and chat all walk it.
 
 Deviations from the authors' code: placeholders that no token fills are masked (there, the LLM sees them), and batches
 of any mixture are exact (there, one row at a time).
@@ -78,18 +77,12 @@ class XLLMModel(XLLMEncoderModel):
     def encode_items(
         self, media: dict[str, tuple], earlier: dict[str, X2LOutput] | None = None, rows: int = 1
     ) -> dict[str, X2LOutput]:
-        """Encode all media of a batch once.
+        """Encode all media of a batch once: modality -> its items, in order of appearance in the text of `rows` rows.
 
         Args:
             media: modality -> (inputs, mask), as `media_in` returns.
-            earlier: items encoded before; the new ones come behind them.
-            rows: rows of the text.
-
-        Returns:
-            modality -> its items, in order of appearance in the text.
-
-        Raises:
-            ValueError: earlier and new items of one modality in a batch of several rows, whose order is unknown.
+            earlier: items encoded before; the new ones come behind them. With several rows, whose order is then
+                unknown, both of one modality are a `ValueError`.
         """
         features = dict(earlier or {})
         for name, (inputs, mask) in media.items():
@@ -105,15 +98,15 @@ class XLLMModel(XLLMEncoderModel):
     def place_features(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, features: dict[str, X2LOutput]
     ) -> tuple[torch.FloatTensor, torch.Tensor]:
-        """Write encoded media over the placeholders.
+        """Write encoded media, `features` as `encode_items` returns them, over the placeholders of a text.
 
         Args:
             input_ids (`(B, L)`), attention_mask (`(B, M)`): the text, with M - L cached tokens before it.
-            features: as `encode_items` returns.
 
         Returns:
-            `media_embeds (B, L, D)`, zero outside the placeholders, and the attention mask `(B, M)` without the
-            placeholders that no token fills.
+            `media_embeds (B, L, D)`, zero outside the placeholders, and the attention mask `(B, M)` without those that
+                no
+            token fills.
 
         Raises:
             ValueError: placeholders and media disagree; the message names modality and both numbers.
@@ -251,8 +244,7 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
                 were trained with.
             encoders: "vision", "audio", a name of yours, or a modality -> folder or Hub id.
             interfaces: modality -> where it starts: a BLIP-2, BERT, X-LLM or published `.pth` file.
-            modalities: the table; default the paper's three rows.
-            config_fields: further fields of `XLLMConfig`.
+            modalities, config_fields: the table, by default the paper's three rows; further fields of `XLLMConfig`.
 
         Raises:
             StageCheckpointError, ConversionError: a source cannot be had, or has not the tensors that are needed.

@@ -108,8 +108,8 @@ def encode_sequences(
     Args:
         inputs (`(N, L, features)` or `(N, L)`), mask (`(N, L)`): log-mel frames, or samples; 1 at real ones, which
             come first.
-        subsampling_factor: only for an encoder that `RULES` does not know: its input positions per frame. A clip of n
-            positions is then taken to have ceil(n / factor) frames.
+        subsampling_factor: input positions per frame of an encoder that `RULES` does not know; a clip of n positions
+            is then taken to have ceil(n / factor) frames.
 
     Returns:
         the encoder's output with `last_hidden_state (N, T, E)`, and the mask `(N, T)` of real frames.
@@ -118,29 +118,28 @@ def encode_sequences(
         ValueError: a clip too short for one frame, a length that is no multiple of the encoder's window, or an
             encoder that gives another number of frames than its rule says.
     """
-    rule = speech_input(tower.config)
+    known = speech_input(tower.config)
+    rule = known or SpeechInput(((1, subsampling_factor, 0),))
     mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device) if mask is None else mask
     lengths, L = mask.long().sum(-1), inputs.shape[1]
-    if rule is None:
-        expected, frames = -(-L // subsampling_factor), -(-lengths // subsampling_factor)
-    else:
-        expected, frames = rule.num_frames(L), rule.num_frames(lengths)
+    expected, frames = rule.num_frames(L), rule.num_frames(lengths)
+    if known:
         torch_compilable_check(
             (frames > 0).all(),
             lambda: f"a clip has {int(lengths.min())} positions; {tower.config.model_type} needs {rule.shortest}",
         )
-    if rule is not None and rule.window is not None:
+    if rule.window is not None:
         outputs = _encode_windows(tower, inputs, mask, rule.window)
-    elif rule is not None and rule.one_by_one:
+    elif rule.one_by_one:
         clips = [tower(clip[None, :length]).last_hidden_state[0] for clip, length in zip(inputs, lengths.tolist())]
         outputs = BaseModelOutput(last_hidden_state=torch.nn.utils.rnn.pad_sequence(clips, batch_first=True))
         expected = rule.num_frames(int(lengths.max()))
     else:
-        known = inspect.signature(tower.forward).parameters
-        mask_names = [name for name in ("attention_mask", "input_features_mask") if name in known]
+        accepted = inspect.signature(tower.forward).parameters
+        mask_names = [name for name in ("attention_mask", "input_features_mask") if name in accepted]
         outputs = tower(inputs, **dict.fromkeys(mask_names[:1], mask), **kwargs)
     T = outputs.last_hidden_state.shape[1]
-    if not expected - (UNKNOWN_MARGIN if rule is None else 0) <= T <= expected:
+    if not expected - (0 if known else UNKNOWN_MARGIN) <= T <= expected:
         raise ValueError(
             f"{tower.config.model_type} gives {T} frames for an input of {L}, expected {expected}: "
             "set subsampling_factor of its modality to the input positions per encoder frame"

@@ -236,16 +236,14 @@ class StageCheckpointMixin:
     def from_pretrained(
         cls, pretrained_model_name_or_path, *args, config=None, revision=None, modalities=None, **kwargs
     ):
-        """`PreTrainedModel.from_pretrained`; a stage checkpoint is put together with its towers.
-
-        A `quantization_config` is applied to the language model (see `quantize_language_model_only`).
+        """`PreTrainedModel.from_pretrained`; a stage checkpoint is put together with its towers. A
+        `quantization_config` is applied to the language model (see `quantize_language_model_only`).
 
         `XLLMEncoderModel.from_pretrained(folder, modalities=["image"])` opens these rows of the table, and those whose
         converter they share: neither the language model nor the other encoders are read.
 
         Raises:
             StageCheckpointError: a tower cannot be had, or a tensor of the model is in none of the sources.
-            ValueError: no such modality.
         """
         load = super().from_pretrained
         if kwargs.get("quantization_config") is not None:
@@ -287,9 +285,8 @@ class StageCheckpointMixin:
     @classmethod
     def _load_strictly(cls, load, path, args, source, is_subset: bool, config, revision, kwargs):
         """Load, and fail where a tensor of the checkpoint `source` is missing, too many, misshapen, NaN or Inf.
-
-        Whoever asks for `output_loading_info` gets the names instead of an error, as in transformers; NaN stays one.
-        """
+        Whoever asks for `output_loading_info` gets the names instead of an error, as in transformers; NaN stays
+        one."""
         asked = kwargs.get("output_loading_info")
         tolerant = kwargs.get("ignore_mismatched_sizes", False)  # the caller's own choice: those start anew
         kwargs = {**kwargs, "ignore_mismatched_sizes": tolerant or not asked, "output_loading_info": True}

@@ -45,11 +45,9 @@ class X2LOutput(BaseModelOutputWithPooling):
 
 
 class X2LInterface(nn.Module):
-    """One row of the modality table as a module: `converter`, then `adapter` (the I-, V- or S-Adapter).
-
-    `owner_row` is the row whose converter is used: `row` itself unless it shares another's. Then it has only its own
-    parameters in it, and `share` must follow.
-    """
+    """One row of the modality table as a module: `converter`, then `adapter` (the I-, V- or S-Adapter). `owner_row` is
+    the row whose converter is used: `row` itself unless it shares another's. Then it has only its own parameters in
+    it, and `share` must follow."""
 
     def __init__(self, row: X2LConfig, owner_row: X2LConfig):
         super().__init__()

@@ -208,11 +208,8 @@ def interface_tensors(modality: str, row: X2LConfig, source: str) -> dict[str, t
     """Weights of a published converter under the names of interface `modality` (see the module's first lines).
 
     An adapter for another width than the language model's is left out. The ln_vision that an image interface was
-    trained behind comes with it, where `source` is a `.pth` file or an X-LLM that stores it.
-
-    Raises:
-        ConversionError: the source holds other weights than its layout says.
-        StageCheckpointError: it lacks some.
+    trained behind comes with it, where `source` is a `.pth` file or an X-LLM that stores it. Other weights than its
+    layout says are a `ConversionError`, missing ones a `StageCheckpointError`.
     """
     name, revision = split_source(source)
     prefix = f"model.interfaces.{modality}."

@@ -111,11 +111,7 @@ class StageOneHeadsMixin(PreTrainedModel if TYPE_CHECKING else object):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, revision=None, **kwargs):
         """`PreTrainedModel.from_pretrained`; of an X-LLM whose last stage was stage 1, tower, interface and heads.
-
-        Raises:
-            StageCheckpointError: it was not trained in stage 1, or a tensor is missing, too many, misshapen or
-                altered.
-        """
+        Without that stage, or with a tensor missing, too many, misshapen or altered, a `StageCheckpointError`."""
         source = pretrained_model_name_or_path
         if config is None and source is not None and not args:
             source = str(source)

@@ -65,11 +65,9 @@ class QFormerPreTrainingOutput(ModelOutput):
 
 @dataclass
 class QueriedMedia:
-    """Media after the encoder and the queries' own pass through the Q-Former.
-
-    `encoder_states (B, F, S, E)`, zero in masked frames; `frame_mask (B, F)`; `query_states`: what entered each layer,
-    then the output, `(B, F * N, H)` each; `query_mask (B, F * N)`.
-    """
+    """Media after the encoder and the queries' own pass through the Q-Former: `encoder_states (B, F, S, E)`, zero in
+    masked frames; `frame_mask (B, F)`; `query_states`: what entered each layer, then the output, `(B, F * N, H)` each;
+    `query_mask (B, F * N)`."""
 
     encoder_states: torch.Tensor
     frame_mask: torch.BoolTensor
@@ -147,10 +145,7 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
         video_frame_mask: torch.Tensor | None = None,
     ) -> QueriedMedia:
         """Run the tower, then the queries, on images `(B, 3, H, W)` or videos `(B, F, 3, H, W)` with mask `(B, F)`.
-
-        Raises:
-            ValueError: the other kind of media than the interface takes, or a video without a real frame.
-        """
+        Media that the interface does not take, or a video without a real frame, are a `ValueError`."""
         row = self.config.row
         both = {"pixel_values": pixel_values, "pixel_values_videos": pixel_values_videos}
         given = {name: value for name, value in both.items() if value is not None}

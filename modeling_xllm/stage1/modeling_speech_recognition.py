@@ -131,7 +131,10 @@ class XLLMForSpeechRecognition(StageOneHeadsMixin, XLLMPreTrainedModel):
         output.quantity_loss = (tokens.quantity - target_lengths).abs().sum() / count
         output.loss = output.ce_loss + self.config.quantity_weight * output.quantity_loss
         if self.ctc_head is not None:
-            output.ctc_loss = self._ctc_sum(hidden, mask, targets, target_lengths) / count
+            log_probs = self.ctc_head(hidden).float().log_softmax(-1).transpose(0, 1)  # (T, N, classes)
+            # zero_infinity: repeated ids need a frame more between them than the clip may have.
+            options = {"blank": self.config.ctc_blank, "reduction": "sum", "zero_infinity": True}
+            output.ctc_loss = F.ctc_loss(log_probs, targets, mask.sum(1), target_lengths, **options) / count
             output.loss = output.loss + self.config.ctc_weight * output.ctc_loss
         return output
 
@@ -225,12 +228,6 @@ class XLLMForSpeechRecognition(StageOneHeadsMixin, XLLMPreTrainedModel):
             size = self.config.vocab_size
             raise ValueError(f"labels hold the id {int(outside[0])}, but config.vocab_size is {size} (pad: {IGNORE})")
         return targets
-
-    def _ctc_sum(self, hidden, mask, targets, target_lengths) -> torch.Tensor:
-        log_probs = self.ctc_head(hidden).float().log_softmax(-1).transpose(0, 1)  # (T, N, classes)
-        # zero_infinity: repeated ids need a frame more between them than the clip may have.
-        options = {"blank": self.config.ctc_blank, "reduction": "sum", "zero_infinity": True}
-        return F.ctc_loss(log_probs, targets, mask.sum(1), target_lengths, **options)
 
 
 __all__ = ["SpeechRecognitionConfig", "SpeechRecognitionOutput", "XLLMForSpeechRecognition"]

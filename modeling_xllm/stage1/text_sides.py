@@ -28,14 +28,9 @@ SIZES = ("text_vocab_size", "text_max_positions", "projection_size")
 
 def read_text_side(source: str) -> tuple[dict, Callable[[XLLMForQFormerPreTraining], None]]:
     """A text side: the fields of the stage-1 config that it needs, and a function that copies it into such a model.
-
-    Args:
-        source: folder or Hub id of a BERT, of a BLIP-2 with text input (Salesforce/blip2-itm-vit-g) or of what
-            `xllm convert` made of LAVIS's stage-1 file; or that `.pth` file (blip2_pretrained.pth).
-
-    Raises:
-        StageCheckpointError: `source` has no text side, or lacks tensors.
-    """
+    `source`: folder or Hub id of a BERT, of a BLIP-2 with text input (Salesforce/blip2-itm-vit-g) or of what `xllm
+    convert` made of LAVIS's stage-1 file; or that `.pth` file. One without a text side, or that lacks tensors, is a
+    `StageCheckpointError`."""
     if is_pth(source):
         file = open_published(source)
         return _heads(config_of_shapes(file.shapes), file.our_tensors(), source)
@@ -44,17 +39,17 @@ def read_text_side(source: str) -> tuple[dict, Callable[[XLLMForQFormerPreTraini
     if isinstance(config, QFormerPreTrainingConfig):
         return _heads(config, read_tensors(name, revision, lambda key: not key.startswith("model.")), source)
     if config.model_type == "bert":
-        bert = _load_bert(name, revision)
+        # With its masked-LM head, where the checkpoint has one.
+        with_head = read_tensors(name, revision, lambda key: key.startswith("cls.predictions.transform."))
+        auto, options = (BertForMaskedLM, {}) if with_head else (BertModel, {"add_pooling_layer": False})
+        bert = load_whole(auto, name, revision, BERT_HEADS, **options)
         sizes = {"text_max_positions": min(512, config.max_position_embeddings)}
         return sizes, lambda model: start_from_bert(model, bert)
     if config.model_type == "blip-2" and config.qformer_config.use_qformer_text_input:
         blip2 = load_whole(Blip2ForImageTextRetrieval, name, revision)
-        sizes = {
-            "text_vocab_size": config.qformer_config.vocab_size,
-            "text_max_positions": config.qformer_config.max_position_embeddings,
-            "projection_size": config.image_text_hidden_size,
-        }
-        return sizes, lambda model: start_from_blip2(model, blip2)
+        qformer = config.qformer_config
+        sizes = (qformer.vocab_size, qformer.max_position_embeddings, config.image_text_hidden_size)
+        return dict(zip(SIZES, sizes)), lambda model: start_from_blip2(model, blip2)
     raise StageCheckpointError(
         f"{source}: a {config.model_type} checkpoint has no text side for stage 1; "
         "expected a BERT, a BLIP-2 with text input, or LAVIS's stage-1 file"
@@ -67,13 +62,6 @@ def _heads(config, tensors: dict[str, torch.Tensor], source: str):
         raise StageCheckpointError(f"{source}: holds no text side: it is not of stage 1")
     sizes = {name: own_fields(config)[name] for name in SIZES}
     return sizes, lambda model: copy_tensors(heads, model.heads_state_dict(), source)
-
-
-def _load_bert(name: str, revision: str | None) -> BertModel | BertForMaskedLM:
-    """A BERT; with its masked-LM head where the checkpoint has one."""
-    with_head = read_tensors(name, revision, lambda key: key.startswith("cls.predictions.transform."))
-    auto, options = (BertForMaskedLM, {}) if with_head else (BertModel, {"add_pooling_layer": False})
-    return load_whole(auto, name, revision, BERT_HEADS, **options)
 
 
 def _check_sizes(pairs: dict[str, tuple], source: str) -> None:
