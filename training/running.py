@@ -184,8 +184,8 @@ def _make_trainer(
     data = prepared.spec.data
     collate = {"processor": processor, "task": task, "max_length": data.max_length, "loss_on": data.loss_on}
     if task == "chat":
-        stop = getattr(learner.generation_config, "eos_token_id", None)
-        collate["stop_ids"] = stop if isinstance(stop, list) else [] if stop is None else [stop]
+        ends = getattr(learner.generation_config, "eos_token_id", None)
+        collate["stop_ids"] = ends if isinstance(ends, list) else [] if ends is None else [ends]
         language_model = language_model_of(learner.config.text_config)
         collate["causal"] = not isinstance(language_model, PrefixLanguageModel)
     else:
@@ -207,6 +207,7 @@ def _make_trainer(
         processing_class=processor,
         callbacks=callbacks,
     )
+    trainer.title = prepared.title
     trainer.remove_callback(PrinterCallback)  # prints to standard output, which belongs to the results
     return trainer
 
