@@ -299,9 +299,7 @@ def _pick_width(alphas, sums, lengths, mask, target_lengths, one_token_per_frame
         row = int(missing.argmax())
         target, real = int(target_lengths[row]), int(frames[row])
         hint = " or set one_token_per_frame=False to let several tokens fire in one frame" if real else ""
-        raise ValueError(
-            f"target_lengths[{row}] is {target} but the row has {real} real frames: drop such samples{hint}"
-        )
+        raise ValueError(f"target_lengths[{row}] is {target} but the row has {real} real frames: drop it{hint}")
     return width
 
 

@@ -1,9 +1,6 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Configuration of the C-Former (X-LLM, arXiv 2305.04160, section 3.1): CIF and the transformer after it.
-
-Defaults are the paper's sizes: 512-d speech features, CIF of the published recipe (conv predictor, threshold 0.99,
-tail 0.5), 12 layers of BERT-base.
-"""
+"""Configuration of the C-Former (X-LLM, arXiv 2305.04160, section 3.1): CIF, then BERT; the defaults are the
+paper's."""
 
 from huggingface_hub.dataclasses import strict
 from transformers import BertConfig, PreTrainedConfig

@@ -1,11 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Configuration of X-LLM (arXiv 2305.04160): the language model, the towers, and one table of modalities.
 
-Everything that differs between image, video, speech or your own modality is a row of `XLLMConfig.modalities`; the
-model walks that table and has no other notion of a modality. Defaults are the paper's sizes.
-
-Deviation: the video row shares the image row's Q-Former by default, as the authors' code does; the paper draws a
-second Q-Former (`shares_converter_with=None` gives the video row its own).
+The model walks the table and has no other notion of a modality. Defaults are the paper's sizes; deviation: the video
+row shares the image row's Q-Former, as the authors' code does (`shares_converter_with=None` gives it the paper's own).
 """
 
 from collections.abc import Iterable, Mapping
@@ -132,9 +129,8 @@ class X2LConfig(PreTrainedConfig):
             values = {**(kind.token_level_sizes if self.token_level else {}), **_fields(sizes)}
             taken = kind.config_class.model_type
             if (given := values.pop("model_type", taken)) != taken:
-                raise ValueError(
-                    f"converter_config is of model_type {given!r}, but a {self.converter!r} converter takes {taken!r}"
-                )
+                what = f"a {self.converter!r} converter takes {taken!r}"
+                raise ValueError(f"converter_config is of model_type {given!r}, but {what}")
             self.converter_config = own = kind.config_class(**values)
             if "initializer_range" not in values and {"initializer_range", "hidden_size"} <= vars(own).keys():
                 # BERT's 0.02 would let a fraction of its input through a narrow converter that starts at random.
@@ -279,18 +275,14 @@ class XLLMConfig(PreTrainedConfig):
             known = ", ".join(["vision", "audio", *self.extra_encoders])
             raise ValueError(f"{where}.encoder is {row.encoder!r}; the towers are {known}")
         width = output_width(encoder)
-        if row.encoder_hidden_size not in (None, width):
-            raise ValueError(
-                f"{where}.encoder_hidden_size is {row.encoder_hidden_size}, but the features of its encoder "
-                f"({encoder.model_type}) are {width} wide; leave it out"
-            )
+        if (given := row.encoder_hidden_size) not in (None, width):
+            wide = f"but the features of its encoder ({encoder.model_type}) are {width} wide; leave it out"
+            raise ValueError(f"{where}.encoder_hidden_size is {given}, {wide}")
         row.encoder_hidden_size = width
         if (rule := speech_input(encoder)) is not None:
             if row.subsampling_factor not in (None, rule.stride):
-                raise ValueError(
-                    f"{where}.subsampling_factor is {row.subsampling_factor}, but {encoder.model_type} gives one "
-                    f"frame for {rule.stride} of its inputs; leave it out"
-                )
+                rate = f"{encoder.model_type} gives one frame for {rule.stride} of its inputs; leave it out"
+                raise ValueError(f"{where}.subsampling_factor is {row.subsampling_factor}, but {rate}")
             row.subsampling_factor = rule.stride
 
     def _check_shared_row(self, where: str, row: X2LConfig) -> None:
@@ -300,9 +292,8 @@ class XLLMConfig(PreTrainedConfig):
         if other is None or other.shares_converter_with is not None:
             raise ValueError(f"{where}.shares_converter_with: no row {name!r} has its own converter")
         if other.converter != row.converter:
-            raise ValueError(
-                f"{where} is a {row.converter!r}, so it cannot share the converter of {name!r}, a {other.converter!r}"
-            )
+            kinds = f"a {row.converter!r}, so it cannot share the converter of {name!r}, a {other.converter!r}"
+            raise ValueError(f"{where} is {kinds}")
 
     def _place_token_ids(self) -> None:
         """Rows and the top-level `*_token_id` fields hold the same ids; whichever is given fills the other."""

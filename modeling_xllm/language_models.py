@@ -186,35 +186,27 @@ class LanguageModelGenerationMixin(GenerationMixin):
         model_kwargs["token_type_ids"] = layout["token_type_ids"]
         return layout["position_ids"]
 
-    def _expand_inputs_for_generation(
-        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids=None, **model_kwargs
-    ):
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size, is_encoder_decoder, input_ids, **model_kwargs
-        )
+    def _expand_inputs_for_generation(self, *args, **kwargs):
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(*args, **kwargs)
         if (position_ids := model_kwargs.get("position_ids")) is not None:
             model_kwargs["position_ids"] = language_model_of(self.config).drafted_positions(position_ids)
         return input_ids, model_kwargs
 
-    def prepare_inputs_for_generation(
-        self, input_ids, next_sequence_length=None, inputs_embeds=None, **kwargs
-    ) -> dict:
+    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, inputs_embeds=None, **kwargs):
         """transformers' inputs of one step; drafted tokens (more than one new token) get the model's own positions."""
         position_ids = kwargs.get("position_ids")
         if position_ids is not None and next_sequence_length != 1:
             kwargs["position_ids"] = language_model_of(self.config).drafted_positions(position_ids)
-        return super().prepare_inputs_for_generation(
-            input_ids, next_sequence_length=next_sequence_length, inputs_embeds=inputs_embeds, **kwargs
-        )
+        kwargs.update(next_sequence_length=next_sequence_length, inputs_embeds=inputs_embeds)
+        return super().prepare_inputs_for_generation(input_ids, **kwargs)
 
     def _update_model_kwargs_for_generation(
         self, outputs, model_kwargs: dict[str, Any], is_encoder_decoder: bool = False, num_new_tokens: int = 1
     ) -> dict[str, Any]:
         """Grow mask, positions and token types by the tokens just generated."""
         position_ids, token_type_ids = model_kwargs.get("position_ids"), model_kwargs.get("token_type_ids")
-        model_kwargs = super()._update_model_kwargs_for_generation(
-            outputs, model_kwargs, is_encoder_decoder, num_new_tokens
-        )
+        update = super()._update_model_kwargs_for_generation
+        model_kwargs = update(outputs, model_kwargs, is_encoder_decoder, num_new_tokens)
         language = language_model_of(self.config)
         if position_ids is not None and (grown := language.next_positions(position_ids, num_new_tokens)) is not None:
             model_kwargs["position_ids"] = grown

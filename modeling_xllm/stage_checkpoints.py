@@ -3,8 +3,7 @@
 
 `config.towers` maps a part of the model ("vision_tower", "audio_tower", an extra tower, "language_model" with its
 head) to its source, `{"name_or_path": ..., "revision": ...}`: a Hub repository or folder of that tower, or of a whole
-X-LLM. Parts without a source are stored. `from_pretrained` puts the whole model together again, and fails if a tensor
-is missing.
+X-LLM. Parts without a source are stored. `from_pretrained` puts the whole together, and fails if a tensor is missing.
 
 An adapter of the language model (LoRA, DoRA) lies in the sub-folder that `config.adapter` names, in PEFT's own format:
 the language model beside it stays frozen, has the same names and values as without, and may be named as a tower.

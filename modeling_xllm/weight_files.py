@@ -1,9 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Weight files of a checkpoint: reading named tensors, and checking that they are complete and unchanged.
 
-`config.json` holds the SHA-256 of each weight file beside it ("weight_files"). Only saving a model writes this record,
-and only opening the same folder reads it; a config in memory has none. Whoever changes a weight file by hand removes
-its entry.
+`config.json` holds the SHA-256 of each weight file beside it. Only saving a model writes this record, and only opening
+the same folder reads it; a config in memory has none. Whoever changes a weight file by hand removes its entry.
 """
 
 import hashlib
@@ -206,9 +205,7 @@ def verify_weights(source: str, revision: str | None = None, **hub) -> None:
         return
     files = weight_files(source, revision, **hub)
     if {os.path.basename(file) for file in files} != set(record):
-        raise StageCheckpointError(
-            f"{source}: config.json was saved with {listed(record)}, but these are other weight files"
-        )
+        raise StageCheckpointError(f"{source}: config.json was saved with {listed(record)}, these are other files")
     for file, (name, digest) in zip(files, digests(files).items()):
         if digest != record[name]:
             raise StageCheckpointError(

@@ -178,10 +178,8 @@ def _decode_audio(file: BinaryIO, name: str, sampling_rate: int) -> np.ndarray:
 def _array_to_mono(values: Any, name: str) -> np.ndarray:
     if isinstance(values, torch.Tensor):
         values = (values.float() if values.dtype == torch.bfloat16 else values).detach().cpu().numpy()
-    try:
+    with media_errors(name, "a ragged list is no waveform", (ValueError,)):
         values = np.asarray(values)
-    except ValueError as error:
-        raise MediaError(name, "a ragged list is no waveform") from error
     if values.dtype.kind not in "fiu" or values.ndim not in (1, 2):
         raise MediaError(
             name, "a waveform is an array of numbers of shape (samples,), (channels, samples) or (samples, channels)"
@@ -200,17 +198,13 @@ def _convert_array(values: Any, name: str, source_rate: int, sampling_rate: int)
 
 
 def load_audio(source: Any, sampling_rate: int = 16_000, source_rate: int | None = None) -> np.ndarray:
-    """Reads one sound.
+    """Reads one sound as `(samples,)`, float32, mono, in [-1, 1] for integer PCM.
 
     Args:
         source: anything that `open_media` takes, a waveform (array, tensor or list of numbers; float in [-1, 1] or
             integer PCM; `(samples,)`, `(channels, samples)` or `(samples, channels)`), a dict with `array` and
             `sampling_rate`, or a `Waveform`.
-        sampling_rate: of the result in Hz.
-        source_rate: of a waveform given as an array, in Hz; the result's by default.
-
-    Returns:
-        `(samples,)`, float32, mono, in [-1, 1] for integer PCM.
+        sampling_rate, source_rate: of the result and of a waveform given as an array, in Hz; the same by default.
 
     Raises:
         MediaError: no such file, no sound in it, damaged or cut off, not finite, absurd rate or length.
@@ -221,8 +215,7 @@ def load_audio(source: Any, sampling_rate: int = 16_000, source_rate: int | None
     if isinstance(source, Waveform):
         source, source_rate = source.samples, source.sampling_rate
     if isinstance(source, dict) and source.get("array") is not None:
-        source_rate = source.get("sampling_rate") or source_rate
-        source = source["array"]
+        source, source_rate = source["array"], source.get("sampling_rate") or source_rate
     if isinstance(source, (np.ndarray, torch.Tensor, list, tuple)):
         samples = _convert_array(source, name, int(source_rate or sampling_rate), sampling_rate)
     else:

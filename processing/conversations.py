@@ -20,11 +20,7 @@ SOURCE_KEYS = ("bytes", "array", "base64", "url", "path")
 
 
 def clean_part(part: Any) -> dict[str, Any]:
-    """One content part in our form, without keys whose value is None.
-
-    Raises:
-        ValueError: neither a string nor a dict with a known `type`.
-    """
+    """One content part in our form, without keys whose value is None; a `ValueError` if it is of no known type."""
     if isinstance(part, str):
         return {"type": "text", "text": part}
     if not isinstance(part, dict) or not isinstance(part.get("type"), str):
@@ -51,20 +47,15 @@ def clean_part(part: Any) -> dict[str, Any]:
 
 def clean_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Messages with cleaned content parts; the caller's are not changed."""
-    return [
-        {**message, "content": [clean_part(part) for part in message["content"]]}
-        if isinstance(message.get("content"), (list, tuple))
-        else dict(message)
-        for message in messages
-    ]
+    cleaned = [dict(message) for message in messages]
+    for message in cleaned:
+        if isinstance(message.get("content"), (list, tuple)):
+            message["content"] = [clean_part(part) for part in message["content"]]
+    return cleaned
 
 
 def part_source(part: dict[str, Any]) -> Any:
-    """The medium of a cleaned part, for the loaders.
-
-    Raises:
-        ValueError: the part names a medium and holds none.
-    """
+    """The medium of a cleaned part, for the loaders; a `ValueError` if it holds none."""
     kind = part["type"]
     source = part.get(kind)
     if source is None:
@@ -80,11 +71,7 @@ def part_source(part: dict[str, Any]) -> Any:
 
 
 def media_of(messages: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The media of cleaned messages, by part type, in order of appearance.
-
-    Raises:
-        ValueError: a part without its medium; names the message.
-    """
+    """The media of cleaned messages, by part type, in order; a `ValueError` names the message that lacks one."""
     media: dict[str, list[Any]] = {kind: [] for kind in MEDIA_KINDS}
     for index, message in enumerate(messages):
         parts = message["content"] if isinstance(message.get("content"), list) else ()
@@ -176,8 +163,6 @@ class ConversationsMixin(ProcessorMixin):
             conversations: lists of chat messages; their media are sources or what `load` gave.
             add_generation_prompt: end each row where the assistant's answer begins.
             sanitize_control_tokens: take what looks like a special token or placeholder as text, for users' messages.
-            return_tensors: "pt" or "np"; `None` for lists of ids.
-            kwargs: for `apply_chat_template`.
 
         Returns:
             `BatchFeature`, as `XLLMProcessor.__call__` gives it; rows are padded on the left.

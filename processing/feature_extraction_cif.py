@@ -17,15 +17,6 @@ from .feature_extraction_xllm import ClipFeatureExtractor
 from .media_sources import MediaError, describe_source, media_errors, open_media
 
 
-def _read_npy(source: Any) -> tuple[np.ndarray, str]:
-    with open_media(source) as (file, name):
-        if file.read(len(npy_format.MAGIC_PREFIX)) != npy_format.MAGIC_PREFIX:
-            raise MediaError(name, "not a NumPy .npy file: this model reads pre-extracted CIF features, no sound")
-        file.seek(0)
-        with media_errors(name, "not a readable .npy file of numbers", (ValueError, EOFError, OSError, MemoryError)):
-            return npy_format.read_array(file, allow_pickle=False), name
-
-
 @dataclass(frozen=True, eq=False)
 class FiredTokens:
     """Features of one clip, read and checked: `vectors` `(L, feature_size)`, float32."""
@@ -34,14 +25,9 @@ class FiredTokens:
 
 
 def load_cif_features(source: Any, feature_size: int = 512) -> np.ndarray:
-    """Reads the features of one clip.
+    """Reads the features of one clip, `(L, feature_size)`, float32, L at least 1.
 
-    Args:
-        source: a `.npy` file in any form that `open_media` takes, an array or tensor, or `FiredTokens`.
-        feature_size: width the vectors must have.
-
-    Returns:
-        `(L, feature_size)`, float32, L at least 1.
+    `source` is a `.npy` file in any form that `open_media` takes, an array or tensor, or `FiredTokens`.
 
     Raises:
         MediaError: no such file, no `.npy` file, pickled objects in it, another shape, no floats, not finite.
@@ -53,7 +39,16 @@ def load_cif_features(source: Any, feature_size: int = 512) -> np.ndarray:
         source = source["array"]
     if isinstance(source, torch.Tensor):
         source = source.detach().float().cpu().numpy()
-    features, name = (source, name) if isinstance(source, np.ndarray) else _read_npy(source)
+    if isinstance(source, np.ndarray):
+        features = source
+    else:
+        with open_media(source) as (file, name):
+            if file.read(len(npy_format.MAGIC_PREFIX)) != npy_format.MAGIC_PREFIX:
+                raise MediaError(name, "not a NumPy .npy file: this model reads pre-extracted CIF features, no sound")
+            file.seek(0)
+            damages = (ValueError, EOFError, OSError, MemoryError)
+            with media_errors(name, "not a readable .npy file of numbers", damages):
+                features = npy_format.read_array(file, allow_pickle=False)
     if features.dtype.kind != "f" or features.ndim != 2 or features.shape[1] != feature_size:
         got = f"{features.dtype} of shape {features.shape}"
         raise MediaError(name, f"CIF features are floats of shape (tokens, {feature_size}), got {got}")

@@ -39,10 +39,6 @@ def _scale_to_8bit(image: Image.Image, name: str) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
 
 
-def _has_transparency(image: Image.Image) -> bool:
-    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
-
-
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     """Decodes the picture, turns it upright and converts it to RGB."""
     width, height = image.size
@@ -56,12 +52,12 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     with contextlib.suppress(*PILLOW_ERRORS):  # broken EXIF data beside sound pixels: there is no orientation to apply
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         image = ImageOps.exif_transpose(image) if turned else image
-    if image.mode == "RGB" and not _has_transparency(image):
+    if image.mode == "RGB" and not image.has_transparency_data:
         return image
     with media_errors(name, f"cannot be converted to RGB from mode {image.mode}", PILLOW_ERRORS):
         if image.mode == "F" or image.mode.startswith("I"):
             image = _scale_to_8bit(image, name)
-        elif _has_transparency(image):
+        elif image.has_transparency_data:
             layer = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
         return image.convert("RGB")

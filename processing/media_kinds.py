@@ -44,9 +44,8 @@ class MediaKind:
 
     Args:
         type: of the part, `{"type": "image", "image": ...}`.
-        inputs: argument of `XLLMProcessor.__call__` that carries such media; by default the type.
-        reader: part of the processor that turns decoded media into tensors; by default the type, for readers given as
-            `XLLMProcessor(..., readers={type: reader})`.
+        inputs, reader: argument of `XLLMProcessor.__call__` that carries such media, and part of the processor that
+            turns decoded ones into tensors; by default the type, as in `XLLMProcessor(..., readers={type: reader})`.
         reader_class: its class, with `from_pretrained(folder)`, `save_pretrained(folder)` and `__call__(items,
             return_tensors="pt")`, which returns `{input_name: (items, ...), mask_name: (items, positions)}`.
         own_readers: readers that `reader_class`, an Auto class, does not know; they are found by class name.
@@ -63,8 +62,7 @@ class MediaKind:
         count: reader and size of an item to its pictures or input positions, without reading it.
         wrapper, placeholder: name of the tags in a prompt (paper, section 3.4), and default token of one embedding.
         row: fields of the `X2LConfig` row that a new model gets for it; empty for the paper's, which the model knows.
-        row_name, option: name of the row that reads it by default, and command line option; type and row name if left
-            out.
+        row_name, option: of the row that reads it (by default the type), and of commands (by default the row's name).
         aliases, openai_types: other names of the type, and the types of OpenAI's content parts.
         extensions, example: endings of its files in lower case, and a file name for model cards.
         prompts: what a table of files and texts asks where it names no prompt.
@@ -166,14 +164,10 @@ def register_media_kind(kind: MediaKind) -> MediaKind:
     return kind
 
 
-def media_kind(name: str) -> MediaKind:
-    """The kind called `name`: by its type, an alias or OpenAI's type.
-
-    Raises:
-        ValueError: there is none; the message lists the types.
-    """
+def media_kind(name: str | MediaKind) -> MediaKind:
+    """The kind called `name` (its type, an alias or OpenAI's type), or itself; a `ValueError` if there is none."""
     for kind in MEDIA_KINDS.values():
-        if name in kind.names:
+        if name is kind or name in kind.names:
             return kind
     raise ValueError(f"no kind of media is called {name!r}; the kinds are {', '.join(MEDIA_KINDS)}")
 

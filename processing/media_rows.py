@@ -78,8 +78,7 @@ def default_rows(kinds: tuple[MediaKind, ...], num_query_tokens: int, subsamplin
 def complete_rows(modalities: Mapping[str, dict | MediaRow]) -> dict[str, MediaRow]:
     """The table with everything filled in that follows from the kinds; tokens are left to the tokenizer.
 
-    Raises:
-        ValueError: an unknown field or part, or a number below 1. The message names the row.
+    A `ValueError` names the row with an unknown field or part, or a number below 1.
     """
     rows: dict[str, MediaRow] = {}
     for name, fields in modalities.items():
@@ -108,10 +107,7 @@ def _is_main(name: str, rows: dict[str, MediaRow]) -> bool:
 
 def token_names(rows: dict[str, MediaRow]) -> dict[str, str]:
     """Row -> attribute of tokenizer and processor that holds its token: `audio_token` for the main row that reads
-    audio.
-
-    Raises:
-        ValueError: two rows would have the same attribute.
+    audio. A `ValueError` if two rows would have the same.
     """
     names = {name: row.kind.token_name if _is_main(name, rows) else f"{name}_token" for name, row in rows.items()}
     for name, attribute in names.items():
@@ -178,11 +174,7 @@ class PlaceholdersMixin(ProcessorMixin):
         return [row for row in self.rows.values() if row.part == kind.type]
 
     def _place_tokens(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Takes the rows' tokens from the tokenizer; tokens and ids become attributes, where the base class looks.
-
-        Raises:
-            ValueError: the tokenizer has no token for a row, or one for two; names the row, or what reads it.
-        """
+        """Takes the rows' tokens from the tokenizer; tokens and ids become attributes, where the base class looks."""
         tokens = {kind.token_name: getattr(tokenizer, kind.token_name, None) for kind in MEDIA_KINDS.values()}
         vocabulary = tokenizer.get_vocab()
         self._kinds_of_ids: dict[int, str] = {}

@@ -172,14 +172,11 @@ def _open_any(source: Any) -> BinaryIO:
 
 @contextlib.contextmanager
 def open_media(source: Any) -> Iterator[tuple[BinaryIO, str]]:
-    """Opens a medium for reading.
+    """Opens a medium for reading, as a seekable binary file at its start, and its name for messages.
 
     Args:
         source: path, http(s)/file/data URL, base64 text, encoded bytes, or a dict with one of `bytes`, `path`, `url`,
             `base64` (the first that is not None counts).
-
-    Yields:
-        a seekable binary file at its start, and the name of the medium for messages.
 
     Raises:
         MediaError: nothing there, not readable, empty, or plainly a web page.

@@ -47,10 +47,10 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
             feature extractor is the one that the speech encoder was trained with, ours or one of transformers.
         tokenizer: with a placeholder token per row (see `add_placeholder_tokens`).
         chat_template: Jinja; by default the tokenizer's, taught to write media parts if it cannot, or a plain one.
-        num_query_tokens: embeddings per image and per video frame, without `modalities`.
-        subsampling_factor: mel frames (or samples) per frame of the speech encoder, without `modalities`.
         readers: of further kinds, by type; see `MediaKind.reader_class`.
-        modalities: the model's rows, with the fields of `MediaRow`; by default one per kind.
+        modalities: the model's rows, with the fields of `MediaRow`; by default one per kind, with
+        num_query_tokens, subsampling_factor: embeddings per image or video frame, mel frames (or samples) per frame of
+            the speech encoder.
 
     Raises:
         ValueError: no tokenizer, a row whose kind nobody reads here, or whose placeholder the tokenizer lacks.
@@ -121,50 +121,41 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
         return self._replacement(AUDIO, audio_inputs, audio_idx)
 
     def _get_num_multimodal_tokens(
-        self,
-        image_sizes: list[Any] | None = None,
-        video_sizes: list[Any] | None = None,
-        audio_lengths: list[int] | None = None,
-        **kwargs: Any,
+        self, image_sizes: Any = None, video_sizes: Any = None, audio_lengths: Any = None, **kwargs: Any
     ) -> MultiModalData:
         """Placeholder counts from sizes alone: images (any size), videos `(frames read, H, W)`, sounds in samples."""
-        counts: dict[str, list[int]] = {}
+        counts: dict[str, list[int]] = {} if image_sizes is None else {"num_image_patches": [1] * len(image_sizes)}
         for kind, sizes in zip(PAPER_KINDS, (image_sizes, video_sizes, audio_lengths)):
             if sizes is not None and kind.count is not None:
-                positions = [kind.count(self.reader(kind), size) for size in sizes]
+                positions = (kind.count(self.reader(kind), size) for size in sizes)
                 rows = self.rows_of(kind)
                 counts[f"num_{kind.type}_tokens"] = [sum(row.num_placeholders(n) for row in rows) for n in positions]
-        if image_sizes is not None:
-            counts["num_image_patches"] = [1] * len(image_sizes)
         return MultiModalData(**counts)
 
     # ---- media ------------------------------------------------------------------------------------------------------
 
     def reader(self, kind: MediaKind | str) -> Any:
-        """What turns decoded media of a kind into tensors.
-
-        Raises:
-            ValueError: this processor has none.
-        """
-        kind = media_kind(kind) if isinstance(kind, str) else kind
+        """What turns decoded media of a kind into tensors; a `ValueError` if this processor has nothing that does."""
+        kind = media_kind(kind)
         found = self.readers.get(kind.type, getattr(self, kind.reader, None))
         if found is None:
             raise ValueError(f"{kind.inputs} were given, but this processor has no {kind.reader}")
         return found
 
     def load(self, kind: MediaKind | str, source: Any, **kwargs: Any) -> Any:
-        """Opens and decodes one medium; what comes back is taken as it is wherever media are taken.
+        """Opens and decodes one medium of a type of content part; the result is taken wherever media are.
 
         Args:
-            kind: its type of content part, e.g. "image".
             source: path, URL, encoded bytes, dict with `bytes`, `path` or `array`, array, or a medium decoded before.
             kwargs: for sound, `source_rate`: rate of bare arrays in Hz.
 
         Returns:
-            a PIL image, `Frames`, a `Waveform`, or what the loader of your kind gives; `MediaError` if it cannot be
-            read.
+            a PIL image, `Frames`, a `Waveform`, or what the loader of your kind gives.
+
+        Raises:
+            MediaError: it cannot be read.
         """
-        kind = media_kind(kind) if isinstance(kind, str) else kind
+        kind = media_kind(kind)
         return kind.load(source, self.reader(kind), **kwargs)
 
     def _items(self, kind: MediaKind, media: Any, text: list[str] | None) -> list[Any]:
@@ -200,10 +191,9 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
             images, videos, audio: media in order of their placeholders in `text`, flat or one list per row; each a
                 path, URL, encoded bytes, PIL image, array, dict with `bytes`, `path` or `array` + `sampling_rate`, or
                 what `load` gave. Media of your own kinds come under the names of their `MediaKind.inputs`.
-            text: rows with one placeholder token per medium.
+            text: rows with one placeholder token per medium, padded on the left unless `padding_side` says otherwise.
             kwargs: for the parts; as `text_kwargs={...}`, `images_kwargs`, `videos_kwargs`, `audio_kwargs`, or flat. A
-                flat `padding`, `truncation` or `max_length` is for the text only. Rows are padded on the left unless
-                `padding_side` says otherwise.
+                flat `padding`, `truncation` or `max_length` is for the text only.
 
         Returns:
             `BatchFeature` with `input_ids` and `attention_mask` `(rows, L)`; `pixel_values` `(images, 3, H, W)`;
@@ -235,7 +225,7 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
         replacements: dict[str, list[str]] = {}
         for name, items in media.items():
             if items:
-                kind = media_kind(name)
+                kind = MEDIA_KINDS[name]
                 own = {"return_tensors": "pt", **own_kwargs.get(name, {})}
                 processed = kind.read(self.reader(kind), items, **merged.get(f"{kind.inputs}_kwargs", own))
                 processed = self._tensors_by_row(kind, processed)

@@ -23,12 +23,9 @@ MASK_NAMES = ("attention_mask", "input_features_mask")
 
 
 def extract_speech(extractor: Any, clips: list[Any], return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
-    """Features of clips that have the extractor's sampling rate.
+    """Features of clips: `Waveform`s of the extractor's rate, or an `XLLMCIFFeatureExtractor`'s `FiredTokens`.
 
-    Args:
-        extractor: ours or a speech feature extractor of transformers; `kwargs` are for it.
-        clips: `Waveform`s of that rate; for an `XLLMCIFFeatureExtractor` its `FiredTokens`.
-        return_tensors: "pt" or "np".
+    `extractor` is ours or a speech feature extractor of transformers; `kwargs` are for it.
 
     Returns:
         `BatchFeature` with `input_features` `(clips, time, features)` or `(clips, samples)`, padded on the right, and
@@ -99,8 +96,7 @@ class TimestampsMixin(ProcessorMixin):
         ```
 
         Args:
-            sequences: rows of token ids.
-            fire_frames: rows of as many numbers: the end of each token in encoder frames, as CIF gives it.
+            sequences, fire_frames: rows of token ids, and of as many ends of tokens in encoder frames, as CIF gives.
             kwargs: for the tokenizer, e.g. `skip_special_tokens=True`; what is skipped has no time stamp.
 
         Returns:

@@ -132,7 +132,7 @@ class ChatGLMTokenizer(SentencePieceBackend):
         image_token, video_token, audio_token: stand for one embedding of a medium each; new ids.
         num_image_tokens: ids before the first text piece.
         do_lower_case, remove_space: published options, off in all published folders.
-        chat_template: by default the published round format, see `CHATGLM_CHAT_TEMPLATE`.
+        chat_template: by default `CHATGLM_CHAT_TEMPLATE`.
 
     Source: ChatGLM-6B tokenization code, April-May 2023; tokenizer_config.json of THUDM/chatglm-6b.
     """

@@ -49,17 +49,13 @@ def frame_indices(
     times: list[float] | None = None,
     source_fps: float | None = None,
 ) -> list[int]:
-    """Chooses frames of a clip; never more than it has, each at most once.
+    """Ascending indices of some of a clip's `total` frames.
 
     Args:
-        total: frames of the clip.
         num_frames: that many frames, in the middle of equal parts of the clip (all of a shorter one).
         fps: one frame at 0, 1/fps, 2/fps, ... seconds, instead of `num_frames`.
         max_frames: of these, the first so many.
         times, source_fps: for `fps`, the start of each frame in seconds, ascending, or the constant rate of the clip.
-
-    Returns:
-        ascending indices in `range(total)`.
 
     Raises:
         ValueError: both rules at once, a count or rate below 1 or 0, or `fps` for frames whose times are unknown.
@@ -70,12 +66,11 @@ def frame_indices(
         if value is not None and value <= 0:
             raise ValueError(f"{name}={value}, expected a number above 0")
     if fps is not None:
-        if times is None:
-            if not source_fps:
-                raise ValueError(
-                    f"fps={fps} needs the times of the frames: pass video_metadata with their fps, or use num_frames"
-                )
-            times = [i / source_fps for i in range(total)]
+        if times is None and not source_fps:
+            raise ValueError(
+                f"fps={fps} needs the times of the frames: pass video_metadata with their fps, or use num_frames"
+            )
+        times = times or [i / cast(float, source_fps) for i in range(total)]
         steps = int((times[-1] - times[0]) * fps + 1e-6) + 1
         # On the screen is the last frame that began before; the margin is for rounded timestamps.
         chosen = sorted({bisect.bisect_right(times, times[0] + k / fps + 1e-4) - 1 for k in range(steps)})

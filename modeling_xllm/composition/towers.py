@@ -3,9 +3,8 @@
 
 One BLIP-2 repository (e.g. Salesforce/blip2-opt-6.7b) gives the image encoder with its norm, the Q-Former, the query
 tokens and, where the widths agree, the I-Adapter; a BERT gives the C-Former's transformer; a causal LM its weights and
-head. A `.pth` file of LAVIS or of the authors (`conversion`), or a folder that `xllm convert` or a stage has written,
-gives what it holds. Without a language model, the interfaces' own is taken, with their encoders: parts of several runs
-in one model.
+head; a `.pth` file (`conversion`), or a folder that `xllm convert` or a stage has written, what it holds. Without a
+language model, the interfaces' own is taken, with their encoders: parts of several runs in one model.
 """
 
 import os
@@ -175,9 +174,7 @@ def text_config(at: str) -> PreTrainedConfig:
     if "text_config" in config.sub_configs:
         raise ValueError(f"{at}: a {config.model_type} model reads media itself; name a language model for text alone")
     if others := [name for name in config.architectures or () if name not in {*known, "ChatGLMModel"}]:
-        raise ValueError(
-            f"{at}: {others[0]} is not a causal language model; name one that writes text, such as a Llama"
-        )
+        raise ValueError(f"{at}: {others[0]} is not a causal language model; name one that writes text (a Llama)")
     return config
 
 

@@ -1,9 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Published `.pth` files (LAVIS's BLIP-2, EVA-CLIP, the authors' own checkpoints) as weights of X-LLM.
 
-Names are declared in `layouts`, sizes read off the shapes in `sizes`. A name that is unexpected or
-missing, and a shape that does not fit, are errors. Several files are laid over each other in the order of `LAYOUTS`:
-the authors' stage-3 file over those of stage 2, the image's over the speech's.
+Names are declared in `layouts`, sizes read off the shapes in `sizes`. Several files are laid over each other in the
+order of `LAYOUTS`: the authors' stage-3 file over those of stage 2, the image's over the speech's.
 """
 
 import re

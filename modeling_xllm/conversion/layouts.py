@@ -1,8 +1,7 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Declared names of the published files: which of our parameters they hold, and what they call them.
 
-A table goes from our name to theirs, so the names a file must have follow from the model itself: what is in the file
-and not in the table is unexpected, what follows from the table and is not in the file is missing.
+A table goes from our name to theirs, so the names a file must have follow from the model itself.
 """
 
 import re

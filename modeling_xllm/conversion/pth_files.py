@@ -2,9 +2,8 @@
 """Reading a published `.pth` file: its tensors, memory-mapped, and nothing of it is ever run.
 
 The authors' runner stores `{"model", "optimizer", "config", "scaler", "epoch"}`, as LAVIS does, and "config" may be an
-object of a library that is not installed. PyTorch's weights-only loader refuses such a file. Here every class or
-function that it names is replaced by one inert class, so that none of them is imported, let alone called. Only tensors
-are accepted as weights.
+object of a library that is not installed, which PyTorch's weights-only loader refuses. Here every class or function
+that it names is replaced by one inert class: none of them is imported, let alone called.
 """
 
 import pickle

@@ -1,6 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""The throw-away heads of a stage-1 model (paper section 3.2): in a file beside the checkpoint, never in the
-interface.
+"""The throw-away heads of a stage-1 model (paper section 3.2): in a file beside the checkpoint, never inside it.
 
 The file holds the heads and, in its metadata, the fields of the stage-1 config. With the X-LLM beside it, it is the
 trained stage-1 model: `XLLMForSpeechRecognition.from_pretrained(folder)` transcribes, `xllm train` continues from it.

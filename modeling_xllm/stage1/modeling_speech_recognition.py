@@ -7,8 +7,7 @@
 
     loss = (sum CE + quantity_weight * sum_n |sum_t alpha_nt - U_n| + ctc_weight * sum CTC) / tokens
 
-`model` is the composite's own encoder model with one interface. `token_head` and `ctc_head` are thrown away
-afterwards: they are saved beside the composite (`save_heads`), whose own modules `xllm train` trains.
+`model` is the composite's own encoder model with one interface; the heads are thrown away afterwards (`save_heads`).
 
 Deviations: the published CIF recognisers decode the fired tokens with an autoregressive transformer; here the
 C-Former's own 12 layers stand in its place and one Linear reads each token, since the decoder would be thrown away

@@ -53,9 +53,8 @@ def contrastive_loss(
     """
     targets = positives.to(media_to_text.dtype)
     targets = targets / targets.sum(dim=1, keepdim=True)
-    by_media = nn.functional.cross_entropy(media_to_text, targets, label_smoothing=label_smoothing)
-    by_text = nn.functional.cross_entropy(text_to_media, targets, label_smoothing=label_smoothing)
-    return 0.5 * (by_media + by_text)
+    scores = torch.cat([media_to_text, text_to_media])
+    return nn.functional.cross_entropy(scores, targets.repeat(2, 1), label_smoothing=label_smoothing)
 
 
 @torch.no_grad()
@@ -131,9 +130,8 @@ def gather_ranks(tensor: torch.Tensor, padded_shape: tuple[int, ...] = (), value
     for axis, size in enumerate(padded_shape, start=1):
         missing = size - tensor.shape[axis]
         tensor = nn.functional.pad(tensor, (0, 0) * (tensor.dim() - axis - 1) + (0, missing), value=value)
-    if tensor.dtype == torch.bool:
-        return _GatherRanks.apply(tensor.to(torch.uint8).contiguous()).bool()
-    return _GatherRanks.apply(tensor.contiguous())
+    plain = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor
+    return _GatherRanks.apply(plain.contiguous()).to(tensor.dtype)
 
 
 def common_sizes(batch: int, *sizes: int, device: torch.device) -> list[int]:
@@ -147,7 +145,5 @@ def common_sizes(batch: int, *sizes: int, device: torch.device) -> list[int]:
     table = torch.stack(everyone).tolist()
     batches, *columns = zip(*table)
     if set(batches) != {batch}:
-        raise ValueError(
-            f"ranks hold batches of {list(batches)} pairs; equal sizes are needed (dataloader_drop_last=True)"
-        )
+        raise ValueError(f"ranks hold batches of {list(batches)} pairs, not of one size (dataloader_drop_last=True)")
     return [max(column) for column in columns]
