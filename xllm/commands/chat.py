@@ -55,14 +55,10 @@ class Chat:
         from xllm.processing.conversations import part_source
 
         # Files are opened once; later turns hold what was decoded.
-        kinds = [part["type"] for part in media]
-        content = [{"type": kind, kind: self.processor.load(kind, part_source(p))} for kind, p in zip(kinds, media)]
+        content = [{"type": p["type"], p["type"]: self.processor.load(p["type"], part_source(p))} for p in media]
         turns = [*self.turns, {"role": "user", "content": [*content, {"type": "text", "text": question}]}]
         # "<ImageHere>" typed by a user is text.
-        encoded = self.processor.encode_conversations(
-            [turns], add_generation_prompt=True, sanitize_control_tokens=True
-        )
-        inputs = encoded.to(self.model.device)
+        inputs = self.processor.encode_conversations([turns], sanitize_control_tokens=True).to(self.model.device)
         streamer = None
         if not self.args.json:
             streamer = TextStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -73,9 +69,8 @@ class Chat:
         # The prompt is read anew each turn (ChatGLM reads it in both directions), media are encoded once.
         features = self.model.encode_media(self._new_media(inputs), earlier=self.features)
         text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        output = self.model.generate(
-            **text, modality_features=features, streamer=streamer, max_new_tokens=self.args.max_new_tokens, **sampling
-        )
+        sampling |= {"streamer": streamer, "max_new_tokens": self.args.max_new_tokens}
+        output = self.model.generate(**text, modality_features=features, **sampling)
         new_tokens = output[0, inputs["input_ids"].shape[1] :]
         answer = self.processor.tokenizer.decode(new_tokens, skip_special_tokens=True).strip()
         self.turns = [*turns, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]

@@ -14,12 +14,8 @@ import sys
 
 def add_parser(subparsers) -> argparse.ArgumentParser:
     """Declare the command."""
-    parser = subparsers.add_parser(
-        "convert",
-        help="published weights (LAVIS, EVA-CLIP, the authors' .pth, ...) as a folder",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    what = "published weights (LAVIS, EVA-CLIP, the authors' .pth, ...) as a folder"
+    parser = subparsers.add_parser("convert", help=what, description=__doc__)
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help=".pth files, or one folder or Hub id")
     parser.add_argument("output", metavar="OUTPUT", help="folder to write")
     parser.add_argument("--kind", help="layout of a .pth file, e.g. eva or xllm-stage3; default by the names in it")

@@ -19,17 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from xllm.demo import digits
 from xllm.demo.corpus import PLACES
-from xllm.demo.digits import (
-    MOTIONS,
-    DigitScans,
-    draw_at,
-    draw_image,
-    draw_plainly,
-    draw_video,
-    load_scans,
-    write_video,
-)
 from xllm.demo.questions import TASKS, Facts, answer, random_question, transcript
 from xllm.demo.settings import DemoScale
 from xllm.demo.voices import random_utterance, split_voices, synthesise
@@ -67,7 +58,7 @@ def write_media(folder: Path, scale: DemoScale, seed: int) -> dict[str, dict[str
     Raises:
         ImportError: scikit-learn or espeakng-loader is not installed.
     """
-    scans = load_scans(scale.test_fraction, seed)
+    scans = digits.load_scans(scale.test_fraction, seed)
     voices = split_voices(scale.num_test_voices, seed)
     for name in ("images", "videos", "speech"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -88,36 +79,38 @@ def write_media(folder: Path, scale: DemoScale, seed: int) -> dict[str, dict[str
     return sides
 
 
-def _write_images(folder: Path, side: str, scans: DigitScans, number: int, rng: np.random.Generator) -> list[Item]:
+def _write_images(
+    folder: Path, side: str, scans: digits.DigitScans, number: int, rng: np.random.Generator
+) -> list[Item]:
     items = []
     for count in range(number):
         scan, digit = _choose_scan(scans, count, rng)
         path = f"images/{side}-{count:05d}.png"
         place = str(rng.choice(PLACES)) if side == "train" and count % 3 == 2 else None
         if side == "test":  # the scan as it is
-            picture = draw_plainly(scan, rng)
+            picture = digits.draw_plainly(scan, rng)
         else:
-            picture = draw_image(scan, rng) if place is None else draw_at(scan, place, rng)
+            picture = digits.draw_image(scan, rng) if place is None else digits.draw_at(scan, place, rng)
         picture.save(folder / path, compress_level=1)
         items.append(Item(path, Facts(image=digit, place=place)))
     return items
 
 
-def _choose_scan(scans: DigitScans, count: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+def _choose_scan(scans: digits.DigitScans, count: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
     """A scan of the digit `count` modulo 10, and that digit: all digits equally often."""
     digit = count % 10
     return scans.images[rng.choice(np.flatnonzero(scans.labels == digit))], digit
 
 
 def _write_videos(
-    folder: Path, side: str, scans: DigitScans, number: int, frames: int, rng: np.random.Generator
+    folder: Path, side: str, scans: digits.DigitScans, number: int, frames: int, rng: np.random.Generator
 ) -> list[Item]:
     items = []
     for count in range(number):
         scan, digit = _choose_scan(scans, count, rng)
-        motion = MOTIONS[int(rng.integers(len(MOTIONS)))]
+        motion = digits.MOTIONS[int(rng.integers(len(digits.MOTIONS)))]
         path = f"videos/{side}-{count:05d}.mp4"
-        write_video(draw_video(scan, motion, frames, rng), folder / path, FRAMES_PER_SECOND)
+        digits.write_video(digits.draw_video(scan, motion, frames, rng), folder / path, FRAMES_PER_SECOND)
         items.append(Item(path, Facts(video=digit, motion=motion)))
     return items
 
@@ -129,10 +122,10 @@ def _write_speech(
     facts, utterances = [], []
     for count in range(number):
         length = int(rng.choice((1, 2, 3), p=(0.5, 0.25, 0.25)))
-        digits = (count,) if count < 10 else tuple(int(digit) for digit in rng.integers(10, size=length))
+        spoken = (count,) if count < 10 else tuple(int(digit) for digit in rng.integers(10, size=length))
         language = "zh" if rng.random() < 0.5 else "en"
-        facts.append(Facts(speech=digits, language=language))
-        utterances.append(random_utterance(digits, language, voices, rng))
+        facts.append(Facts(speech=spoken, language=language))
+        utterances.append(random_utterance(spoken, language, voices, rng))
     waves, rate = synthesise(utterances)
     items = []
     for count, (fact, wave) in enumerate(zip(facts, waves)):

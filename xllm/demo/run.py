@@ -67,12 +67,11 @@ class Progress:
 
 
 def run_demo(output: str | Path, seed: int = 0, scale: DemoScale = DEFAULT_SCALE) -> dict[str, Any]:
-    """Run the whole demo.
+    """Run the whole demo; the same seed gives the same table.
 
     Args:
         output: folder to make: `data/`, `towers/`, `base/`, `recipes/`, `stages/`, `checkpoint/`, `samples/`,
             `results.json`, `results.png`.
-        seed (`int`): of everything; the same seed gives the same table.
 
     Returns:
         what `results.json` holds: `{"tasks": {task: {"metric", "value", "n", "chance"}}, "language_model_unchanged",
@@ -100,8 +99,7 @@ def run_demo(output: str | Path, seed: int = 0, scale: DemoScale = DEFAULT_SCALE
         results = _integrate(output, scale, seed, progress)
     finally:
         torch.set_num_threads(threads)
-    results["seconds"] = round(progress.seconds, 1)
-    results["seed"] = seed
+    results |= {"seconds": round(progress.seconds, 1), "seed": seed}
     write_report(output, results)
     return results
 
