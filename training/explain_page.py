@@ -8,7 +8,6 @@ page's policy lets a browser load nothing and run nothing.
 import base64
 import io
 import os
-import wave
 from html import escape
 from pathlib import Path
 
@@ -16,8 +15,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from xllm.processing.audio_decoding import Waveform
 from xllm.training.explain import TASKS, BatchRow, Explanation, Medium, Span, Token, visible
+from xllm.training.speech_synthesis import wav_bytes
 
 
 FRAMES_PER_SECOND = 2  # of the frames that are sampled, which stand far apart
@@ -98,7 +97,8 @@ def _text(text: str) -> str:
 def _figure(medium: Medium) -> str:
     shown = ""
     if medium.sound is not None:
-        shown = f'<audio controls preload="metadata" src="{_data_uri("audio/wav", _wav(medium.sound))}"></audio>'
+        sound = _data_uri("audio/wav", wav_bytes(medium.sound.samples, medium.sound.sampling_rate))
+        shown = f'<audio controls preload="metadata" src="{sound}"></audio>'
     elif medium.pictures is not None:
         film = _webm(medium.pictures) if len(medium.pictures) > 1 else None
         if film is not None:
@@ -125,17 +125,6 @@ def _still(picture: np.ndarray) -> str:
 
 def _data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _wav(sound: Waveform) -> bytes:
-    """16-bit PCM."""
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(sound.sampling_rate)
-        out.writeframes((np.clip(sound.samples, -1, 1) * 32767).round().astype("<i2").tobytes())
-    return file.getvalue()
 
 
 def _webm(pictures: np.ndarray) -> bytes | None:

@@ -23,9 +23,10 @@ from xllm.demo import digits
 from xllm.demo.corpus import PLACES
 from xllm.demo.questions import TASKS, Facts, answer, random_question, transcript
 from xllm.demo.settings import DemoScale
-from xllm.demo.voices import random_utterance, split_voices, synthesise
+from xllm.demo.voices import random_utterance
 from xllm.demo.waveforms import SAMPLING_RATE, augment_waveform, write_wave
 from xllm.processing.audio_decoding import resample
+from xllm.training.speech_synthesis import split_voices, synthesise
 
 
 FRAMES_PER_SECOND = 2
