@@ -5,7 +5,7 @@ Media are not decoded (torchcodec is not needed) and stay in their file: a sampl
 Parquet cannot be read row by row, so a file with media is written once as Arrow into the cache of `datasets`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,13 @@ def _quietly(load: Callable[[], Any], where: str) -> Any:
             library.enable_progress_bars()
 
 
-def hub_rows(name: str, config: str | None, split: str | None) -> Iterator[tuple[str, dict]]:
-    """Rows of a data set of the Hub, `user/name` or `user/name@revision`; it is fetched once and kept in the cache."""
+def open_hub(name: str, config: str | None, split: str | None) -> tuple[Any, str]:
+    """A data set of the Hub, `user/name` or `user/name@revision`, and its name for messages; it is fetched once."""
     repository, _, revision = name.partition("@")
     keywords = {"name": config, "revision": revision or None}
     splits = _quietly(lambda: _library().load_dataset(repository, **keywords), name)
     chosen = choose_split(list(splits), split, name)
-    yield from dataset_rows(splits[chosen], f"{name}:{chosen}")
+    return splits[chosen], f"{name}:{chosen}"
 
 
 def is_saved(path: Path) -> bool:
@@ -66,19 +66,24 @@ def is_saved(path: Path) -> bool:
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
-def saved_rows(path: Path, split: str | None) -> Iterator[tuple[str, dict]]:
-    """Rows of what `save_to_disk` has written."""
+def open_saved(path: Path, split: str | None) -> tuple[Any, str]:
+    """What `save_to_disk` has written, and its name for messages."""
     library = _library()
     saved = _quietly(lambda: library.load_from_disk(str(path)), str(path))
     if isinstance(saved, library.DatasetDict):
         chosen = choose_split(list(saved), split, str(path))
-        yield from dataset_rows(saved[chosen], f"{path}/{chosen}")
-    else:
-        yield from dataset_rows(saved, str(path))
+        return saved[chosen], f"{path}/{chosen}"
+    return saved, str(path)
 
 
-def dataset_rows(dataset: Iterable, name: str) -> Iterator[tuple[str, dict]]:
-    """Rows of a `datasets.Dataset`, or of anything with rows; a format or transform that the user set is kept."""
+def dataset_rows(dataset: Any, name: str, begin: int = 0, end: int | None = None) -> Iterator[tuple[str, dict]]:
+    """Rows of a `datasets.Dataset`, or of anything with rows; a format or transform that the user set is kept.
+
+    `begin` and `end` choose rows of a data set or list by number.
+    """
+    if end is not None and (not hasattr(dataset, "format") or dataset.format["type"] is not None):
+        yield from ((f"{name}[{index}]", dataset[index]) for index in range(begin, min(end, len(dataset))))
+        return
     if not type(dataset).__module__.startswith("datasets."):
         yield from ((f"{name}[{index}]", row) for index, row in enumerate(dataset))
         return
@@ -89,8 +94,9 @@ def dataset_rows(dataset: Iterable, name: str) -> Iterator[tuple[str, dict]]:
         yield from ((f"{name}[{index}]", row) for index, row in enumerate(dataset))
         return
     arrow = dataset.with_format("arrow")
-    for start in range(0, len(arrow), _BATCH):
-        table = arrow[start : start + _BATCH]
+    end = len(arrow) if end is None else min(end, len(arrow))
+    for start in range(begin, end, _BATCH):
+        table = arrow[start : min(start + _BATCH, end)]
         columns = {column: _values(dataset, start, table, column, name) for column in table.column_names}
         for index in range(table.num_rows):
             yield f"{name}[{start + index}]", {column: values[index] for column, values in columns.items()}
@@ -179,4 +185,4 @@ def parquet_rows(path: Path, place: list[str]) -> Iterator[tuple[str, dict]]:
     yield from dataset_rows(_quietly(lambda: _library().Dataset.from_parquet(str(path)), str(path)), str(path))
 
 
-__all__ = ["choose_split", "dataset_rows", "hub_rows", "is_saved", "parquet_rows", "saved_rows"]
+__all__ = ["choose_split", "dataset_rows", "is_saved", "open_hub", "open_saved", "parquet_rows"]

@@ -26,7 +26,7 @@ from typing import Any
 from transformers.utils import logging
 
 from xllm.processing.media_kinds import AUDIO, IMAGE
-from xllm.training.arrow_rows import choose_split, is_saved, saved_rows
+from xllm.training.arrow_rows import choose_split, is_saved, open_saved
 from xllm.training.media_rows import DataError
 
 
@@ -44,11 +44,14 @@ _BETWEEN_CHINESE = re.compile(rf"(?<={_CHINESE})\s+(?={_CHINESE})")
 
 @dataclass(frozen=True)
 class Layout:
-    """A kind of folder: what it is told by; its rows, or the data files that have them; sub-folders of its media."""
+    """A kind of folder: what it is told by; its rows, or the data files or the data set (with a name) that have them;
+    sub-folders of its media.
+    """
 
     is_folder: Callable[[Path], bool]
     rows: Callable[[Path, str | None], Rows] | None = None
     files: Callable[[Path, str | None], list[Path]] | None = None
+    dataset: Callable[[Path, str | None], tuple[Any, str]] | None = None
     media: tuple[str, ...] = ()
 
 
@@ -236,7 +239,7 @@ def media_folders(path: Path) -> tuple[Path, ...]:
 
 
 FOLDERS: dict[str, Layout] = {
-    "saved": Layout(is_saved, rows=saved_rows),
+    "saved": Layout(is_saved, dataset=open_saved),
     "aishell": Layout(lambda path: (path / "transcript").is_dir() and (path / "wav").is_dir(), rows=_aishell_rows),
     "kaldi": Layout(
         lambda path: (path / "wav.scp").is_file() and (path / "text").is_file(),

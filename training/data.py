@@ -23,6 +23,7 @@ from xllm.processing.media_kinds import MEDIA_KINDS
 from xllm.processing.media_sources import MediaError, describe_source
 from xllm.processing.video_decoding import Frames
 from xllm.training.augmentation import Augmentation
+from xllm.training.lineage import data_fingerprint
 from xllm.training.media_rows import DataError, media_rows
 from xllm.training.recipe import SourceSpec
 from xllm.training.samples import Sample, Stored
@@ -101,17 +102,27 @@ class ChatDataset(Dataset):
         for attempt in range(len(self._order)):
             place = int(self._order[(index + attempt) % len(self._order)])
             try:
-                messages = self._decode(self.samples[place], rng)
+                return self.item(self.samples[place], rng)
             except MediaError as error:
                 if self.on_error == "raise":
                     raise MediaError(f"{self.samples[place].where}: {error}") from error
                 if not self._skipped[place]:
                     logger.warning(f"skipped {self.samples[place].where}: {error}")
                 self._skipped[place] = 1
-                continue
-            item = {"messages": messages, "where": self.samples[place].where}
-            return item if self.augmentation is None else {**item, "seed": int(rng.integers(2**31))}
         raise MediaError("no sample of the data can be decoded")
+
+    def item(self, sample: Sample, rng: np.random.Generator) -> dict:
+        """A sample with its media decoded and augmented, as `XLLMDataCollator` takes it."""
+        item = {"messages": self._decode(sample, rng), "where": sample.where}
+        return item if self.augmentation is None else {**item, "seed": int(rng.integers(2**31))}
+
+    def fingerprint(self) -> dict:
+        """See `data_fingerprint`."""
+        return data_fingerprint(self.samples)
+
+    def summary(self) -> str:
+        """How much there is, in a few words."""
+        return f"{len(self)} samples"
 
     def skipped(self) -> list[str]:
         """Places of the samples left out so far."""

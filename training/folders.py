@@ -16,7 +16,6 @@ from typing import Any
 from transformers.utils import CONFIG_NAME, logging
 
 from xllm.modeling_xllm.weight_files import read_json, write_json
-from xllm.training.lineage import data_fingerprint
 from xllm.training.preparing import Prepared
 
 
@@ -47,7 +46,7 @@ def stage_record(prepared: Prepared, seed: int) -> dict[str, Any]:
     data = {"train": prepared.train, "eval": prepared.eval}
     return {
         "recipe": {key: value for key, value in keys.items() if not FREE.fullmatch(key)},
-        "data": {name: data_fingerprint(one.samples) for name, one in data.items() if one is not None},
+        "data": {name: one.fingerprint() for name, one in data.items() if one is not None},
     }
 
 
@@ -99,14 +98,19 @@ def check_same(folder: Path, record: Mapping, now: Mapping) -> None:
         before, after = (one["data"].get(name) or {"samples": 0, "sha256": ""} for one in (record, now))
         if before["sha256"] != after["sha256"]:
             raise ResumeError(
-                f"{folder}: data.{name} has changed since the run began: {after['samples']:,} samples, it had "
-                f"{before['samples']:,} of which some are others; bring the old data back, or {OTHER_FOLDER}"
+                f"{folder}: data.{name} has changed since the run began: {_counted(after)}, it had "
+                f"{_counted(before)} of which some are others; bring the old data back, or {OTHER_FOLDER}"
             )
     if "start" in now and now["start"] != record["start"]:
         raise ResumeError(
             f"{folder}: the model that this stage starts from is not the one it was begun with; bring that back, or "
             f"{OTHER_FOLDER}"
         )
+
+
+def _counted(data: Mapping) -> str:
+    samples = data["samples"]  # of a stream, nobody has counted them
+    return f"{samples:,} samples" if isinstance(samples, int) else samples
 
 
 def check_free(folder: Path) -> None:

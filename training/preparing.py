@@ -19,6 +19,7 @@ from xllm.training.recipe import RecipeError, StageSpec
 from xllm.training.sources import Sample
 from xllm.training.stage_one import build_stage_one, stage_one_task
 from xllm.training.stages import Stage, StageError, freeze_for_stage, resolve_modalities, resolve_stage
+from xllm.training.streaming import StreamingDataset
 
 
 SAVE_STEPS = 500
@@ -31,7 +32,7 @@ class Prepared:
     spec: StageSpec
     stage: Stage
     modalities: list[str]
-    train: ChatDataset
+    train: ChatDataset | StreamingDataset
     eval: ChatDataset | None
     augmentation: Augmentation
     arguments: dict[str, Any]
@@ -63,7 +64,7 @@ def prepare(model, processor, spec: StageSpec, seed: int, media: dict | None = N
     augmentation = Augmentation.from_spec(spec.data.augment)
     common = {"processor": processor, "modalities": modalities, "on_error": spec.data.on_error, "seed": seed}
     common["cache_media"] = spec.data.cache_media and (True if media is None else media)
-    train_set = ChatDataset.from_specs(spec.data.train, augmentation=augmentation, **common)
+    train_set = _training_set(spec, augmentation, common)
     eval_set = ChatDataset.from_specs(spec.data.eval, **common) if spec.data.eval else None
     evaluations = [check_evaluation(evaluation, media_rows(processor, modalities)) for evaluation in spec.evaluate]
     arguments = {"eval_strategy": "epoch" if eval_set else "no", **spec.trainer}
@@ -75,6 +76,14 @@ def prepare(model, processor, spec: StageSpec, seed: int, media: dict | None = N
     except (TypeError, ValueError) as error:
         raise RecipeError(f"stage {stage.value}: trainer: {error}") from error
     return prepared
+
+
+def _training_set(spec: StageSpec, augmentation: Augmentation, common: dict) -> ChatDataset | StreamingDataset:
+    if not spec.data.streaming:
+        return ChatDataset.from_specs(spec.data.train, augmentation=augmentation, **common)
+    common = {name: value for name, value in common.items() if name != "cache_media"}
+    common["shuffle_buffer"] = spec.data.shuffle_buffer
+    return StreamingDataset.from_specs(spec.data.train, augmentation=augmentation, **common)
 
 
 def make_stage_one(model, processor, stage: Prepared, heads, check_only: bool = False):

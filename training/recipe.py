@@ -89,6 +89,9 @@ class DataSpec:
         augment (`list`): of training data: names, or one-key mappings name -> settings (`xllm.training.augmentation`).
         on_error (`str`): "raise", or "skip" to leave out media that cannot be decoded, counted in the log.
         cache_media (`bool`): keep decoded media in memory.
+        streaming (`bool`): never read `train` as a whole (`docs/data.md`); needs `trainer.max_steps`, and a source's
+            `weight` is its share of the samples then.
+        shuffle_buffer (`int`): of a stream: rows of each rank that are shuffled among each other, kept in memory.
         max_length (`int`): tokens of a sample; older turns are cut from the left, media and the last question never.
         loss_on (`str`): "last" turn of the assistant, or "all" of them.
     """
@@ -98,6 +101,8 @@ class DataSpec:
     augment: list = field(default_factory=list)
     on_error: str = "raise"
     cache_media: bool = False
+    streaming: bool = False
+    shuffle_buffer: int = 10_000
     max_length: int | None = None
     loss_on: str = "last"
 
@@ -345,11 +350,30 @@ def _check(recipe: Recipe, source: str) -> None:
         for name, value in stage.trainer.items():
             stage.trainer[name] = check_argument(f"{where}.trainer", name, value)
         check_settings(where + ".optim", stage.optim)
+        if stage.data.streaming:
+            _check_stream(where, stage)
         check_choice(where + ".data.on_error", stage.data.on_error, ("raise", "skip"))
         check_choice(where + ".data.loss_on", stage.data.loss_on, ("last", "all"))
     folders = [stage.folder for stage in recipe.stages]
     if len(set(folders)) < len(folders):
         raise RecipeError(f"{source}: two stages would write to {', '.join(sorted(folders))}; give each a `name`")
+
+
+def _check_stream(where: str, stage: StageSpec) -> None:
+    steps = stage.trainer.get("max_steps", -1)
+    if steps < 1:
+        raise RecipeError(
+            f"{where}.trainer.max_steps is {steps}; a stream has no end, give a number of steps, at least 1"
+        )
+    if stage.data.cache_media:
+        raise RecipeError(f"{where}.data: cache_media keeps all media in memory, streaming none; choose one of them")
+    if stage.data.shuffle_buffer < 1:
+        raise RecipeError(
+            f"{where}.data.shuffle_buffer is {stage.data.shuffle_buffer}, expected a number of rows, at least 1"
+        )
+    for name in ("train_sampling_strategy", "num_train_epochs", "dataloader_drop_last"):
+        if name in stage.trainer:
+            raise RecipeError(f"{where}.trainer.{name} has no effect on a stream; leave it out")
 
 
 __all__ = [

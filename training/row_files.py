@@ -21,13 +21,13 @@ import json
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from xllm.training import corpus_layouts
-from xllm.training.arrow_rows import dataset_rows, hub_rows, parquet_rows
+from xllm.training.arrow_rows import dataset_rows, open_hub, parquet_rows
 from xllm.training.media_rows import DataError
 from xllm.training.recipe import SourceSpec
 from xllm.training.samples import FileSlice
@@ -42,11 +42,15 @@ _MOST_TEXT = 1 << 26  # bytes of a text or JSON member of a tar
 
 @dataclass
 class Opened:
-    """A source: its name, its rows as (place, columns), and the folders that relative paths may start from."""
+    """A source: its name, its rows as (place, columns), the folders that relative paths may start from, and, where the
+    rows are those of data files or of a data set, these.
+    """
 
     name: str
     rows: Iterable[tuple[str, Any]]
     roots: tuple[Path, ...]
+    files: Sequence[Path] = ()
+    dataset: Any = None
 
 
 def open_source(spec: SourceSpec) -> Opened:
@@ -58,40 +62,48 @@ def open_source(spec: SourceSpec) -> Opened:
     if (spec.path is None) == (spec.dataset is None):
         raise DataError("a data source has either a `path` or, from Python, a `dataset`")
     if spec.path is None:
-        name, root = spec.name or "dataset", Path(spec.media_root or ".").expanduser()
-        return Opened(name, dataset_rows(spec.dataset, name), (root,))
+        return _of_dataset(spec.dataset, spec.name or "dataset", Path(spec.media_root or ".").expanduser())
     path = Path(spec.path).expanduser()
-    roots: tuple[Path, ...]
     if spec.path.startswith(_HUB) or (_HUB_ID.fullmatch(spec.path) and not path.exists() and not _is_data_file(path)):
         name = spec.path.removeprefix(_HUB).removeprefix("datasets/")
-        rows, roots = hub_rows(name, spec.config, spec.split), (Path("."),)
+        opened = _of_dataset(*open_hub(name, spec.config, spec.split), Path("."))
     else:
-        rows, roots = _local_rows(path, spec)
+        opened = _open_local(path, spec)
+    opened.name = spec.name or _stem(path)
     if spec.media_root is not None:
-        roots = (Path(spec.media_root).expanduser(),)
-    return Opened(spec.name or _stem(path), rows, roots)
+        opened.roots = (Path(spec.media_root).expanduser(),)
+    return opened
+
+
+def _of_dataset(dataset: Any, name: str, root: Path) -> Opened:
+    return Opened(name, dataset_rows(dataset, name), (root,), dataset=dataset)
 
 
 def _stem(path: Path) -> str:
     return path.name.split(".")[0] or path.name
 
 
-def _local_rows(path: Path, spec: SourceSpec) -> tuple[Iterator[tuple[str, dict]], tuple[Path, ...]]:
+def _open_local(path: Path, spec: SourceSpec) -> Opened:
     if path.name in corpus_layouts.INDEX_FILES:
         path = path.parent
     if path.is_dir():
         layout = next((layout for layout in corpus_layouts.FOLDERS.values() if layout.is_folder(path)), None)
         if layout is not None and layout.rows is not None:
-            return layout.rows(path, spec.split), (path,)
-        if layout is not None:
+            return Opened("", layout.rows(path, spec.split), (path,))
+        if layout is not None and layout.dataset is not None:
+            return _of_dataset(*layout.dataset(path, spec.split), path)
+        if layout is not None and layout.files is not None:
             files = layout.files(path, spec.split)
-            return _rows_of_files(files), (*(file.parent for file in files), *(path / name for name in layout.media))
-        files = corpus_layouts.data_files(path, spec.split, [*READERS])
-        return _rows_of_files(files), (path, *dict.fromkeys(file.parent for file in files))
-    if path.exists() or not re.search(r"[*?\[{]", spec.path or ""):
-        return read_rows(path), (path.parent, *corpus_layouts.media_folders(path))
-    files = _matching(str(path))
-    return _rows_of_files(files), tuple(dict.fromkeys(file.parent for file in files))
+            roots = (*(file.parent for file in files), *(path / name for name in layout.media))
+        else:
+            files = corpus_layouts.data_files(path, spec.split, [*READERS])
+            roots = (path, *dict.fromkeys(file.parent for file in files))
+    elif path.exists() or not re.search(r"[*?\[{]", spec.path or ""):
+        files, roots = [path], (path.parent, *corpus_layouts.media_folders(path))
+    else:
+        files = _matching(str(path))
+        roots = tuple(dict.fromkeys(file.parent for file in files))
+    return Opened("", _rows_of_files(files), roots, files)
 
 
 def _matching(pattern: str) -> list[Path]:
@@ -181,6 +193,16 @@ def _read_json(file: io.TextIOWrapper, path: Path, place: list[str]) -> Iterator
     if not isinstance(rows, list):
         raise DataError(f"{path}: expected a JSON list of samples, got {type(rows).__name__}")
     yield from ((f"{path}[{index}]", row) for index, row in enumerate(rows))
+
+
+def is_lines(path: Path) -> bool:
+    """Whether a data file holds a JSON object per line, whatever its ending is."""
+    ending, is_compressed = _kind_of_file(path)
+    if ending != ".json":
+        return READERS.get(ending) is _read_lines
+    with gzip.open(path) if is_compressed else path.open("rb") as file:
+        head = file.readline(_MOST_TEXT).decode("utf-8-sig", "replace")
+    return _is_whole_object(head) and not _is_container(json.loads(head))
 
 
 def _is_whole_object(line: str) -> bool:
@@ -282,4 +304,4 @@ READERS: Mapping[str, Callable] = {
 }
 _TEXT_READERS = (_read_lines, _read_json, _read_table)
 
-__all__ = ["READERS", "Opened", "open_source", "read_rows"]
+__all__ = ["READERS", "Opened", "is_lines", "open_source", "read_rows"]

@@ -54,26 +54,39 @@ def iterate_source(spec: SourceSpec, media: MediaRows | None = None, on_bad: OnB
     count = 0
     for where, columns in opened.rows:
         try:
-            row = _as_row(where, columns)
-            if not _is_selected(spec, where, row):
-                continue
-            sample = read_row(spec, where, row, media)
-            sample.source = opened.name
-            _place_media(sample, media, opened)
+            sample = sample_of(spec, where, columns, media, opened)
         except DataError as error:
             if on_bad is None:
                 raise
             on_bad(where, error)
             continue
-        sample.unread = frozenset(row.unread - NOTES)
+        if sample is None:
+            continue
         unread.update(sample.unread)
         yield sample
         count += 1
         if spec.limit is not None and count >= spec.limit:
             break
+    report_unread(spec.path or opened.name, count, unread)
+
+
+def report_unread(name: str, rows: int, unread: Counter[str]) -> None:
+    """A warning of columns that nothing reads, with how many rows have them."""
     if unread:
-        named = ", ".join(f"{name} ({number})" for name, number in unread.most_common(20))
-        logger.warning(f"{spec.path or opened.name}: of {count} rows, nothing reads the columns {named}")
+        named = ", ".join(f"{column} ({number})" for column, number in unread.most_common(20))
+        logger.warning(f"{name}: of {rows} rows, nothing reads the columns {named}")
+
+
+def sample_of(spec: SourceSpec, where: str, columns: Any, media: MediaRows, opened: Opened) -> Sample | None:
+    """The sample of one row, or `None` if `where` and `exclude` leave it out. DataError: see `load_source`."""
+    row = _as_row(where, columns)
+    if not _is_selected(spec, where, row):
+        return None
+    sample = read_row(spec, where, row, media)
+    sample.source = opened.name
+    _place_media(sample, media, opened)
+    sample.unread = frozenset(row.unread - NOTES)
+    return sample
 
 
 def _as_row(where: str, columns: Any) -> Row:
@@ -144,3 +157,4 @@ def _seconds(where: str, key: str, value: Any) -> float:
 
 
 __all__ = ["FORMS", "DataError", "Form", "Sample", "iterate_source", "load_source", "read_rows"]
+__all__ += ["report_unread", "sample_of"]

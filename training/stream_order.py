@@ -31,6 +31,10 @@ WORKS = 4  # pieces per lane, at least, when what is left is dealt anew
 MOST_EMPTY = 100  # epochs without a row, one after the other, before a lane gives up
 
 
+class StreamError(ValueError):
+    """A stream that cannot go on."""
+
+
 class Work(NamedTuple):
     """Rows that a lane reads from a file: of the share from byte `low` to `high`, those that `takes` allows.
 
@@ -177,7 +181,7 @@ class Strand:
         mark (`Mark`, *optional*): where to go on.
 
     Raises:
-        LookupError: no row in many epochs, or, going on, not the rows that the mark was made of.
+        StreamError: no row in many epochs, or, going on, not the rows that the mark was made of.
     """
 
     def __init__(self, order: SourceOrder, lane: int, window: int, read: Read, mark: Mark | None = None):
@@ -191,7 +195,7 @@ class Strand:
             self._walk = self._rows(index, first, mark.token)
             self._fill()
             if self._spans != mark.spans or mark.segment != self._segment:
-                raise LookupError("the rows are not those that this run has read before; the files have changed")
+                raise StreamError("the rows are not those that this run has read before; the files have changed")
             self._taken = mark.taken
 
     def __next__(self) -> tuple[Work, int, Any]:
@@ -226,7 +230,7 @@ class Strand:
                 break
             self._enter(self._segment + 1)
         else:
-            raise LookupError(f"no row to train on in {MOST_EMPTY} epochs, one after the other")
+            raise StreamError(f"no row to train on in {MOST_EMPTY} epochs, one after the other")
         spans: dict[int, list[int]] = {}
         for index, row, *_ in rows:
             spans.setdefault(index, [index, row, row])[2] = row + 1
@@ -245,7 +249,7 @@ class Lane:
     BLOCK = 256
 
     def __init__(self, strands: Sequence[Strand], shares: Sequence[float], seed: Sequence[int], draws: int = 0):
-        self.strands, self.seed, self.draws = list(strands), tuple(seed), draws
+        self.strands, self.seed, self.draws, self.source = list(strands), tuple(seed), draws, 0
         self.shares = np.asarray(shares, dtype=float) / math.fsum(shares)
         self._block: tuple[int, np.ndarray] | None = None
 
@@ -254,9 +258,9 @@ class Lane:
         if self._block is None or self._block[0] != block:
             rng = np.random.default_rng([*self.seed, self.strands[0].lane, block])
             self._block = block, rng.choice(len(self.shares), self.BLOCK, p=self.shares)
-        source = int(self._block[1][place])
+        self.source = int(self._block[1][place])
         self.draws += 1
-        return (source, *next(self.strands[source]))
+        return (self.source, *next(self.strands[self.source]))
 
     @property
     def mark(self) -> tuple[int, list[Mark]]:
@@ -272,7 +276,18 @@ def fit_workers(lanes: int, ranks: int, workers: int) -> int:
 
 def fits(lanes: int, ranks: int, workers: int) -> bool:
     """Whether a run may keep its lanes at this number of ranks and workers."""
-    return lanes % ranks == 0 and lanes // ranks >= workers
+    return lanes % ranks == 0 and lanes // ranks >= min(workers, LANES)
 
 
-__all__ = ["LANES", "Lane", "Mark", "SourceOrder", "Strand", "Work", "cut_shares", "fit_workers", "fits"]
+__all__ = [
+    "LANES",
+    "Lane",
+    "Mark",
+    "SourceOrder",
+    "Strand",
+    "StreamError",
+    "Work",
+    "cut_shares",
+    "fit_workers",
+    "fits",
+]

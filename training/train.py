@@ -112,7 +112,7 @@ def check(
         freeze_for_stage(model, stage.stage, stage.modalities, **switches(stage.spec))
         count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         state = " (finished)" if index < done else ""
-        lines.append(f"{stage.title}: {len(stage.train)} samples, {count:,} parameters -> {folder}{state}")
+        lines.append(f"{stage.title}: {stage.train.summary()}, {count:,} parameters -> {folder}{state}")
         if index >= done and stage.spec.lora is not None and stage.spec.lora.merge:
             merge_lora(model)
     return lines

@@ -16,12 +16,13 @@ from xllm.training.collator import IGNORE
 from xllm.training.interruption import ignore_signals
 from xllm.training.lineage import FreezeReceipt
 from xllm.training.optim_groups import OptimSpec, split_groups
+from xllm.training.stream_trainer import StreamTrainer
 
 
 TERMS = ("itc_loss", "itm_loss", "itg_loss", "ce_loss", "quantity_loss", "ctc_loss")
 
 
-class XLLMTrainer(WholeCheckpoints):
+class XLLMTrainer(StreamTrainer, WholeCheckpoints):
     """Logs `loss_<modalities>` (`loss_image`, `loss_image+speech`, `loss_text`) in stages 2 and 3, and `<term>`
     (`ctc_loss`) in stage 1: means since the last entry, over the samples or batches of this process.
     """

@@ -13,6 +13,7 @@ from xllm.training.stream_order import (
     Mark,
     SourceOrder,
     Strand,
+    StreamError,
     Work,
     cut_shares,
     fit_workers,
@@ -183,9 +184,9 @@ def test_changed_files_are_noticed_when_a_run_goes_on():
     strand = Strand(SourceOrder([40], 1, (0,)), 0, 16, rows_of(None))
     for _ in range(35):
         next(strand)
-    with pytest.raises(LookupError, match="files have changed"):
+    with pytest.raises(StreamError, match="files have changed"):
         Strand(SourceOrder([37], 1, (0,)), 0, 16, rows_of(None), strand.mark)
-    with pytest.raises(LookupError, match="no row to train on in 100 epochs"):
+    with pytest.raises(StreamError, match="no row to train on in 100 epochs"):
         next(Strand(SourceOrder([40], 1, (0,)), 0, 16, lambda work: iter(())))
 
 

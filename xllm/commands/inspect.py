@@ -73,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
     for part, source in (report["towers"] or {}).items():
         lines.append(f"  {part:<20} {source['name_or_path']}@{source.get('revision') or 'unpinned'}")
     for entry in report["lineage"] or ():
-        counts = f"{entry['data']['samples']} samples, {entry['frozen']['tensors']} tensors frozen"
+        samples = entry["data"]["samples"]  # of a stream, nobody has counted them
+        counts = f"{samples}{' samples' * isinstance(samples, int)}, {entry['frozen']['tensors']} tensors frozen"
         lines.append(f"stage {entry['stage']} of {', '.join(entry['modalities'])}: {counts}")
     sys.stdout.write("\n".join(lines) + "\n")
     return 0

@@ -1,0 +1,102 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Streams in the Trainer: a run that goes on in epoch 2 has the batches and weights of one that never stopped."""
+
+import json
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from xllm.assembly.opening import load_checkpoint
+from xllm.training.collator import XLLMDataCollator
+from xllm.training.media_rows import DataError
+from xllm.training.recipe import SourceSpec
+from xllm.training.stages import freeze_for_stage
+from xllm.training.stream_files import StreamSource
+from xllm.training.stream_trainer import STATE_NAME
+from xllm.training.streaming import StreamingDataset
+from xllm.training.train import check, train
+from xllm.training.trainer import XLLMTrainer
+
+
+@pytest.fixture
+def rows(tmp_path, media):
+    """Two files: pictures, and text alone; 30 rows."""
+    pictures = [
+        {"file": str(media / f"{color}.png"), "text": f"{color} {n}"} for n in range(10) for color in ("red", "blue")
+    ]
+    words = [
+        {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": f"w{n}"}]} for n in range(10)
+    ]
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for name, held in (("pictures", pictures), ("words", words)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
+    return folder
+
+
+class Recording(XLLMTrainer):
+    """Keeps what it trains on."""
+
+    def training_step(self, model, inputs, *args):
+        self.seen.append(inputs["input_ids"].tolist())
+        return super().training_step(model, inputs, *args)
+
+
+def trainer_of(checkpoint, rows, folder, steps, **settings):
+    model, processor = load_checkpoint(str(checkpoint))
+    freeze_for_stage(model, 3, ["image"])
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.1
+    data = StreamingDataset([StreamSource(SourceSpec(path=str(rows)))], processor, shuffle_buffer=72)
+    arguments = TrainingArguments(
+        str(folder), per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=steps, logging_steps=1,
+        remove_unused_columns=False, label_names=["labels"], learning_rate=1e-2, report_to="none", use_cpu=True,
+        lr_scheduler_type="constant", ddp_find_unused_parameters=False, disable_tqdm=True, **settings,
+    )  # fmt: skip
+    trainer = Recording(model, arguments, data_collator=XLLMDataCollator(processor), train_dataset=data)
+    trainer.seen = []
+    return trainer
+
+
+def trained(trainer):
+    return {name: value for name, value in trainer.model.state_dict().items() if "adapter" in name}
+
+
+def test_going_on_in_epoch_2_gives_the_same_batches_and_weights(tiny_checkpoint, rows, tmp_path):
+    """14 steps of 2 x 2 rows of 30: the checkpoint at step 10 is behind row 40."""
+    whole = trainer_of(tiny_checkpoint, rows, tmp_path / "whole", 14, save_strategy="no")
+    whole.train()
+    first = trainer_of(tiny_checkpoint, rows, tmp_path / "run", 10, save_steps=10, dataloader_num_workers=2)
+    first.train()
+    state = json.loads((tmp_path / "run/checkpoint-10" / STATE_NAME).read_text())
+    assert state["position"] == 20
+    assert max(mark[0] for _, marks in state["marks"].values() for mark in marks) >= 1
+    again = trainer_of(tiny_checkpoint, rows, tmp_path / "run", 14, save_strategy="no")
+    again.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-10"))
+    assert first.seen + again.seen == whole.seen
+    assert all(torch.equal(value, trained(whole)[name]) for name, value in trained(again).items())
+    assert again.state.log_history[-2]["epoch"] == whole.state.log_history[-2]["epoch"] == 1.0
+
+    (tmp_path / "run/checkpoint-10" / STATE_NAME).unlink()
+    broken = trainer_of(tiny_checkpoint, rows, tmp_path / "run", 14)
+    with pytest.raises(DataError, match="no such file; the checkpoint was not made with `data.streaming`"):
+        broken.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-10"))
+
+
+def test_a_recipe_streams_by_one_key(tiny_checkpoint, rows, tmp_path):
+    recipe = {
+        "model": str(tiny_checkpoint),
+        "output_dir": str(tmp_path / "out"),
+        "stage": 3,
+        "modalities": ["image"],
+        "data": {"train": [str(rows / "*.jsonl")], "streaming": True, "shuffle_buffer": 48},
+        "trainer": {"max_steps": 3, "per_device_train_batch_size": 4, "use_cpu": True, "logging_steps": 1},
+    }
+    assert check(recipe)[0].startswith("stage 3 (image): 2 files, streamed (")
+    folder = train(recipe, progress=False).checkpoint
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3]
+    entry = json.loads((folder / "config.json").read_text())["lineage"][-1]
+    assert entry["data"]["samples"] == "2 files, streamed"
