@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from xllm.assembly.opening import load_checkpoint
@@ -85,18 +86,46 @@ def test_going_on_in_epoch_2_gives_the_same_batches_and_weights(tiny_checkpoint,
         broken.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-10"))
 
 
-def test_a_recipe_streams_by_one_key(tiny_checkpoint, rows, tmp_path):
-    recipe = {
+@pytest.fixture
+def recipe(tiny_checkpoint, rows, tmp_path):
+    trainer = {"max_steps": 3, "per_device_train_batch_size": 4, "use_cpu": True, "logging_steps": 1, "save_steps": 10}
+    return {
         "model": str(tiny_checkpoint),
         "output_dir": str(tmp_path / "out"),
         "stage": 3,
         "modalities": ["image"],
         "data": {"train": [str(rows / "*.jsonl")], "streaming": True, "shuffle_buffer": 48},
-        "trainer": {"max_steps": 3, "per_device_train_batch_size": 4, "use_cpu": True, "logging_steps": 1},
+        "trainer": {**trainer, "learning_rate": 1e-2},
     }
+
+
+def test_a_recipe_streams_by_one_key(recipe):
     assert check(recipe)[0].startswith("stage 3 (image): 2 files, streamed (")
     folder = train(recipe, progress=False).checkpoint
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3]
     entry = json.loads((folder / "config.json").read_text())["lineage"][-1]
     assert entry["data"]["samples"] == "2 files, streamed"
+
+
+def test_a_recipe_goes_on_after_a_crash_in_epoch_2(recipe, tmp_path, monkeypatch):
+    recipe["trainer"] |= {"max_steps": 14, "save_strategy": "steps"}
+    whole = train({**recipe, "output_dir": str(tmp_path / "whole")}, progress=False).checkpoint
+    step, count = XLLMTrainer.training_step, iter(range(13))
+
+    def crash(*args):
+        if next(count, None) is None:
+            raise SystemError("the machine is gone")
+        return step(*args)
+
+    monkeypatch.setattr(XLLMTrainer, "training_step", crash)
+    with pytest.raises(SystemError):
+        train(recipe, progress=False)
+    monkeypatch.undo()
+    state = json.loads((tmp_path / "out/stage3-image/checkpoint-10" / STATE_NAME).read_text())
+    assert state["position"] * 4 > 30
+    recipe["trainer"]["dataloader_num_workers"] = 2
+    again = train(recipe, progress=False, resume=True).checkpoint
+    found = [load_file(folder / "model.safetensors") for folder in (whole, again)]
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
