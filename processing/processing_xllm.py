@@ -270,7 +270,7 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        readers = [*map(media_kind, self.readers), *self.rows.values()]
+        readers: list[Any] = [*map(media_kind, self.readers), *self.rows.values()]
         names = (name for one in readers for name in (one.input_name, one.mask_name) if name)
         return list(dict.fromkeys([*super().model_input_names, *names]))
 

@@ -123,7 +123,7 @@ class XLLMVideoProcessor(BaseVideoProcessor):
         videos = list_videos(videos)
         if not videos:
             raise ValueError("videos: got an empty list, expected at least one video")
-        given = make_batched_metadata(videos, video_metadata) if video_metadata else [None] * len(videos)
+        given: list[Any] = make_batched_metadata(videos, video_metadata) if video_metadata else [None] * len(videos)
         rule = sample_indices_fn if do_sample_frames else None
         loaded = [load_video(video, sample_indices_fn=rule, metadata=entry) for video, entry in zip(videos, given)]
         return [frames for frames, _ in loaded], [metadata for _, metadata in loaded]

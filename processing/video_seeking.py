@@ -8,6 +8,7 @@ timestamps or keyframes cannot be relied upon (`UntrustedIndex`), everything is 
 """
 
 import bisect
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -114,7 +115,7 @@ def decode_frames(
 
 def _exactly(container, stream, keyframe: int | None, wanted: list[int]) -> Iterator[av.VideoFrame]:
     """The frames with exactly these timestamps, from where the container stands; whatever is decoded is checked."""
-    context, last, place = stream.codec_context, None, 0
+    context, last, left = stream.codec_context, None, deque(wanted)
     for packet in container.demux(stream):
         if context.name == "h264":  # pictures that no other refers to need not be decoded, and H.264 marks them
             context.skip_frame = "DEFAULT" if packet.size == 0 or packet.pts in wanted else "NONREF"
@@ -126,31 +127,27 @@ def _exactly(container, stream, keyframe: int | None, wanted: list[int]) -> Iter
             begins = keyframe is None or (frame.pts == keyframe and frame.pict_type == PictureType.I)
             if frame.is_corrupt or (not begins if last is None else frame.pts <= last):
                 raise UntrustedIndex(f"frame {frame.pts} after a seek to {keyframe}")
-            if frame.pts > wanted[place]:
-                raise UntrustedIndex(f"no frame at {wanted[place]}")
+            if frame.pts > left[0]:
+                raise UntrustedIndex(f"no frame at {left[0]}")
             last = frame.pts
-            if frame.pts == wanted[place]:
+            if frame.pts == left[0]:
                 yield frame
-                place += 1
-                if place == len(wanted):
+                left.popleft()
+                if not left:
                     return
-    raise UntrustedIndex(f"no frame at {wanted[place]}")
+    raise UntrustedIndex(f"no frame at {left[0]}")
 
 
 def _shown(frames: Iterator[av.VideoFrame], wanted: list[int], numbered: bool) -> Iterator[av.VideoFrame]:
     """Of all frames in order of showing, the one on the screen at each wanted timestamp; nothing if there are none."""
-    shown, place = None, 0
+    left, shown = deque(wanted), None
     for number, frame in enumerate(frames):
         stamp = number if numbered or frame.pts is None else frame.pts
-        while place < len(wanted) and stamp > wanted[place]:
-            yield frame if shown is None else shown
-            place += 1
-        if place < len(wanted) and stamp == wanted[place]:
-            yield frame
-            place += 1
-        if place == len(wanted):
+        while left and stamp >= left[0]:
+            is_exact = stamp == left.popleft()
+            yield frame if is_exact or shown is None else shown
+        if not left:
             return
         shown = frame
-    while shown is not None and place < len(wanted):
-        yield shown  # packets that show nothing (VP8's hidden reference frames) were counted at the end
-        place += 1
+    if shown is not None:  # packets that show nothing (VP8's hidden reference frames) were counted at the end
+        yield from [shown] * len(left)

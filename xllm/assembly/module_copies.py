@@ -11,9 +11,7 @@ import hashlib
 import importlib.metadata
 import re
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 
 from transformers.dynamic_module_utils import get_imports
 from transformers.utils import HF_MODULES_CACHE, logging
@@ -38,26 +36,6 @@ def flat_files() -> dict[str, Path]:
     folders = [Path(package.__path__[0]) for package in (xllm.modeling_xllm, xllm.processing)]
     found = [path for folder in folders for path in folder.glob("*.py") if path.name != "__init__.py"]
     return {path.stem: path for path in sorted(found, key=lambda path: path.name)}
-
-
-def modules_of(classes: Iterable) -> list[ModuleType]:
-    """The modules of those classes and functions that are neither ours nor of transformers, each once.
-
-    Raises:
-        ModuleCopyError: one is defined in a notebook or at the prompt, where there is no file to copy.
-    """
-    found: dict[str, ModuleType] = {}
-    for item in classes:
-        name = getattr(item, "__module__", None) or "builtins"
-        if name.split(".")[0] in ("xllm", "transformers", "transformers_modules", "builtins", "functools"):
-            continue
-        module = sys.modules.get(name)
-        if name == "__main__" or module is None or getattr(module, "__file__", None) is None:
-            raise ModuleCopyError(
-                f"{item.__name__} is defined in {name}, not in a file that can be copied: move it to one"
-            )
-        found[name] = module
-    return list(found.values())
 
 
 def copy_module(file: str | Path, folder: str | Path) -> str:
@@ -135,14 +113,24 @@ def user_modules(folder: Path, config: dict, processor: dict) -> list[Path]:
     """Files of the user's modules that a checkpoint needs: named in its configs, or by its converters and kinds.
 
     Raises:
-        ValueError: a module that is named is neither imported nor beside the checkpoint.
+        ModuleCopyError: a module that is named is neither imported nor beside the checkpoint, or a class is defined in
+            a notebook or at the prompt, where there is no file to copy.
     """
     kinds = [MEDIA_KINDS[name] for name in processor.get("readers", ()) if name in MEDIA_KINDS]
     names = {row.get("converter") for row in (config.get("modalities") or {}).values()}
     classes: list = [CONVERTERS[name] for name in sorted(names & CONVERTERS.keys())]
     classes += [item for kind in kinds for item in (kind.reader_class, kind.load, kind.read)]
-    files = [Path(str(module.__file__)) for module in modules_of(classes)]
-    found = {file.stem: file for file in files}
+    found: dict[str, Path] = {}
+    for item in classes:
+        name = getattr(item, "__module__", None) or "builtins"
+        if name.split(".")[0] in ("xllm", "transformers", "transformers_modules", "builtins", "functools"):
+            continue
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if name == "__main__" or file is None:
+            raise ModuleCopyError(
+                f"{item.__name__} is defined in {name}, not in a file that can be copied: move it to one"
+            )
+        found[Path(file).stem] = Path(file)
     for name in [*config.get("modules", ()), *processor.get("modules", ())]:
         beside = folder / f"{name}.py"
         imported = getattr(sys.modules.get(name), "__file__", None)

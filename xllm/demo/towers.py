@@ -39,21 +39,20 @@ _MOST_NOISE = 0.3
 
 
 def train_tower(
-    module: nn.Module,
+    folder: Path,
+    modules: list[Any],
     layers: nn.Module,
     plan: Optimisation,
     loss_of_batch: Callable[[], torch.Tensor],
     muon_rate: float = 20.0,
 ) -> str:
-    """Train all of `module`: warm-up, a plateau, a straight line down to nearly 0.
+    """Train all of `modules` (warm-up, a plateau, a straight line down to nearly 0) and save the first in `folder`.
 
     Matrices of `layers` are trained with Muon, everything else with AdamW: from random weights and at this size it
     needs a third of the steps. Muon's updates have unit spectral norm; `muon_rate`, its rate relative to AdamW's, was
-    found on the language model.
-
-    Returns:
-        the mean loss of the last tenth, for a line of progress.
+    found on the language model. Returns the mean loss of the last tenth, for a line of progress.
     """
+    module = nn.ModuleList(modules)
     parameters = list(module.parameters())
     # Biases of attention (heads x width) are tables, not maps.
     matrices = [layer.weight for layer in layers.modules() if isinstance(layer, nn.Linear)]
@@ -80,7 +79,7 @@ def train_tower(
             optimiser.step()
             schedule.step()
         losses.append(loss.item())
-    module.eval()
+    modules[0].eval().save_pretrained(folder)
     last = losses[int(0.9 * plan.steps) :]
     return f"loss {sum(last) / max(1, len(last)):.3f}"
 
@@ -102,10 +101,8 @@ def make_language_model(folder: Path, scale: DemoScale, seed: int) -> str:
         embeddings = embeddings + batch.pop("described")[..., None] * strength * torch.randn_like(embeddings)
         return model(**batch, inputs_embeds=embeddings).loss
 
-    found = train_tower(model, model.transformer.layers, plan, loss_of_batch)
-    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return found
+    return train_tower(folder, [model], model.transformer.layers, plan, loss_of_batch)
 
 
 def _text_batches(tokenizer, batch_size: int, rng: np.random.Generator, pool: int = 8) -> Iterator[dict]:
@@ -134,9 +131,7 @@ def make_image_encoder(folder: Path, scale: DemoScale, seed: int) -> str:
         loss = F.cross_entropy(which(pooled), digits[chosen], label_smoothing=0.05)
         return loss + 5.0 * F.mse_loss(where(pooled), centres[chosen])
 
-    found = train_tower(nn.ModuleList([model, which, where]), model.encoder, plan, loss_of_batch, muon_rate=10.0)
-    model.save_pretrained(folder)
-    return found
+    return train_tower(folder, [model, which, where], model.encoder, plan, loss_of_batch, muon_rate=10.0)
 
 
 def _drawings(scale: DemoScale, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -196,9 +191,7 @@ def make_speech_encoder(folder: Path, scale: DemoScale, seed: int, data: Path) -
         frames = output.attention_mask.sum(1)
         return F.ctc_loss(log_probs, targets, frames, sizes, blank=len(WORDS), zero_infinity=True)
 
-    found = train_tower(nn.ModuleList([model, head]), model.layers, plan, loss_of_batch)
-    model.save_pretrained(folder)
-    return found
+    return train_tower(folder, [model, head], model.layers, plan, loss_of_batch)
 
 
 def _recordings(data: Path) -> tuple[list[torch.Tensor], list[list[int]]]:
