@@ -91,18 +91,10 @@ class ContinuousIntegrateAndFire(nn.Module):
         if not is_last:
             end = max(start, end - reach)
         alphas = self.predict_alphas(hidden, mask)[:, start:end]
-        fired = integrate_and_fire(
-            hidden[:, start:end],
-            alphas,
-            mask[:, start:end],
-            target_lengths,
-            fire_threshold=self.config.cif_fire_threshold,
-            tail_threshold=self.config.cif_tail_threshold,
-            one_token_per_frame=self.config.cif_one_token_per_frame,
-            max_tokens=max_tokens,
-            state=state,
-            is_last=is_last,
-        )
+        names = ("fire_threshold", "tail_threshold", "one_token_per_frame")
+        rule = {name: getattr(self.config, f"cif_{name}") for name in names}
+        frames = (hidden[:, start:end], alphas, mask[:, start:end], target_lengths)
+        fired = integrate_and_fire(*frames, max_tokens=max_tokens, state=state, is_last=is_last, **rule)
         if fired.state is not None:
             kept = max(0, end - reach)
             fired.state.context, fired.state.context_mask = hidden[:, kept:], mask[:, kept:]

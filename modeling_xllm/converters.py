@@ -85,10 +85,10 @@ class X2LConverter(nn.Module):
     def check_table(cls, row: PreTrainedConfig, owner_row: PreTrainedConfig) -> None:
         """The same once the table is complete: `encoder_hidden_size` is known, the converter's owner too."""
         if owner_row.encoder_hidden_size != row.encoder_hidden_size:
-            raise ValueError(
-                f"encoder_hidden_size is {row.encoder_hidden_size}, but the converter that it shares reads "
-                f"{owner_row.encoder_hidden_size}"
+            widths = (
+                f"{row.encoder_hidden_size}, but the converter that it shares reads {owner_row.encoder_hidden_size}"
             )
+            raise ValueError(f"encoder_hidden_size is {widths}")
         if row is owner_row and hasattr(row.converter_config, "encoder_hidden_size"):
             row.converter_config.encoder_hidden_size = row.encoder_hidden_size
 
@@ -195,10 +195,8 @@ class CFormerConverter(X2LConverter, CFormer):
         if not row.token_level:
             super().check_table(row, owner_row)
         elif row.encoder_hidden_size != owner_row.converter_config.cif_hidden_size:
-            raise ValueError(
-                f"encoder_hidden_size is {row.encoder_hidden_size}, not its cif_hidden_size "
-                f"({owner_row.converter_config.cif_hidden_size})"
-            )
+            width = owner_row.converter_config.cif_hidden_size
+            raise ValueError(f"encoder_hidden_size is {row.encoder_hidden_size}, not its cif_hidden_size ({width})")
         elif row is owner_row:
             row.converter_config.encoder_hidden_size = row.encoder_hidden_size
 

@@ -162,12 +162,12 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
 
         Args:
             inputs: `(N, 3, H, W)` pictures, `(N, F, 3, H, W)` series of pictures, `(N, frames, features)` sequences or
-                `(N, samples)` waveforms; mask: 1 at real pictures, frames or samples.
+                `(N, samples)` waveforms; mask: 1 at real ones. Speech without any, or with NaN or Inf, is a
+                `ValueError`.
 
         Returns:
             the tower's output, its `last_hidden_state` being `(N, T, E)`, or `(R, T, E)` for the R real pictures of
-            the series; and the mask `(N, T)` of real encoder frames or None. `ValueError`: speech without frames, or
-            with NaN or Inf.
+            the series; and the mask `(N, T)` of real encoder frames or None.
         """
         row = self.config.modalities[modality]
         converter_class(row.converter).check_inputs(modality, inputs, mask)
@@ -184,9 +184,8 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
             return encode_sequences(tower, inputs, mask, row.subsampling_factor, **kwargs)
 
     def _features(self, modality: str, inputs, mask=None, target_lengths=None, **kwargs) -> X2LOutput:
-        if modality not in self.config.modalities:
+        if (row := self.config.modalities.get(modality)) is None:
             raise ValueError(f"modality must be one of {', '.join(self.config.modalities)}, got {modality!r}")
-        row = self.config.modalities[modality]
         outputs, encoder_mask = self.encode(modality, inputs, mask, **kwargs)
         is_series = row.num_frames is not None
         is_fixed = row.tokens_per_item is not None

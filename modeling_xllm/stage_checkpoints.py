@@ -97,14 +97,8 @@ class StageCheckpointMixin:
     # Called with the folder of a new checkpoint; the installed package copies the user's modules there.
     after_saving: Callable[[str | os.PathLike], None] | None = None
 
-    @property
-    def is_quantized(self) -> bool:
-        """Trainer refuses to train quantised models; here what is trained never is, so it is told no."""
-        return False
-
-    @is_quantized.setter
-    def is_quantized(self, value: bool) -> None:
-        """Quantisers set it."""
+    # Trainer refuses to train quantised models; here what is trained never is: it is told no, whatever quantisers set.
+    is_quantized = property(lambda self: False, lambda self, value: None)
 
     def save_pretrained(self, save_directory: str | os.PathLike, state_dict: dict | None = None, **kwargs) -> None:
         """`PreTrainedModel.save_pretrained`, less the parts that `config.towers` names a source for; a quantised
@@ -161,10 +155,9 @@ class StageCheckpointMixin:
         return digests([folder / ADAPTER_FILES[1]])[ADAPTER_FILES[1]]
 
     def _adapter_state_dict(self, state_dict: dict | None = None) -> dict[str, torch.Tensor]:
-        peft = importlib.import_module("peft")  # must not ask the Hub whether the vocabulary has grown
-        return peft.get_peft_model_state_dict(
-            self, state_dict, next(iter(self.peft_config)), save_embedding_layers=False
-        )
+        peft, name = importlib.import_module("peft"), next(iter(self.peft_config))
+        # It must not ask the Hub whether the vocabulary has grown.
+        return peft.get_peft_model_state_dict(self, state_dict, name, save_embedding_layers=False)
 
     def load_adapter_weights(self, source: str, revision: str | None = None, **hub) -> None:
         """Read the adapter of the checkpoint `source` into the one that this model has, or else into a new one, which

@@ -82,15 +82,9 @@ def quiet_report() -> Iterator[None]:
 
 
 def read_tower(part: str, name_or_path: str, revision: str | None = None, **hub) -> dict[str, torch.Tensor]:
-    """State dict of one part, under the names it has in X-LLM.
-
-    Args:
-        name_or_path: Hub id or folder: the tower's own, a model of `TOWER_PREFIXES` or a whole X-LLM.
-        hub: `token`, `cache_dir` and the like, as in `from_pretrained`.
-
-    Raises:
-        StageCheckpointError: it cannot be had; the message names the part and its source.
-    """
+    """State dict of one part, under the names it has in X-LLM, from a Hub id or folder (with `token`, `cache_dir` and
+    the like in `hub`): the tower's own, a model of `TOWER_PREFIXES` or a whole X-LLM. If it cannot be had, a
+    `StageCheckpointError` names the part and its source."""
     try:
         # By the file rather than AutoConfig: as remote code, our own classes are not registered.
         model_type = PreTrainedConfig.get_config_dict(name_or_path, revision=revision, **hub)[0].get("model_type")

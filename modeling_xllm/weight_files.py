@@ -163,8 +163,8 @@ def record_weights(folder: str | os.PathLike) -> None:
     config = Path(folder, CONFIG_NAME)
     if not config.is_file():
         return  # an adapter alone
-    files = [Path(folder, name) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)]
-    files = [Path(path) for path in weight_files(str(folder))] if any(map(Path.is_file, files)) else []
+    is_stored = any(Path(folder, name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+    files = weight_files(str(folder)) if is_stored else []  # else in another format
     for file in files:
         shutil.copymode(config, file)
     settings = json.loads(config.read_text(encoding="utf-8"))
