@@ -76,9 +76,8 @@ class X2LInterface(nn.Module):
         """Turn encoder features into quasi-linguistic embeddings.
 
         Args:
-            hidden (`(N, T, E)`), mask (`(N, T)`): features of each item, True at real encoder frames; of a series
-                (`frame_mask` given), features of each of its real pictures, `(R, T, E)`.
-            frame_mask (`(N, F)`): True at real pictures, which come first.
+            hidden (`(N, T, E)`), mask (`(N, T)`): features of each item, True at real encoder frames; of a series, of
+                each of its real pictures, `(R, T, E)`, with frame_mask (`(N, F)`): True at these, which come first.
             num_placeholders (`(N,)`): placeholders each item owns where their number follows from its length; default
                 the number of real encoder frames.
             target_lengths (`(N,)`): C-Former training: tokens to fire.
@@ -121,11 +120,8 @@ def place_media(
 ) -> tuple[torch.FloatTensor, torch.BoolTensor]:
     """Spread the items' embeddings over the placeholders of the modality `name`: `token_mask (B, L)` is True there.
 
-    Returns:
-        `embeds (B, L, D)`, zero outside the placeholders, and `keep (B, L)`, False at placeholders left empty.
-
-    Raises:
-        ValueError: the text has another number of placeholders than the items own; both numbers are named.
+    Returns `embeds (B, L, D)`, zero outside the placeholders, and `keep (B, L)`, False at placeholders left empty.
+    Another number of placeholders in the text than the items own is a `ValueError` that names both.
     """
     items = (features.embeddings, features.mask, features.num_placeholders)
     embeddings, mask, owned = (tensor.to(token_mask.device) for tensor in items)

@@ -43,7 +43,7 @@ OTHER_WORDS = {
 }
 # Lines of each room, tests aside: a room grows by a decision, not by accident.
 MOST_LINES = {
-    "modeling_xllm": 6_400,
+    "modeling_xllm": 6_370,
     "processing": 3_080,  # the ends of answers: 30
     "hub_cards": 580,
     "xllm": 3_460,  # check, explain: 135

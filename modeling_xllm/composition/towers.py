@@ -252,10 +252,8 @@ def compose_tensors(
     """All published weights of a composed model (`encoders` by tower); what no source is named for is initialised.
 
     Where an interface brings another ln_vision than the image encoder's source, that tower is taken out of
-    `config.towers`: it will be stored. An image encoder of another family has none.
-
-    Raises:
-        StageCheckpointError, ConversionError: a source lacks a tensor, has one too many or of another shape.
+    `config.towers`: it will be stored. An image encoder of another family has none. A source that lacks a tensor, has
+    one too many or of another shape is a `StageCheckpointError` or a `ConversionError`.
     """
     shapes = reference_shapes(config)
     tensors, origin, required = {}, {}, {}

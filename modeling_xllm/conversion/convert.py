@@ -106,11 +106,8 @@ class PublishedFile:
 
 
 def open_published(source: str, kind: str | None = None) -> PublishedFile:
-    """Open a `.pth` file; its `kind` is a key of `LAYOUTS`, by default told by the names in it.
-
-    Raises:
-        ConversionError: it cannot be read, or is of no known kind.
-    """
+    """Open a `.pth` file; its `kind` is a key of `LAYOUTS`, by default told by the names in it. One that cannot be
+    read, or is of no known kind, is a `ConversionError`."""
     tensors = read_pth(source)
     heads = {name.split(".")[0] for name in tensors if not re.fullmatch("|".join(BUFFERS), name)}
     kind = kind or next((name for name, layout in LAYOUTS.items() if layout.is_like(heads)), None)

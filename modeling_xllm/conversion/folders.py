@@ -15,14 +15,10 @@ from xllm.modeling_xllm.conversion.convert import Conversion, ConversionError, c
 
 
 def convert_folder(source: str, base: XLLMConfig | None = None) -> Conversion:
-    """What `source`, a folder or Hub id ("repo" or "repo@revision") of a BLIP-2 or a BERT, holds, as `convert` for
-    files.
+    """What `source`, a folder or Hub id ("repo" or "repo@revision") of a BLIP-2 or a BERT, holds, as `convert` does.
 
-    `base`: the model that the weights are to go into. A BERT needs one: it is only the transformer of a C-Former.
-
-    Raises:
-        ConversionError: another architecture, a shape that does not fit, a BERT without `base`.
-        StageCheckpointError: `source` cannot be had or lacks tensors.
+    `base`: the model that the weights are to go into; a BERT, the transformer of a C-Former, needs one. Another
+    architecture or shape is a `ConversionError`; what cannot be had or lacks tensors a `StageCheckpointError`.
     """
     published = published_config(source)
     if published.model_type == "blip-2":

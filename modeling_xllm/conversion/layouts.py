@@ -76,11 +76,9 @@ class Layout:
     """One kind of published file.
 
     Args:
-        title (`str`): for messages.
-        is_like (`Callable`): whether a file with these first parts of names ("Qformer", "opt_proj", ...) is of this
-            kind.
-        tables (tuple of tables): what it always holds; optional: what it holds wholly or not at all.
-        dropped (tuple of patterns): what it may hold beside, and is left out.
+        title, is_like: for messages; whether a file with these first parts of names ("Qformer", ...) is of this kind.
+        tables, optional: what it always holds; what it holds wholly or not at all.
+        dropped: patterns of what it may hold beside, and is left out.
     """
 
     title: str

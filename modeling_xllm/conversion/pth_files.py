@@ -29,11 +29,8 @@ class _Inert:
 
 
 def read_pth(path: str | Path) -> dict[str, torch.Tensor]:
-    """State dict of a file that `torch.save` wrote (alone, or under "model"), on the CPU and memory-mapped.
-
-    Raises:
-        ConversionError: no such file, not a checkpoint, cut short, or something else than tensors among the weights.
-    """
+    """State dict of a file that `torch.save` wrote (alone, or under "model"), on the CPU and memory-mapped. No such
+    file, no checkpoint, half of one, or weights that are no tensors are a `ConversionError`."""
     path = Path(path)
     if not path.is_file():
         raise ConversionError(f"{path}: no such file")

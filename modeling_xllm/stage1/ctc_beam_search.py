@@ -19,20 +19,11 @@ def _add(*terms: float) -> float:
 
 
 def ctc_prefix_beam_search(log_probs: torch.Tensor, blank: int, num_beams: int = 8) -> list[tuple[list[int], float]]:
-    """The most probable transcripts of one clip.
+    """The most probable transcripts of one clip: at most `num_beams` pairs (ids, log-probability), the best first.
 
     After each frame the `num_beams` best prefixes stay; nothing else is approximated, so with a beam that holds every
-    prefix the scores are exact.
-
-    Args:
-        log_probs (`(T, V)`): log-probabilities of the classes per frame; T may be 0.
-        blank: class that is CTC's blank.
-
-    Returns:
-        at most `num_beams` pairs (ids, log-probability), the best first.
-
-    Raises:
-        ValueError: log-probabilities that are NaN or not of shape `(T, V)`, or a blank that is no class.
+    prefix the scores are exact. `log_probs (T, V)`: log-probabilities of the classes per frame, of which `blank` is
+    CTC's; T may be 0. NaN, another shape, or a blank that is no class are a `ValueError`.
     """
     if log_probs.dim() != 2 or not 0 <= blank < log_probs.shape[1]:
         raise ValueError(f"log_probs must be (T, V) with blank < V, got {tuple(log_probs.shape)} and {blank}")

@@ -222,8 +222,7 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
         Args:
             input_ids, attention_mask (`(B, L)`): captions, `[CLS] ... [SEP]`, padded on the right; 1 = real token.
             pixel_values (`(B, 3, H, W)`): for an image interface.
-            pixel_values_videos (`(B, F, 3, H, W)`), video_frame_mask (`(B, F)`): for a video interface; 1 = real
-                frame.
+            pixel_values_videos (`(B, F, 3, H, W)`), video_frame_mask (`(B, F)`, 1 = real): for a video interface.
             return_loss: False for similarities alone.
 
         Raises:

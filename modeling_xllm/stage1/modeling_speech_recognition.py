@@ -147,8 +147,7 @@ class XLLMForSpeechRecognition(StageOneHeadsMixin, XLLMPreTrainedModel):
         cif_weight: float = 1.0,
         return_fire_frames: bool = False,
     ) -> list[list[int]] | tuple[list[list[int]], list[list[float]]]:
-        """Transcripts, one list of ids per clip; a clip in which nothing fires gives an empty list. Call `eval()`
-        first.
+        """Transcripts, one list of ids per clip (none where nothing fires). Call `eval()` first.
 
         Args:
             input_features, input_features_mask: as in `forward`.
