@@ -256,7 +256,9 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
             raise ImportError("from_towers needs the package: pip install xllm-transformers") from error
         config, tensors = towers.compose(language_model, encoders, interfaces, modalities, **config_fields)
         cls.check_towers(config, tensors)
-        return cls.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
+        model = cls.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
+        model.generation_config.update(**towers.end_tokens(config))
+        return model
 
     def get_features(self, modality: str, inputs: torch.Tensor, mask: torch.Tensor | None = None, **kwargs):
         """See `XLLMEncoderModel.get_features`."""

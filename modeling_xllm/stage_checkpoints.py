@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import cached_file
 
@@ -264,6 +264,10 @@ class StageCheckpointMixin:
             with suppress(OSError):  # no safetensors: transformers says so, or has another format
                 weight_files(str(path), revision, **hub)
         if getattr(config, "towers", None) and path is not None and "state_dict" not in kwargs:
+            if hasattr(cls, "generate"):
+                with suppress(OSError):  # an old checkpoint has none
+                    found = GenerationConfig.from_pretrained(str(path), revision=revision, **hub)
+                    kwargs.setdefault("generation_config", found)
             kwargs["state_dict"] = cls._gather_weights(config, str(path), revision, hub, modalities is not None)
             path = revision = None
         loaded = cls._load_strictly(load, path, args, source, modalities is not None, config, revision, kwargs)

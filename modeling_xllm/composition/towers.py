@@ -10,10 +10,12 @@ language model, the interfaces' own is taken, with their encoders: parts of seve
 import os
 import re
 from copy import deepcopy
+from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, GenerationConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL_MODELS
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from xllm.modeling_xllm.composition.published_sources import SOURCES
 from xllm.modeling_xllm.configuration_chatglm import ChatGLMConfig
@@ -125,6 +127,18 @@ def compose(
         **{**fields, **sizes},
     )
     return config, compose_tensors(config, encoders, interfaces)
+
+
+def end_tokens(config: XLLMConfig) -> dict[str, Any]:
+    """Ids of the language model's `generation_config.json` (a chat model often stops at several), if it has one."""
+    source = config.towers.get("language_model", {"name_or_path": ""})
+    name, revision = source["name_or_path"], source.get("revision")
+    missing = {"_raise_exceptions_for_missing_entries": False}
+    if not name or cached_file(name, GENERATION_CONFIG_NAME, revision=revision, **missing) is None:
+        return {}
+    found = GenerationConfig.from_pretrained(name, revision=revision)
+    ids = {name: getattr(found, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return {name: value for name, value in ids.items() if value is not None}
 
 
 def _row_of_run(config: XLLMConfig, modality: str, interfaces: dict[str, str]) -> X2LConfig:

@@ -59,6 +59,22 @@ def test_a_composed_model_stores_its_interfaces_only(tmp_path, text):
     assert again.lm_head.weight.shape == (VOCAB, 32)
 
 
+def test_where_the_language_model_stops_travels(tmp_path):
+    """Chat models stop at several tokens, which only their generation_config.json names."""
+    towers = write_towers(tmp_path, "llama")
+    path = tmp_path / "llm" / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": [7, 9], "pad_token_id": 7, "do_sample": True, "temperature": 0.6}))
+    model = XLLMForConditionalGeneration.from_towers(**towers)
+    model.save_pretrained(tmp_path / "stage")
+    path.unlink()
+    for stops in (model, XLLMForConditionalGeneration.from_pretrained(tmp_path / "stage")):
+        assert stops.generation_config.eos_token_id == [7, 9]
+        assert (stops.generation_config.pad_token_id, stops.generation_config.do_sample) == (7, None)
+    # without the file, what the config says
+    again = XLLMForConditionalGeneration.from_towers(**towers)
+    assert again.generation_config.eos_token_id == tiny_text_config("llama").eos_token_id
+
+
 def test_the_parts_of_a_whole_x_llm_can_be_the_towers_of_a_stage(tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path / "base")
