@@ -24,7 +24,7 @@ HUB_FOLDERS = ("modeling_xllm", "processing")
 HUB_ENTRIES = (
     "modeling_xllm/modeling_xllm.py", "processing/processing_xllm.py", "processing/tokenization_chatglm.py"
 )  # fmt: skip
-MOST_HUB_FILES, MOST_HUB_LINES = 30, 6_930
+MOST_HUB_FILES, MOST_HUB_LINES = 30, 6_920
 LONGER = {"modeling_xllm/modeling_chatglm.py": 490}
 
 MEDIA_WORDS = {"image", "video", "speech", "audio"}
@@ -46,7 +46,7 @@ MOST_LINES = {
     "modeling_xllm": 6_390,  # stop tokens: 20
     "processing": 3_080,  # the ends of answers: 30
     "hub_cards": 580,
-    "xllm": 3_460,  # check, explain: 135
+    "xllm": 3_450,  # check, explain: 135
 }
 
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))

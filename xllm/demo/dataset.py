@@ -21,12 +21,11 @@ import numpy as np
 
 from xllm.demo import digits
 from xllm.demo.corpus import PLACES
-from xllm.demo.questions import TASKS, Facts, answer, random_question, transcript
+from xllm.demo.questions import NUMBER_WORDS, TASKS, Facts, answer, random_question, transcript
 from xllm.demo.settings import DemoScale
-from xllm.demo.voices import random_utterance
 from xllm.demo.waveforms import SAMPLING_RATE, augment_waveform, write_wave
 from xllm.processing.audio_decoding import resample
-from xllm.training.speech_synthesis import split_voices, synthesise
+from xllm.training.speech_synthesis import random_speaker, split_voices, synthesise
 
 
 FRAMES_PER_SECOND = 2
@@ -126,7 +125,9 @@ def _write_speech(
         spoken = (count,) if count < 10 else tuple(int(digit) for digit in rng.integers(10, size=length))
         language = "zh" if rng.random() < 0.5 else "en"
         facts.append(Facts(speech=spoken, language=language))
-        utterances.append(random_utterance(spoken, language, voices, rng))
+        pause = str(rng.choice([" ", " ", ", "]))  # the digits run together, or not
+        text = pause.join(NUMBER_WORDS[language][digit] for digit in spoken)
+        utterances.append(random_speaker(text, language, voices, rng))
     waves, rate = synthesise(utterances)
     items = []
     for count, (fact, wave) in enumerate(zip(facts, waves)):

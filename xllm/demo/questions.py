@@ -10,7 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from xllm.demo.voices import NUMBER_WORDS
+
+NUMBER_WORDS = {
+    "en": ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    "zh": ("零", "一", "二", "三", "四", "五", "六", "七", "八", "九"),
+}
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 
 from xllm.demo.corpus import build_tokenizer, collate_text, random_text_sample
 from xllm.demo.digits import draw_digit, draw_image, load_scans, random_style
+from xllm.demo.questions import NUMBER_WORDS
 from xllm.demo.settings import HIGHEST_HERTZ, DemoScale, Optimisation, build_config, speech_config, vision_config
-from xllm.demo.voices import NUMBER_WORDS
 from xllm.modeling_xllm.modeling_chatglm import ChatGLMForConditionalGeneration
 from xllm.processing.audio_decoding import load_audio
 from xllm.processing.feature_extraction_xllm import XLLMFeatureExtractor
