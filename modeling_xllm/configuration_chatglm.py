@@ -91,10 +91,8 @@ class ChatGLMConfig(PreTrainedConfig):
         if self.legacy_sop_position is None:
             self.legacy_sop_position = self.vocab_size == 150528
         if self.hidden_size % (4 * self.num_attention_heads):
-            raise ValueError(
-                f"hidden_size must be a multiple of 4 * num_attention_heads (two rotary axes of two halves each), "
-                f"got {self.hidden_size} and {self.num_attention_heads}"
-            )
+            rule = "hidden_size must be a multiple of 4 * num_attention_heads (two rotary axes of two halves each)"
+            raise ValueError(f"{rule}, got {self.hidden_size} and {self.num_attention_heads}")
         if missing := [name for name in ("gmask_token_id", "bos_token_id") if getattr(self, name) is None]:
             raise ValueError(
                 f"vocab_size {self.vocab_size} is not a published one ({', '.join(map(str, PUBLISHED_TOKEN_IDS))}): "

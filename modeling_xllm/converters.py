@@ -84,11 +84,8 @@ class X2LConverter(nn.Module):
     @classmethod
     def check_table(cls, row: PreTrainedConfig, owner_row: PreTrainedConfig) -> None:
         """The same once the table is complete: `encoder_hidden_size` is known, the converter's owner too."""
-        if owner_row.encoder_hidden_size != row.encoder_hidden_size:
-            widths = (
-                f"{row.encoder_hidden_size}, but the converter that it shares reads {owner_row.encoder_hidden_size}"
-            )
-            raise ValueError(f"encoder_hidden_size is {widths}")
+        if (shared := owner_row.encoder_hidden_size) != (own := row.encoder_hidden_size):
+            raise ValueError(f"encoder_hidden_size is {own}, but the converter that it shares reads {shared}")
         if row is owner_row and hasattr(row.converter_config, "encoder_hidden_size"):
             row.converter_config.encoder_hidden_size = row.encoder_hidden_size
 
@@ -184,10 +181,8 @@ class CFormerConverter(X2LConverter, CFormer):
         sizes = row.converter_config
         if not row.token_level or sizes is None:
             return
-        if sizes.cif_predictor != "none":
-            raise ValueError(
-                f"token_level=True runs no CIF, but cif_predictor is {sizes.cif_predictor!r}: give 'none'"
-            )
+        if (predictor := sizes.cif_predictor) != "none":
+            raise ValueError(f"token_level=True runs no CIF, but cif_predictor is {predictor!r}: give 'none'")
         row.encoder_hidden_size = row.encoder_hidden_size or sizes.cif_hidden_size
 
     @classmethod

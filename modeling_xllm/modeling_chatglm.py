@@ -370,10 +370,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
                 "and mask only), or position_ids (2, batch, length) and token_type_ids (batch, length)"
             )
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
-            raise ValueError(
-                f"past_key_values holds {int(past_key_values.get_seq_length())} tokens: give the position_ids "
-                "(2, batch, length) of the new ones too, or use generate, which keeps count"
-            )
+            hint = "give the position_ids (2, batch, length) of the new ones too, or use generate, which keeps count"
+            raise ValueError(f"past_key_values holds {int(past_key_values.get_seq_length())} tokens: {hint}")
         flat_mask = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
         position_ids, computed_types = chatglm_positions(input_ids, flat_mask, self.config)
         return position_ids, computed_types if token_type_ids is None else token_type_ids

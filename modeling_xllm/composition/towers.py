@@ -207,10 +207,8 @@ def row_like(row: X2LConfig, modality: str, source: str) -> X2LConfig:
     row = deepcopy(row)
     known = SOURCES.get(row.converter, {})
     if published.model_type not in known:
-        raise ValueError(
-            f"{source} ({published.model_type}) cannot initialise a {row.converter} interface"
-            + (f"; known are {', '.join(known)} and X-LLMs" if known else "")
-        )
+        hint = f"; known are {', '.join(known)} and X-LLMs" if known else ""
+        raise ValueError(f"{source} ({published.model_type}) cannot initialise a {row.converter} interface{hint}")
     known[published.model_type].take_sizes(row, published)
     return row
 

@@ -47,9 +47,7 @@ class Shapes:
     def heads(self, width: int, head_size: int) -> int:
         """Number of attention heads."""
         if width % head_size:
-            raise ConversionError(
-                f"{self.source}: width {width} is not a multiple of the published {head_size} a head"
-            )
+            raise ConversionError(f"{self.source}: width {width} is no multiple of the published {head_size} a head")
         return width // head_size
 
 
