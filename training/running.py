@@ -88,11 +88,11 @@ def run_prepared(
     before = read_record(folder) if resume else {}
     if before:
         check_same(folder, before, record)
-    learner, task = _learner(model, processor, prepared, heads, progress)
+    learner, task = make_learner(model, processor, prepared, heads, progress)
     trained = freeze_for_stage(learner, stage, modalities, **switches(spec))
     for part in {part_of(name) for name in trained if ".lora_" not in name} & set(model.config.towers or ()):
         del model.config.towers[part]  # trained here: it will no longer be what its source holds
-    trainer = _make_trainer(learner, processor, prepared, task, folder, seed, progress, stop)
+    trainer = make_trainer(learner, processor, prepared, task, folder, seed, progress, stop)
     trainer.receipt, trainer.groups, trainer.skipped = receipt, spec.optim, prepared.train.skipped
     if trainer.is_world_process_zero() and not before:
         begin(folder, record)
@@ -123,8 +123,8 @@ def run_prepared(
     return evaluate(model, processor, prepared, result, heads_of, progress)
 
 
-def _learner(model, processor, prepared: Prepared, heads, progress: bool) -> tuple:
-    """What is trained, the model or a stage-1 model around its modules, and the collator's task."""
+def make_learner(model, processor, prepared: Prepared, heads, progress: bool) -> tuple:
+    """What is trained, the model or a stage-1 model around its modules (with `heads` of another), and the task."""
     if prepared.stage is not Stage.CONVERT:
         return model, "chat"
     learner = make_stage_one(model, processor, prepared, heads)
@@ -178,9 +178,10 @@ def finished(
     return evaluate(model, processor, prepared, result, learner and learner.eval(), progress)
 
 
-def _make_trainer(
+def make_trainer(
     learner, processor, prepared: Prepared, task: str, folder: Path, seed: int, progress: bool, stop=None
 ) -> XLLMTrainer:
+    """The trainer of a stage that `prepare` has checked; `task` is the collator's."""
     data = prepared.spec.data
     collate = {"processor": processor, "task": task, "max_length": data.max_length, "loss_on": data.loss_on}
     if task == "chat":
@@ -226,4 +227,4 @@ def _save(model, processor, result: StageResult, receipt: FreezeReceipt, record:
         place(saving, result.folder)
 
 
-__all__ = ["StageResult", "evaluate", "finished", "run_prepared"]
+__all__ = ["StageResult", "evaluate", "finished", "make_learner", "make_trainer", "run_prepared"]

@@ -72,7 +72,7 @@ def train(
     recipe = load_recipe(recipe, overrides)
     folders = _folders(recipe)
     done = _count_finished(folders, resume)
-    model, processor, prepared = _prepare_all(recipe, trust_remote_code, done)
+    model, processor, prepared = prepare_all(recipe, trust_remote_code, done)
     results, heads = [], defaultdict(lambda: recipe.model)
     with Interruption() as stop, ExitStack() as locks:
         if os.environ.get("RANK", "0") == "0":
@@ -102,7 +102,7 @@ def check(
     recipe = load_recipe(recipe, overrides)
     folders = _folders(recipe)
     done = _count_finished(folders, resume)
-    model, _, prepared = _prepare_all(recipe, trust_remote_code, done)
+    model, _, prepared = prepare_all(recipe, trust_remote_code, done)
     lines = []
     for index, (stage, folder) in enumerate(zip(prepared, folders)):
         if resume and (record := read_record(folder)):
@@ -131,7 +131,7 @@ def _count_finished(folders: list[Path], resume: bool) -> int:
     return next((index for index, folder in enumerate(folders) if not is_finished(folder)), len(folders))
 
 
-def _prepare_all(recipe: Recipe, trust_remote_code: bool, done: int) -> tuple[Any, Any, list[Prepared]]:
+def prepare_all(recipe: Recipe, trust_remote_code: bool, done: int) -> tuple[Any, Any, list[Prepared]]:
     """Model and processor of the recipe, or of the last stage that is `done`, and all stages checked."""
     set_seed(recipe.seed)
     model, processor = _open_model(recipe, trust_remote_code, _folders(recipe)[done - 1] if done else None)
@@ -213,4 +213,4 @@ def write_summary(result: TrainingResult, stream=None) -> None:
             stream.write(f"  {name}: {found['metric']} {100 * found['value']:.1f} % (n = {found['n']})\n")
 
 
-__all__ = ["StageResult", "TrainingResult", "run_stage", "train", "write_summary"]
+__all__ = ["StageResult", "TrainingResult", "prepare_all", "run_stage", "train", "write_summary"]

@@ -22,10 +22,10 @@ EXTRAS = {
     **dict.fromkeys(("bitsandbytes", "torchao"), "quantization"),
     **dict.fromkeys(("fastapi", "openai", "uvicorn"), "serve"),
 }
-COMMANDS = ("init", "demo", "check", "explain", "train", "chat", "serve", "evaluate", "inspect", "convert", "push")
 # Commands that make a model take a user's modules; those that open one may also run the code beside it.
 MAKING = ("init",)
-OPENING = ("check", "explain", "train", "chat", "serve", "evaluate", "inspect", "convert", "push")
+OPENING = ("check", "explain", "estimate", "train", "chat", "serve", "evaluate", "inspect", "convert", "push")
+COMMANDS = (*MAKING, "demo", *OPENING)
 
 
 class CommandParser(argparse.ArgumentParser):
