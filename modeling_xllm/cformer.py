@@ -14,7 +14,7 @@ Legend: B clips, T encoder frames, U tokens, P positions of the transformer, W w
 """
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional as F
 from transformers import BertModel, PreTrainedModel
 from transformers import initialization as init
@@ -105,6 +105,15 @@ class ContinuousIntegrateAndFire(nn.Module):
         return fired
 
 
+def _with_room(fired: CIFOutput) -> CIFOutput:
+    """Room for a token where nothing has fired, so that every process runs every layer, whatever its clips hold."""
+    fired.embeddings, fired.mask = F.pad(fired.embeddings, (0, 0, 0, 1)), F.pad(fired.mask, (0, 1))
+    if fired.quantity is not None:
+        fired.embeddings = fired.embeddings + 0.0 * fired.quantity[:, None, None]
+        fired.fire_frames = F.pad(fired.fire_frames, (0, 1))
+    return fired
+
+
 class CFormer(PreTrainedModel):
     """CIF, then a transformer over the fired tokens: `CFormer(CFormerConfig())(frames, frame_mask)`."""
 
@@ -180,6 +189,8 @@ class CFormer(PreTrainedModel):
             # A graph cannot wait for the number of tokens: it has room for one per frame, which is never too little.
             max_tokens = hidden.shape[1] if torch.compiler.is_compiling() and target_lengths is None else None
             fired = self.cif(hidden, mask, target_lengths, max_tokens)
+        if fired.embeddings.shape[1] == 0 and distributed.is_available() and distributed.is_initialized():
+            fired = _with_room(fired)
         embeddings = fired.embeddings
         if self.bert is not None:
             embeddings = F.relu(self.pre_proj(embeddings))

@@ -7,8 +7,11 @@ frames are neither encoded nor shown to the language model.
 Legend: N items, F frames of a video, R real frames of all videos, T encoder frames, E, D widths.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import nn
+from torch import distributed, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
@@ -16,7 +19,7 @@ from transformers.utils import can_return_tuple
 
 from .configuration_xllm import XLLMConfig
 from .converters import X2LConverter, converter_class
-from .speech_encoders import encode_sequences
+from .speech_encoders import blank_sequence, encode_sequences
 from .stage_checkpoints import StageCheckpointMixin
 from .x2l_interfaces import X2LInterface, X2LOutput
 
@@ -42,6 +45,36 @@ def train_unless_frozen(module: nn.Module, mode: bool) -> None:
 def _is_in_mode(module: nn.Module, mode: bool) -> bool:
     children = module._modules.values()
     return module.training is mode and all(_is_in_mode(child, mode) for child in children if child is not None)
+
+
+def is_one_of_several() -> bool:
+    """Whether this process computes one model together with others."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether the processes hold parameters of `module` in parts (FSDP, ZeRO-3), so that they must run it together."""
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel  # takes long; few need it
+
+    kinds = (FSDPModule, FullyShardedDataParallel)
+    return any(isinstance(part, kinds) for part in module.modules()) or any(
+        hasattr(parameter, "ds_id") for parameter in module.parameters()
+    )
+
+
+@contextmanager
+def _without_traces(modules: list[nn.Module], device: torch.device) -> Iterator[None]:
+    """What `modules` compute here draws no random number that others would, and leaves batch norms as they are."""
+    parts = [part for module in modules for part in module.modules()]
+    norms = {part: part._buffers for part in parts if isinstance(part, nn.modules.batchnorm._BatchNorm)}
+    for norm, buffers in norms.items():  # other tensors, not other values: autograd may have saved them
+        norm._buffers = {name: None if value is None else value.clone() for name, value in buffers.items()}
+    try:
+        with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+            yield
+    finally:
+        for norm, buffers in norms.items():
+            norm._buffers = buffers
 
 
 def place_frames(real: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
@@ -202,6 +235,40 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
         features.hidden_states = outputs.get("hidden_states")
         features.attentions = outputs.get("attentions")
         return features
+
+    def _takes_all(self, module: nn.Module) -> bool:
+        """Whether all processes must run `module` in each step: gradients of what is trained come from all of them,
+        and so do the parameters of what is sharded.
+        """
+        return (self.training and is_trainable(module)) or is_sharded(module)
+
+    def stand_in(self, modality: str) -> torch.Tensor | None:
+        """What a process whose batch lacks a modality does for those that have it: its tower and interface, or of
+        these what takes all processes, run on an empty item.
+
+        Returns:
+            0, whose gradients are 0 for all that is trained; `None` where nothing needs to be run.
+        """
+        row, interface = self.config.modalities[modality], self.interfaces[modality]
+        tower = None if row.encoder is None else self.tower(row.encoder)
+        owner = self.interfaces[row.shares_converter_with or modality]
+        modules = [module for module in (tower, interface, owner) if module is not None]
+        if not any(map(self._takes_all, modules)):
+            return None
+        weight = interface.adapter.weight
+        mask = None if row.num_frames is None else torch.ones(1, 1, dtype=torch.bool, device=weight.device)
+        with _without_traces(modules, weight.device):
+            if tower is None or not self._takes_all(tower):
+                hidden = torch.zeros(1, 1, row.encoder_hidden_size, dtype=weight.dtype, device=weight.device)
+                features = interface(hidden, frame_mask=mask)
+            elif tower.main_input_name == "pixel_values":
+                size, channels = tower.config.image_size, getattr(tower.config, "num_channels", 3)
+                height, width = (size, size) if isinstance(size, int) else size
+                picture = torch.zeros(1, channels, height, width, device=weight.device)
+                features = self._features(modality, picture if mask is None else picture[None], mask)
+            else:
+                features = self._features(modality, blank_sequence(tower, row.subsampling_factor).to(weight.device))
+        return features.embeddings.flatten()[:0].sum()  # of no values: 0 also where a value is NaN or Inf
 
     @can_return_tuple
     def get_features(

@@ -24,7 +24,14 @@ from .configuration_xllm import X2LConfig, XLLMConfig
 from .generation_xllm import XLLMGenerationMixin
 from .language_models import embed_tokens, language_model_of, logits_and_loss, real_tokens
 from .modeling_chatglm import ChatGLMLanguageModel
-from .modeling_encoders import FeatureGetters, XLLMEncoderModel, XLLMPreTrainedModel, train_unless_frozen
+from .modeling_encoders import (
+    FeatureGetters,
+    XLLMEncoderModel,
+    XLLMPreTrainedModel,
+    is_one_of_several,
+    is_trainable,
+    train_unless_frozen,
+)
 from .x2l_interfaces import X2LOutput, find_tokens, join_items, place_media
 
 
@@ -75,7 +82,11 @@ class XLLMModel(XLLMEncoderModel):
         return torch.isin(input_ids, ids)
 
     def encode_items(
-        self, media: dict[str, tuple], earlier: dict[str, X2LOutput] | None = None, rows: int = 1
+        self,
+        media: dict[str, tuple],
+        earlier: dict[str, X2LOutput] | None = None,
+        rows: int = 1,
+        stand_ins: list[torch.Tensor] | None = None,
     ) -> dict[str, X2LOutput]:
         """Encode all media of a batch once: modality -> its items, in order of appearance in the text of `rows` rows.
 
@@ -83,10 +94,16 @@ class XLLMModel(XLLMEncoderModel):
             media: modality -> (inputs, mask), as `media_in` returns.
             earlier: items encoded before; the new ones come behind them. With several rows, whose order is then
                 unknown, both of one modality are a `ValueError`.
+            stand_ins: gets the `stand_in` of each modality without media that takes all processes; in the order of
+                the table, so that they meet.
         """
         features = dict(earlier or {})
-        for name, (inputs, mask) in media.items():
-            new = self._features(name, inputs, mask)
+        for name in dict.fromkeys([*self.config.modalities, *media]):
+            if name not in media:
+                if stand_ins is not None and (stand_in := self.stand_in(name)) is not None:
+                    stand_ins.append(stand_in)
+                continue
+            new = self._features(name, *media[name])
             if name in features and rows > 1:
                 raise ValueError(
                     f"{name}: got modality_features and new items for {rows} rows, but which row holds which is "
@@ -111,9 +128,9 @@ class XLLMModel(XLLMEncoderModel):
         Raises:
             ValueError: placeholders and media disagree; the message names modality and both numbers.
         """
-        weight = self.get_input_embeddings().weight  # its device may be "meta": offloaded
-        shape = (*input_ids.shape, weight.shape[1])
-        media_embeds = torch.zeros(shape, dtype=weight.dtype, device=input_ids.device)
+        shape = (*input_ids.shape, self.config.get_text_config().hidden_size)
+        dtype = self.get_input_embeddings().weight.dtype  # the rest of it may be offloaded, or on other processes
+        media_embeds = torch.zeros(shape, dtype=dtype, device=input_ids.device)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         for name, items in features.items():
@@ -131,19 +148,23 @@ class XLLMModel(XLLMEncoderModel):
         )
         return media_embeds, attention_mask
 
-    def _touch_interfaces(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
-        # Every rank of a distributed run must use every trained parameter, whichever modalities its batch holds, and a
-        # text-only batch must still have a graph. Added before the LLM: on the loss, sharded ranks would wait.
-        trained = [p.sum() for p in self.interfaces.parameters() if p.requires_grad]
-        return inputs_embeds + 0.0 * sum(trained).to(inputs_embeds.dtype) if trained else inputs_embeds
-
     def _embed(self, input_ids, inputs_embeds, attention_mask, media_embeds, media: dict, earlier, past_length):
         """Text and media as one sequence of embeddings `(B, L, D)`, the attention mask, the features."""
-        if input_ids is None:
-            if not media and not earlier:
-                return inputs_embeds, attention_mask, None
+        if input_ids is None and (media or earlier):
             input_ids = find_tokens(inputs_embeds, self.get_input_embeddings(), self.placeholder_ids())
-        features = self.encode_items(media, earlier, rows=input_ids.shape[0]) or None
+        B = (inputs_embeds if input_ids is None else input_ids).shape[0]
+        stand_ins: list[torch.Tensor] | None = [] if is_one_of_several() and past_length == 0 else None
+        features = self.encode_items(media, earlier, B, stand_ins) or None
+        if input_ids is not None:
+            inputs_embeds, attention_mask = self._place(
+                input_ids, inputs_embeds, attention_mask, media_embeds, features, past_length
+            )
+        if stand_ins:  # before the language model, whose layers other processes may hold
+            inputs_embeds = inputs_embeds + sum(stand_ins).to(inputs_embeds)
+        return inputs_embeds, attention_mask, features
+
+    def _place(self, input_ids, inputs_embeds, attention_mask, media_embeds, features, past_length):
+        """The embeddings `(B, L, D)` of a text with its media, and the attention mask."""
         if features:
             media_embeds, attention_mask = self.place_features(input_ids, attention_mask, features)
         placeholders = self.placeholder_mask(input_ids)  # (B, L)
@@ -157,7 +178,7 @@ class XLLMModel(XLLMEncoderModel):
         if media_embeds is not None:
             media_embeds = media_embeds.to(inputs_embeds)
             inputs_embeds = torch.where(placeholders[..., None], media_embeds, inputs_embeds)  # (B, L, D)
-        return inputs_embeds, attention_mask, features
+        return inputs_embeds, attention_mask
 
     @can_return_tuple
     def forward(
@@ -183,8 +204,6 @@ class XLLMModel(XLLMEncoderModel):
         inputs_embeds, attention_mask, features = self._embed(
             input_ids, inputs_embeds, attention_mask, media_embeds, media, modality_features, past_length
         )
-        if self.training:
-            inputs_embeds = self._touch_interfaces(inputs_embeds)
         language = language_model_of(self.config)
         given = {"position_ids": position_ids, "token_type_ids": token_type_ids}
         layout: dict[str, torch.Tensor] = {name: value for name, value in given.items() if value is not None}
@@ -205,6 +224,9 @@ class XLLMModel(XLLMEncoderModel):
         )
         if tokens is not None:
             outputs.last_hidden_state = tokens.put_back(outputs.last_hidden_state)  # (B, R, D) -> (B, L, D)
+        if self.training and torch.is_grad_enabled() and not outputs.last_hidden_state.requires_grad:
+            # Text alone, or media of frozen modalities: nothing is learnt from them, and backward() finds an end.
+            outputs.last_hidden_state.requires_grad_(is_trainable(self))
         return XLLMModelOutputWithPast(**outputs, modality_features=features)
 
 

@@ -147,6 +147,30 @@ def encode_sequences(
     return outputs, torch.arange(T, device=mask.device) < frames[:, None]
 
 
+def blank_sequence(tower: PreTrainedModel, subsampling_factor: int = 1) -> torch.Tensor:
+    """A clip of zeros, `(1, L, features)` or `(1, L)`, of which the encoder makes two frames: a batch norm takes no
+    single one.
+
+    Raises:
+        ValueError: the width of its input is not known.
+    """
+    rule = speech_input(tower.config)
+    if rule is None:
+        length = (2 + UNKNOWN_MARGIN) * subsampling_factor
+    else:
+        length = rule.window or rule.shortest + rule.stride
+    if tower.main_input_name == "input_values":
+        return torch.zeros(1, length)
+    names = ("input_size", "num_mel_bins", "feature_projection_input_dim")
+    width = next((getattr(tower.config, name) for name in names if hasattr(tower.config, name)), None)
+    if width is None:
+        raise ValueError(
+            f"{tower.config.model_type}: a batch without sound has to run it on several processes, but how wide its "
+            f"input is, none of {', '.join(names)} in its config says"
+        )
+    return torch.zeros(1, length, width)
+
+
 def _encode_windows(tower: PreTrainedModel, inputs, mask, window: int) -> BaseModelOutput:
     """(N, L, mel bins) -> (N, W * S, E): every window with a real position in it, each for itself."""
     N, L = inputs.shape[:2]

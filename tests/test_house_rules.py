@@ -24,7 +24,7 @@ HUB_FOLDERS = ("modeling_xllm", "processing")
 HUB_ENTRIES = (
     "modeling_xllm/modeling_xllm.py", "processing/processing_xllm.py", "processing/tokenization_chatglm.py"
 )  # fmt: skip
-MOST_HUB_FILES, MOST_HUB_LINES = 30, 6_910
+MOST_HUB_FILES, MOST_HUB_LINES = 30, 7_040
 LONGER = {"modeling_xllm/modeling_chatglm.py": 490}
 
 MEDIA_WORDS = {"image", "video", "speech", "audio"}
@@ -43,7 +43,7 @@ OTHER_WORDS = {
 }
 # Lines of each room, tests aside: a room grows by a decision, not by accident.
 MOST_LINES = {
-    "modeling_xllm": 6_380,  # stop tokens: 20
+    "modeling_xllm": 6_510,  # stop tokens: 20, several processes: 130
     "processing": 3_080,  # the ends of answers: 30
     "hub_cards": 580,
     "xllm": 3_495,  # check, explain: 135

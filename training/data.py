@@ -2,7 +2,7 @@
 """The training set: samples of several sources, media decoded when asked for, augmented, drawn by weight.
 
 Everything random follows from (seed, epoch, place in the epoch): a resumed run sees what an uninterrupted one would
-have seen, with any number of workers.
+have seen, with any number of workers and processes.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -70,9 +70,10 @@ class ChatDataset(Dataset):
             {} if cache_media is True else None if cache_media is False else cache_media
         )
         self._bounds = np.cumsum([0, *(len(source) for source in sources)])
-        # Shared between workers, so that the log can count what any of them has left out.
+        # Shared with the workers: the log counts what any of them leaves out, and those that live on learn the epoch.
         self._skipped = torch.zeros(len(self.samples), dtype=torch.uint8).share_memory_()
-        self.set_epoch(0)
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+        self._draw(0)
 
     @classmethod
     def from_specs(cls, specs: Iterable[SourceSpec], processor, modalities: Iterable[str] = (), **kwargs):
@@ -82,8 +83,17 @@ class ChatDataset(Dataset):
         return cls(sources, processor, weights=[spec.weight for spec in specs], **kwargs)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the samples of an epoch; the Trainer's data loader calls this."""
-        self.epoch = epoch
+        """Choose the samples of an epoch, in the workers too; `XLLMTrainer` calls this on every process, accelerate's
+        data loader on a single one only.
+        """
+        self._epoch.fill_(epoch)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose samples are given."""
+        return int(self._epoch)
+
+    def _draw(self, epoch: int) -> None:
         rng = np.random.default_rng([self.seed, epoch])
         order = []
         for source, weight in enumerate(self._weights):
@@ -91,14 +101,17 @@ class ChatDataset(Dataset):
             extra = round(len(indices) * (weight % 1.0))
             drawn = np.sort(rng.permutation(indices)[:extra])
             order.append(np.concatenate([np.tile(indices, int(weight)), drawn]))
-        self._order = np.concatenate(order)
+        self._order, self._drawn = np.concatenate(order), epoch
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, index: int) -> dict:
         """One conversation with decoded media; `MediaError` if it cannot be decoded, or with "skip" if none can."""
-        rng = np.random.default_rng([self.seed, self.epoch, int(index), 1])
+        epoch = self.epoch
+        if epoch != self._drawn:
+            self._draw(epoch)
+        rng = np.random.default_rng([self.seed, epoch, int(index), 1])
         for attempt in range(len(self._order)):
             place = int(self._order[(index + attempt) % len(self._order)])
             try:

@@ -246,7 +246,10 @@ def test_a_text_only_batch_can_be_trained_on(model):
     model.train()
     ids = torch.tensor([prompt(TEXT)])
     model(input_ids=ids, labels=ids).loss.backward()
-    assert all(p.grad is not None and not p.grad.any() for p in model.model.interfaces.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())  # an optimizer leaves them as they are
+    model.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        model(input_ids=ids, labels=ids).loss.backward()
 
 
 @pytest.mark.parametrize("wrong", [-1, 5000])
