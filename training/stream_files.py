@@ -32,6 +32,7 @@ from xllm.training.stream_order import Work
 
 _GOLDEN, _BITS = 2654435769, 32  # multiples of the golden ratio fill an interval evenly
 _BATCH = 64  # rows of a Parquet file in memory
+_COUNTED = 1 << 30  # bytes of a file in which lines are counted to name one
 _UNKNOWN = 1 << 40  # size of a source that is no file
 Value = tuple[str, Any]  # place and columns; a line of JSON is parsed when its sample is asked for
 
@@ -117,6 +118,18 @@ class StreamSource:
                 raise DataError(f"{where}: not JSON: {error}") from error
         return sample_of(self.spec, where, columns, self.media, self.opened)
 
+    @staticmethod
+    def named(where: str) -> str:
+        """A place in a file of lines by the number of its line, unless the file would take seconds to count."""
+        path, _, byte = where.rpartition(", byte ")
+        if not path or not byte.isdigit() or int(byte) > _COUNTED:
+            return where
+        left, lines = int(byte), 1
+        with open(path, "rb") as file:
+            while left and (block := file.read(min(left, 1 << 20))):
+                left, lines = left - len(block), lines + block.count(b"\n")
+        return f"{path}:{lines}"
+
     def check(self, is_strict: bool = True, most: int = 100) -> None:
         """Look into the largest file, so that what is wrong with all rows is found before training; what nobody reads
         is named in a warning.
@@ -133,9 +146,9 @@ class StreamSource:
                     count += 1
                     unread.update(sample.unread)
             except DataError as error:
+                broken = DataError(str(error).replace(value[0], self.named(value[0])))
                 if is_strict:
-                    raise
-                broken = error
+                    raise broken from error
         if broken is not None and not count:
             raise broken
         report_unread(self.spec.path or self.name, count, unread)
@@ -151,23 +164,22 @@ class StreamSource:
 
 
 def _lines(path: Path, work: Work) -> Iterator[tuple[Any, Value]]:
-    """Lines of JSON that begin in the share; the token is the byte where one begins, and its number if it is known."""
+    """Lines of JSON that begin in the share; the token is the byte where one begins."""
     with path.open("rb") as file:
         skipped = work.first if work.token is None else 0
-        offset, number = work.token or (work.low, None if work.low else 1)
+        offset = work.low if work.token is None else work.token
         if work.low and work.token is None:  # the line that holds the byte before belongs to the share before
             file.seek(work.low - 1)
             offset += len(file.readline()) - 1
         file.seek(offset)
         while offset < work.high and (line := file.readline()):
-            token = (offset, number)
-            offset, number = offset + len(line), None if number is None else number + 1
+            token, offset = offset, offset + len(line)
             if not line.strip():
                 continue
             if skipped:
                 skipped -= 1
             else:
-                yield token, (f"{path}:{token[1]}" if token[1] else f"{path}, byte {token[0]}", line)
+                yield token, (f"{path}, byte {token}", line)
 
 
 def _row_groups(path: Path, work: Work, size: int) -> Iterator[tuple[Any, Value]]:

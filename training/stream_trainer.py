@@ -8,7 +8,6 @@ nothing is read again to be skipped: each checkpoint holds where every lane stan
 
 import json
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,15 @@ from xllm.training.streaming import StreamBatch, StreamingDataset
 STATE_NAME = "stream_state.json"
 
 
-def _collate(collator, batch: StreamBatch) -> tuple[Any, StreamBatch]:
-    return collator(batch.samples), batch._replace(samples=[])
+def _unchanged(made: StreamBatch) -> StreamBatch:
+    return made
 
 
 class StreamLoader:
     """Batches of a stream for one rank, without end; workers start when it is iterated."""
 
     def __init__(self, dataset: StreamingDataset, collator, args, batch_size: int, rank: int, ranks: int):
-        self.dataset, self.collator, self.args = dataset, collator, args
+        self.dataset, self.args, dataset.collate = dataset, args, collator
         self.batch_size, self.rank, self.ranks = batch_size, rank, ranks
 
     def __iter__(self) -> Iterator[Any]:
@@ -42,7 +41,7 @@ class StreamLoader:
         loader = DataLoader(
             self.dataset,
             batch_size=None,
-            collate_fn=partial(_collate, self.collator),
+            collate_fn=_unchanged,
             num_workers=workers,
             pin_memory=args.dataloader_pin_memory,
             prefetch_factor=args.dataloader_prefetch_factor if workers else None,
@@ -52,9 +51,9 @@ class StreamLoader:
                 args.seed
             ),  # a loader draws a seed: not from the model's generator
         )
-        for batch, receipt in loader:
-            self.dataset.consume(receipt)
-            yield batch
+        for made in loader:
+            self.dataset.consume(made)
+            yield made.batch
 
 
 class _StreamEpoch(TrainerCallback):

@@ -10,7 +10,7 @@ inside, a row holds their bytes. Everything random in a sample follows from (see
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -42,10 +42,14 @@ logger = logging.get_logger(__name__)
 MOST_SKIPPED = 1000  # broken rows, one after the other, before a run stops
 
 
-class StreamBatch(NamedTuple):
-    """Samples as `XLLMDataCollator` takes them; their lane and its marks behind them; what was left out on the way."""
+def _plain(samples: list[dict]) -> list[dict]:
+    return [{name: value for name, value in sample.items() if name != "data"} for sample in samples]
 
-    samples: list[dict]
+
+class StreamBatch(NamedTuple):
+    """What `collate` makes of samples; their lane and its marks behind them; what was left out on the way."""
+
+    batch: Any
     lane: int
     mark: tuple[int, list[Mark]]
     skipped: list[str]
@@ -79,6 +83,7 @@ class StreamingDataset(IterableDataset):
         if len(self.weights) != len(self.sources) or any(weight <= 0 for weight in self.weights):
             raise DataError(f"weights must be {len(self.sources)} positive numbers; got {self.weights}")
         self.decoder = ChatDataset([[]], processor, augmentation=augmentation, seed=seed)
+        self.collate: Callable[[list[dict]], Any] = _plain
         self.window = max(shuffle_buffer // LANES, 1)
         self.rank, self.ranks, self.batch_size, self.workers = 0, 1, 1, 0
         self.position, self.first_epoch = 0, 0  # of the next batch of all ranks; of a run that begins
@@ -87,7 +92,8 @@ class StreamingDataset(IterableDataset):
         self._consumed: set[int] = set()  # lanes of which this process has trained on a batch
         self._skipped: dict[str, None] = {}  # as a set that keeps its order
         self._known = 0  # how many of these come from a checkpoint
-        self._missing: list[str] = []  # in a worker: left out since its last batch
+        self._lane: Lane | None = None  # in a worker: that of the batch that is being made,
+        self._missing: list[str] = []  # and what was left out of it
         self._warned: set[str] = set()
 
     @classmethod
@@ -174,23 +180,37 @@ class StreamingDataset(IterableDataset):
             try:
                 yield from source.read(work)
             except DataError as error:
-                self._leave_out(error)
+                self._leave_out(str(error), error)
 
         return read
 
-    def _leave_out(self, error: Exception) -> None:
-        """Note what cannot be used, or stop."""
+    def _leave_out(self, what: str, error: Exception) -> None:
+        """Note what cannot be used, in one line, or stop."""
         if self.on_error == "raise":
-            raise error
-        if (what := str(error)) not in self._warned:
+            raise DataError(what) from error
+        if what not in self._warned:
             logger.warning(f"skipped {what}")
             self._warned.add(what)
         self._missing.append(what)
 
     def _batch(self, number: int, lane: Lane) -> StreamBatch:
-        samples: list[dict] = []
-        seen: dict[int, int] = {}  # source -> epoch of its last row that was used
-        while len(samples) < self.batch_size:
+        self._lane = lane
+        samples = [self._next() for _ in range(self.batch_size)]
+        batch = self.collate(samples)  # which may ask for others, `instead_of` broken ones
+        skipped, self._missing = self._missing, []
+        return StreamBatch(batch, number, lane.mark, skipped)
+
+    def instead_of(self, item: dict, error: Exception) -> dict:
+        """The next sample of the lane, for one that no batch can be made of; an error unless such are skipped."""
+        self._leave_out(f"{StreamSource.named(item['where'])}: {error}", error)
+        return self._next()
+
+    def _next(self) -> dict:
+        """The next sample of the lane that can be used."""
+        lane = self._lane
+        assert lane is not None
+        seen: dict[int, int] = {}  # source -> the epoch of its first row here
+        while True:
             try:
                 source, work, row, value = next(lane)
             except StreamError as error:
@@ -198,22 +218,18 @@ class StreamingDataset(IterableDataset):
             if work.epoch - seen.setdefault(source, work.epoch) > MOST_EMPTY or len(self._missing) > MOST_SKIPPED:
                 why = f"; the last: {self._missing[-1]}" if self._missing else " (where, exclude)"
                 raise DataError(f"{self.sources[source].name}: no row is left that can be used{why}")
-            item = self._item(source, work, row, value)
-            if item is not None:
-                samples.append(item)
-                seen[source] = work.epoch
-        skipped, self._missing = self._missing, []
-        return StreamBatch(samples, number, lane.mark, skipped)
+            if (item := self._item(source, work, row, value)) is not None:
+                return item
 
     def _item(self, source: int, work: Work, row: int, value: tuple[str, Any]) -> dict | None:
         rng = np.random.default_rng([self.seed, source, work.epoch, work.shard, work.low, row])
         try:
             sample = self.sources[source].sample(value)
-            return None if sample is None else self.decoder.item(sample, rng)
-        except MediaError as error:
-            self._leave_out(MediaError(f"{value[0]}: {error}"))
-        except DataError as error:
-            self._leave_out(error)
+            return None if sample is None else {**self.decoder.item(sample, rng), "data": self}
+        except (MediaError, DataError) as error:
+            where, text = value[0], str(error)
+            text = text if text.startswith(where) else f"{where}: {text}"
+            self._leave_out(text.replace(where, StreamSource.named(where)), error)
         return None
 
     # ---- in the process that trains ---------------------------------------------------------------------------------

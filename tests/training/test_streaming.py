@@ -15,7 +15,6 @@ from datasets import Dataset
 from pyarrow import parquet
 from torch.utils.data import DataLoader
 
-from xllm.processing.media_sources import MediaError
 from xllm.training import stream_files
 from xllm.training.media_rows import DataError
 from xllm.training.recipe import RecipeError, SourceSpec, load_recipe
@@ -108,7 +107,7 @@ def test_a_large_file_is_not_read_as_a_whole(tmp_path, tiny_processor, monkeypat
     data = StreamingDataset([source_of(path)], tiny_processor, shuffle_buffer=240)
     data.place(batch_size=4)
     batches = list(islice(data, 20))
-    assert len({answer for batch in batches for answer in answers(batch.samples)}) == 80
+    assert len({answer for batch in batches for answer in answers(batch.batch)}) == 80
     assert taken["rows"] <= 240
 
 
@@ -134,7 +133,7 @@ def take(data, count):
     found = []
     for batch in islice(loader, count):
         data.consume(batch)
-        found.append(answers(batch.samples))
+        found.append(answers(batch.batch))
     return found
 
 
@@ -231,11 +230,34 @@ def test_broken_rows_and_media_are_skipped_and_counted(tiny_processor, media, tm
         data = StreamingDataset([source], tiny_processor, on_error=on_error, shuffle_buffer=1)
         data.place(batch_size=1)
         if on_error == "raise":
-            with pytest.raises((DataError, MediaError), match="rows.jsonl"):
+            with pytest.raises(DataError, match=r"rows.jsonl:[235]: .*(broken.wav|no such file|not JSON)"):
                 take(data, 20)
     assert {answer for batch in take(data, 20) for answer in batch} == {"low.wav", "high.wav"}
     found = " ".join(data.skipped())
-    assert all(word in found for word in ("broken.wav", "no such file", "not JSON"))
+    assert all(word in found for word in ("rows.jsonl:2", "rows.jsonl:3: no such file", "rows.jsonl:5: not JSON"))
+    assert len(data.skipped()) == 3
+
+
+def test_a_collator_gets_the_next_row_for_one_that_makes_no_batch(tiny_processor, folder):
+    def collate(samples):
+        for place, sample in enumerate(samples):
+            while "a" in answers(samples)[place]:
+                samples[place] = sample["data"].instead_of(sample, ValueError("begins with a"))
+        return [{**sample, "data": None} for sample in samples]
+
+    def stream_of(on_error, state=None):
+        data = stream(tiny_processor, folder, on_error=on_error, workers=2, state=state)
+        data.collate = collate
+        return data
+
+    with pytest.raises(DataError, match=r"a.jsonl:\d+: begins with a"):
+        take(stream_of("raise"), 5)
+    whole = take(stream_of("skip"), 24)
+    first = stream_of("skip")
+    assert take(first, 14) == whole[:14]
+    assert take(stream_of("skip", first.state_dict()), 10) == whole[14:]
+    assert {answer[0] for batch in whole for answer in batch} == {"b", "c"}
+    assert 10 < len(first.skipped()) <= 40
 
 
 def test_a_stream_without_rows_to_use_stops(tiny_processor, folder):
@@ -251,7 +273,7 @@ def test_choices_follow_from_seed_epoch_and_row(tiny_processor, folder):
         data = StreamingDataset([StreamSource(spec)], tiny_processor, seed=seed, shuffle_buffer=24)
         data.place(batch_size=1)
         batches = islice(data, count)
-        return [[turn["content"][0]["text"] for turn in batch.samples[0]["messages"]] for batch in batches]
+        return [[turn["content"][0]["text"] for turn in batch.batch[0]["messages"]] for batch in batches]
 
     assert prompts(0) == prompts(0) != prompts(1)
     assert len({prompt for prompt, _ in prompts(0)}) > 10
