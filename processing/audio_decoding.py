@@ -123,9 +123,9 @@ def _promised_seconds(container: av.container.InputContainer, stream: av.AudioSt
         head = file.read(1 << 16)
         file.seek(here)
         states_length = b"Xing" in head or b"Info" in head
-    return (
-        float(stream.duration * stream.time_base) if states_length and stream.duration and stream.time_base else None
-    )
+    if states_length and stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return None
 
 
 def _decode_stream(

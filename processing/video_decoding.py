@@ -150,7 +150,7 @@ def _decode_video(
         stream = _video_stream(container, name)
         index = list_frames(container, stream, name)
         fps, times = _rate_and_times(stream, index)
-        size = {name: getattr(stream.codec_context, name) for name in ("width", "height")}
+        size = {side: getattr(stream.codec_context, side) for side in ("width", "height")}
         metadata = _metadata(len(index.stamps), fps, video_backend="pyav", **size)
         metadata.frames_indices = _choose(sample_indices_fn, metadata, times)
     wanted = [index.stamps[i] for i in metadata.frames_indices]
