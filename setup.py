@@ -23,6 +23,7 @@ setup(
     package_dir=PACKAGES,
     package_data={
         "xllm": ["py.typed"],
+        "xllm.training": ["*.yaml"],
         "xllm.training.recipes": ["*.yaml"],
         "xllm.hub_cards": ["*.md"],
     },

@@ -25,7 +25,7 @@ EXTRAS = {
 # Commands that make a model take a user's modules; those that open one may also run the code beside it.
 MAKING = ("init",)
 OPENING = ("check", "explain", "estimate", "train", "chat", "serve", "evaluate", "inspect", "convert", "push")
-COMMANDS = (*MAKING, "demo", *OPENING)
+COMMANDS = (*MAKING, "demo", "build-instructions", *OPENING)
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -76,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=CommandParser)
     for name in COMMANDS:
-        module = importlib.import_module(f"xllm.commands.{name}")
+        module = importlib.import_module(f"xllm.commands.{name.replace('-', '_')}")
         command = module.add_parser(subparsers)
         command.set_defaults(run=module.run)
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
