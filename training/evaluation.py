@@ -82,10 +82,7 @@ def run_evaluation(
     for start in range(0, len(data), spec.batch_size):
         batch = [data[index] for index in range(start, min(start + spec.batch_size, len(data)))]
         rows = [sample["messages"] for sample in batch]
-        if stage_one is None:
-            answers = generate_answers(model, processor, rows, spec.max_new_tokens)
-        else:
-            answers = _transcribe(stage_one, processor, rows)
+        answers = answer_rows(model, processor, rows, spec.max_new_tokens, stage_one)
         for sample, row, answer in zip(batch, rows, answers):
             question = text_of(row[-2]) if len(row) > 1 else ""
             texts = {"question": question, "reference": text_of(row[-1]), "answer": answer}
@@ -108,6 +105,13 @@ def _score(metric: str, references: list[str], answers: list[str]) -> dict:
     return {"metric": metric, **found, "n": len(references)}
 
 
+def answer_rows(model, processor, rows: list[list[dict]], max_new_tokens: int, stage_one=None) -> list[str]:
+    """Greedy answers to conversations, or with `stage_one` (`XLLMForSpeechRecognition`) what it hears in them."""
+    if stage_one is None:
+        return generate_answers(model, processor, rows, max_new_tokens)
+    return _transcribe(stage_one, processor, rows)
+
+
 def generate_answers(model, processor, rows: list[list[dict]], max_new_tokens: int) -> list[str]:
     """Greedy answers to conversations; a last turn of the assistant is left out of the question."""
     questions = [row[:-1] if row[-1]["role"] == "assistant" else row for row in rows]
@@ -126,4 +130,4 @@ def _transcribe(stage_one, processor, rows: list[list[dict]]) -> list[str]:
     return [text.strip() for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
-__all__ = ["check_evaluation", "generate_answers", "row_of_task", "run_evaluation"]
+__all__ = ["answer_rows", "check_evaluation", "generate_answers", "row_of_task", "run_evaluation"]

@@ -130,7 +130,9 @@ def explain(plan: DataPlan, number: int, stage: str | None = None) -> Explanatio
     item = ChatDataset([[sample]], plan.processor)[0]
     batch = collator([item])
     drawn = [f"one of {len(many)} {what} is drawn per epoch" for what, many in _choices(sample) if len(many) > 1]
-    result = Explanation(sample.where, group.title, collator.task, drawn, _media(plan.processor, sample, item, batch))
+    result = Explanation(
+        sample.where, group.title, collator.task, drawn, media_of_sample(plan.processor, sample, item, batch)
+    )
     if collator.task == "chat":
         result.rows = list(_chat_rows(plan, batch, result))
         if len(result.rows) > 1:
@@ -180,7 +182,7 @@ def _choices(sample: Sample) -> list[tuple[str, list[str]]]:
 # ---- media ----------------------------------------------------------------------------------------------------------
 
 
-def _media(processor, sample: Sample, item: dict, batch: dict[str, Any]) -> list[Medium]:
+def media_of_sample(processor, sample: Sample, item: dict, batch: dict[str, Any]) -> list[Medium]:
     """The media of a sample, in order of their kinds, with what the batch holds of them."""
     sources: dict[str, list[Any]] = {}
     for part in sample.parts():

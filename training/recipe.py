@@ -135,6 +135,7 @@ class StageSpec:
         init_from (`dict[str, str]`): row -> row whose adapter and query tokens it starts from, e.g. `{video: image}`.
         data, trainer, evaluate: see `DataSpec`; fields of `TrainingArguments`; evaluations run after the stage.
         name (`str`): folder of the stage's checkpoint; default "stage2-speech" and so on.
+        report_samples (`int`): how many samples `report.html` shows with their answers before and after.
     """
 
     stage: int | str
@@ -152,6 +153,7 @@ class StageSpec:
     trainer: dict = field(default_factory=dict)
     evaluate: list[EvaluationSpec] = field(default_factory=list, metadata={"of": EvaluationSpec})
     name: str | None = None
+    report_samples: int = 4
 
     @property
     def folder(self) -> str:

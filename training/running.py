@@ -29,6 +29,7 @@ from xllm.training.lineage import (
     lineage_entry,
 )
 from xllm.training.preparing import Prepared, make_stage_one, switches, training_arguments
+from xllm.training.report import StageReport
 from xllm.training.stage_one import save_stage_one, stage_one_task
 from xllm.training.stages import Stage, freeze_for_stage
 from xllm.training.trainer import XLLMTrainer
@@ -94,7 +95,8 @@ def run_prepared(
         del model.config.towers[part]  # trained here: it will no longer be what its source holds
     trainer = make_trainer(learner, processor, prepared, task, folder, seed, progress, stop)
     trainer.receipt, trainer.groups, trainer.skipped = receipt, spec.optim, prepared.train.skipped
-    if trainer.is_world_process_zero() and not before:
+    report = StageReport(model, processor, learner, prepared) if trainer.is_world_process_zero() else None
+    if report is not None and not before:
         begin(folder, record)
     _train(trainer, prepared, progress, resume)
     if stop is not None and stop.step:
@@ -109,18 +111,18 @@ def run_prepared(
     weights, data = interfaces_fingerprint(model), record["data"]["train"]
     entry = lineage_entry(stage.value, modalities, parent, weights, data, frozen, adapter_now)
     model.config.lineage = [*(model.config.lineage or []), entry]
-    if not trainer.is_world_process_zero():
+    if report is None:
         return result
     heads_of = learner if learner is not model else None
     if save:
-        _save(model, processor, result, receipt, record, heads_of)
-        if not prepared.keeps_checkpoints:
-            remove_checkpoints(folder)
+        _save(model, processor, result, receipt, record, heads_of, prepared.keeps_checkpoints)
     elif heads_of is not None:
         save_stage_one(learner, processor, folder)
     if stop is not None:
         stop.check(folder)
-    return evaluate(model, processor, prepared, result, heads_of, progress)
+    evaluate(model, processor, prepared, result, heads_of, progress)
+    report.write(folder, frozen, log, result.evaluations)
+    return result
 
 
 def make_learner(model, processor, prepared: Prepared, heads, progress: bool) -> tuple:
@@ -213,8 +215,8 @@ def make_trainer(
     return trainer
 
 
-def _save(model, processor, result: StageResult, receipt: FreezeReceipt, record: dict, learner) -> None:
-    """Write the checkpoint beside the logs, completely or not at all."""
+def _save(model, processor, result: StageResult, receipt: FreezeReceipt, record: dict, learner, keep: bool) -> None:
+    """Write the checkpoint beside the logs, completely or not at all; those of the Trainer go unless they are kept."""
     saving = result.folder / SAVING
     shutil.rmtree(saving, ignore_errors=True)
     with disk_errors(saving, lambda: stored_bytes(model)):
@@ -225,6 +227,8 @@ def _save(model, processor, result: StageResult, receipt: FreezeReceipt, record:
         facts = {"trained": result.trained, "log": result.log, "skipped": result.skipped}
         write_json(saving / STAGE_FILE, {**record, "result": facts})
         place(saving, result.folder)
+    if not keep:
+        remove_checkpoints(result.folder)
 
 
 __all__ = ["StageResult", "evaluate", "finished", "make_learner", "make_trainer", "run_prepared"]

@@ -27,7 +27,7 @@ from torch import nn
 
 from xllm.modeling_xllm.converters import converter_class
 from xllm.modeling_xllm.stage_checkpoints import adapted_layers
-from xllm.modeling_xllm.tower_sources import tower_of
+from xllm.modeling_xllm.tower_sources import part_of, tower_of
 
 
 class Stage(IntEnum):
@@ -171,6 +171,18 @@ def _fail_if_interfaces_would_be_lost(model: nn.Module, trained: Iterable[str]) 
         )
 
 
+def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Part -> (trained parameters, parameters); each interface and each head is a part of its own."""
+    counts: dict[str, tuple[int, int]] = {}
+    for name, parameter in model.named_parameters():
+        path = name.removeprefix("model.").split(".")
+        part = ".".join(path[:2]) if path[0] == "interfaces" else part_of(name)
+        trained, total = counts.get(part, (0, 0))
+        size = parameter.numel()
+        counts[part] = (trained + size * parameter.requires_grad, total + size)
+    return counts
+
+
 def frozen_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters that are not trained, and saved buffers of modules none of whose own parameters is trained; what an
     adapter is put around by the name that it has without.
@@ -189,4 +201,4 @@ def frozen_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 __all__ = ["LANGUAGE_MODEL", "Stage", "StageError", "adapter_parameters", "freeze_for_stage", "frozen_tensors"]
-__all__ += ["resolve_modalities", "resolve_stage"]
+__all__ += ["count_parameters", "resolve_modalities", "resolve_stage"]

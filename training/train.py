@@ -7,7 +7,8 @@
 A data source may be `{"dataset": [...]}` with samples or a `datasets.Dataset` instead of a path. Everything that can
 be wrong with recipe, model and data files is found before anything is written. A stage leaves, in
 `output_dir/stageN-...`: the checkpoint that `from_pretrained`, the next stage and `xllm chat` open, `frozen.json`
-(hashes of what did not move), `log.jsonl`, `losses.png`, the heads of stage 1, and `results.json` of its evaluations.
+(hashes of what did not move), `log.jsonl`, `losses.png`, `report.html`, the heads of stage 1, and `results.json` of
+its evaluations.
 
 Deviations from the authors' loop: the Trainer's semantics (gradients averaged over accumulated tokens, warm-up in
 optimiser steps, cosine per step, clipping at 1.0) instead of summed gradients and a per-epoch cosine.

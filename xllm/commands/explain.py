@@ -27,7 +27,8 @@ def run(args: argparse.Namespace) -> int:
     """Show the sample."""
     from xllm.training.data_plan import plan_data
     from xllm.training.explain import explain, terminal_lines
-    from xllm.training.explain_page import write_page
+    from xllm.training.explain_page import page
+    from xllm.training.html_page import write_page
 
     numbers = [item for item in args.data if item.isdecimal() and not os.path.exists(item)]
     if len(numbers) != 1:
@@ -38,6 +39,6 @@ def run(args: argparse.Namespace) -> int:
     colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     sys.stdout.write("".join(f"{line}\n" for line in terminal_lines(found, colours)))
     if args.html is not None:
-        write_page(found, Path(args.html))
+        write_page(Path(args.html), page(found))
         sys.stderr.write(f"wrote {args.html}\n")
     return 0

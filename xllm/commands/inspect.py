@@ -24,16 +24,11 @@ def describe(model) -> dict:
         `{"parameters": {part: count}, "modalities": {name: {...}}, "trainable_in_stage": {"2 image": count, ...},
         "stage", "towers", "lineage"}`.
     """
-    from xllm.modeling_xllm.tower_sources import part_of
     from xllm.training.media_rows import parts_of_rows
-    from xllm.training.stages import freeze_for_stage
+    from xllm.training.stages import count_parameters, freeze_for_stage
 
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    parameters: dict[str, int] = {}
-    for name, size in sizes.items():
-        path = name.removeprefix("model.").split(".")
-        key = ".".join(path[:2]) if path[0] == "interfaces" else part_of(name)
-        parameters[key] = parameters.get(key, 0) + size
+    parameters = {part: total for part, (_, total) in count_parameters(model).items()}
     parts = parts_of_rows(model.config.modalities)
     rows = {
         name: {
