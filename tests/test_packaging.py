@@ -71,7 +71,16 @@ def test_load_process_and_generate_need_no_extra(tmp_path):
     assert answers == ["answered image True", "answered audio True", "answered video True"]
 
 
-@pytest.mark.parametrize(("command", "package"), [("train", "matplotlib"), ("evaluate", "jiwer")])
+def test_data_are_checked_without_an_extra(tmp_path):
+    (tmp_path / "data.csv").write_text("file,text\ngone.wav,a\n")
+    code = "from xllm.cli import main; sys.exit(main(['check', sys.argv[1], '--workers', '1']))"
+    result = run_without_extras(code, str(tmp_path / "data.csv"))
+    assert result.returncode == 1
+    assert "data.csv:2: missing: no such file" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("command", "package"), [("train", "jiwer"), ("evaluate", "jiwer")])
 def test_a_command_names_the_extra_in_one_line(command, package, tmp_path):
     arguments = {"train": ["stage3", "model=m", "train=a"], "evaluate": ["m", "--task", "asr", "--data", "d.csv"]}
     code = f"from xllm.cli import main; sys.exit(main({[command, *arguments[command]]!r}))"
