@@ -95,6 +95,11 @@ def test_a_conversation_with_features(processor, tmp_path):
     assert batch["input_ids"] == [[WHAT, SPEECH, SPEECH, SPEECH, THIS]]
 
 
+def test_placeholders_are_counted_without_the_features(processor):
+    counts = processor._get_num_multimodal_tokens(audio_lengths=[3, 1])  # a clip's length is that of its tokens
+    assert counts.num_audio_tokens == [3, 1]
+
+
 def test_save_and_load(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path)
