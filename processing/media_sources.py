@@ -109,7 +109,9 @@ def _download(url: str) -> bytes:
             expected = response.headers.get("Content-Length")
     except urllib.error.HTTPError as error:
         raise MediaError(name, f"the server answered {error.code} {error.reason}") from error
-    except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
+    except MediaError:
+        raise
+    except (OSError, HTTPException, ValueError) as error:  # URLError and timeouts are OSErrors
         raise MediaError(name, f"cannot be downloaded ({error})") from error
     if expected is not None and expected.isdigit() and len(content) < int(expected):
         raise MediaError(name, f"the download ended after {len(content)} of {expected} bytes")

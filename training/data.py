@@ -33,6 +33,21 @@ from xllm.training.sources import load_source
 logger = logging.get_logger(__name__)
 
 
+class SampleError(MediaError, DataError):
+    """A sample that cannot be used, in one line: its place, and what is wrong with it."""
+
+    def __init__(self, source: str, reason: str | None = None):
+        if "\nOriginal Traceback" in source:  # from a worker; its last line is the error itself
+            source = source.strip().splitlines()[-1].partition(": ")[2]
+        super().__init__(source, reason)
+
+
+def describe(error: Exception) -> str:
+    """An error in one line, with its kind if that says more than that a value is wrong."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
 class ChatDataset(Dataset):
     """Samples as conversations whose media are decoded: `{"messages", "where"}`, for `XLLMDataCollator`.
 
@@ -42,7 +57,7 @@ class ChatDataset(Dataset):
         weights (`list[float]`, *optional*): how often each source's samples come per epoch, on average; default 1.
         augmentation (`Augmentation`, *optional*): of waveforms and pictures, as their kinds say (`augmented_as`); that
             of features is the collator's, from the "seed" that each sample then has.
-        on_error (`str`): "raise" a `MediaError`, or "skip" the sample: the next good one takes its place.
+        on_error (`str`): "raise" a `SampleError`, or "skip" the sample: the next good one takes its place.
         cache_media (`bool` or `dict`): keep decoded media in memory (once per worker); a dict is shared by the data
             sets that get it, of one processor.
         seed (`int`): of prompts, captions, augmentation and of which samples a fractional weight takes.
@@ -70,6 +85,7 @@ class ChatDataset(Dataset):
             {} if cache_media is True else None if cache_media is False else cache_media
         )
         self._bounds = np.cumsum([0, *(len(source) for source in sources)])
+        self.unread_rows: list[str] = []  # places of rows that gave no sample
         # Shared with the workers: the log counts what any of them leaves out, and those that live on learn the epoch.
         self._skipped = torch.zeros(len(self.samples), dtype=torch.uint8).share_memory_()
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
@@ -78,9 +94,17 @@ class ChatDataset(Dataset):
     @classmethod
     def from_specs(cls, specs: Iterable[SourceSpec], processor, modalities: Iterable[str] = (), **kwargs):
         """Read the sources of a recipe for training the rows `modalities`; see `load_source` and the class."""
-        specs, media = list(specs), media_rows(processor, modalities)
-        sources = [load_source(spec, media) for spec in specs]
-        return cls(sources, processor, weights=[spec.weight for spec in specs], **kwargs)
+        specs, media, unread = list(specs), media_rows(processor, modalities), []
+
+        def skip(where: str, error: DataError) -> None:
+            logger.warning(f"skipped {error}")
+            unread.append(where)
+
+        on_bad = skip if kwargs.get("on_error") == "skip" else None
+        sources = [load_source(spec, media, on_bad) for spec in specs]
+        data = cls(sources, processor, weights=[spec.weight for spec in specs], **kwargs)
+        data.unread_rows = unread
+        return data
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the samples of an epoch, in the workers too; `XLLMTrainer` calls this on every process, accelerate's
@@ -107,22 +131,36 @@ class ChatDataset(Dataset):
         return len(self._order)
 
     def __getitem__(self, index: int) -> dict:
-        """One conversation with decoded media; `MediaError` if it cannot be decoded, or with "skip" if none can."""
+        """One conversation with decoded media. `SampleError`: it is broken, or with "skip" all are."""
+        return self._item(int(index), 0)
+
+    def instead_of(self, item: dict, error: Exception) -> dict:
+        """The item that takes the place of one that no batch can be made of. `SampleError`: see above."""
+        index, attempt, place = item["place"]
+        self._leave_out(place, error)
+        return self._item(index, attempt + 1)
+
+    def _item(self, index: int, first: int) -> dict:
         epoch = self.epoch
         if epoch != self._drawn:
             self._draw(epoch)
-        rng = np.random.default_rng([self.seed, epoch, int(index), 1])
-        for attempt in range(len(self._order)):
+        for attempt in range(first, len(self._order)):
+            rng = np.random.default_rng([self.seed, epoch, index, 1, *([attempt] if attempt else [])])
             place = int(self._order[(index + attempt) % len(self._order)])
             try:
-                return self.item(self.samples[place], rng)
-            except MediaError as error:
-                if self.on_error == "raise":
-                    raise MediaError(f"{self.samples[place].where}: {error}") from error
-                if not self._skipped[place]:
-                    logger.warning(f"skipped {self.samples[place].where}: {error}")
-                self._skipped[place] = 1
-        raise MediaError("no sample of the data can be decoded")
+                return {**self.item(self.samples[place], rng), "data": self, "place": (index, attempt, place)}
+            except Exception as error:  # noqa: BLE001  # of any kind: decoders are other libraries'
+                self._leave_out(place, error)
+        raise SampleError("no sample of the data can be used")
+
+    def _leave_out(self, place: int, error: Exception) -> None:
+        """Count a broken sample and name it, or raise."""
+        line = f"{self.samples[place].where}: {describe(error)}"
+        if self.on_error == "raise":
+            raise SampleError(line) from error
+        if not self._skipped[place]:
+            logger.warning(f"skipped {line}")
+        self._skipped[place] = 1
 
     def item(self, sample: Sample, rng: np.random.Generator) -> dict:
         """A sample with its media decoded and augmented, as `XLLMDataCollator` takes it."""
@@ -139,7 +177,7 @@ class ChatDataset(Dataset):
 
     def skipped(self) -> list[str]:
         """Places of the samples left out so far."""
-        return [self.samples[index].where for index in self._skipped.nonzero().flatten().tolist()]
+        return self.unread_rows + [self.samples[index].where for index in self._skipped.nonzero().flatten().tolist()]
 
     def skip_again(self, places: Iterable[str]) -> None:
         """Count samples as left out that an interrupted run has left out."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 
 class Interrupted(KeyboardInterrupt):
@@ -95,20 +95,53 @@ class Interruption(TrainerCallback):
             raise Interrupted(self.signum, done)
 
 
-def ignore_signals(before=None):
-    """`worker_init_fn` of a data loader whose workers live until the run ends them; `before` is another one's."""
-    return _Quiet(before)
+class Patience:
+    """`worker_init_fn` of a data loader: while the run is training, its workers live until the run ends them.
 
+    Args:
+        before: another `worker_init_fn`, called too.
+        training (`torch.Tensor`): of one number in shared memory; 0 when the run is over, or has failed.
+    """
 
-class _Quiet:
-    def __init__(self, before):
-        self.before = before
+    def __init__(self, before, training: torch.Tensor):
+        self.before, self.training = before, training
 
     def __call__(self, worker: int) -> None:
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, signal.SIG_IGN)
+        """Called in the worker."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._handle)
         if self.before is not None:
             self.before(worker)
 
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if not int(self.training):
+            os._exit(0)
 
-__all__ = ["Interrupted", "Interruption", "ignore_signals"]
+
+class PatientWorkers(Trainer):
+    """A Trainer whose data loaders' workers leave the signals of a run to it."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._training = torch.zeros((), dtype=torch.long).share_memory_()
+
+    def worker_init(self, before=None) -> Patience:
+        """The `worker_init_fn` of a loader; `before` is another one."""
+        return Patience(before, self._training)
+
+    def train(self, *args, **kwargs):
+        """`Trainer.train`; when it is over, or has failed, the workers may be ended."""
+        self._training.fill_(1)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._training.fill_(0)
+
+    def _get_dataloader(self, *args, **kwargs):
+        loader = super()._get_dataloader(*args, **kwargs)
+        base = getattr(loader, "base_dataloader", loader)
+        base.worker_init_fn = self.worker_init(base.worker_init_fn)
+        return loader
+
+
+__all__ = ["Interrupted", "Interruption", "PatientWorkers"]

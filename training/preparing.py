@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.utils import logging
 
 from xllm.modeling_xllm.stage_checkpoints import adapted_layers
 from xllm.training.adapters import begin_lora
 from xllm.training.augmentation import Augmentation
 from xllm.training.data import ChatDataset
 from xllm.training.evaluation import check_evaluation
-from xllm.training.media_rows import media_rows
+from xllm.training.media_rows import DataError, MediaRows, media_rows
 from xllm.training.optim_groups import entry_of_each
 from xllm.training.recipe import RecipeError, StageSpec
 from xllm.training.sources import Sample
@@ -21,6 +22,8 @@ from xllm.training.stage_one import build_stage_one, stage_one_task
 from xllm.training.stages import Stage, StageError, freeze_for_stage, resolve_modalities, resolve_stage
 from xllm.training.streaming import StreamingDataset
 
+
+logger = logging.get_logger(__name__)
 
 SAVE_STEPS = 500
 
@@ -65,6 +68,8 @@ def prepare(model, processor, spec: StageSpec, seed: int, media: dict | None = N
     common = {"processor": processor, "modalities": modalities, "on_error": spec.data.on_error, "seed": seed}
     common["cache_media"] = spec.data.cache_media and (True if media is None else media)
     train_set = _training_set(spec, augmentation, common)
+    if isinstance(train_set, ChatDataset):
+        _check_modalities(stage, spec, media_rows(processor, modalities), train_set.samples)
     eval_set = ChatDataset.from_specs(spec.data.eval, **common) if spec.data.eval else None
     evaluations = [check_evaluation(evaluation, media_rows(processor, modalities)) for evaluation in spec.evaluate]
     arguments = {"eval_strategy": "epoch" if eval_set else "no", **spec.trainer}
@@ -123,6 +128,26 @@ def _check_init_from(config, spec: StageSpec) -> None:
             raise StageError(f"init_from: {name} and {other} have different converters")
 
 
+def _check_modalities(stage: Stage, spec: StageSpec, media: MediaRows, samples: list[Sample]) -> None:
+    """Each row that the stage names, or if it names none at least one, has something to learn from.
+
+    Raises:
+        DataError: the training data hold no item of it; the message names it.
+    """
+    if stage is Stage.TEXT:
+        return
+    held = {part["type"] for sample in samples for part in sample.parts()}
+    without = [name for name in media.trained if media.rows[name] not in held]
+    if spec.modalities or len(without) == len(media.trained):
+        if without:
+            raise DataError(
+                f"stage {stage.value} trains {', '.join(without)}, but no sample of data.train holds any of it; the "
+                "interface would learn nothing: give such data, or name other modalities"
+            )
+    elif without:
+        logger.warning(f"stage {stage.value}: no sample of data.train holds {', '.join(without)}; see `modalities`")
+
+
 def training_arguments(prepared: Prepared, folder: Path, seed: int) -> TrainingArguments:
     """The `trainer` part of a recipe, with our defaults and with what only the runner sets."""
     settings: dict[str, Any] = {
@@ -137,6 +162,7 @@ def training_arguments(prepared: Prepared, folder: Path, seed: int) -> TrainingA
         "output_dir": str(folder),
         "seed": seed,
         "remove_unused_columns": False,
+        "logging_nan_inf_filter": False,
         "label_names": ["labels"],
         "disable_tqdm": True,
         "ddp_find_unused_parameters": False,  # the model touches every trained parameter in every batch

@@ -15,6 +15,7 @@ from xllm.modeling_xllm.language_models import PrefixLanguageModel, language_mod
 from xllm.modeling_xllm.tower_sources import part_of
 from xllm.modeling_xllm.weight_files import copy_tensors, read_json, write_json
 from xllm.training.adapters import begin_lora
+from xllm.training.batches import NamedBatches
 from xllm.training.callbacks import JsonlCallback, NoCheckpointAtTheEnd, ProgressCallback
 from xllm.training.checkpoints import MANIFEST, SAVING, disk_errors, place, remove_checkpoints, stored_bytes
 from xllm.training.collator import XLLMDataCollator
@@ -180,6 +181,10 @@ def finished(
     return evaluate(model, processor, prepared, result, learner and learner.eval(), progress)
 
 
+def _fires_once_per_frame(learner) -> bool:
+    return learner.config.cformer_config.cif_one_token_per_frame and learner.cformer.cif is not None
+
+
 def make_trainer(
     learner, processor, prepared: Prepared, task: str, folder: Path, seed: int, progress: bool, stop=None
 ) -> XLLMTrainer:
@@ -204,7 +209,7 @@ def make_trainer(
     trainer = XLLMTrainer(
         model=learner,
         args=training_arguments(prepared, folder, seed),
-        data_collator=collator,
+        data_collator=NamedBatches(collator, task == "transcribe" and _fires_once_per_frame(learner)),
         train_dataset=prepared.train,
         eval_dataset=prepared.eval,
         processing_class=processor,

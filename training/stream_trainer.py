@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
-from xllm.training.interruption import ignore_signals
+from xllm.training.interruption import PatientWorkers
 from xllm.training.media_rows import DataError
 from xllm.training.streaming import StreamBatch, StreamingDataset
 
@@ -31,9 +31,11 @@ def _unchanged(made: StreamBatch) -> StreamBatch:
 class StreamLoader:
     """Batches of a stream for one rank, without end; workers start when it is iterated."""
 
-    def __init__(self, dataset: StreamingDataset, collator, args, batch_size: int, rank: int, ranks: int):
+    def __init__(
+        self, dataset: StreamingDataset, collator, args, batch_size: int, rank: int, ranks: int, worker_init=None
+    ):
         self.dataset, self.args, dataset.collate = dataset, args, collator
-        self.batch_size, self.rank, self.ranks = batch_size, rank, ranks
+        self.batch_size, self.rank, self.ranks, self.worker_init = batch_size, rank, ranks, worker_init
 
     def __iter__(self) -> Iterator[Any]:
         args = self.args
@@ -46,7 +48,7 @@ class StreamLoader:
             pin_memory=args.dataloader_pin_memory,
             prefetch_factor=args.dataloader_prefetch_factor if workers else None,
             multiprocessing_context=args.dataloader_multiprocessing_context if workers else None,
-            worker_init_fn=ignore_signals(),
+            worker_init_fn=self.worker_init,
             generator=torch.Generator().manual_seed(
                 args.seed
             ),  # a loader draws a seed: not from the model's generator
@@ -63,7 +65,7 @@ class _StreamEpoch(TrainerCallback):
         state.epoch = state.global_step / state.max_steps
 
 
-class StreamTrainer(Trainer):
+class StreamTrainer(PatientWorkers):
     """A Trainer whose `train_dataset` may be a `StreamingDataset`."""
 
     @property
@@ -79,7 +81,8 @@ class StreamTrainer(Trainer):
         if not any(isinstance(callback, _StreamEpoch) for callback in self.callback_handler.callbacks):
             self.callback_handler.callbacks.insert(0, _StreamEpoch())  # before those that read the epoch
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        return StreamLoader(self.stream, self.data_collator, self.args, self._train_batch_size, rank, ranks)
+        how = self.args, self._train_batch_size, rank, ranks, self.worker_init()
+        return StreamLoader(self.stream, self.data_collator, *how)
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         if self.stream is not None and resume_from_checkpoint is not None:

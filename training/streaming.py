@@ -18,8 +18,7 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers.utils import logging
 
-from xllm.processing.media_sources import MediaError
-from xllm.training.data import ChatDataset
+from xllm.training.data import ChatDataset, SampleError, describe
 from xllm.training.media_rows import DataError, media_rows
 from xllm.training.recipe import SourceSpec
 from xllm.training.stream_files import StreamSource
@@ -187,7 +186,7 @@ class StreamingDataset(IterableDataset):
     def _leave_out(self, what: str, error: Exception) -> None:
         """Note what cannot be used, in one line, or stop."""
         if self.on_error == "raise":
-            raise DataError(what) from error
+            raise SampleError(what) from error
         if what not in self._warned:
             logger.warning(f"skipped {what}")
             self._warned.add(what)
@@ -202,7 +201,7 @@ class StreamingDataset(IterableDataset):
 
     def instead_of(self, item: dict, error: Exception) -> dict:
         """The next sample of the lane, for one that no batch can be made of; an error unless such are skipped."""
-        self._leave_out(f"{StreamSource.named(item['where'])}: {error}", error)
+        self._leave_out(f"{StreamSource.named(item['where'])}: {describe(error)}", error)
         return self._next()
 
     def _next(self) -> dict:
@@ -226,8 +225,8 @@ class StreamingDataset(IterableDataset):
         try:
             sample = self.sources[source].sample(value)
             return None if sample is None else {**self.decoder.item(sample, rng), "data": self}
-        except (MediaError, DataError) as error:
-            where, text = value[0], str(error)
+        except Exception as error:  # noqa: BLE001  # of any kind: decoders are other libraries'
+            where, text = value[0], describe(error)
             text = text if text.startswith(where) else f"{where}: {text}"
             self._leave_out(text.replace(where, StreamSource.named(where)), error)
         return None

@@ -44,7 +44,9 @@ def build(cls: type, value: Any, source: str, where: str) -> Any:
     known = {item.name: item for item in fields(cls) if item.name != "source"}
     for key in value:
         if key not in known:
-            raise RecipeError(f"{source}: unknown key {where + str(key)!r}{nearest(key, known)}")
+            is_argument = key in _training_arguments() and (not where or "trainer" in known)
+            hint = f"; did you mean '{where}trainer.{key}'?" if is_argument else nearest(key, known)
+            raise RecipeError(f"{source}: unknown key {where + str(key)!r}{hint}")
     result = {}
     for name, item in known.items():
         at = f"{where}{name}"
@@ -106,7 +108,10 @@ def check_choice(where: str, value: Any, choices: tuple[str, ...]) -> None:
         raise RecipeError(f"{where} is {value!r}; choose one of {', '.join(choices)}")
 
 
-# TrainingArguments that the runner sets itself, and why a recipe may not.
+_PUSH = "nothing is pushed while training: use `xllm push`"
+_METRICS = "the evaluation while training is the loss alone: use `evaluate`"
+_UNREAD = "it has no effect here: leave it out"
+# TrainingArguments that the runner sets itself, or that nothing reads, and what a recipe does instead.
 OWN_ARGUMENTS = {
     "output_dir": "set output_dir of the recipe",
     "seed": "set seed of the recipe",
@@ -115,7 +120,19 @@ OWN_ARGUMENTS = {
     "label_smoothing_factor": "the Trainer smooths unshifted labels of this model; it would train the wrong targets",
     "ddp_find_unused_parameters": "the model touches every trained parameter itself",
     "disable_tqdm": "progress is shown by the runner",
+    "resume_from_checkpoint": "use `xllm train RECIPE --resume`",
+    "restore_callback_states_from_checkpoint": "`--resume` restores what there is",
+    "ignore_data_skip": "a resumed run goes on with the samples that it has not seen",
+    "enable_jit_checkpoint": "SIGTERM and Ctrl-C save a checkpoint anyway",
+    "save_only_model": "a run cannot go on without the optimizer's state; the stage's own checkpoint has none",
+    "logging_nan_inf_filter": "NaN and Inf stop the run",
+    **dict.fromkeys(("do_train", "do_eval", "do_predict", "local_rank"), _UNREAD),
+    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo"), _PUSH),
+    **dict.fromkeys(("hub_always_push", "hub_revision"), _PUSH),
+    **dict.fromkeys(("include_for_metrics", "batch_eval_metrics", "eval_do_concat_batches"), _METRICS),
+    **dict.fromkeys(("eval_use_gather_object", "eval_accumulation_steps", "prediction_loss_only"), _METRICS),
 }
+EXTRAS = ("tensorboard",)  # trackers that an extra of this package brings
 
 
 @cache
@@ -158,7 +175,8 @@ def _check_trackers(where: str, value: str | list[str] | None) -> None:
         if name not in ("none", "all"):
             check_choice(where, name, ("none", "all", *integration_utils.INTEGRATION_TO_CALLBACK))
             if name not in integration_utils.get_available_reporting_integrations() and name != "flyte":
-                raise RecipeError(f"{where}: {name} is not installed: pip install {name.replace('_', '-')}")
+                package = f'"xllm-transformers[{name}]"' if name in EXTRAS else name.replace("_", "-")
+                raise RecipeError(f"{where}: {name} is not installed: pip install {package}")
 
 
 __all__ = ["OWN_ARGUMENTS", "RecipeError", "build", "check_argument", "check_choice", "nearest"]

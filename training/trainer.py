@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from xllm.modeling_xllm.stage_checkpoints import adapted_layers
 from xllm.training.checkpoints import WholeCheckpoints
 from xllm.training.collator import IGNORE
-from xllm.training.interruption import ignore_signals
+from xllm.training.guards import Guards
 from xllm.training.lineage import FreezeReceipt
 from xllm.training.optim_groups import OptimSpec, split_groups
 from xllm.training.stream_trainer import StreamTrainer
@@ -22,7 +22,7 @@ from xllm.training.stream_trainer import StreamTrainer
 TERMS = ("itc_loss", "itm_loss", "itg_loss", "ce_loss", "quantity_loss", "ctc_loss")
 
 
-class XLLMTrainer(StreamTrainer, WholeCheckpoints):
+class XLLMTrainer(Guards, StreamTrainer, WholeCheckpoints):
     """Logs `loss_<modalities>` (`loss_image`, `loss_image+speech`, `loss_text`) in stages 2 and 3, and `<term>`
     (`ctc_loss`) in stage 1: means since the last entry, over the samples or batches of this process.
     """
@@ -37,14 +37,13 @@ class XLLMTrainer(StreamTrainer, WholeCheckpoints):
     def train(self, *args, **kwargs):
         self.receipt = self.receipt or FreezeReceipt(self.model)
         head = self.model.get_output_embeddings()
-        if head is None:
-            return super().train(*args, **kwargs)
         # In training the model returns no logits; its head makes those of the supervised positions.
-        hook = head.register_forward_hook(self._keep_logits)
+        hook = None if head is None else head.register_forward_hook(self._keep_logits)
         try:
             return super().train(*args, **kwargs)
         finally:
-            hook.remove()
+            if hook is not None:
+                hook.remove()
 
     def create_optimizer(self, model=None):
         is_new = self.optimizer is None
@@ -60,12 +59,6 @@ class XLLMTrainer(StreamTrainer, WholeCheckpoints):
         own = self.model if model is None else model
         if adapted_layers(own):
             own.load_adapter_weights(resume_from_checkpoint)
-
-    def _get_dataloader(self, *args, **kwargs):
-        loader = super()._get_dataloader(*args, **kwargs)
-        base = getattr(loader, "base_dataloader", loader)
-        base.worker_init_fn = ignore_signals(base.worker_init_fn)  # Ctrl-C goes to them too, before the run has saved
-        return loader
 
     def _keep_logits(self, head, inputs, output: torch.Tensor) -> None:
         self._logits = output.detach()

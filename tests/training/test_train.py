@@ -131,7 +131,7 @@ def test_language_model_on_text_alone(tiny, tmp_path):
     assert entry["loss_text"] == pytest.approx(entry["loss"], rel=1e-3)  # rows of equal length
 
 
-def test_a_frozen_tensor_that_moves_is_noticed(tiny, tmp_path, monkeypatch):
+def test_a_frozen_tensor_that_moves_is_noticed(tiny, media, tmp_path, monkeypatch):
     model, processor = tiny
 
     class Careless(running.XLLMTrainer):
@@ -141,7 +141,8 @@ def test_a_frozen_tensor_that_moves_is_noticed(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(running, "XLLMTrainer", Careless)
     stage = {"stage": 0, "data": {"train": {"dataset": [{"text": "a"}], "modality": "text"}}, "trainer": QUICK}
     run_stage(model, processor, stage, tmp_path / "a", progress=False)  # stage 0 trains the head
-    stage = {"stage": 3, "data": {"train": {"dataset": [{"text": "a"}], "modality": "text"}}, "trainer": QUICK}
+    rows = [{"file": str(media / "red.png"), "text": "a"}]
+    stage = {"stage": 3, "modalities": ["image"], "data": {"train": {"dataset": rows}}, "trainer": QUICK}
     with pytest.raises(RuntimeError, match="1 frozen tensors have moved, nothing was saved: "):
         run_stage(model, processor, stage, tmp_path / "b", progress=False)
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["stage.json"], "what was asked for, to go on with"
