@@ -1,6 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """A stage before it runs: its recipe, model and data checked against each other; nothing is trained or written."""
 
+import os
+from collections.abc import Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,16 @@ from xllm.training.recipe import RecipeError, StageSpec
 from xllm.training.sources import Sample
 from xllm.training.stage_one import build_stage_one, stage_one_task
 from xllm.training.stages import Stage, StageError, freeze_for_stage, resolve_modalities, resolve_stage
+from xllm.training.starts import check_reset
 from xllm.training.streaming import StreamingDataset
 
 
 logger = logging.get_logger(__name__)
 
 SAVE_STEPS = 500
+MOST_WORKERS = 8  # processes that decode media
+PREFETCHED = 2  # batches ahead, of each
+FEW_SAMPLES = 256
 
 
 @dataclass
@@ -62,6 +68,7 @@ def prepare(model, processor, spec: StageSpec, seed: int, media: dict | None = N
         raise StageError(f"{given[0]} belongs to stage 1; stage {stage.value} learns to say the answer")
     freeze_for_stage(model, stage, modalities, **switches(spec))
     _check_init_from(model.config, spec)
+    check_reset(model.config, spec.reset, modalities)
     if stage is not Stage.CONVERT:
         check_optim(model, spec)
     augmentation = Augmentation.from_spec(spec.data.augment)
@@ -148,8 +155,20 @@ def _check_modalities(stage: Stage, spec: StageSpec, media: MediaRows, samples: 
         logger.warning(f"stage {stage.value}: no sample of data.train holds {', '.join(without)}; see `modalities`")
 
 
+def default_workers(prepared: Prepared) -> int:
+    """How many processes decode media where the recipe says nothing: one for each core but one that a process of this
+    machine has for itself, at most 8; none for text, for media kept in memory, or for a few samples.
+    """
+    length = len(prepared.train) if isinstance(prepared.train, Sized) else FEW_SAMPLES  # a stream has no length
+    if prepared.stage is Stage.TEXT or prepared.spec.data.cache_media or length < FEW_SAMPLES:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+
+
 def training_arguments(prepared: Prepared, folder: Path, seed: int) -> TrainingArguments:
     """The `trainer` part of a recipe, with our defaults and with what only the runner sets."""
+    workers = prepared.arguments.get("dataloader_num_workers", default_workers(prepared))
     settings: dict[str, Any] = {
         "save_strategy": "steps",
         "save_steps": SAVE_STEPS,
@@ -158,6 +177,9 @@ def training_arguments(prepared: Prepared, folder: Path, seed: int) -> TrainingA
         "report_to": "none",
         "prediction_loss_only": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "dataloader_num_workers": workers,
+        "dataloader_persistent_workers": workers > 0,
+        "dataloader_prefetch_factor": PREFETCHED if workers else None,
         **prepared.arguments,
         "output_dir": str(folder),
         "seed": seed,
@@ -170,4 +192,4 @@ def training_arguments(prepared: Prepared, folder: Path, seed: int) -> TrainingA
     return TrainingArguments(**settings)
 
 
-__all__ = ["Prepared", "check_optim", "make_stage_one", "prepare", "switches", "training_arguments"]
+__all__ = ["Prepared", "check_optim", "default_workers", "make_stage_one", "prepare", "switches", "training_arguments"]

@@ -21,25 +21,26 @@ them holds for all stages. Paths are relative to the current folder, media files
 them.
 """
 
-import re
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from xllm.training.adapters import LoraSpec
 from xllm.training.optim_groups import OptimSpec, check_settings
+from xllm.training.recipe_values import (
+    NEEDED,
+    STAGE_DEFAULTS,
+    apply_overrides,
+    copy_value,
+    read_yaml,
+    substitute,
+)
 from xllm.training.stages import resolve_stage
-from xllm.training.strict import RecipeError, build, check_argument, check_choice, nearest
+from xllm.training.strict import RecipeError, build, check_argument, check_choice
 
 
 RECIPES = Path(__file__).parent / "recipes"
-# Keys of a stage that may stand at the top level, as the one stage or as defaults of all.
-STAGE_DEFAULTS = ("data", "trainer", "evaluate")
-MOST_VALUES = 100_000  # of a recipe; nested aliases make billions of a few lines
 
 
 @dataclass(kw_only=True)
@@ -55,7 +56,7 @@ class SourceSpec:
         file_column, text_column (`str`): of plain tables; default the one column with a common name.
         prompts (`list[str]`): of tables and captions: one is drawn per sample and epoch; `{column}` is filled in.
         answer (`str`): of tables: the assistant's turn; `{column}` is filled in; default the text column.
-        where, exclude (`dict`): column -> value or values a row must, or must not, have.
+        where, exclude (`dict`): column -> value or values a row must, or must not, have; null in `exclude`: none.
         media_root (`str`): folder of relative media paths; default the folder of `path`.
         weight (`float`): how often each sample is seen per epoch, on average; 0.5 is every other one.
         limit (`int`): only the first rows, after `where` and `exclude`.
@@ -109,9 +110,13 @@ class DataSpec:
 
 @dataclass(kw_only=True)
 class EvaluationSpec:
-    """An evaluation by generation after the stage: `task` of `xllm.training.evaluation.TASKS` on `data`."""
+    """An evaluation by generation after the stage: `task` of `xllm.training.evaluation.TASKS` on `data`.
+
+    With `when`, only if that is anything but null, false or empty: `when: ${holdout}`.
+    """
 
     name: str
+    when: Any = True
     task: str = "asr"
     data: list[SourceSpec] = field(default_factory=list, metadata={"of": SourceSpec})
     max_new_tokens: int = 64
@@ -133,6 +138,7 @@ class StageSpec:
         lora: an adapter of the language model, trained beside the interfaces, see `LoraSpec`.
         optim (`list[OptimSpec]`): learning rate and weight decay by names of parameters, see `OptimSpec`.
         init_from (`dict[str, str]`): row -> row whose adapter and query tokens it starts from, e.g. `{video: image}`.
+        reset (`list[str]`): rows whose interfaces start from random weights, whatever the model holds.
         data, trainer, evaluate: see `DataSpec`; fields of `TrainingArguments`; evaluations run after the stage.
         name (`str`): folder of the stage's checkpoint; default "stage2-speech" and so on.
         report_samples (`int`): how many samples `report.html` shows with their answers before and after.
@@ -149,6 +155,7 @@ class StageSpec:
     lora: LoraSpec | None = field(default=None, metadata={"of": LoraSpec})
     optim: list[OptimSpec] = field(default_factory=list, metadata={"of": OptimSpec})
     init_from: dict = field(default_factory=dict)
+    reset: list[str] = field(default_factory=list)
     data: DataSpec = field(default_factory=DataSpec, metadata={"of": DataSpec})
     trainer: dict = field(default_factory=dict)
     evaluate: list[EvaluationSpec] = field(default_factory=list, metadata={"of": EvaluationSpec})
@@ -211,13 +218,13 @@ def load_recipe(recipe: "str | Path | Mapping | Recipe", overrides: Iterable[str
     if not isinstance(recipe, Mapping):
         path = find_recipe(recipe)
         source = str(path)
-        recipe = _read_yaml(path.read_bytes(), f"{source}: not a YAML file")
+        recipe = read_yaml(path.read_bytes(), f"{source}: not a YAML file")
         if not isinstance(recipe, Mapping):
             raise RecipeError(f"{source}: a recipe is a mapping of keys, got {type(recipe).__name__}")
-    raw = _copy(recipe)
-    variables = dict(raw.pop("vars", None) or {})
-    _apply_overrides(raw, variables, overrides, source)
-    raw = _substitute(raw, variables, source)
+    raw = copy_value(recipe)
+    variables = {name: NEEDED if value is None else value for name, value in (raw.pop("vars", None) or {}).items()}
+    apply_overrides(raw, variables, overrides, source)
+    raw = substitute(raw, variables, source)
     is_flat = "stages" not in raw
     try:
         result = build(Recipe, _distribute_stages(raw, source), source, "")
@@ -226,92 +233,6 @@ def load_recipe(recipe: "str | Path | Mapping | Recipe", overrides: Iterable[str
     except RecipeError as error:  # its own keys stand at the top level there
         raise RecipeError(str(error).replace("stages.0.", "") if is_flat else str(error)) from error
     return result
-
-
-def _read_yaml(text: str | bytes, complaint: str) -> Any:
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise RecipeError(f"{complaint}: {error}") from error
-    if _count(value, {}) > MOST_VALUES:
-        raise RecipeError(f"{complaint} of at most {MOST_VALUES:,} values, once its aliases (*name) are written out")
-    return value
-
-
-def _count(value: Any, counted: dict[int, float]) -> float:
-    """How many values there are where each alias counts as what it stands for; infinite where one holds itself."""
-    if not isinstance(value, (dict, list)):
-        return 1
-    if id(value) not in counted:
-        counted[id(value)] = float("inf")
-        inner = value.values() if isinstance(value, dict) else value
-        counted[id(value)] = 1 + sum(_count(item, counted) for item in inner)
-    return counted[id(value)]
-
-
-def _copy(value: Any) -> Any:
-    """A deep copy of mappings and lists that shares what they hold (a dataset, say)."""
-    if isinstance(value, Mapping):
-        return {key: _copy(item) for key, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _apply_overrides(raw: dict, variables: dict, overrides, source: str) -> None:
-    pairs = list(overrides.items()) if isinstance(overrides, Mapping) else []
-    if not isinstance(overrides, Mapping):
-        for text in overrides:
-            key, equals, value = text.partition("=")
-            if not equals or not key:
-                raise RecipeError(f"override {text!r}: expected key=value, e.g. trainer.max_steps=100")
-            pairs.append((key, _read_yaml(value, f"override {text!r}: the value is not YAML") if value else ""))
-    for key, value in pairs:
-        if key in variables:
-            variables[key] = value
-            continue
-        _set_dotted(raw, key, value, source)
-        if key.split(".")[0] in STAGE_DEFAULTS:  # given on the command line, it holds for every stage
-            for stage in raw.get("stages") or []:
-                if isinstance(stage, dict):
-                    _set_dotted(stage, key, value, source)
-
-
-def _set_dotted(raw: dict, key: str, value: Any, source: str) -> None:
-    parts = key.split(".")
-    at: Any = raw
-    part: str | int
-    for depth, part in enumerate(parts):
-        last = depth == len(parts) - 1
-        if isinstance(at, list):
-            if not parts[depth].isdigit() or int(part) >= len(at):
-                raise RecipeError(f"{source}: override {key}: {part!r} is not an index below {len(at)}")
-            part = int(part)
-        elif not isinstance(at, dict):
-            raise RecipeError(f"{source}: override {key}: {'.'.join(parts[:depth])} is not a mapping")
-        if last:
-            at[part] = deepcopy(value)
-        else:
-            if isinstance(at, dict) and at.get(part) is None:
-                at[part] = {}
-            at = at[part]
-
-
-_VARIABLE = re.compile(r"\$\{([^}]*)\}")
-
-
-def _substitute(value: Any, variables: dict, source: str) -> Any:
-    if isinstance(value, dict):
-        return {key: _substitute(item, variables, source) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_substitute(item, variables, source) for item in value]
-    if not isinstance(value, str):
-        return value
-    for name in _VARIABLE.findall(value):
-        if name not in variables:
-            raise RecipeError(f"{source}: ${{{name}}} is not in vars{nearest(name, variables)}")
-        if variables[name] is None:
-            raise RecipeError(f"{source}: give {name}=... on the command line")
-    whole = _VARIABLE.fullmatch(value)
-    return variables[whole[1]] if whole else _VARIABLE.sub(lambda match: str(variables[match[1]]), value)
 
 
 def _distribute_stages(raw: dict, source: str) -> dict:
@@ -329,7 +250,7 @@ def _distribute_stages(raw: dict, source: str) -> dict:
         raise RecipeError(f"{source}: stages: expected a list of mappings")
     merged = []
     for stage in stages:
-        defaults = {key: _copy(value) for key, value in at_top.items()}
+        defaults = {key: copy_value(value) for key, value in at_top.items()}
         for key in ("data", "trainer"):
             if isinstance(defaults.get(key), dict) and isinstance(stage.get(key), dict):
                 stage = {**stage, key: {**defaults[key], **stage[key]}}
@@ -354,6 +275,11 @@ def _check(recipe: Recipe, source: str) -> None:
         check_settings(where + ".optim", stage.optim)
         if stage.data.streaming:
             _check_stream(where, stage)
+        stage.evaluate = [evaluation for evaluation in stage.evaluate if evaluation.when]
+        for source in [*stage.data.train, *stage.data.eval, *(s for one in stage.evaluate for s in one.data)]:
+            source.exclude = {column: value for column, value in source.exclude.items() if value not in (None, [])}
+            if empty := [column for column, value in source.where.items() if value in (None, [])]:
+                raise RecipeError(f"{where}: no row would be left where {empty[0]} is {source.where[empty[0]]!r}")
         check_choice(where + ".data.on_error", stage.data.on_error, ("raise", "skip"))
         check_choice(where + ".data.loss_on", stage.data.loss_on, ("last", "all"))
     folders = [stage.folder for stage in recipe.stages]

@@ -33,6 +33,7 @@ from xllm.training.preparing import Prepared, make_stage_one, switches, training
 from xllm.training.report import StageReport
 from xllm.training.stage_one import save_stage_one, stage_one_task
 from xllm.training.stages import Stage, freeze_for_stage
+from xllm.training.starts import reset_interfaces
 from xllm.training.trainer import XLLMTrainer
 
 
@@ -81,6 +82,7 @@ def run_prepared(
     """
     spec, stage, modalities = prepared.spec, prepared.stage, prepared.modalities
     set_seed(seed)
+    reset_interfaces(model, spec.reset)
     _start_from(model, spec.init_from)
     adapter = adapter_fingerprint(model)
     begin_lora(model, spec.lora)

@@ -24,6 +24,7 @@ EXTRAS = {
 }
 # Commands that make a model take a user's modules; those that open one may also run the code beside it.
 MAKING = ("init",)
+ANSWERING = ("chat", "evaluate")  # choose device and precision
 OPENING = ("check", "explain", "estimate", "train", "chat", "serve", "evaluate", "inspect", "convert", "push")
 COMMANDS = (*MAKING, "demo", "build-instructions", *OPENING)
 
@@ -93,6 +94,10 @@ def _add_code_options(command: argparse.ArgumentParser, name: str) -> None:
             metavar="FILE_OR_NAME",
             help="Python file or module that adds a kind of media or a converter; it is imported first (repeatable)",
         )
+    if name in ANSWERING:
+        command.add_argument("--device", help='"cpu", "cuda:1", ... (default: an accelerator, if there is one)')
+        types = ("auto", "float32", "bfloat16", "float16")
+        command.add_argument("--dtype", choices=types, help="default: float32 on the CPU, elsewhere as it was saved")
     if name in OPENING:
         command.add_argument(
             "--trust-remote-code", action="store_true", help="run the modules that lie beside the checkpoint"

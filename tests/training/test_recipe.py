@@ -5,6 +5,7 @@ from dataclasses import MISSING, fields
 
 import pytest
 import torch
+import yaml
 from transformers import TrainingArguments, get_scheduler
 
 from xllm.training.recipe import RecipeError, find_recipe, load_recipe, shipped_recipes
@@ -157,6 +158,21 @@ def test_yaml_that_would_take_forever_is_refused_by_its_size(text, message, tmp_
         load_recipe(path)
 
 
+def test_nobody_is_left_out_where_a_variable_is_null_or_empty():
+    for given in ([], ["holdout=null"], ["holdout=[]"]):
+        read = load_recipe("spoken_digits", ["data_root=d", *given])
+        _, first, second = read.stages
+        assert first.data.train[0].exclude == {"take": [20, 21, 22, 23, 24]}
+        assert [one.name for one in second.evaluate] == ["new_takes"]
+    held = load_recipe("spoken_digits", ["data_root=d", "holdout=[ann, bob]"]).stages[1]
+    assert held.data.train[0].exclude["speaker"] == ["ann", "bob"]
+    assert [one.name for one in held.evaluate] == ["unknown_speaker", "new_takes"]
+    with pytest.raises(RecipeError, match="data_root is null, but is part of"):
+        load_recipe("spoken_digits", ["data_root=null"])
+    with pytest.raises(RecipeError, match="no row would be left where who is None"):
+        load_recipe(recipe(data={"train": [{"path": "a.csv", "where": {"who": None}}]}))
+
+
 def test_an_alias_may_be_used_many_times():
     assert load_recipe("spoken_digits", ["data_root=d"]).stages[2].data.augment  # `data: *speech`
     with pytest.raises(RecipeError, match="override 'model=.*: the value is not YAML of at most"):
@@ -190,9 +206,17 @@ def test_malformed_overrides(override):
         load_recipe(recipe(), [override])
 
 
+def needs(name: str) -> list[str]:
+    """Variables of a shipped recipe that have no value."""
+    raw = yaml.safe_load(find_recipe(name).read_text())
+    return [key for key, value in raw["vars"].items() if value is None]
+
+
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_shipped_recipes_are_valid(name):
     overrides = ["data_root=/data"] if name == "spoken_digits" else ["model=m", "train=[a.jsonl, b.csv]"]
+    if name.startswith("ablation_"):
+        overrides = ["model=m", *(f"{needed}=a.jsonl" for needed in needs(name))]
     read = load_recipe(name, overrides)
     assert read.source.endswith(f"{name}.yaml")
     if name.startswith("stage"):

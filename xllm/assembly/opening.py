@@ -11,23 +11,54 @@ class CheckpointError(ValueError):
     """A folder or Hub id is not an X-LLM checkpoint that can be opened."""
 
 
-def load_checkpoint(name_or_path: str, trust_remote_code: bool = False):
+def load_checkpoint(
+    name_or_path: str, trust_remote_code: bool = False, device: str | None = None, dtype: str | None = "auto"
+):
     """Model in eval mode and its processor, from a folder, a Hub id, or "id@revision" (branch, tag or commit).
 
     Args:
         trust_remote_code (`bool`): run the user's modules that lie beside the checkpoint; no other code is ever run.
+        device (`str`, *optional*): where the model goes, "cuda:1" say; default the CPU.
+        dtype (`str`, *optional*): "float32", "bfloat16", ...; "auto" for that of its weights, and `None` for the same
+            but float32 on the CPU. Interfaces are float32 in any case.
 
     Raises:
         CheckpointError: there is no such folder, it holds no X-LLM, or a file of it is missing or damaged.
+        ValueError: there is no such device.
     """
+    import torch
+
     from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
     from xllm.processing.processing_xllm import XLLMProcessor
 
+    place = _device(device or "cpu")
+    kind = dtype or ("float32" if place.type == "cpu" else "auto")
+    kind = kind if kind == "auto" else getattr(torch, kind)
     name, revision, config = open_config(name_or_path, trust_remote_code)
     with _checkpoint_errors(name_or_path):
-        model = XLLMForConditionalGeneration.from_pretrained(name, config=config, revision=revision)
+        model = XLLMForConditionalGeneration.from_pretrained(name, config=config, revision=revision, dtype=kind)
         processor = XLLMProcessor.from_pretrained(name, revision=revision)
-    return model.eval(), processor
+    return model.eval().to(place) if place.type != "cpu" else model.eval(), processor
+
+
+def default_device() -> str:
+    """Where commands that answer put the model unless they are told: the accelerator, if there is one."""
+    import torch
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if found is None else found.type
+
+
+def _device(name: str):
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device is {name!r}, which is no device here: {reason}") from error
+    return device
 
 
 def load_processor(name_or_path: str, trust_remote_code: bool = False):

@@ -90,7 +90,7 @@ class Chat:
 
 def run(args: argparse.Namespace) -> int:
     """One question, or a conversation over standard input."""
-    from xllm.assembly.opening import load_checkpoint, open_config
+    from xllm.assembly.opening import default_device, load_checkpoint, open_config
 
     options = media_options(open_config(args.model, args.trust_remote_code)[2].modalities)
     pending = []
@@ -98,7 +98,8 @@ def run(args: argparse.Namespace) -> int:
         if option not in (known := [f"--{name}" for name in options]):
             args.wrong_usage(f"argument {option}: this model takes {', '.join(known) or 'no media'}")
         pending.append({"type": options[option.removeprefix("--")], "path": file})
-    chat = Chat(*load_checkpoint(args.model, args.trust_remote_code), args)
+    place = args.device or default_device()
+    chat = Chat(*load_checkpoint(args.model, args.trust_remote_code, place, args.dtype), args)
     if args.question is not None:
         _answer(chat, args.question, pending)
         return 0

@@ -44,7 +44,7 @@ def _columns(pairs: list[str], option: str) -> dict[str, list[str]]:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
-    from xllm.assembly.opening import load_checkpoint, open_config
+    from xllm.assembly.opening import default_device, load_checkpoint, open_config
     from xllm.training.evaluation import check_evaluation, row_of_task, run_evaluation
     from xllm.training.media_rows import MediaRows, parts_of_rows
     from xllm.training.recipe import EvaluationSpec, SourceSpec
@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     sizes = {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size}
     spec = EvaluationSpec(name=args.task, task=args.task, data=[source], **sizes)
     sources = check_evaluation(spec, MediaRows(parts_of_rows(rows)))
-    model, processor = load_checkpoint(args.model, args.trust_remote_code)
+    place = args.device or default_device()
+    model, processor = load_checkpoint(args.model, args.trust_remote_code, place, args.dtype)
     folder = None if args.output is None else Path(args.output)
     found = run_evaluation(model, processor, spec, folder=folder, progress=True, sources=sources)
     if args.json:
