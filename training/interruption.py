@@ -140,6 +140,8 @@ class PatientWorkers(Trainer):
     def _get_dataloader(self, *args, **kwargs):
         loader = super()._get_dataloader(*args, **kwargs)
         base = getattr(loader, "base_dataloader", loader)
+        # Its own random numbers: how often a loader draws depends on its workers, and dropout would with it.
+        base.generator = torch.Generator().manual_seed(self.args.seed)
         base.worker_init_fn = self.worker_init(base.worker_init_fn)
         return loader
 
