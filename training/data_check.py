@@ -18,7 +18,7 @@ model, made the batch that it will be trained on.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from types import SimpleNamespace
@@ -39,7 +39,7 @@ from xllm.training.data import ChatDataset, read_stored
 from xllm.training.data_plan import DataPlan
 from xllm.training.media_rows import DataError
 from xllm.training.samples import Sample, Stored
-from xllm.training.sources import load_source
+from xllm.training.sources import iterate_source
 
 
 SAMPLING_RATE = 16_000  # Hz, of sounds that are decoded without a model
@@ -84,24 +84,28 @@ class Report:
     media_content: bytes = b""
 
 
-def read_group(plan: DataPlan, group: int) -> tuple[list[Sample], list[Report]]:
-    """The samples of a group, and a report of each row that is none."""
-    samples, bad = [], []
+def read_group(plan: DataPlan, group: int, on_bad: Callable[[Report], None]) -> Iterator[Sample]:
+    """The samples of a group, one by one; a report of each row, or whole file, that is none goes to `on_bad`."""
     for spec in plan.groups[group].sources:
         name = spec.name or str(spec.path)
+        found = 0
 
         def note(where: str, error: DataError, name: str = name) -> None:
+            nonlocal found
+            found += 1
             message = str(error).removeprefix(f"{where}: ")
             place = _FIELD.match(message)
             reason = "missing" if "no such file" in message else "row"
-            bad.append(Report(where, name, [Problem(reason, "" if place is None else place[1] or place[2], message)]))
+            on_bad(Report(where, name, [Problem(reason, (place[1] or place[2]) if place else "", message)]))
 
         try:
-            samples += load_source(spec, plan.groups[group].media, note)
+            for sample in iterate_source(spec, plan.groups[group].media, note):
+                found += 1
+                yield sample
         except DataError as error:  # of the whole file
-            if not any(report.source == name for report in bad):
-                note(name, error)
-    return samples, bad
+            note(name, error)
+        if not found:
+            note(name, DataError("no row is left"))
 
 
 class SampleChecker:
@@ -312,8 +316,3 @@ def _decode_to_the_end(source: Any) -> None:
                 for number, frame in enumerate(container.decode(stream), start=1):
                     if frame.is_corrupt:
                         raise MediaError(name, f"damaged video (frame {number})")
-
-
-def parts_of(sample: Sample) -> set[str]:
-    """Types of content part of a sample's media."""
-    return {part["type"] for part in sample.parts()} - {"text"}

@@ -28,7 +28,8 @@ class DataGroup:
     Args:
         title (`str`): for people, e.g. "stage 2 (speech), training data".
         stage (`str`): the same for what a stage is trained and evaluated on.
-        is_training (`bool`): whether it is trained on; `trained` (`list[str]`): the rows that the stage names.
+        is_training, is_streamed (`bool`): whether it is trained on; whether it is never read as a whole.
+        trained (`list[str]`): the rows that the stage names.
         sources (`list[SourceSpec]`), media (`MediaRows`): what is read, and what it may hold.
         collate (`dict`): arguments of the `XLLMDataCollator`, the processor aside.
     """
@@ -36,6 +37,7 @@ class DataGroup:
     title: str
     stage: str
     is_training: bool
+    is_streamed: bool
     trained: list[str]
     sources: list[SourceSpec]
     media: MediaRows
@@ -134,12 +136,18 @@ def _groups(spec: StageSpec, config, processor) -> list[DataGroup]:
             collate["text_tokenizer"] = stage_one_tokenizer(processor, None, spec.text_side, spec.text_tokenizer)
     of = "+".join(named) or ("text" if stage is Stage.TEXT else "all rows")
     name = f"stage {stage.value} ({of})"
-    groups = [DataGroup(f"{name}, training data", spec.folder, True, named, spec.data.train, media, collate)]
+    groups = [
+        DataGroup(
+            f"{name}, training data", spec.folder, True, spec.data.streaming, named, spec.data.train, media, collate
+        )
+    ]
     if spec.data.eval:
-        groups.append(DataGroup(f"{name}, evaluation loss", spec.folder, False, named, spec.data.eval, media, collate))
+        groups.append(
+            DataGroup(f"{name}, evaluation loss", spec.folder, False, False, named, spec.data.eval, media, collate)
+        )
     for evaluation in spec.evaluate:
         title = f"{name}, evaluation {evaluation.name}"
-        groups.append(DataGroup(title, spec.folder, False, named, evaluation.data, media, {}))
+        groups.append(DataGroup(title, spec.folder, False, False, named, evaluation.data, media, {}))
     return groups
 
 

@@ -6,12 +6,13 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
-from xllm.training.data_check import Problem, Report, SampleChecker, make_checker, parts_of, read_group
+from xllm.training.data_check import Problem, Report, SampleChecker, make_checker, read_group
 from xllm.training.data_plan import DataPlan
 from xllm.training.progress import ProgressLine
 from xllm.training.samples import Sample
@@ -127,9 +128,10 @@ class BadRows:
                 self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def close(self, is_whole: bool) -> None:
-        """Put the file in its place, or remove it."""
+        """Put the file in its place, or remove it; the first call decides."""
         if self.file is not None and self.partial is not None and self.path is not None:
             self.file.close()
+            self.file = None
             if is_whole:
                 os.replace(self.partial, self.path)
             else:
@@ -181,52 +183,70 @@ def check_data(
     Raises:
         OSError: `output` cannot be written.
     """
-    summaries = [Summary(group.title) for group in plan.groups]
-    rows, deaths, duplicates = BadRows(output), [], Duplicates()
-    is_whole = False
+    check = _Check(plan, output)
     try:
-        reading = ProgressLine("read", "group", len(plan.groups), stream)
-        samples: list[tuple[int, Sample]] = []
-        for index, group in enumerate(plan.groups):
-            found, bad = read_group(plan, index)
-            for report in [*bad, *_without_modality(plan, index, found)]:
-                summaries[index].add(report)
-                rows.add(group.title, report)
-            samples += [(index, sample) for sample in found]
-            reading.update(index + 1)
-        progress, bad_rows = ProgressLine("check", "row", len(samples), stream), 0
-        reports = map_tasks(SampleChecker, make_checker(plan), samples, workers, deaths.append)
-        for number, (task, report) in enumerate(zip(samples, _reports(samples, reports)), start=1):
-            index, group = task[0], plan.groups[task[0]]
-            summaries[index].same_media += duplicates.check(index, group.stage, group.is_training, report)
-            summaries[index].add(report)
-            if report.problems:
-                bad_rows += 1
-                rows.add(group.title, report)
-            progress.update(number, f"{bad_rows} bad", is_last=number == len(samples))
-        is_whole = True
+        tasks, total = check.tasks(stream)
+        progress, number = ProgressLine("check", "row", total, stream), 0
+        answers = map_tasks(SampleChecker, make_checker(plan), tasks, workers, check.deaths.append)
+        for number, ((group, sample), answer) in enumerate(answers, start=1):
+            check.take(group, sample, answer)
+            progress.update(number, f"{check.bad:,} bad")
+        progress.update(number, f"{check.bad:,} bad", is_last=True)
+        check.find_missing_modalities()
+        check.rows.close(is_whole=True)
     finally:
-        rows.close(is_whole)
-    return summaries, rows.first, deaths
+        check.rows.close(is_whole=False)
+    return check.summaries, check.rows.first, check.deaths
 
 
-def _reports(samples: list[tuple[int, Sample]], answers: Iterable[Any]) -> Iterator[Report]:
-    for (_, sample), answer in zip(samples, answers):
+class _Check:
+    """What has been found out so far."""
+
+    def __init__(self, plan: DataPlan, output: str | Path | None):
+        self.plan, self.bad = plan, 0
+        self.summaries = [Summary(group.title) for group in plan.groups]
+        self.wanted = [{group.media.names.get(name, name) for name in group.trained} for group in plan.groups]
+        self.held: list[set[str]] = [set() for _ in plan.groups]
+        self.duplicates, self.deaths, self.rows = Duplicates(), [], BadRows(output)
+
+    def tasks(self, stream: TextIO | None) -> tuple[Iterable[tuple[int, Sample]], int | None]:
+        """Samples with the number of their group, and how many there are; that is not known of what is streamed."""
+        numbers = range(len(self.plan.groups))
+        samples = ((n, sample) for n in numbers for sample in read_group(self.plan, n, partial(self.add, n)))
+        if any(group.is_streamed for group in self.plan.groups):
+            return samples, None
+        progress, found = ProgressLine("read", "row", None, stream), []
+        for sample in samples:
+            found.append(sample)
+            progress.update(len(found), f"{self.bad:,} bad")
+        return found, len(found)
+
+    def take(self, number: int, sample: Sample, answer: Any) -> None:
+        """Count a sample that was checked."""
+        group = self.plan.groups[number]
         if isinstance(answer, WorkerDied):
             message = f"two processes that checked it were {answer.how}"
             answer = Report(sample.where, sample.source, [Problem("crash", "", message)])
         elif isinstance(answer, TaskFailed):
             answer = Report(sample.where, sample.source, [Problem("sample", "", answer.error)])
-        yield answer
+        self.held[number] |= {part["type"] for part in sample.parts()}
+        self.summaries[number].same_media += self.duplicates.check(number, group.stage, group.is_training, answer)
+        self.add(number, answer)
 
+    def add(self, number: int, report: Report) -> None:
+        """Count a row, and write it down if it is bad."""
+        self.summaries[number].add(report)
+        if report.problems:
+            self.bad += 1
+            self.rows.add(self.plan.groups[number].title, report)
 
-def _without_modality(plan: DataPlan, index: int, samples: list[Sample]) -> Iterator[Report]:
-    """A report where no sample of a stage's training data holds a medium of the rows that it trains."""
-    group = plan.groups[index]
-    wanted = {group.media.names[name] for name in group.trained if name in group.media.names}
-    if group.is_training and wanted and samples and not any(wanted & parts_of(sample) for sample in samples):
-        message = f"none of {len(samples)} rows holds a medium that {' or '.join(group.trained)} reads"
-        yield Report(str(group.sources[0].path), "", [Problem("modality", "", message)])
+    def find_missing_modalities(self) -> None:
+        """A bad row where no sample of a stage's training data holds a medium of the rows that it trains."""
+        for number, group in enumerate(self.plan.groups):
+            rows = self.summaries[number].rows
+            if group.is_training and self.wanted[number] and rows and not self.wanted[number] & self.held[number]:
+                message = f"none of {rows:,} rows holds a medium that {' or '.join(group.trained)} reads"
+                self.add(number, Report(str(group.sources[0].path), "", [Problem("modality", "", message)]))
 
 
 __all__ = ["Summary", "check_data"]

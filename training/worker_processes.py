@@ -48,8 +48,8 @@ def map_tasks(
     tasks: Iterable[Any],
     workers: int,
     on_death: Callable[[str], None] = lambda how: None,
-) -> Iterator[Any]:
-    """`make(*arguments)(task)` of each task, in order of the tasks.
+) -> Iterator[tuple[Any, Any]]:
+    """`(task, make(*arguments)(task))` of each task, in order of the tasks.
 
     Args:
         make: importable by name; called once in each process. It and `arguments` are pickled.
@@ -58,14 +58,14 @@ def map_tasks(
         on_death: called with how a process died; its task is tried again in a fresh one.
 
     Yields:
-        results; `TaskFailed` for a task that raised, `WorkerDied` for one that two processes died of.
+        each task and its result: `TaskFailed` if it raised, `WorkerDied` if two processes died of it.
 
     Raises:
         ChildProcessError: processes die before they have begun.
     """
     if workers < 1:
         function = make(*arguments)
-        yield from (_answer(function, task) for task in tasks)
+        yield from ((task, _answer(function, task)) for task in tasks)
         return
     pool = _Pool(make, arguments, on_death)
     try:
@@ -163,7 +163,8 @@ class _Pool:
                 while worker.connection.poll():
                     answer = worker.connection.recv()
                     if worker.is_ready:
-                        results[worker.given.popleft()[0]] = answer
+                        place, task, _ = worker.given.popleft()
+                        results[place] = (task, answer)
                     worker.is_ready, self.false_starts = True, 0
             except (EOFError, OSError):
                 results.update(self._bury(worker))
@@ -187,7 +188,7 @@ class _Pool:
             place, task, tries = waiting.pop(0)
             if tries:
                 self.again.extendleft(reversed(waiting))
-                return {place: WorkerDied(how)}
+                return {place: (task, WorkerDied(how))}
             waiting.insert(0, (place, task, tries + 1))
         self.again.extendleft(reversed(waiting))
         return {}

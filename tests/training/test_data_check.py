@@ -11,7 +11,7 @@ from PIL import Image
 from worker_faults import fail_to_start, make_doubler
 
 from xllm.cli import main
-from xllm.training.data_check import LoadersAlone
+from xllm.training.data_check import LoadersAlone, SampleChecker, read_group
 from xllm.training.data_plan import plan_data
 from xllm.training.data_summary import check_data
 from xllm.training.worker_processes import TaskFailed, WorkerDied, map_tasks
@@ -147,6 +147,37 @@ def test_a_recipe_is_checked_stage_by_stage(files, tiny_checkpoint, capsys):
     assert "the stage is trained on it: " in capsys.readouterr().err
 
 
+def test_a_stream_is_checked_without_being_read_whole(files, tiny_checkpoint, capsys, monkeypatch):
+    rows = [ask(str(number)) for number in range(30)]
+    recipe = files / "recipe.yaml"
+    recipe.write_text(
+        f"model: {tiny_checkpoint}\noutput_dir: out\nstage: 2\ntrainer: {{max_steps: 5}}\n"
+        f"data: {{streaming: true, train: {write(files, [*rows, rows[3]])}}}\n"
+    )
+    ahead, order = 0, []
+    real = SampleChecker.__call__
+
+    def watch(self, task):
+        order.append(("check", task[1].where))
+        return real(self, task)
+
+    def read(*args):
+        for sample in read_group(*args):
+            order.append(("read", sample.where))
+            yield sample
+
+    monkeypatch.setattr(SampleChecker, "__call__", watch)
+    monkeypatch.setattr("xllm.training.data_summary.read_group", read)
+    assert main(["check", str(recipe), "--workers", "0", "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["groups"][0]["reasons"] == {"duplicate": 1}
+    assert "check: row 31, 1 bad, " in err
+    for what, _ in order:
+        ahead += 1 if what == "read" else -1
+        assert ahead <= 1
+    assert len(order) == 62
+
+
 def test_keys_that_nothing_reads_are_listed(files, capsys):
     row = ask("?", image="good.jpg")
     row["messages"][1]["wieght"] = 2
@@ -161,7 +192,9 @@ def test_keys_that_nothing_reads_are_listed(files, capsys):
 def test_a_killed_process_costs_one_task_and_is_reported(tmp_path):
     deaths = []
     tasks = [0, 1, "once", 3, "raise", "kill", *range(6, 12)]
-    answers = list(map_tasks(make_doubler, (str(tmp_path),), tasks, 2, deaths.append))
+    pairs = list(map_tasks(make_doubler, (str(tmp_path),), tasks, 2, deaths.append))
+    assert [task for task, _ in pairs] == tasks
+    answers = [answer for _, answer in pairs]
     assert isinstance(answers[4], TaskFailed)
     assert answers[4].error == "RuntimeError: a task that fails"
     assert answers[5] == WorkerDied("killed by SIGKILL")
