@@ -1,24 +1,19 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Model and data cards made of facts: what the checkpoint's files say, and nothing else."""
+"""Model cards made of facts: what the checkpoint's files say, and nothing else."""
 
 import json
-from collections import Counter
 from pathlib import Path
 
-from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from xllm.modeling_xllm.configuration_xllm import XLLMConfig
 from xllm.processing.media_kinds import MEDIA_KINDS
-from xllm.training.lineage import data_fingerprint
 from xllm.training.media_rows import parts_of_rows
-from xllm.training.recipe import SourceSpec
-from xllm.training.sources import load_source
 from xllm.training.stages import Stage
 from xllm.training.tasks import TASKS
 
 
 TEMPLATES = Path(__file__).parent
-SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
 def read_results(path: str | Path) -> list[dict]:
@@ -105,29 +100,4 @@ def model_card(
     )
 
 
-def dataset_card(path: str | Path, name: str, description: str, license: str | None = None, **source) -> DatasetCard:
-    """The card of a data file that `xllm train` reads: its title, first paragraph and licence ("cc-by-4.0").
-
-    `source` has further fields of `SourceSpec`, e.g. `modality="speech"` for a plain table.
-
-    Raises:
-        DataError: the file cannot be read; see `xllm.training.sources.load_source`.
-    """
-    samples = load_source(SourceSpec(path=str(path), **source))
-    messages = [message for sample in samples for message in sample.conversation(lambda n: 0)]
-    kinds = Counter(part["type"] for turn in messages for part in turn["content"] if part["type"] != "text")
-    size = next((label for limit, label in SIZE_CATEGORIES if len(samples) < limit), "n>1M")
-    data = DatasetCardData(license=license, size_categories=size, pretty_name=name, tags=["xllm", *sorted(kinds)])
-    return DatasetCard.from_template(
-        data,
-        template_path=str(TEMPLATES / "data_card.md"),
-        name=name,
-        description=description,
-        samples=len(samples),
-        media=", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none",
-        sha256=data_fingerprint(samples)["sha256"],
-        file=Path(path).name,
-    )
-
-
-__all__ = ["dataset_card", "model_card", "read_results"]
+__all__ = ["model_card", "read_results"]

@@ -20,8 +20,7 @@ from inspect import signature
 from typing import Any
 
 from xllm.assembly.processors import build_processor
-from xllm.assembly.tiny import small_config
-from xllm.assembly.tiny_tokenizer import train_sentencepiece
+from xllm.assembly.tiny import small_config, train_sentencepiece
 from xllm.modeling_xllm.configuration_xllm import XLLMConfig, default_modalities
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
 from xllm.processing.feature_extraction_xllm import XLLMFeatureExtractor

@@ -27,6 +27,7 @@ MAKING = ("init",)
 ANSWERING = ("chat", "evaluate")  # choose device and precision
 OPENING = ("check", "explain", "estimate", "train", "chat", "serve", "evaluate", "inspect", "convert", "push")
 COMMANDS = (*MAKING, "demo", "build-instructions", *OPENING)
+REPORTING = set(COMMANDS) - {"init", "explain", "serve"}
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -71,37 +72,31 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; each command module adds its own."""
+    """The parser of all commands; each command module declares its own arguments, and says what it does first."""
     parser = argparse.ArgumentParser(prog="xllm", description="Teach a frozen language model to see, hear and watch.")
     parser.add_argument("--version", action="version", version=f"xllm {xllm.__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=CommandParser)
     for name in COMMANDS:
         module = importlib.import_module(f"xllm.commands.{name.replace('-', '_')}")
-        command = module.add_parser(subparsers)
-        command.set_defaults(run=module.run)
+        brief = module.__doc__.split("\n")[0].partition("`: ")[2].rstrip(".")
+        command = subparsers.add_parser(name, help=brief, description=module.__doc__)
+        command.set_defaults(run=module.run, wrong_usage=command.error, module=[])
+        module.add_arguments(command)
+        if name in REPORTING:
+            command.add_argument("--json", action="store_true", help="print JSON instead of text, for programs")
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        _add_code_options(command, name)
+        if name in (*MAKING, *OPENING):
+            what = "Python file or module that adds a kind of media or a converter; it is imported first (repeatable)"
+            command.add_argument("--module", action="append", metavar="FILE_OR_NAME", help=what)
+        if name in ANSWERING:
+            command.add_argument("--device", help='"cpu", "cuda:1", ... (default: an accelerator, if there is one)')
+            types, what = ("auto", "float32", "bfloat16", "float16"), "default: float32 on the CPU, else as saved"
+            command.add_argument("--dtype", choices=types, help=what)
+        if name in OPENING:
+            what = "run the modules that lie beside the checkpoint"
+            command.add_argument("--trust-remote-code", action="store_true", help=what)
     return parser
-
-
-def _add_code_options(command: argparse.ArgumentParser, name: str) -> None:
-    command.set_defaults(module=[])
-    if name in (*MAKING, *OPENING):
-        command.add_argument(
-            "--module",
-            action="append",
-            metavar="FILE_OR_NAME",
-            help="Python file or module that adds a kind of media or a converter; it is imported first (repeatable)",
-        )
-    if name in ANSWERING:
-        command.add_argument("--device", help='"cpu", "cuda:1", ... (default: an accelerator, if there is one)')
-        types = ("auto", "float32", "bfloat16", "float16")
-        command.add_argument("--dtype", choices=types, help="default: float32 on the CPU, elsewhere as it was saved")
-    if name in OPENING:
-        command.add_argument(
-            "--trust-remote-code", action="store_true", help="run the modules that lie beside the checkpoint"
-        )
 
 
 def one_line(error: BaseException) -> str:

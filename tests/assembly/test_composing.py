@@ -22,7 +22,7 @@ from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 from xllm import ChatGLMConfig, ChatGLMForConditionalGeneration, ChatGLMTokenizer
 from xllm.assembly.composing import Towers, compose
 from xllm.assembly.opening import load_checkpoint
-from xllm.assembly.tiny_tokenizer import train_sentencepiece
+from xllm.assembly.tiny import train_sentencepiece
 
 
 LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

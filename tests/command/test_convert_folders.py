@@ -19,7 +19,7 @@ from xllm import (
     X2LConfig,
     XLLMForConditionalGeneration,
 )
-from xllm.assembly.tiny_tokenizer import train_sentencepiece
+from xllm.assembly.tiny import train_sentencepiece
 from xllm.cli import main
 from xllm.modeling_xllm.configuration_xllm import default_modalities
 from xllm.modeling_xllm.conversion.convert import convert

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from xllm import ChatGLMConfig, ChatGLMTokenizer, XLLMConfig
-from xllm.assembly.tiny_tokenizer import train_sentencepiece
+from xllm.assembly.tiny import train_sentencepiece
 from xllm.processing.processing_xllm import add_placeholder_tokens
 
 

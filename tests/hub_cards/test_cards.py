@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 from tiny import tiny_config
 
-from xllm.hub_cards.cards import dataset_card, model_card, read_results
+from xllm.hub_cards.cards import model_card, read_results
 
 
 ENTRY = {
@@ -77,14 +77,3 @@ def test_results_of_a_stage_of_the_demo_and_of_evaluate_are_read(tmp_path):
     (tmp_path / "results.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"results\.json: not a file of results"):
         read_results(tmp_path / "results.json")
-
-
-def test_a_data_card_counts_what_is_there(tmp_path):
-    for name in ("a.wav", "b.wav"):
-        (tmp_path / name).touch()
-    (tmp_path / "data.csv").write_text("file,text\na.wav,one\nb.wav,two\n")
-    card = dataset_card(tmp_path / "data.csv", "Digits", "Two recordings.", license="cc-by-4.0", modality="speech")
-    assert card.data.to_dict()["size_categories"] == "n<1K"
-    assert card.data.license == "cc-by-4.0"
-    for line in ("# Digits", "Two recordings.", "| samples | 2 |", "| media | 2 audio |"):
-        assert line in card.text

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer
 
 from xllm import ChatGLMTokenizer
-from xllm.assembly.tiny_tokenizer import train_sentencepiece
+from xllm.assembly.tiny import PUBLISHED, train_sentencepiece, train_text_pieces
 from xllm.processing.tokenization_chatglm import append_pieces
 
 
@@ -54,13 +54,12 @@ def published_encode(model_file, text: str, offset: int = 0) -> list[int]:
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("offset", [0, 20000])
-@pytest.mark.parametrize(
-    "kind", [{}, {"normalization": "nmt_nfkc"}, {"byte_fallback": False}, {"model_type": "bpe"}], ids=str
-)
-def test_ids_equal_sentencepiece(kind, text, offset, tmp_path):
-    model_file = train_sentencepiece(
-        SENTENCES, tmp_path, 160, **{"byte_fallback": True, "max_blank_length": 80, **kind}
-    )
+@pytest.mark.parametrize("byte_fallback", [True, False])
+@pytest.mark.parametrize("kind", [{}, {"normalization_rule_name": "nmt_nfkc"}, {"model_type": "bpe"}], ids=str)
+def test_ids_equal_sentencepiece(kind, byte_fallback, text, offset, tmp_path):
+    model_file = tmp_path / "ice_text.model"
+    trained = train_text_pieces(SENTENCES, 160, **{**PUBLISHED, **kind})
+    model_file.write_bytes(append_pieces(trained, byte_fallback=byte_fallback))
     tokenizer = ChatGLMTokenizer(str(model_file), num_image_tokens=offset)
     assert tokenizer(text, add_special_tokens=False)["input_ids"] == published_encode(model_file, text, offset)
 
@@ -326,10 +325,8 @@ def test_training_is_deterministic_and_checks_its_arguments(tmp_path):
     one = train_sentencepiece(SENTENCES, tmp_path / "a.model", 100, word_level=True).read_bytes()
     two = train_sentencepiece(SENTENCES, tmp_path / "b.model", 100, word_level=True).read_bytes()
     assert one == two
-    assert train_sentencepiece(SENTENCES, tmp_path, 100, model_type="bpe").name == "ice_text.model"
+    assert train_sentencepiece(SENTENCES, tmp_path, 100).name == "ice_text.model"
     with pytest.raises(ValueError, match="sentences: got none with text"):
         train_sentencepiece([" "], tmp_path)
     with pytest.raises(ValueError, match="vocab_size: got 20, expected at least"):
         train_sentencepiece(SENTENCES, tmp_path, 20)
-    with pytest.raises(ValueError, match="model_type: got 'bpe', expected 'unigram'"):
-        train_sentencepiece(SENTENCES, tmp_path, 100, model_type="bpe", word_level=True)

@@ -22,14 +22,8 @@ SOURCES = {
 }
 
 
-def add_parser(subparsers) -> argparse.ArgumentParser:
-    """Declare the command."""
-    parser = subparsers.add_parser(
-        "build-instructions",
-        help="instruction data from captions, transcripts and dialogues",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare its arguments."""
     parser.add_argument("output", metavar="OUT", help="folder to write")
     parser.add_argument("fields", nargs="*", metavar="SOURCE.KEY=VALUE", help="e.g. captions.text_column=title")
     parser.add_argument("--kind", action="append", required=True, help="one of the kinds, or all (repeatable)")
@@ -49,11 +43,9 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         "--licence", action="append", default=[], metavar="[SOURCE=]ID", help="of a source, or of all (repeatable)"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
-    return parser
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Build, and say what there is."""
     from xllm.training.instruction_files import ESPEAK, Output, build_instructions
     from xllm.training.instructions import KINDS, SPOKEN, TEMPLATES, Settings, read_templates
@@ -83,11 +75,10 @@ def run(args: argparse.Namespace) -> int:
     found = build_instructions(args.output, settings, Output(args.synthesiser or ESPEAK, args.refer, licences))
     if args.json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
-        return 0
+        return
     for kind, splits in found["samples"].items():
         sys.stdout.write(f"{kind}: " + ", ".join(f"{count:,} {split}" for split, count in splits.items()) + "\n")
     sys.stdout.write(f"wrote {args.output} ({found['media']:,} media, SHA-256 {found['sha256'][:16]})\n")
-    return 0
 
 
 def _sources(given: dict[str, list[str]], fields: list[str]) -> dict:

@@ -3,7 +3,7 @@
 
 KIND is what a row of the model reads: --image, --video and --speech for the paper's rows, others with --module;
 `xllm inspect MODEL` lists them. Without QUESTION it reads questions from standard input, one a line; `/KIND FILE` adds
-a file to the next question, `/new` starts over, `/quit` ends.
+a file to the next question, `/new` starts over, `/quit` ends. With --json, each answer is one line of JSON.
 """
 
 import argparse
@@ -12,18 +12,14 @@ import sys
 from typing import Any
 
 
-def add_parser(subparsers) -> argparse.ArgumentParser:
-    """Declare the command."""
-    parser = subparsers.add_parser("chat", help="ask about files; answers are streamed", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare its arguments."""
     parser.takes_media = True
     parser.add_argument("model", help="folder or Hub id of an X-LLM")
     parser.add_argument("question", nargs="?", help="one question; without it, an interactive chat")
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--sample", action="store_true", help="sample (top_p 0.7, temperature 0.95, as published)")
     parser.add_argument("--seed", type=int, default=0, help="seed of --sample")
-    parser.add_argument("--json", action="store_true", help="print {question, answer} as JSON instead of streaming")
-    parser.set_defaults(wrong_usage=parser.error)
-    return parser
 
 
 def media_options(modalities: dict) -> dict[str, str]:
@@ -88,7 +84,7 @@ class Chat:
         return new
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """One question, or a conversation over standard input."""
     from xllm.assembly.opening import default_device, load_checkpoint, open_config
 
@@ -102,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     chat = Chat(*load_checkpoint(args.model, args.trust_remote_code, place, args.dtype), args)
     if args.question is not None:
         _answer(chat, args.question, pending)
-        return 0
+        return
     while (line := _read_line()) is not None:
         command, _, rest = line.partition(" ")
         if command == "/quit":
@@ -121,7 +117,6 @@ def run(args: argparse.Namespace) -> int:
             except ValueError as error:  # a file that cannot be read ends the question, not the conversation
                 sys.stderr.write(f"{error}\n")
             pending = []
-    return 0
 
 
 def _answer(chat: Chat, question: str, media: list[dict]) -> None:

@@ -10,15 +10,12 @@ import json
 import sys
 
 
-def add_parser(subparsers) -> argparse.ArgumentParser:
-    """Declare the command."""
-    parser = subparsers.add_parser("check", help="find bad rows of data before training", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare its arguments."""
     add_data_options(parser, nargs="*")
     parser.add_argument("--workers", type=int, help="processes; default one per processor, 0: check in this process")
     parser.add_argument("--limit", type=int, help="only the first rows of each source")
     parser.add_argument("--output", metavar="FILE", help="write the bad rows there, as JSON lines")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    return parser
 
 
 def add_data_options(parser: argparse.ArgumentParser, nargs: str) -> None:

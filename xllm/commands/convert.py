@@ -12,19 +12,15 @@ import json
 import sys
 
 
-def add_parser(subparsers) -> argparse.ArgumentParser:
-    """Declare the command."""
-    what = "published weights (LAVIS, EVA-CLIP, the authors' .pth, ...) as a folder"
-    parser = subparsers.add_parser("convert", help=what, description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare its arguments."""
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help=".pth files, or one folder or Hub id")
     parser.add_argument("output", metavar="OUTPUT", help="folder to write")
     parser.add_argument("--kind", help="layout of a .pth file, e.g. eva or xllm-stage3; default by the names in it")
     parser.add_argument("--model", metavar="DIR", help="an X-LLM folder: OUTPUT is its copy with these weights")
-    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
-    return parser
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Write the folder."""
     from xllm.modeling_xllm.configuration_xllm import XLLMConfig
     from xllm.modeling_xllm.conversion.convert import convert, is_pth
@@ -37,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
     base = None if args.model is None else XLLMConfig.from_pretrained(args.model)
     if len(args.sources) == 1 and not is_pth(args.sources[0]):
         if base is None and (parts := _convert_language_model(args.sources[0], args.output)):
-            return _report(args, parts, {})
+            _report(args, parts, {})
+            return
         conversion = convert_folder(args.sources[0], base)
     else:
         conversion = convert(args.sources, args.kind, base)
@@ -45,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         write_parts(conversion, args.output)
     else:
         write_over(conversion, args.model, args.output)
-    return _report(args, summarize(conversion), conversion.left_out)
+    _report(args, summarize(conversion), conversion.left_out)
 
 
 def _convert_language_model(source: str, output: str) -> dict | None:
@@ -67,15 +64,14 @@ def _convert_language_model(source: str, output: str) -> dict | None:
     return {"language_model": {"parameters": model.num_parameters(), "from": [source]}}
 
 
-def _report(args: argparse.Namespace, parts: dict[str, dict], left_out: dict[str, list[str]]) -> int:
+def _report(args: argparse.Namespace, parts: dict[str, dict], left_out: dict[str, list[str]]) -> None:
     if args.json:
         report = {"output": args.output, "parts": parts, "left_out": left_out}
         sys.stdout.write(json.dumps(report, ensure_ascii=False) + "\n")
-        return 0
+        return
     for part, row in parts.items():
         sys.stdout.write(f"{part:24} {row['parameters']:>13,} parameters from {', '.join(row['from'])}\n")
     for source, names in left_out.items():
         shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
         sys.stdout.write(f"left out of {source}: {shown} ({len(names)})\n")
     sys.stdout.write(f"wrote {args.output}\n")
-    return 0

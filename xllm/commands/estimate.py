@@ -10,18 +10,15 @@ import sys
 from dataclasses import asdict
 
 
-def add_parser(subparsers) -> argparse.ArgumentParser:
-    """Declare the command."""
-    parser = subparsers.add_parser("estimate", help="memory, speed and hours of a recipe", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare its arguments."""
     parser.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as `xllm train` takes them")
     parser.add_argument("--steps", type=int, default=3, help="steps of each stage; the first is not counted")
     parser.add_argument("--devices", type=int, default=1, help="how many devices like this one the run will have")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Try the stages, and print a line for each."""
     from xllm.training.estimate import StageEstimate, estimate
 
@@ -40,4 +37,3 @@ def run(args: argparse.Namespace) -> int:
     else:
         what = "this device" if args.devices == 1 else f"{args.devices} devices like this one"
         sys.stdout.write(f"in all {hours:.3g} hours on {what}\n")
-    return 0

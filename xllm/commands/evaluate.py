@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 
-def add_parser(subparsers) -> argparse.ArgumentParser:
-    """Declare the command."""
-    parser = subparsers.add_parser("evaluate", help="error rate or accuracy on a data file", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare its arguments."""
     parser.add_argument("model", help="folder or Hub id of an X-LLM")
     parser.add_argument("--task", required=True, help="asr or caption (character error rate), qa (accuracy)")
     parser.add_argument("--data", required=True, metavar="FILE", help=".json, .jsonl, .csv, .tsv or .parquet")
@@ -24,8 +23,6 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--output", metavar="DIR", help="write every question, reference and answer there")
-    parser.add_argument("--json", action="store_true", help="print the figure as JSON")
-    return parser
 
 
 def _columns(pairs: list[str], option: str) -> dict[str, list[str]]:
@@ -42,7 +39,7 @@ def _columns(pairs: list[str], option: str) -> dict[str, list[str]]:
     return columns
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Evaluate and print."""
     from xllm.assembly.opening import default_device, load_checkpoint, open_config
     from xllm.training.evaluation import check_evaluation, row_of_task, run_evaluation
@@ -66,10 +63,9 @@ def run(args: argparse.Namespace) -> int:
     found = run_evaluation(model, processor, spec, folder=folder, progress=True, sources=sources)
     if args.json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
-        return 0
+        return
     errors = ""
     if found["metric"] == "cer":
         kinds = ", ".join(f"{found[kind]} {kind}" for kind in ("substitutions", "deletions", "insertions"))
         errors = f" ({kinds} in {found['reference']} characters; {100 * found['accuracy']:.1f} % without error)"
     sys.stdout.write(f"{args.task}: {found['metric']} {100 * found['value']:.2f} %, n = {found['n']}{errors}\n")
-    return 0

@@ -10,20 +10,17 @@ import os
 import sys
 from pathlib import Path
 
+from xllm.commands.check import add_data_options
 
-def add_parser(subparsers) -> argparse.ArgumentParser:
-    """Declare the command."""
-    from xllm.commands.check import add_data_options
 
-    parser = subparsers.add_parser("explain", help="one sample as the model gets it", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare its arguments."""
     add_data_options(parser, nargs="+")
     parser.add_argument("--stage", help="of a recipe: its folder or number (default: the first)")
     parser.add_argument("--html", metavar="FILE", help="write a page with the pictures and players")
-    parser.set_defaults(wrong_usage=parser.error)
-    return parser
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Show the sample."""
     from xllm.training.data_plan import plan_data
     from xllm.training.explain import explain, terminal_lines
@@ -41,4 +38,3 @@ def run(args: argparse.Namespace) -> int:
     if args.html is not None:
         write_page(Path(args.html), page(found))
         sys.stderr.write(f"wrote {args.html}\n")
-    return 0

@@ -6,9 +6,8 @@ import sys
 from copy import deepcopy
 
 
-def add_parser(subparsers) -> argparse.ArgumentParser:
-    """Declare the command."""
-    parser = subparsers.add_parser("init", help="compose a checkpoint from published towers", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare its arguments."""
     parser.add_argument("output", help="folder to write")
     parser.add_argument("--preset", choices=("tiny", "base", "chatglm-6b"), help="tiny: random weights, no download")
     parser.add_argument("--language-model", metavar="ID", help="a causal LM; ID may end in @revision")
@@ -28,7 +27,6 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         help="of new interfaces, e.g. 256x4; default BERT base (768x12), or the language model's if that is smaller",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of weights that are not loaded")
-    return parser
 
 
 def _pairs(values: list[str], option: str) -> dict[str, str]:
@@ -38,7 +36,7 @@ def _pairs(values: list[str], option: str) -> dict[str, str]:
     return pairs
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Write the checkpoint folder."""
     from transformers import set_seed
 
@@ -66,7 +64,6 @@ def run(args: argparse.Namespace) -> int:
             compose(towers, folder, args.modality, size, _pairs(args.reserve, "--reserve"))
         note = language_model_of(XLLMConfig.from_pretrained(folder)).note()
     sys.stdout.write((f"note: {note}\n" if note else "") + f"wrote {args.output}\n")
-    return 0
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -9,12 +9,9 @@ import json
 import sys
 
 
-def add_parser(subparsers) -> argparse.ArgumentParser:
-    """Declare the command."""
-    parser = subparsers.add_parser("inspect", help="modalities, parameters, what each stage trains")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare its arguments."""
     parser.add_argument("model", help="folder or Hub id of an X-LLM")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser
 
 
 def describe(model) -> dict:
@@ -47,14 +44,14 @@ def describe(model) -> dict:
     return {**facts, "modalities": rows, "parameters": parameters, "trainable_in_stage": stages}
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Print the description of a model."""
     from xllm.assembly.opening import load_skeleton
 
     report = describe(load_skeleton(args.model, args.trust_remote_code))
     if args.json:
         sys.stdout.write(json.dumps(report, indent=2) + "\n")
-        return 0
+        return
     lines = [f"{args.model}: {'stage ' + str(report['stage']) if report['stage'] else 'no stage trained yet'}"]
     lines += [
         f"  {name:<10} {row['part']:<8} {row['input']:<20} -> {row['encoder'] or 'features'} -> {row['converter']}"
@@ -72,4 +69,3 @@ def run(args: argparse.Namespace) -> int:
         counts = f"{samples}{' samples' * isinstance(samples, int)}, {entry['frozen']['tensors']} tensors frozen"
         lines.append(f"stage {entry['stage']} of {', '.join(entry['modalities'])}: {counts}")
     sys.stdout.write("\n".join(lines) + "\n")
-    return 0

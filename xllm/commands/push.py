@@ -1,5 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""`xllm push MODEL REPO [--stage N]`: a stage as one commit with weights, code, processor and card, and a tag, stageN.
+"""`xllm push MODEL REPO [--stage N]`: publish a stage: one commit with weights, code, processor and card, and a tag.
 
 Towers that came from the Hub are named by id and commit, not stored; those from local folders are. What is no part of
 a checkpoint stays here, and is named. A push that was interrupted can be repeated.
@@ -10,9 +10,8 @@ import json
 import sys
 
 
-def add_parser(subparsers) -> argparse.ArgumentParser:
-    """Declare the command."""
-    parser = subparsers.add_parser("push", help="publish a stage on the Hub", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare its arguments."""
     parser.add_argument("model", help="folder of a checkpoint, or of a run with several stages")
     parser.add_argument("repo", help="user/name on the Hub; made if it does not exist")
     parser.add_argument("--stage", type=int, choices=(0, 1, 2, 3), help="which one (default: the checkpoint's)")
@@ -22,11 +21,9 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     parser.add_argument("--private", action="store_true", help="make the repository private")
     parser.add_argument("--license", help="licence of what is stored, for the card, e.g. apache-2.0")
     parser.add_argument("--results", metavar="FILE", help="measured results for the card (default: results.json)")
-    parser.add_argument("--json", action="store_true", help="print {repo, commit, url} as JSON")
-    return parser
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Push, and say how to load it."""
     from xllm.hub_cards.publish import publish
 
@@ -37,4 +34,3 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(report) + "\n")
     else:
         sys.stdout.write(f"pushed {commit.commit_url}\nask it: xllm chat {args.repo}@{commit.oid[:12]}\n")
-    return 0

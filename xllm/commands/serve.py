@@ -11,18 +11,16 @@ import socket
 import sys
 
 
-def add_parser(subparsers) -> argparse.ArgumentParser:
-    """Declare the command."""
-    parser = subparsers.add_parser("serve", help="OpenAI-compatible server", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare its arguments."""
     parser.add_argument("model", help="folder or Hub id of an X-LLM")
     parser.add_argument("--host", default="localhost", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0, ...")
     parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16, float16")
-    return parser
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Check everything that can be checked before the model is loaded, then serve until interrupted."""
     from safetensors import SafetensorError
     from transformers.utils.import_utils import is_serve_available
@@ -41,7 +39,6 @@ def run(args: argparse.Namespace) -> int:
         raise CheckpointError(f"{args.model}: cannot open the checkpoint: {error}") from error
     sys.stderr.write(f"serving {args.model} on http://{args.host}:{args.port}/v1\n")
     server.run()
-    return 0
 
 
 def _check_port(host: str, port: int) -> None:

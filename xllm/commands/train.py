@@ -6,20 +6,17 @@ import json
 import sys
 
 
-def add_parser(subparsers) -> argparse.ArgumentParser:
-    """Declare the command."""
-    parser = subparsers.add_parser("train", help="run the stages of a recipe", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare its arguments."""
     parser.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="e.g. output_dir=runs/a trainer.max_steps=100"
     )
     parser.add_argument("--check", action="store_true", help="only check recipe, model and data; train nothing")
     parser.add_argument("--resume", action="store_true", help="go on where a run in this output_dir has stopped")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    return parser
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Check everything, then train."""
     from xllm.training.train import check, train, write_summary
 
@@ -27,14 +24,13 @@ def run(args: argparse.Namespace) -> int:
     if args.check:
         stages = check(args.recipe, args.overrides, **how)
         sys.stdout.write("".join(f"{line}\n" for line in stages))
-        return 0
+        return
     result = train(args.recipe, args.overrides, **how)
     if not args.json:
         write_summary(result, sys.stdout)
-        return 0
+        return
     report = [
         {"checkpoint": str(stage.folder), "log": stage.log, "evaluations": stage.evaluations, "skipped": stage.skipped}
         for stage in result.stages
     ]
     sys.stdout.write(json.dumps({"stages": report}, indent=2, ensure_ascii=False) + "\n")
-    return 0

@@ -18,7 +18,7 @@ import sentencepiece
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from xllm.assembly.tiny_tokenizer import WRAPPER_PIECES, train_text_pieces
+from xllm.assembly.tiny import WRAPPER_PIECES, train_text_pieces
 from xllm.demo.questions import NUMBER_WORDS, TASKS, Facts, answer, random_question
 from xllm.processing.tokenization_chatglm import ChatGLMTokenizer, append_pieces
 

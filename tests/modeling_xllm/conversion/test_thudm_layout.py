@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from xllm import ChatGLMConfig, ChatGLMForConditionalGeneration, ChatGLMTokenizer
-from xllm.assembly.tiny_tokenizer import train_sentencepiece
+from xllm.assembly.tiny import train_sentencepiece
 from xllm.modeling_xllm.conversion.thudm_layout import save_thudm_checkpoint
 from xllm.modeling_xllm.modeling_chatglm import chatglm_positions
 
