@@ -24,6 +24,7 @@ from xllm.processing.media_sources import MediaError, describe_source
 from xllm.processing.video_decoding import Frames
 from xllm.training.augmentation import Augmentation
 from xllm.training.lineage import data_fingerprint
+from xllm.training.long_media import LongMedia
 from xllm.training.media_rows import DataError, media_rows
 from xllm.training.recipe import SourceSpec
 from xllm.training.samples import Sample, Stored
@@ -61,6 +62,7 @@ class ChatDataset(Dataset):
         cache_media (`bool` or `dict`): keep decoded media in memory (once per worker); a dict is shared by the data
             sets that get it, of one processor.
         seed (`int`): of prompts, captions, augmentation and of which samples a fractional weight takes.
+        long_media (`LongMedia`, *optional*): what happens to sounds that are too long; default nothing.
     """
 
     def __init__(
@@ -72,7 +74,9 @@ class ChatDataset(Dataset):
         on_error: str = "raise",
         cache_media: bool | dict = False,
         seed: int = 0,
+        long_media: LongMedia | None = None,
     ):
+        self.long_media = LongMedia() if long_media is None else long_media
         self._weights = [1.0] * len(sources) if weights is None else list(weights)
         reads_features = isinstance(processor.feature_extractor, XLLMCIFFeatureExtractor)
         if reads_features and augmentation is not None and augmentation.handles("waveform"):
@@ -126,6 +130,11 @@ class ChatDataset(Dataset):
             drawn = np.sort(rng.permutation(indices)[:extra])
             order.append(np.concatenate([np.tile(indices, int(weight)), drawn]))
         self._order, self._drawn = np.concatenate(order), epoch
+
+    @property
+    def order(self) -> np.ndarray:
+        """For each place of the epoch, which of `samples` comes there."""
+        return self._order
 
     def __len__(self) -> int:
         return len(self._order)
@@ -187,7 +196,10 @@ class ChatDataset(Dataset):
 
     def _decode(self, sample: Sample, rng: np.random.Generator) -> list[dict]:
         messages = sample.conversation(lambda n: int(rng.integers(n)))
-        return [{**turn, "content": [self.decode_part(part, rng) for part in turn["content"]]} for turn in messages]
+        return [{**turn, "content": self._decode_parts(turn["content"], rng)} for turn in messages]
+
+    def _decode_parts(self, parts: list[dict], rng: np.random.Generator) -> list[dict]:
+        return [one for part in parts for one in self.long_media.apply(self.decode_part(part, rng), rng)]
 
     def decode_part(self, part: dict, rng: np.random.Generator) -> dict:
         """A content part with its medium decoded, cut to its span and augmented; text as it is.

@@ -120,7 +120,14 @@ def data_fingerprint(samples: Iterable[Sample]) -> dict:
         if sample.messages is None:
             content = [[_portable(part) for part in sample.media], sample.prompts, sample.answers]
         else:
-            content = [[turn["role"], [_portable(part) for part in turn["content"]]] for turn in sample.messages]
+            content = [
+                [
+                    turn["role"],
+                    [_portable(part) for part in turn["content"]],
+                    *([turn["loss"]] if "loss" in turn else []),
+                ]
+                for turn in sample.messages
+            ]
         digest.update(json.dumps(content, ensure_ascii=False).encode() + b"\n")
     names = [name for name in dict.fromkeys(sources) if name]
     return {"names": names, "samples": len(sources), "sha256": digest.hexdigest()}

@@ -16,6 +16,7 @@ from xllm.training.adapters import begin_lora
 from xllm.training.augmentation import Augmentation
 from xllm.training.data import ChatDataset
 from xllm.training.evaluation import check_evaluation
+from xllm.training.long_media import LongMedia
 from xllm.training.media_rows import DataError, MediaRows, media_rows
 from xllm.training.optim_groups import entry_of_each
 from xllm.training.recipe import RecipeError, StageSpec
@@ -71,8 +72,10 @@ def prepare(model, processor, spec: StageSpec, seed: int, media: dict | None = N
     check_reset(model.config, spec.reset, modalities)
     if stage is not Stage.CONVERT:
         check_optim(model, spec)
+    _spread(spec)
     augmentation = Augmentation.from_spec(spec.data.augment)
     common = {"processor": processor, "modalities": modalities, "on_error": spec.data.on_error, "seed": seed}
+    common["long_media"] = LongMedia(spec.data.max_seconds, spec.data.long_audio)
     common["cache_media"] = spec.data.cache_media and (True if media is None else media)
     train_set = _training_set(spec, augmentation, common)
     if isinstance(train_set, ChatDataset):
@@ -88,6 +91,12 @@ def prepare(model, processor, spec: StageSpec, seed: int, media: dict | None = N
     except (TypeError, ValueError) as error:
         raise RecipeError(f"stage {stage.value}: trainer: {error}") from error
     return prepared
+
+
+def _spread(spec: StageSpec) -> None:
+    """What holds for all data of a stage is put into its sources that do not say otherwise."""
+    for source in [*spec.data.train, *spec.data.eval, *(one for task in spec.evaluate for one in task.data)]:
+        source.normalize_text = spec.data.normalize_text if source.normalize_text is None else source.normalize_text
 
 
 def _training_set(spec: StageSpec, augmentation: Augmentation, common: dict) -> ChatDataset | StreamingDataset:

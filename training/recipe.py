@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from xllm.training.adapters import LoraSpec
-from xllm.training.optim_groups import OptimSpec, check_settings
+from xllm.training.optim_groups import OptimSpec
+from xllm.training.recipe_checks import check_stage
 from xllm.training.recipe_values import (
     NEEDED,
     STAGE_DEFAULTS,
@@ -37,7 +38,7 @@ from xllm.training.recipe_values import (
     substitute,
 )
 from xllm.training.stages import resolve_stage
-from xllm.training.strict import RecipeError, build, check_argument, check_choice
+from xllm.training.strict import RecipeError, build
 
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -60,6 +61,8 @@ class SourceSpec:
         media_root (`str`): folder of relative media paths; default the folder of `path`.
         weight (`float`): how often each sample is seen per epoch, on average; 0.5 is every other one.
         limit (`int`): only the first rows, after `where` and `exclude`.
+        normalize_text (`str`): spelling of answers (`xllm.training.text_normalizers`), "none" for as they are; default
+            that of `data`.
         name (`str`): for messages and logs; default the file's name.
     """
 
@@ -78,6 +81,7 @@ class SourceSpec:
     media_root: str | None = None
     weight: float = 1.0
     limit: int | None = None
+    normalize_text: str | None = None
     name: str | None = None
 
 
@@ -95,6 +99,10 @@ class DataSpec:
         shuffle_buffer (`int`): of a stream: rows of each rank that are shuffled among each other, kept in memory.
         max_length (`int`): tokens of a sample; older turns are cut from the left, media and the last question never.
         loss_on (`str`): "last" turn of the assistant, or "all" of them.
+        max_seconds (`float`): of a sound (default 60, null for no limit); `long_audio` says what happens to a longer
+            one: "raise", "chunk" or "window" (`xllm.training.long_media`).
+        one_modality (`bool`): batches whose samples hold the same kinds of media.
+        normalize_text (`str`): spelling of the answers of all sources that do not say otherwise, of evaluations too.
     """
 
     train: list[SourceSpec] = field(default_factory=list, metadata={"of": SourceSpec})
@@ -106,6 +114,10 @@ class DataSpec:
     shuffle_buffer: int = 10_000
     max_length: int | None = None
     loss_on: str = "last"
+    max_seconds: float | None = 60.0
+    long_audio: str = "raise"
+    one_modality: bool = False
+    normalize_text: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -264,44 +276,10 @@ def _check(recipe: Recipe, source: str) -> None:
         raise RecipeError(f"{source}: give exactly one of `model` (folder or Hub id of an X-LLM) and `init`")
     for index, stage in enumerate(recipe.stages):
         where = f"{source}: stages.{index}"
-        try:
-            resolve_stage(stage.stage)
-        except ValueError as error:
-            raise RecipeError(f"{where}.{error}") from error
-        if not stage.data.train:
-            raise RecipeError(f"{where}.data.train is empty: give at least one source")
-        for name, value in stage.trainer.items():
-            stage.trainer[name] = check_argument(f"{where}.trainer", name, value)
-        check_settings(where + ".optim", stage.optim)
-        if stage.data.streaming:
-            _check_stream(where, stage)
-        stage.evaluate = [evaluation for evaluation in stage.evaluate if evaluation.when]
-        for source in [*stage.data.train, *stage.data.eval, *(s for one in stage.evaluate for s in one.data)]:
-            source.exclude = {column: value for column, value in source.exclude.items() if value not in (None, [])}
-            if empty := [column for column, value in source.where.items() if value in (None, [])]:
-                raise RecipeError(f"{where}: no row would be left where {empty[0]} is {source.where[empty[0]]!r}")
-        check_choice(where + ".data.on_error", stage.data.on_error, ("raise", "skip"))
-        check_choice(where + ".data.loss_on", stage.data.loss_on, ("last", "all"))
+        check_stage(where, stage)
     folders = [stage.folder for stage in recipe.stages]
     if len(set(folders)) < len(folders):
         raise RecipeError(f"{source}: two stages would write to {', '.join(sorted(folders))}; give each a `name`")
-
-
-def _check_stream(where: str, stage: StageSpec) -> None:
-    steps = stage.trainer.get("max_steps", -1)
-    if steps < 1:
-        raise RecipeError(
-            f"{where}.trainer.max_steps is {steps}; a stream has no end, give a number of steps, at least 1"
-        )
-    if stage.data.cache_media:
-        raise RecipeError(f"{where}.data: cache_media keeps all media in memory, streaming none; choose one of them")
-    if stage.data.shuffle_buffer < 1:
-        raise RecipeError(
-            f"{where}.data.shuffle_buffer is {stage.data.shuffle_buffer}, expected a number of rows, at least 1"
-        )
-    for name in ("train_sampling_strategy", "num_train_epochs", "dataloader_drop_last"):
-        if name in stage.trainer:
-            raise RecipeError(f"{where}.trainer.{name} has no effect on a stream; leave it out")
 
 
 __all__ = [

@@ -218,6 +218,7 @@ def make_trainer(
         callbacks=callbacks,
     )
     trainer.title = prepared.title
+    trainer.one_modality = data.one_modality
     trainer.remove_callback(PrinterCallback)  # prints to standard output, which belongs to the results
     return trainer
 

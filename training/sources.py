@@ -17,6 +17,7 @@ from xllm.training.recipe import SourceSpec
 from xllm.training.row_files import Opened, open_source, read_rows
 from xllm.training.row_forms import FORMS, NOTES, Form, read_row
 from xllm.training.samples import Row, Sample
+from xllm.training.text_normalizers import normalizer
 
 
 logger = logging.get_logger(__name__)
@@ -85,6 +86,7 @@ def sample_of(spec: SourceSpec, where: str, columns: Any, media: MediaRows, open
     sample = read_row(spec, where, row, media)
     sample.source = opened.name
     _place_media(sample, media, opened)
+    _normalize(spec, sample)
     sample.unread = frozenset(row.unread - NOTES)
     return sample
 
@@ -130,6 +132,19 @@ def _place_media(sample: Sample, media: MediaRows, opened: Opened) -> None:
                 part[key] = {**held, "path": _placed(sample.where, key, held["path"], opened)}
             elif isinstance(held, str):
                 part[key] = _placed(sample.where, key, held, opened)
+
+
+def _normalize(spec: SourceSpec, sample: Sample) -> None:
+    """Answers in the spelling that the source asks for."""
+    if spec.normalize_text in (None, "none"):
+        return
+    normalize = normalizer(spec.normalize_text)
+    sample.answers = [normalize(answer) for answer in sample.answers]
+    said = [part for turn in sample.messages or () if turn["role"] == "assistant" for part in turn["content"]]
+    for part in said:
+        part["text"] = normalize(part["text"])
+    if not all([*sample.answers, *(part["text"] for part in said)]):
+        raise DataError(f"{sample.where}: nothing is left of an answer after normalize_text: {spec.normalize_text}")
 
 
 def _placed(where: str, key: str, name: Any, opened: Opened) -> Any:

@@ -59,7 +59,7 @@ class StreamingDataset(IterableDataset):
 
     Args:
         sources (`list[StreamSource]`).
-        processor, augmentation, seed: see `ChatDataset`.
+        processor, augmentation, seed, long_media: see `ChatDataset`.
         weights (`list[float]`, *optional*): a source's share of the draws; 3 and 1: three samples of four come from
             the first, whatever the sizes are. Default 1. Each source passes through its epochs by itself.
         on_error (`str`): "raise", or "skip" rows that cannot be used and what is left of a damaged file; both are
@@ -76,12 +76,13 @@ class StreamingDataset(IterableDataset):
         on_error: str = "raise",
         seed: int = 0,
         shuffle_buffer: int = 10_000,
+        long_media=None,
     ):
         self.sources, self.on_error, self.seed = list(sources), on_error, seed
         self.weights = [1.0] * len(self.sources) if weights is None else list(map(float, weights))
         if len(self.weights) != len(self.sources) or any(weight <= 0 for weight in self.weights):
             raise DataError(f"weights must be {len(self.sources)} positive numbers; got {self.weights}")
-        self.decoder = ChatDataset([[]], processor, augmentation=augmentation, seed=seed)
+        self.decoder = ChatDataset([[]], processor, augmentation=augmentation, seed=seed, long_media=long_media)
         self.collate: Callable[[list[dict]], Any] = _plain
         self.window = max(shuffle_buffer // LANES, 1)
         self.rank, self.ranks, self.batch_size, self.workers = 0, 1, 1, 0

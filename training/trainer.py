@@ -11,8 +11,10 @@ import torch
 from torch.nn import functional as F
 
 from xllm.modeling_xllm.stage_checkpoints import adapted_layers
+from xllm.training.batching import GroupedSampler
 from xllm.training.checkpoints import WholeCheckpoints
 from xllm.training.collator import IGNORE
+from xllm.training.data import ChatDataset
 from xllm.training.guards import Guards
 from xllm.training.lineage import FreezeReceipt
 from xllm.training.optim_groups import OptimSpec, split_groups
@@ -32,6 +34,7 @@ class XLLMTrainer(Guards, StreamTrainer, WholeCheckpoints):
         self._losses: defaultdict[str, list[float]] = defaultdict(list)  # since the last entry of the log
         self._logits: torch.Tensor | None = None
         self.receipt: FreezeReceipt | None = None  # made when training starts, unless one is given
+        self.one_modality = False  # batches of samples with the same kinds of media, see `GroupedSampler`
         self.groups: list[OptimSpec] = []  # learning rates and weight decay by names of parameters
 
     def train(self, *args, **kwargs):
@@ -59,6 +62,16 @@ class XLLMTrainer(Guards, StreamTrainer, WholeCheckpoints):
         own = self.model if model is None else model
         if adapted_layers(own):
             own.load_adapter_weights(resume_from_checkpoint)
+
+    def _get_train_sampler(self, train_dataset=None):
+        data = self.train_dataset if train_dataset is None else train_dataset
+        strategy = self.args.train_sampling_strategy
+        by_length = strategy == "group_by_length"
+        if not isinstance(data, ChatDataset) or not (by_length or self.one_modality or strategy == "batch_rebalance"):
+            return super()._get_train_sampler(train_dataset)
+        if strategy not in ("random", "group_by_length"):
+            raise ValueError(f"train_sampling_strategy: {strategy} needs lengths as a column; choose group_by_length")
+        return GroupedSampler(data, self.args.train_batch_size, by_length, self.one_modality)
 
     def _keep_logits(self, head, inputs, output: torch.Tensor) -> None:
         self._logits = output.detach()
