@@ -134,6 +134,8 @@ class ChatDataset(Dataset):
     @property
     def order(self) -> np.ndarray:
         """For each place of the epoch, which of `samples` comes there."""
+        if self.epoch != self._drawn:
+            self._draw(self.epoch)
         return self._order
 
     def __len__(self) -> int:
@@ -150,12 +152,10 @@ class ChatDataset(Dataset):
         return self._item(index, attempt + 1)
 
     def _item(self, index: int, first: int) -> dict:
-        epoch = self.epoch
-        if epoch != self._drawn:
-            self._draw(epoch)
-        for attempt in range(first, len(self._order)):
-            rng = np.random.default_rng([self.seed, epoch, index, 1, *([attempt] if attempt else [])])
-            place = int(self._order[(index + attempt) % len(self._order)])
+        order = self.order
+        for attempt in range(first, len(order)):
+            rng = np.random.default_rng([self.seed, self._drawn, index, 1, *([attempt] if attempt else [])])
+            place = int(order[(index + attempt) % len(order)])
             try:
                 return {**self.item(self.samples[place], rng), "data": self, "place": (index, attempt, place)}
             except Exception as error:  # noqa: BLE001  # of any kind: decoders are other libraries'
