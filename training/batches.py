@@ -12,7 +12,7 @@ from xllm.training.collator import IGNORE, XLLMDataCollator
 from xllm.training.data import SampleError, describe
 
 
-NOTES = "notes"  # key of a batch: {"where": places of its samples}
+NOTES = "notes"  # key of a batch: {"where": places of its samples, "source": names of their sources}
 
 
 class NamedBatches:
@@ -41,7 +41,10 @@ class NamedBatches:
             except Exception as error:
                 where = ", ".join(str(sample.get("where", "a sample")) for sample in samples)
                 raise SampleError(f"{where}: no batch together: {describe(error)}") from error
-        return {**batch, NOTES: {"where": [str(sample.get("where", "?")) for sample in samples]}}
+        return {
+            **batch,
+            NOTES: {key: [str(sample.get(key, "?")) for sample in samples] for key in ("where", "source")},
+        }
 
     def _batch(self, samples: Sequence[dict]) -> dict[str, Any]:
         batch = self.collator(samples)

@@ -171,12 +171,17 @@ def _fail_if_interfaces_would_be_lost(model: nn.Module, trained: Iterable[str]) 
         )
 
 
+def part_of_parameter(name: str) -> str:
+    """The part of an X-LLM or a stage-1 model that a parameter belongs to: "interfaces.image", a tower, a head."""
+    path = name.removeprefix("model.").split(".")
+    return ".".join(path[:2]) if path[0] == "interfaces" else part_of(name)
+
+
 def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Part -> (trained parameters, parameters); each interface and each head is a part of its own."""
     counts: dict[str, tuple[int, int]] = {}
     for name, parameter in model.named_parameters():
-        path = name.removeprefix("model.").split(".")
-        part = ".".join(path[:2]) if path[0] == "interfaces" else part_of(name)
+        part = part_of_parameter(name)
         trained, total = counts.get(part, (0, 0))
         size = parameter.numel()
         counts[part] = (trained + size * parameter.requires_grad, total + size)
@@ -201,4 +206,4 @@ def frozen_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 __all__ = ["LANGUAGE_MODEL", "Stage", "StageError", "adapter_parameters", "freeze_for_stage", "frozen_tensors"]
-__all__ += ["count_parameters", "resolve_modalities", "resolve_stage"]
+__all__ += ["count_parameters", "part_of_parameter", "resolve_modalities", "resolve_stage"]

@@ -3,6 +3,7 @@
 
 import io
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +21,7 @@ from xllm.training.recipe import EvaluationSpec, RecipeError, SourceSpec
 from xllm.training.sources import DataError, read_rows
 from xllm.training.stages import LANGUAGE_MODEL, StageError, freeze_for_stage
 from xllm.training.train import check, run_stage, train, write_summary
-from xllm.training.trainer import losses_by_modality
+from xllm.training.watch import losses_of_rows, modalities_of_rows
 
 
 QUICK = {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-2}
@@ -295,13 +296,13 @@ def test_losses_by_modality_by_hand():
     config = SimpleNamespace(
         modalities={"image": SimpleNamespace(token_id=1), "speech": SimpleNamespace(token_id=None)}
     )
-    inputs = {
-        "input_ids": torch.tensor([[1, 0, 2], [0, 0, 2], [0, 0, 0]]),
-        "labels": torch.tensor([[-100, -100, 2], [-100, 0, 2], [-100, -100, -100]]),
-    }
+    input_ids = torch.tensor([[1, 0, 2], [0, 0, 2], [0, 0, 0]])
+    labels = torch.tensor([[-100, -100, 2], [-100, 0, 2], [-100, -100, -100]])
     logits = torch.tensor([[0.0, 0, 0], [50, 0, 0], [0, 0, 50]])
-    found = losses_by_modality(config, inputs, logits)
-    assert found == [("image", pytest.approx(1.0986, abs=1e-4)), ("text", pytest.approx(0.0, abs=1e-4))]
+    assert modalities_of_rows(config, input_ids) == ["image", "text", "text"]
+    *losses, without_target = losses_of_rows(labels, logits).tolist()
+    assert losses == [pytest.approx(1.0986, abs=1e-4), pytest.approx(0.0, abs=1e-4)]
+    assert math.isnan(without_target)
 
 
 def test_progress_lines():
