@@ -37,7 +37,7 @@ from xllm.modeling_xllm import modeling_xllm
 
 MOST = 1e-6
 STEPS = 8  # of one model, before another is built
-RATE = 0.5  # large: an update must not drown in the rounding of the weights
+RATE = 2.0  # large: an update must not drown in the rounding of the weights
 ROWS = mixed_rows()
 # Name -> stage, modalities, what is trained besides.
 TASKS = {

@@ -255,7 +255,7 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
         modules = [module for module in (tower, interface, owner) if module is not None]
         if not any(map(self._takes_all, modules)):
             return None
-        weight = interface.adapter.weight
+        weight = next(interface.parameters())  # by name ZeRO-3 would collect it, here alone
         mask = None if row.num_frames is None else torch.ones(1, 1, dtype=torch.bool, device=weight.device)
         with _without_traces(modules, weight.device):
             if tower is None or not self._takes_all(tower):

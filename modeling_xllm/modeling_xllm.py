@@ -129,7 +129,7 @@ class XLLMModel(XLLMEncoderModel):
             ValueError: placeholders and media disagree; the message names modality and both numbers.
         """
         shape = (*input_ids.shape, self.config.get_text_config().hidden_size)
-        dtype = self.get_input_embeddings().weight.dtype  # the rest of it may be offloaded, or on other processes
+        dtype = next(self.get_input_embeddings().parameters()).dtype  # the rest of it may be elsewhere
         media_embeds = torch.zeros(shape, dtype=dtype, device=input_ids.device)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)

@@ -184,7 +184,8 @@ class XLLMDataCollator:
                 ]
                 continue
             if not too_long:
-                return {**batch, **self._pack(prompts, answers, places)}, rows
+                # The text first: accelerate takes the first tensor's length for the number of samples.
+                return {**self._pack(prompts, answers, places), **batch}, rows
             for index in too_long:
                 self._count_cut("turns", f"its oldest turn is left out, max_length is {self.max_length}")
                 kept = self._drop_oldest_turn(rows[index].messages, len(prompts[index]), len(answers[index]))

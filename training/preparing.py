@@ -196,7 +196,8 @@ def training_arguments(prepared: Prepared, folder: Path, seed: int) -> TrainingA
         "logging_nan_inf_filter": False,
         "label_names": ["labels"],
         "disable_tqdm": True,
-        "ddp_find_unused_parameters": False,  # the model touches every trained parameter in every batch
+        # Each process runs what is trained in every batch; but encoders may leave out parts of themselves by chance.
+        "ddp_find_unused_parameters": prepared.spec.train_encoder,
     }
     return TrainingArguments(**settings)
 

@@ -30,6 +30,7 @@ from xllm.training.lineage import (
     lineage_entry,
 )
 from xllm.training.preparing import Prepared, make_stage_one, switches, training_arguments
+from xllm.training.processes import first_alone, is_first
 from xllm.training.report import StageReport
 from xllm.training.stage_one import save_stage_one, stage_one_task
 from xllm.training.stages import Stage, freeze_for_stage
@@ -114,17 +115,17 @@ def run_prepared(
     weights, data = interfaces_fingerprint(model), record["data"]["train"]
     entry = lineage_entry(stage.value, modalities, parent, weights, data, frozen, adapter_now)
     model.config.lineage = [*(model.config.lineage or []), entry]
-    if report is None:
-        return result
     heads_of = learner if learner is not model else None
-    if save:
-        _save(model, processor, result, receipt, record, heads_of, prepared.keeps_checkpoints)
-    elif heads_of is not None:
-        save_stage_one(learner, processor, folder)
-    if stop is not None:
-        stop.check(folder)
-    evaluate(model, processor, prepared, result, heads_of, progress)
-    report.write(folder, frozen, log, result.evaluations)
+    with first_alone() as is_mine:
+        if is_mine and save:
+            _save(model, processor, result, receipt, record, heads_of, prepared.keeps_checkpoints)
+        elif is_mine and heads_of is not None:
+            save_stage_one(learner, processor, folder)
+        if stop is not None:
+            stop.check(folder)
+        if report is not None:
+            evaluate(model, processor, prepared, result, heads_of, progress)
+            report.write(folder, frozen, log, result.evaluations)
     return result
 
 
@@ -133,7 +134,7 @@ def make_learner(model, processor, prepared: Prepared, heads, progress: bool) ->
     if prepared.stage is not Stage.CONVERT:
         return model, "chat"
     learner = make_stage_one(model, processor, prepared, heads)
-    if progress:
+    if progress and is_first():
         sys.stderr.write(f"{prepared.title}: {learner.start}\n")
     return learner, stage_one_task(model.config, prepared.modalities)
 
@@ -176,7 +177,7 @@ def finished(
     record = read_record(folder)
     check_same(folder, record, stage_record(prepared, seed))
     result = StageResult(folder, evaluations=read_json(folder / RESULTS), **record["result"])
-    if all(evaluation.name in result.evaluations for evaluation in prepared.spec.evaluate):
+    if not is_first() or all(evaluation.name in result.evaluations for evaluation in prepared.spec.evaluate):
         return result
     model, processor = load(folder)
     learner = make_stage_one(model, processor, prepared, folder) if prepared.stage is Stage.CONVERT else None

@@ -118,7 +118,7 @@ OWN_ARGUMENTS = {
     "remove_unused_columns": "the collator needs every column",
     "label_names": "the targets are always `labels`",
     "label_smoothing_factor": "the Trainer smooths unshifted labels of this model; it would train the wrong targets",
-    "ddp_find_unused_parameters": "the model touches every trained parameter itself",
+    "ddp_find_unused_parameters": "every process runs all that is trained",
     "disable_tqdm": "progress is shown by the runner",
     "resume_from_checkpoint": "use `xllm train RECIPE --resume`",
     "restore_callback_states_from_checkpoint": "`--resume` restores what there is",

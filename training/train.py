@@ -14,7 +14,6 @@ Deviations from the authors' loop: the Trainer's semantics (gradients averaged o
 optimiser steps, cosine per step, clipping at 1.0) instead of summed gradients and a per-epoch cosine.
 """
 
-import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -30,6 +29,7 @@ from xllm.training.adapters import begin_lora, check_adapters, merge_lora
 from xllm.training.folders import check_free, check_same, is_finished, locked, read_record, stage_record
 from xllm.training.interruption import Interruption
 from xllm.training.preparing import Prepared, check_optim, make_stage_one, prepare, switches
+from xllm.training.processes import is_first
 from xllm.training.recipe import Recipe, StageSpec, load_recipe
 from xllm.training.running import StageResult, finished, run_prepared
 from xllm.training.stages import Stage, freeze_for_stage
@@ -76,7 +76,7 @@ def train(
     model, processor, prepared = prepare_all(recipe, trust_remote_code, done)
     results, heads = [], defaultdict(lambda: recipe.model)
     with Interruption() as stop, ExitStack() as locks:
-        if os.environ.get("RANK", "0") == "0":
+        if is_first():
             for folder in folders:
                 locks.enter_context(locked(folder))
             _count_finished(folders, resume)  # once more: nobody has begun in the meantime
@@ -126,7 +126,7 @@ def _folders(recipe: Recipe) -> list[Path]:
 def _count_finished(folders: list[Path], resume: bool) -> int:
     """How many stages, from the first one on, need not be run again; without `resume` no folder may be in use."""
     if not resume:
-        for folder in folders:
+        for folder in folders if is_first() else ():  # it may have begun before the others look
             check_free(folder)
         return 0
     return next((index for index, folder in enumerate(folders) if not is_finished(folder)), len(folders))

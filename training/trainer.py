@@ -11,13 +11,14 @@ from xllm.training.data import ChatDataset
 from xllm.training.guards import Guards
 from xllm.training.lineage import FreezeReceipt
 from xllm.training.optim_groups import OptimSpec, split_groups
+from xllm.training.processes import SharedSteps
 from xllm.training.stream_trainer import StreamTrainer
 from xllm.training.watch import Watch
 
 
-class XLLMTrainer(Watch, Guards, StreamTrainer, WholeCheckpoints):
-    """Logs losses by modality and by source (`watch`), stops at nonsense (`guards`), reads streams, and writes each
-    checkpoint as a whole.
+class XLLMTrainer(Watch, Guards, SharedSteps, StreamTrainer, WholeCheckpoints):
+    """Logs losses by modality and by source (`watch`), stops at nonsense (`guards`), makes of several processes' steps
+    those of one (`processes`), reads streams, and writes each checkpoint as a whole.
     """
 
     def __init__(self, *args, **kwargs):

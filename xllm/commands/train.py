@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Check everything, then train."""
+    from xllm.training.processes import is_first
     from xllm.training.train import check, train, write_summary
 
     how = {"trust_remote_code": args.trust_remote_code, "resume": args.resume}
@@ -26,6 +27,8 @@ def run(args: argparse.Namespace) -> None:
         sys.stdout.write("".join(f"{line}\n" for line in stages))
         return
     result = train(args.recipe, args.overrides, **how)
+    if not is_first():
+        return 0
     if not args.json:
         write_summary(result, sys.stdout)
         return
