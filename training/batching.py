@@ -128,6 +128,7 @@ class GroupedSampler(Sampler[int]):
         self.lengths = np.array(token_lengths(data.samples, data.processor)) if by_length else None
         kinds = [media_of_sample(sample) if one_modality else "" for sample in data.samples]
         self.kinds, self.fills = np.array(kinds), one_modality
+        data.kinds = self.kinds if one_modality else None
         sizes = defaultdict(int)
         for kind in self.kinds[data.order]:
             sizes[kind] += 1

@@ -77,6 +77,7 @@ class ChatDataset(Dataset):
         long_media: LongMedia | None = None,
     ):
         self.long_media = LongMedia() if long_media is None else long_media
+        self.kinds: np.ndarray | None = None  # of `samples`, where a batch holds one kind of them alone
         self._weights = [1.0] * len(sources) if weights is None else list(weights)
         reads_features = isinstance(processor.feature_extractor, XLLMCIFFeatureExtractor)
         if reads_features and augmentation is not None and augmentation.handles("waveform"):
@@ -156,6 +157,8 @@ class ChatDataset(Dataset):
         for attempt in range(first, len(order)):
             rng = np.random.default_rng([self.seed, self._drawn, index, 1, *([attempt] if attempt else [])])
             place = int(order[(index + attempt) % len(order)])
+            if self.kinds is not None and self.kinds[place] != self.kinds[order[index]]:
+                continue  # what takes the place of a broken sample belongs into its batch
             try:
                 return {**self.item(self.samples[place], rng), "data": self, "place": (index, attempt, place)}
             except Exception as error:  # noqa: BLE001  # of any kind: decoders are other libraries'

@@ -35,7 +35,8 @@ _FOREIGN = re.compile(r"<\|[^|<>\n]*(?:image|img|video|vision|audio|speech)[^|<>
 
 
 def as_list(where: str, field: str, value: Any) -> list:
-    """A column that holds a list, or JSON of one; a single value is a list of one, None and "" are empty.
+    """A column that holds a list, or JSON of one. A single value, or a list of numbers, is a list of one; None and ""
+    are empty.
 
     Raises:
         DataError: a string that begins as JSON and is none.
@@ -47,7 +48,8 @@ def as_list(where: str, field: str, value: Any) -> list:
             raise DataError(f"{where}: {field}: not JSON: {error}") from error
     if value is None or (isinstance(value, str) and not value):
         return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+    is_list = isinstance(value, (list, tuple)) and not (value and isinstance(value[0], (int, float)))  # a waveform
+    return list(value) if is_list else [value]
 
 
 class Media:

@@ -49,7 +49,7 @@ class Row(Mapping):
 
     def __init__(self, columns: Mapping[str, Any]):
         self._columns = columns
-        self.unread = {str(name) for name, value in columns.items() if value not in (None, "", [], {})}
+        self.unread = {str(name) for name, value in columns.items() if not _is_empty(value)}
 
     def __getitem__(self, name: str) -> Any:
         value = self._columns[name]
@@ -71,6 +71,10 @@ class Row(Mapping):
 
     def __str__(self) -> str:
         return ", ".join(map(str, self._columns))
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, (str, list, dict)) and not value)
 
 
 class Stored:

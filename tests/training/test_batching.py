@@ -110,6 +110,18 @@ def test_batches_of_one_modality(tiny_processor, media, by_length):
     assert len(order) - len(data) <= 3 * 3
 
 
+def test_what_takes_the_place_of_a_broken_sample_is_of_its_kind(tiny_processor, media):
+    picture = [{"type": "image", "path": str(media / "red.png")}]
+    samples = [
+        sound(media, "broken.wav"), Sample("p", media=picture, answers=["a"]), sound(media, "low.wav"),
+    ]  # fmt: skip
+    data = ChatDataset([samples], tiny_processor, on_error="skip")
+    assert data[0]["where"] == "p"
+    GroupedSampler(data, 2, by_length=False, one_modality=True)
+    assert data[0]["where"] == "low.wav"
+    assert data.skipped() == ["broken.wav"]
+
+
 def test_a_recipe_groups_its_batches(tiny, media, tmp_path, monkeypatch):
     """By the Trainer, over two epochs and workers; what is in each batch is looked at where it is made."""
     model, processor = tiny

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 
+import numpy as np
 import pytest
 from datasets import Dataset
 from PIL import Image
@@ -161,6 +162,14 @@ def test_what_does_not_match_is_an_error(media, row, message):
         read(media, row)
     with pytest.raises(DataError, match=message):
         read(media, row)
+
+
+def test_arrays_are_media_too(tiny_processor):
+    wave = np.sin(np.arange(6400, dtype=np.float32))
+    rows = [{"audio": wave, "text": "a"}, {"audio": {"array": wave, "sampling_rate": 16_000}, "text": "b"}]
+    rows.append({"audio": wave.tolist(), "text": "c"})
+    data = ChatDataset([load_source(SourceSpec(dataset=rows, modality="speech"))], tiny_processor)
+    assert [len(data[n]["messages"][0]["content"][0]["audio"].samples) for n in range(3)] == [6400] * 3
 
 
 def test_a_tag_in_a_text_source_is_a_word(media):
