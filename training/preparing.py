@@ -78,8 +78,7 @@ def prepare(model, processor, spec: StageSpec, seed: int, media: dict | None = N
     common["long_media"] = LongMedia(spec.data.max_seconds, spec.data.long_audio)
     common["cache_media"] = spec.data.cache_media and (True if media is None else media)
     train_set = _training_set(spec, augmentation, common)
-    if isinstance(train_set, ChatDataset):
-        _check_modalities(stage, spec, media_rows(processor, modalities), train_set.samples)
+    _check_modalities(stage, spec, media_rows(processor, modalities), train_set)
     eval_set = ChatDataset.from_specs(spec.data.eval, **common) if spec.data.eval else None
     evaluations = [check_evaluation(evaluation, media_rows(processor, modalities)) for evaluation in spec.evaluate]
     arguments = {"eval_strategy": "epoch" if eval_set else "no", **spec.trainer}
@@ -144,24 +143,26 @@ def _check_init_from(config, spec: StageSpec) -> None:
             raise StageError(f"init_from: {name} and {other} have different converters")
 
 
-def _check_modalities(stage: Stage, spec: StageSpec, media: MediaRows, samples: list[Sample]) -> None:
-    """Each row that the stage names, or if it names none at least one, has something to learn from.
+def _check_modalities(stage: Stage, spec: StageSpec, media: MediaRows, data: ChatDataset | StreamingDataset) -> None:
+    """Each row that the stage names, or if it names none at least one, has something to learn from; of a stream, whose
+    other rows may hold it, a warning says that the first do not.
 
     Raises:
         DataError: the training data hold no item of it; the message names it.
     """
     if stage is Stage.TEXT:
         return
-    held = {part["type"] for sample in samples for part in sample.parts()}
+    is_stream = isinstance(data, StreamingDataset)
+    held = {part["type"] for sample in (data.first if is_stream else data.samples) for part in sample.parts()}
     without = [name for name in media.trained if media.rows[name] not in held]
-    if spec.modalities or len(without) == len(media.trained):
-        if without:
-            raise DataError(
-                f"stage {stage.value} trains {', '.join(without)}, but no sample of data.train holds any of it; the "
-                "interface would learn nothing: give such data, or name other modalities"
-            )
-    elif without:
-        logger.warning(f"stage {stage.value}: no sample of data.train holds {', '.join(without)}; see `modalities`")
+    if not is_stream and without and (spec.modalities or len(without) == len(media.trained)):
+        raise DataError(
+            f"stage {stage.value} trains {', '.join(without)}, but no sample of data.train holds any of it; the "
+            "interface would learn nothing: give such data, or name other modalities"
+        )
+    if without:
+        samples = "none of the first samples" if is_stream else "no sample"
+        logger.warning(f"stage {stage.value}: {samples} of data.train holds {', '.join(without)}; see `modalities`")
 
 
 def default_workers(prepared: Prepared) -> int:

@@ -130,28 +130,30 @@ class StreamSource:
                 left, lines = left - len(block), lines + block.count(b"\n")
         return f"{path}:{lines}"
 
-    def check(self, is_strict: bool = True, most: int = 100) -> None:
-        """Look into the largest file, so that what is wrong with all rows is found before training; what nobody reads
-        is named in a warning.
+    def check(self, is_strict: bool = True, most: int = 100) -> list[Sample]:
+        """The first samples of the largest file, so that what is wrong with all rows is found before training; what
+        nobody reads is named in a warning.
 
         Raises:
             DataError: see `load_source`; without `is_strict` only if none of `most` rows can be used.
         """
         shard = max(range(len(self.sizes)), key=self.sizes.__getitem__)
         unread: Counter[str] = Counter()
-        broken, count = None, 0
+        broken: DataError | None = None
+        found: list[Sample] = []
         for _, (_, value) in zip(range(most), self.read(Work(0, shard, 0, self.sizes[shard]))):
             try:
                 if (sample := self.sample(value)) is not None:
-                    count += 1
+                    found.append(sample)
                     unread.update(sample.unread)
             except DataError as error:
                 broken = DataError(str(error).replace(value[0], self.named(value[0])))
                 if is_strict:
                     raise broken from error
-        if broken is not None and not count:
+        if broken is not None and not found:
             raise broken
-        report_unread(self.spec.path or self.name, count, unread)
+        report_unread(self.spec.path or self.name, len(found), unread)
+        return found
 
     def fingerprint(self) -> dict:
         """`{"names", "samples", "bytes", "sha256"}`: over the files' names and sizes, not over what they hold or when

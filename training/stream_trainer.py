@@ -49,9 +49,7 @@ class StreamLoader:
             prefetch_factor=args.dataloader_prefetch_factor if workers else None,
             multiprocessing_context=args.dataloader_multiprocessing_context if workers else None,
             worker_init_fn=self.worker_init,
-            generator=torch.Generator().manual_seed(
-                args.seed
-            ),  # a loader draws a seed: not from the model's generator
+            generator=torch.Generator().manual_seed(args.seed),  # a loader draws from it, not from the model's
         )
         for made in loader:
             self.dataset.consume(made)

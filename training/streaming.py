@@ -21,6 +21,7 @@ from transformers.utils import logging
 from xllm.training.data import ChatDataset, SampleError, describe
 from xllm.training.media_rows import DataError, media_rows
 from xllm.training.recipe import SourceSpec
+from xllm.training.samples import Sample
 from xllm.training.stream_files import StreamSource
 from xllm.training.stream_order import (
     LANES,
@@ -83,6 +84,7 @@ class StreamingDataset(IterableDataset):
         if len(self.weights) != len(self.sources) or any(weight <= 0 for weight in self.weights):
             raise DataError(f"weights must be {len(self.sources)} positive numbers; got {self.weights}")
         self.decoder = ChatDataset([[]], processor, augmentation=augmentation, seed=seed, long_media=long_media)
+        self.first: list[Sample] = []  # of each source, as far as it was looked into
         self.collate: Callable[[list[dict]], Any] = _plain
         self.window = max(shuffle_buffer // LANES, 1)
         self.rank, self.ranks, self.batch_size, self.workers = 0, 1, 1, 0
@@ -98,12 +100,13 @@ class StreamingDataset(IterableDataset):
 
     @classmethod
     def from_specs(cls, specs: Iterable[SourceSpec], processor, modalities: Iterable[str] = (), **kwargs):
-        """The sources of a recipe, each looked into up to its first sample."""
+        """The sources of a recipe, each looked into."""
         specs, media = list(specs), media_rows(processor, modalities)
         sources = [StreamSource(spec, media) for spec in specs]
-        for source in sources:
-            source.check(is_strict=kwargs.get("on_error") != "skip")
-        return cls(sources, processor, weights=[spec.weight for spec in specs], **kwargs)
+        first = [source.check(is_strict=kwargs.get("on_error") != "skip") for source in sources]
+        data = cls(sources, processor, weights=[spec.weight for spec in specs], **kwargs)
+        data.first = [sample for samples in first for sample in samples]
+        return data
 
     @property
     def lanes(self) -> int:
@@ -172,7 +175,7 @@ class StreamingDataset(IterableDataset):
             try:
                 strands.append(Strand(order, number, self.window, self._reader(source), mark))
             except StreamError as error:
-                raise DataError(f"{source.name}: {error}") from error
+                raise SampleError(f"{source.name}: {error}") from error
         return Lane(strands, self.weights, (self.seed, len(self.sources)), draws)
 
     def _reader(self, source: StreamSource):
@@ -214,10 +217,10 @@ class StreamingDataset(IterableDataset):
             try:
                 source, work, row, value = next(lane)
             except StreamError as error:
-                raise DataError(f"{self.sources[lane.source].name}: {error}") from error
+                raise SampleError(f"{self.sources[lane.source].name}: {error}") from error
             if work.epoch - seen.setdefault(source, work.epoch) > MOST_EMPTY or len(self._missing) > MOST_SKIPPED:
                 why = f"; the last: {self._missing[-1]}" if self._missing else " (where, exclude)"
-                raise DataError(f"{self.sources[source].name}: no row is left that can be used{why}")
+                raise SampleError(f"{self.sources[source].name}: no row is left that can be used{why}")
             if (item := self._item(source, work, row, value)) is not None:
                 return item
 

@@ -2,20 +2,18 @@
 """Streams in the Trainer: a run that goes on in epoch 2 has the batches and weights of one that never stopped."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainingArguments
+from stream_runs import PLAIN, trained, trainer_of
 
-from xllm.assembly.opening import load_checkpoint
-from xllm.training.collator import XLLMDataCollator
 from xllm.training.media_rows import DataError
-from xllm.training.recipe import SourceSpec
-from xllm.training.stages import freeze_for_stage
-from xllm.training.stream_files import StreamSource
 from xllm.training.stream_trainer import STATE_NAME
-from xllm.training.streaming import StreamingDataset
 from xllm.training.train import check, train
 from xllm.training.trainer import XLLMTrainer
 
@@ -36,54 +34,55 @@ def rows(tmp_path, media):
     return folder
 
 
-class Recording(XLLMTrainer):
-    """Keeps what it trains on."""
-
-    def training_step(self, model, inputs, *args):
-        self.seen.append(inputs["input_ids"].tolist())
-        return super().training_step(model, inputs, *args)
-
-
-def trainer_of(checkpoint, rows, folder, steps, **settings):
-    model, processor = load_checkpoint(str(checkpoint))
-    freeze_for_stage(model, 3, ["image"])
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.1
-    data = StreamingDataset([StreamSource(SourceSpec(path=str(rows)))], processor, shuffle_buffer=72)
-    arguments = TrainingArguments(
-        str(folder), per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=steps, logging_steps=1,
-        remove_unused_columns=False, label_names=["labels"], learning_rate=1e-2, report_to="none", use_cpu=True,
-        lr_scheduler_type="constant", ddp_find_unused_parameters=False, disable_tqdm=True, **settings,
-    )  # fmt: skip
-    trainer = Recording(model, arguments, data_collator=XLLMDataCollator(processor), train_dataset=data)
-    trainer.seen = []
-    return trainer
-
-
-def trained(trainer):
-    return {name: value for name, value in trainer.model.state_dict().items() if "adapter" in name}
-
-
 def test_going_on_in_epoch_2_gives_the_same_batches_and_weights(tiny_checkpoint, rows, tmp_path):
     """14 steps of 2 x 2 rows of 30: the checkpoint at step 10 is behind row 40."""
-    whole = trainer_of(tiny_checkpoint, rows, tmp_path / "whole", 14, save_strategy="no")
+    whole = trainer_of(tiny_checkpoint, rows, tmp_path / "whole", 14)
     whole.train()
-    first = trainer_of(tiny_checkpoint, rows, tmp_path / "run", 10, save_steps=10, dataloader_num_workers=2)
+    saving = {"save_strategy": "steps", "save_steps": 10, "dataloader_num_workers": 2}
+    first = trainer_of(tiny_checkpoint, rows, tmp_path / "run", 10, **saving)
     first.train()
     state = json.loads((tmp_path / "run/checkpoint-10" / STATE_NAME).read_text())
     assert state["position"] == 20
     assert max(mark[0] for _, marks in state["marks"].values() for mark in marks) >= 1
-    again = trainer_of(tiny_checkpoint, rows, tmp_path / "run", 14, save_strategy="no")
+    again = trainer_of(tiny_checkpoint, rows, tmp_path / "run", 14)
     again.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-10"))
     assert first.seen + again.seen == whole.seen
-    assert all(torch.equal(value, trained(whole)[name]) for name, value in trained(again).items())
+    assert all(torch.equal(value, trained(whole.model)[name]) for name, value in trained(again.model).items())
     assert again.state.log_history[-2]["epoch"] == whole.state.log_history[-2]["epoch"] == 1.0
 
     (tmp_path / "run/checkpoint-10" / STATE_NAME).unlink()
     broken = trainer_of(tiny_checkpoint, rows, tmp_path / "run", 14)
     with pytest.raises(DataError, match="no such file; the checkpoint was not made with `data.streaming`"):
         broken.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-10"))
+
+
+@pytest.mark.slow
+def test_two_ranks_and_then_one_do_what_two_do(tiny_checkpoint, rows, tmp_path):
+    """Pictures on one rank and text on the other; the second half of the run again, on one rank, with twice as many
+    batches per step. The checkpoint has what both ranks had consumed.
+    """
+    tests = Path(__file__).resolve().parents[1]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", tests / "stream_runs.py"]
+    run = list(map(str, [sys.executable, *launch, tiny_checkpoint, rows, tmp_path, 24]))
+    path = os.pathsep.join([str(tests.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
+    assert len(seen[0]) == len(seen[1]) == 24
+    assert seen[0] != seen[1]
+    state = json.loads((tmp_path / "checkpoint-12" / STATE_NAME).read_text())
+    assert (state["lanes"], state["position"], len(state["marks"])) == (48, 24, 24)
+    assert max(mark[0] for _, marks in state["marks"].values() for mark in marks) >= 1
+
+    alone = trainer_of(tiny_checkpoint, rows, tmp_path / "alone", 24, dropout=0.0, **PLAIN)
+    alone.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
+    assert alone.seen == [batch for both in zip(seen[0][12:], seen[1][12:]) for batch in both]
+    expected = torch.load(tmp_path / "trained.pt")
+    for name, value in trained(alone.model).items():
+        start, end = (expected[when][name] for when in ("start", "end"))
+        assert (end - start).norm() > 1e-3 * start.norm()
+        assert (value - end).norm() < 1e-4 * (end - start).norm()
 
 
 @pytest.fixture

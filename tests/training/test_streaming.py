@@ -17,10 +17,12 @@ from torch.utils.data import DataLoader
 
 from xllm.training import stream_files
 from xllm.training.media_rows import DataError
-from xllm.training.recipe import RecipeError, SourceSpec, load_recipe
+from xllm.training.preparing import prepare
+from xllm.training.recipe import RecipeError, SourceSpec, StageSpec, load_recipe
 from xllm.training.stream_files import StreamSource
 from xllm.training.stream_order import Work, cut_shares
 from xllm.training.streaming import StreamingDataset
+from xllm.training.strict import build
 
 
 def write(path, rows):
@@ -264,6 +266,17 @@ def test_a_stream_without_rows_to_use_stops(tiny_processor, folder):
     data = StreamingDataset([source_of(folder, where={"text": "none"})], tiny_processor)
     with pytest.raises(DataError, match="no row is left that can be used"):
         take(data, 1)
+
+
+def test_recipes_are_told_of_what_the_first_rows_lack(tiny, tmp_path, caplog):
+    model, processor = tiny
+    path = write(tmp_path / "words.jsonl", [{**row, "mood": "good"} for row in texts(3)])
+    source = {"path": str(path), "modality": "text", "prompts": ["?"]}
+    data = {"train": [source], "streaming": True}
+    spec = build(StageSpec, {"stage": 3, "data": data, "trainer": {"max_steps": 1}}, "recipe", "")
+    prepare(model, processor, spec, seed=0)
+    assert "none of the first samples of data.train holds image, speech, video" in caplog.text
+    assert "of 3 rows, nothing reads the columns mood (3)" in caplog.text
 
 
 def test_choices_follow_from_seed_epoch_and_row(tiny_processor, folder):
