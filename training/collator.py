@@ -23,6 +23,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from xllm.modeling_xllm.language_models import PrefixLanguageModel, language_model_of
 from xllm.processing.conversations import clean_messages, media_of
 from xllm.processing.media_kinds import MEDIA_KINDS
 from xllm.training.answers import answers_with_loss, earlier_answers, located
@@ -72,6 +73,13 @@ def text_ids(tokenizer: PreTrainedTokenizerBase) -> TextIds:
             raise ValueError(f"tokenizer {type(tokenizer).__name__} has no token to be {role} of a text")
         found[role] = value
     return TextIds(**found, dec=len(tokenizer), vocab_size=len(tokenizer) + 1)
+
+
+def chat_settings(config: Any, generation_config: Any) -> dict[str, Any]:
+    """Arguments of the collator of "chat" that follow from a model: `causal` and `stop_ids`."""
+    ends = getattr(generation_config, "eos_token_id", None)
+    stop_ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    return {"causal": not isinstance(language_model_of(config), PrefixLanguageModel), "stop_ids": stop_ids}
 
 
 class XLLMDataCollator:
@@ -318,4 +326,4 @@ def pad_rows(rows: list[list[int]], value: int) -> torch.LongTensor:
     return torch.tensor([row + [value] * (longest - len(row)) for row in rows], dtype=torch.long)
 
 
-__all__ = ["XLLMDataCollator", "text_ids", "text_of"]
+__all__ = ["XLLMDataCollator", "chat_settings", "text_ids", "text_of"]

@@ -67,7 +67,7 @@ class Report:
         tokens (`int`, *optional*): of the longest row that is made of it; `learnt` of them carry loss.
         row_tokens (`dict[str, int]`): placeholders by row of the model.
         unread (`list[str]`): keys that nothing reads.
-        cut (`bool`): older turns are left out for want of room.
+        cut (`bool`): older turns, or the end of a text of stage 1, are left out for want of room.
         content, media_content (`bytes`): digests of media and text, and of the media alone (empty without media).
     """
 
@@ -134,12 +134,14 @@ class SampleChecker:
         ]
         texts = [[part.get("text", part["type"]) for part in turn["content"]] for turn in messages]
         told = [sample.prompts, sample.answers] if sample.messages is None else texts
+        if report.problems:  # of media that are not there nothing can be said to be the same
+            return report
         report.content = _digest(json.dumps([digests, told, [turn["role"] for turn in messages]]).encode())
         report.media_content = _digest("".join(digests).encode()) if digests else b""
         last = "".join(part.get("text", "") for part in messages[-1]["content"])
         if not all(answer.strip() for answer in (sample.answers if sample.messages is None else [last])):
             report.problems.append(Problem("answer", f"messages[{len(messages) - 1}]", "the answer is empty"))
-        if not report.problems and self.processor is not None:
+        elif self.processor is not None:
             self._collate(self.collators[group], {"messages": decoded}, report)
         return report
 
@@ -175,49 +177,45 @@ class SampleChecker:
 
     def _collate(self, collator: XLLMDataCollator, item: dict, report: Report) -> None:
         """Makes the batch of a sample as training does, and counts its tokens."""
-        limit, collator.max_length = collator.max_length, None if collator.task == "chat" else collator.max_length
+        limit, before = collator.max_length, collator.cuts()
         try:
-            batch = collator([item])
             if collator.task == "chat":
-                self._count(batch, limit, report)
-                if limit is not None and report.tokens > limit:  # which turns can be left out, or the error
-                    collator.max_length = limit
-                    self._count(collator([item]), limit, report)
-                    report.cut = True
+                collator.max_length = None
+                self._count(collator([item]), limit, report)
+                collator.max_length = limit
+            batch = collator([item])
         except ValueError as error:
-            is_length = limit is not None and report.tokens is not None and report.tokens > limit
+            is_length = limit is not None and (report.tokens or 0) > limit
             report.problems.append(Problem("length" if is_length else "sample", "messages", str(error)))
             return
         finally:
             collator.max_length = limit
+        report.cut = collator.cuts() != before
         labels = batch["input_ids" if collator.task == "contrast" else "labels"]
         report.learnt = int((labels != IGNORE).sum())
         if collator.task != "chat":
             report.tokens = labels.shape[1]
-            self._check_clip(collator, batch, report)
+            self._check_clip(collator, batch, labels.shape[1], report)
         if report.learnt == 0:
             report.problems.append(Problem("answer", "messages", "no token of the answer carries loss"))
 
     def _count(self, batch: dict, limit: int | None, report: Report) -> None:
         real = batch["attention_mask"].bool()
-        report.tokens = int(real.sum(1).max())
-        ids = batch["input_ids"][real]
-        tokens = {name: self.processor.tokenizer.convert_tokens_to_ids(r.token) for name, r in self._rows().items()}
-        report.row_tokens = {name: n for name, token in tokens.items() if (n := int((ids == token).sum()))}
-        if limit is None and self.positions is not None and report.tokens > self.positions:
-            message = f"{report.tokens} tokens, and the language model has {self.positions} positions; set max_length"
+        length, ids = int(real.sum(1).max()), batch["input_ids"][real]
+        rows, tokenizer = self.processor.rows, self.processor.tokenizer
+        found = {name: int((ids == tokenizer.convert_tokens_to_ids(row.token)).sum()) for name, row in rows.items()}
+        report.tokens, report.row_tokens = length, {name: number for name, number in found.items() if number}
+        if limit is None and self.positions is not None and length > self.positions:
+            message = f"{length} tokens, and the language model has {self.positions} positions; set max_length"
             report.problems.append(Problem("length", "messages", message))
 
-    def _rows(self) -> dict[str, Any]:
-        return self.processor.rows
-
-    def _check_clip(self, collator: XLLMDataCollator, batch: dict, report: Report) -> None:
+    def _check_clip(self, collator: XLLMDataCollator, batch: dict, length: int, report: Report) -> None:
         """A clip fires at most one token per frame of the encoder: a longer transcript cannot be learnt."""
-        row = self._rows()[collator.modality]
+        row = self.processor.rows[collator.modality]
         if collator.task == "transcribe" and row.mask_name in batch:
             frames = row.num_placeholders(int(batch[row.mask_name].sum()))
-            if frames < report.tokens:
-                message = f"{report.tokens} tokens of text for {frames} frames of the speech encoder"
+            if frames < length:
+                message = f"{length} tokens of text for {frames} frames of the speech encoder"
                 report.problems.append(Problem("length", "messages", message))
 
 

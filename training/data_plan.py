@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from xllm.training.collator import XLLMDataCollator
+from xllm.training.collator import XLLMDataCollator, chat_settings
 from xllm.training.media_rows import DataError, MediaRows, media_rows
 from xllm.training.recipe import Recipe, SourceSpec, StageSpec, load_recipe, shipped_recipes
 from xllm.training.stage_one import stage_one_task, stage_one_tokenizer
@@ -86,12 +86,12 @@ def plan_data(
     if recipe is None and not paths:
         raise DataError("give data files, or a recipe")
     found = _read_recipe(recipe, paths, overrides, model, modality)
-    config, processor = None, None
+    config, processor, generation = None, None, None
     if found.model not in (None, NO_MODEL):
         from xllm.assembly.opening import load_processor
 
-        config, processor = load_processor(found.model, trust_remote_code)
-    groups = [group for stage in found.stages for group in _groups(stage, config, processor)]
+        config, processor, generation = load_processor(found.model, trust_remote_code)
+    groups = [group for stage in found.stages for group in _groups(stage, config, processor, generation)]
     if limit is not None:
         for group in groups:
             limits = (limit if spec.limit is None else min(limit, spec.limit) for spec in group.sources)
@@ -122,14 +122,16 @@ def _read_recipe(
     return load_recipe({"output_dir": "unused", "model": model or NO_MODEL, **stage}, [*places, *others])
 
 
-def _groups(spec: StageSpec, config, processor) -> list[DataGroup]:
+def _groups(spec: StageSpec, config, processor, generation) -> list[DataGroup]:
     """What a stage trains on, its evaluation loss, and its evaluations."""
     stage = resolve_stage(spec.stage)
     named = spec.modalities or []
     rows = named if config is None else resolve_modalities(config, spec.modalities)
     media = MediaRows(trained=tuple(rows)) if processor is None else media_rows(processor, rows)
     collate: dict[str, Any] = {"max_length": spec.data.max_length, "loss_on": spec.data.loss_on}
-    if stage is Stage.CONVERT and config is not None:
+    if config is not None and stage is not Stage.CONVERT:
+        collate |= chat_settings(config, generation)
+    elif config is not None:
         collate["task"] = stage_one_task(config, rows, spec.objective, spec.text_side)
         collate["modality"] = rows[0]
         if collate["task"] == "contrast":
@@ -145,9 +147,10 @@ def _groups(spec: StageSpec, config, processor) -> list[DataGroup]:
         groups.append(
             DataGroup(f"{name}, evaluation loss", spec.folder, False, False, named, spec.data.eval, media, collate)
         )
+    of_chat = {} if config is None else chat_settings(config, generation)
     for evaluation in spec.evaluate:
         title = f"{name}, evaluation {evaluation.name}"
-        groups.append(DataGroup(title, spec.folder, False, False, named, evaluation.data, media, {}))
+        groups.append(DataGroup(title, spec.folder, False, False, named, evaluation.data, media, of_chat))
     return groups
 
 

@@ -27,7 +27,7 @@ class Summary:
         title (`str`): of the group.
         rows, bad (`int`), reasons (`Counter`): a row may be bad for several reasons.
         same_media (`int`): samples with the media of one before, and other text.
-        cut (`int`): samples that lose older turns to `max_length`.
+        cut (`int`): samples that lose older turns, or the end of a text of stage 1, to `max_length`.
         media (`Counter`), seconds (`dict`): number by kind; of those that have a length, how long each lasts.
         tokens, learnt (`list[int]`): of each sample, in all and those that carry loss.
         row_tokens (`Counter`): placeholders by row of the model.
@@ -86,7 +86,7 @@ class Summary:
             yield f"  {'tokens':<14}{sum(self.tokens):,} ({spread}), {sum(self.learnt):,} of them learnt"
         for row, number in self.row_tokens.items():
             yield f"  {'  ' + row:<14}{number:,} placeholders"
-        notes = {"same media, other text": self.same_media, "older turns left out": self.cut}
+        notes = {"same media, other text": self.same_media, "cut to max_length": self.cut}
         yield from (f"  {number:,} rows: {note}" for note, number in notes.items() if number)
         if self.unread:
             keys = ", ".join(f"{key} ({number:,})" for key, number in self.unread.most_common(20))
@@ -207,7 +207,8 @@ class _Check:
         self.summaries = [Summary(group.title) for group in plan.groups]
         self.wanted = [{group.media.names.get(name, name) for name in group.trained} for group in plan.groups]
         self.held: list[set[str]] = [set() for _ in plan.groups]
-        self.duplicates, self.deaths, self.rows = Duplicates(), [], BadRows(output)
+        self.duplicates, self.rows = Duplicates(), BadRows(output)
+        self.deaths: list[str] = []
 
     def tasks(self, stream: TextIO | None) -> tuple[Iterable[tuple[int, Sample]], int | None]:
         """Samples with the number of their group, and how many there are; that is not known of what is streamed."""

@@ -11,14 +11,13 @@ from transformers import PrinterCallback, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from xllm.assembly.processors import save as save_checkpoint
-from xllm.modeling_xllm.language_models import PrefixLanguageModel, language_model_of
 from xllm.modeling_xllm.tower_sources import part_of
 from xllm.modeling_xllm.weight_files import copy_tensors, read_json, write_json
 from xllm.training.adapters import begin_lora
 from xllm.training.batches import NamedBatches
 from xllm.training.callbacks import JsonlCallback, NoCheckpointAtTheEnd, ProgressCallback
 from xllm.training.checkpoints import MANIFEST, SAVING, disk_errors, place, remove_checkpoints, stored_bytes
-from xllm.training.collator import XLLMDataCollator
+from xllm.training.collator import XLLMDataCollator, chat_settings
 from xllm.training.evaluation import run_evaluation
 from xllm.training.folders import STAGE_FILE, begin, check_same, read_record, stage_record
 from xllm.training.interruption import Interruption
@@ -195,10 +194,7 @@ def make_trainer(
     data = prepared.spec.data
     collate = {"processor": processor, "task": task, "max_length": data.max_length, "loss_on": data.loss_on}
     if task == "chat":
-        ends = getattr(learner.generation_config, "eos_token_id", None)
-        collate["stop_ids"] = ends if isinstance(ends, list) else [] if ends is None else [ends]
-        language_model = language_model_of(learner.config.text_config)
-        collate["causal"] = not isinstance(language_model, PrefixLanguageModel)
+        collate |= chat_settings(learner.config, learner.generation_config)
     else:
         collate |= {"modality": prepared.modalities[0], "text_tokenizer": learner.tokenizer}
     collator = XLLMDataCollator(augmentation=prepared.augmentation, **collate)

@@ -1,8 +1,11 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """`xllm check`: every fault is put into a file for real, found, named with its row, and ends nothing."""
 
+import io
 import json
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -10,10 +13,13 @@ from media_files import grey_frames, sine, write_video, write_wav
 from PIL import Image
 from worker_faults import fail_to_start, make_doubler
 
+from xllm.assembly.processors import save
 from xllm.cli import main
+from xllm.training.collator import chat_settings
 from xllm.training.data_check import LoadersAlone, SampleChecker, read_group
 from xllm.training.data_plan import plan_data
 from xllm.training.data_summary import check_data
+from xllm.training.progress import ProgressLine
 from xllm.training.worker_processes import TaskFailed, WorkerDied, map_tasks
 
 
@@ -60,6 +66,7 @@ FAULTS = {  # line of the file -> row, reason, part of the message
     8: ({"messages": [{"role": "user", "content": [WRONG_KEY]}, say("a")]}, "row", "image"),
     9: (ask("?", "  ", image="good.jpg"), "answer", "the answer is empty"),
     10: (ask("?", image="copy.jpg"), "duplicate", "the same media and text as"),
+    13: (ask("?", image="gone.jpg"), "missing", "no such file"),  # no duplicate: what it shows is not known
     12: ({"messages": [{"role": "user", "content": "?"}]}, "row", "the last message must be the assistant's"),
 }  # fmt: skip
 LINES = {1: ask("?", image="good.jpg"), 11: ask("And?", image="good.jpg")}
@@ -82,9 +89,9 @@ def test_every_fault_is_found_and_ends_nothing(files, tiny_checkpoint, capsys, w
         assert message in found[line]["message"]
     assert found[2]["field"] == "messages[0].content[0]"
     assert "2 rows: same media, other text" in out
-    assert "bad           10 (row 4, medium 3, missing 1, answer 1, duplicate 1)" in out
+    assert "bad           11 (row 4, medium 3, missing 2, answer 1, duplicate 1)" in out
     assert "check: row " in err
-    assert f"10 bad rows; all of them are in {output}" in err
+    assert f"11 bad rows; all of them are in {output}" in err
 
 
 def test_good_data_is_counted(files, tiny_checkpoint, tiny_processor, capsys):
@@ -147,6 +154,33 @@ def test_a_recipe_is_checked_stage_by_stage(files, tiny_checkpoint, capsys):
     assert "the stage is trained on it: " in capsys.readouterr().err
 
 
+def test_the_batch_is_that_of_training(files, tiny):
+    model, processor = tiny
+    model.generation_config.eos_token_id = [5, 7]
+    save(model, processor, files / "model")
+    plan = plan_data([write(files, [ask("?", image="good.jpg")])], model=str(files / "model"))
+    assert plan.groups[0].collate == {
+        "max_length": None,
+        "loss_on": "last",
+        **chat_settings(model.config, model.generation_config),
+    }
+    assert plan.groups[0].collate["stop_ids"] == [5, 7]
+    assert plan.groups[0].collate["causal"] is False  # ChatGLM
+
+
+def test_the_time_left_counts_from_the_first_result():
+    seconds, stream = iter([0.0, 20.0, 30.0, 40.0]), io.StringIO()
+    line = ProgressLine("check", "row", 100, stream, clock=lambda: next(seconds))
+    for done in (1, 11):  # processes took 20 s to start, ten rows take 10 s
+        line.update(done)
+    line.update(100, "2 bad", is_last=True)
+    assert stream.getvalue().splitlines() == [
+        "check: row 1/100, 00:20 elapsed, ETA ?",
+        "check: row 11/100, 00:30 elapsed, ETA 01:29",
+        "check: row 100/100, 2 bad, 00:40 elapsed, ETA 00:00",
+    ]
+
+
 def test_a_stream_is_checked_without_being_read_whole(files, tiny_checkpoint, capsys, monkeypatch):
     rows = [ask(str(number)) for number in range(30)]
     recipe = files / "recipe.yaml"
@@ -206,6 +240,28 @@ def test_a_killed_process_costs_one_task_and_is_reported(tmp_path):
 def test_processes_that_never_begin_end_the_work():
     with pytest.raises(ChildProcessError, match="die before they have begun: ended with status 3"):
         list(map_tasks(fail_to_start, (), [1], 1))
+
+
+@pytest.mark.slow  # a process of its own, with processes
+def test_a_killed_process_is_replaced_and_said_so(files):
+    psutil = pytest.importorskip("psutil")
+    data = write(files, [ask(str(number), image="good.jpg") for number in range(1500)])
+    command = [sys.executable, "-m", "xllm", "check", data, "--workers", "1", "--json"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    killed = None
+    while killed is None and child.poll() is None:  # the server that starts processes has the only grandchild
+        for process in psutil.Process(child.pid).children():
+            for worker in process.children():
+                if worker.cpu_times().user > 0.5:  # at work
+                    worker.kill()
+                    killed = worker.pid
+        time.sleep(0.05)
+    out, err = child.communicate(timeout=300)
+    report = json.loads(out)
+    assert killed is not None
+    assert report["workers_died"] == ["killed by SIGKILL"]
+    assert (report["bad"], report["groups"][0]["rows"], child.returncode) == (0, 1500, 0)
+    assert "a process was killed by SIGKILL; its rows were checked again" in err
 
 
 @pytest.mark.slow  # a process imports torch and transformers

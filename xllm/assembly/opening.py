@@ -62,16 +62,22 @@ def _device(name: str):
 
 
 def load_processor(name_or_path: str, trust_remote_code: bool = False):
-    """Config and processor of a checkpoint, whose weights are not read.
+    """Config, processor and generation config of a checkpoint, whose weights are not read.
 
     Raises:
         CheckpointError: as `load_checkpoint`.
     """
+    from transformers import GenerationConfig
+
     from xllm.processing.processing_xllm import XLLMProcessor
 
     name, revision, config = open_config(name_or_path, trust_remote_code)
     with _checkpoint_errors(name_or_path):
-        return config, XLLMProcessor.from_pretrained(name, revision=revision)
+        processor = XLLMProcessor.from_pretrained(name, revision=revision)
+    try:
+        return config, processor, GenerationConfig.from_pretrained(name, revision=revision)
+    except OSError:  # as for a model that has none
+        return config, processor, GenerationConfig.from_model_config(config)
 
 
 def load_skeleton(name_or_path: str, trust_remote_code: bool = False):
