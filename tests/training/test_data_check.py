@@ -1,6 +1,7 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """`xllm check`: every fault is put into a file for real, found, named with its row, and ends nothing."""
 
+import contextlib
 import io
 import json
 import subprocess
@@ -249,9 +250,9 @@ def test_a_killed_process_is_replaced_and_said_so(files):
     command = [sys.executable, "-m", "xllm", "check", data, "--workers", "1", "--json"]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     killed = None
-    while killed is None and child.poll() is None:  # the server that starts processes has the only grandchild
-        for process in psutil.Process(child.pid).children():
-            for worker in process.children():
+    while killed is None and child.poll() is None:  # the server that starts processes has the only grandchildren
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for worker in [one for process in psutil.Process(child.pid).children() for one in process.children()]:
                 worker.kill()
                 killed = worker.pid
         time.sleep(0.01)
