@@ -46,7 +46,7 @@ MOST_LINES = {
     "modeling_xllm": 6_510,  # stop tokens: 20, several processes: 130
     "processing": 3_080,  # the ends of answers: 30
     "hub_cards": 545,
-    "xllm": 3_560,  # check, explain, build-instructions: 240, where answers are computed: 40
+    "xllm": 3_570,  # check, explain, build-instructions: 240, where answers are computed: 40
 }
 
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
