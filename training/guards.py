@@ -70,20 +70,22 @@ class Guards(Trainer):
         self._batches, self._step_losses = [], []
         self._steps.append(step)
         if self._holds_still(values):
-            step.values, step.arrived = torch.empty_like(values, device="cpu", pin_memory=True), torch.cuda.Event()
-            step.values.copy_(values, non_blocking=True)
-            step.arrived.record()
+            step.values, step.arrived = _send(values)
         self._look(IN_FLIGHT if step.arrived is not None else 0)
         return norm
 
     def _holds_still(self, values: torch.Tensor) -> bool:
         """Whether the optimizer leaves the weights alone from a bad step on, so that the look at it may wait."""
         inner = getattr(self.optimizer, "optimizer", self.optimizer)
-        if not values.is_cuda or self.accelerator.scaler is not None or not inner.defaults.get("fused"):
+        if not self._may_wait(values) or self.accelerator.scaler is not None or not inner.defaults.get("fused"):
             return False
         bad = (~values.isfinite().all()).float()
         inner.found_inf = torch.maximum(bad, getattr(inner, "found_inf", bad))
         return True
+
+    @staticmethod
+    def _may_wait(values: torch.Tensor) -> bool:
+        return values.is_cuda
 
     def _look(self, under_way: int) -> None:
         """Look at the steps whose numbers have arrived; at most so many may be left."""
@@ -176,6 +178,14 @@ class Guards(Trainer):
         if self._looked_at and not self._learns:
             self._fail_without_gradient()
         return super()._finalize_training(*args, **kwargs)
+
+
+def _send(values: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """Numbers on their way from a GPU to the host, and the event after which they are there."""
+    host, arrived = torch.empty_like(values, device="cpu", pin_memory=True), torch.cuda.Event()
+    host.copy_(values, non_blocking=True)
+    arrived.record()
+    return host, arrived
 
 
 def _names(batches: list[dict]) -> list[str]:

@@ -48,6 +48,8 @@ def test_nan_stops_the_run_and_names_module_step_and_samples(tiny, media, tmp_pa
     steps = []
 
     def poison(module, args, output):
+        if not module.training:  # the report asks the model before it is trained
+            return output
         steps.append(1)
         return output * (math.nan if len(steps) >= 3 else 1.0)
 
@@ -61,6 +63,47 @@ def test_nan_stops_the_run_and_names_module_step_and_samples(tiny, media, tmp_pa
     assert state(tmp_path) == {"checkpoint-1", "checkpoint-2"}
     assert all(parameter.isfinite().all() for parameter in model.parameters()), "the weights are those before the step"
     assert not (tmp_path / "config.json").exists()
+
+
+def test_on_a_gpu_nothing_waits_and_the_weights_stay(tiny, media, tmp_path, monkeypatch):
+    """As if numbers arrived two steps later: the fused optimizer, which knows `found_inf` here too, stands still."""
+
+    class Late:
+        def __init__(self):
+            self.waits = 0
+
+        def query(self):
+            return False
+
+        def synchronize(self):
+            self.waits += 1
+
+    model, processor = tiny
+    monkeypatch.setattr(XLLMTrainer, "_may_wait", staticmethod(lambda values: True))
+    monkeypatch.setattr(guards, "_send", lambda values: (values.clone(), Late()))
+    adapter, seen = model.model.interfaces["image"].adapter, []
+
+    def poison(module, args, output):
+        if not module.training:  # the report asks the model before it is trained
+            return output
+        seen.append(module.weight.detach().clone())
+        return output * (math.nan if len(seen) >= 3 else 1.0)
+
+    adapter.register_forward_hook(poison)
+    rows = [{"file": str(media / f"{name}.png"), "text": name} for name in ("red", "blue")]
+    late = stage(rows, modality="image")
+    late["trainer"] = {**TRAINER, "max_steps": 10, "save_steps": 100}
+    with pytest.raises(TrainingError, match=r"step 3: the loss is nan: first in the output of model.interfaces.image"):
+        run_stage(model, processor, late, tmp_path, progress=False)
+    steps = len(seen) - 1  # and once more to find the module
+    assert steps == 3 + guards.IN_FLIGHT
+    assert not torch.equal(seen[1], seen[2])
+    assert all(torch.equal(weight, seen[2]) for weight in seen[2:])
+    late["trainer"] = {**TRAINER, "max_steps": 3, "save_steps": 3}
+    seen.clear()
+    with pytest.raises(TrainingError, match="step 3: the loss is nan"):
+        run_stage(model, processor, late, tmp_path / "saving", progress=False)
+    assert not state(tmp_path / "saving"), "it is looked at before a checkpoint is written"
 
 
 @pytest.mark.parametrize("broken", ["weight", "gradient"])

@@ -4,9 +4,11 @@
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors import safe_open
 from transformers import TrainingArguments
 
@@ -353,3 +356,50 @@ def test_a_full_disk_is_one_line_and_loses_nothing(recipe, tmp_path, small_disk,
     assert main(["train", str(path), "--resume"]) == 0
     run(one_stage(recipe), tmp_path / "expected")
     assert digest(folder) == digest(tmp_path / "expected" / STAGES[1])
+
+
+def in_two_processes(function):
+    """Run something as two ranks of gloo; their exit statuses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    pids = []
+    for rank in ("0", "1"):
+        if (pid := os.fork()) == 0:
+            names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+            os.environ.update(names, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+            AcceleratorState._reset_state(reset_partial_state=True)
+            os._exit(in_child(function) % 256)
+        pids.append(pid)
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+
+@pytest.mark.slow
+def test_two_ranks_stop_after_the_same_step_and_go_on(recipe, tmp_path, capfd):
+    """The signal reaches one of them only."""
+    trainer = {**TRAINER, "num_train_epochs": 4, "gradient_accumulation_steps": 1, "save_steps": 100}
+
+    def run_and_signal():
+        original, sent = XLLMTrainer.training_step, []
+
+        def training_step(trainer, *args, **kwargs):
+            if trainer.state.global_step == 4 and os.environ["RANK"] == "1" and not sent:
+                sent.append(os.kill(os.getpid(), signal.SIGTERM))
+            return original(trainer, *args, **kwargs)
+
+        XLLMTrainer.training_step = training_step
+        run(one_stage(recipe), tmp_path / "a", trainer=trainer)
+
+    assert in_two_processes(run_and_signal) == [143, 143]
+    err = capfd.readouterr().err
+    (step,) = set(re.findall(r"SIGTERM: stopped after step (\d+), saved in", err))
+    assert 5 <= int(step) <= 7
+    folder = tmp_path / "a" / STAGES[1]
+    assert [path.name for path in folder.glob("checkpoint-*")] == [f"checkpoint-{step}"]
+    assert {path.name for path in (folder / f"checkpoint-{step}").glob("rng*")} == {
+        "rng_state_0.pth",
+        "rng_state_1.pth",
+    }
+    assert in_two_processes(lambda: run(one_stage(recipe), tmp_path / "a", resume=True, trainer=trainer)) == [0, 0]
+    assert in_two_processes(lambda: run(one_stage(recipe), tmp_path / "b", trainer=trainer)) == [0, 0]
+    assert digest(folder) == digest(tmp_path / "b" / STAGES[1])
