@@ -78,6 +78,26 @@ def test_the_shares_of_a_file_hold_each_row_once(tmp_path, name, lanes):
     assert max(map(len, shares)) <= 50 // lanes + 3
 
 
+@pytest.mark.parametrize("kind", ["list", "Dataset", "IterableDataset", "Kaldi"])
+def test_the_shares_of_what_is_no_file_hold_each_row_once(tmp_path, media, kind):
+    rows = texts(50)
+    spec = {"modality": "text", "prompts": ["?"]}
+    if kind == "Kaldi":
+        (tmp_path / "wav.scp").write_text("".join(f"u{n} {media / 'low.wav'}\n" for n in range(50)))
+        (tmp_path / "text").write_text("".join(f"u{n} t{n}\n" for n in range(50)))
+        source = StreamSource(SourceSpec(path=str(tmp_path)))
+    else:
+        data = {"list": rows, "Dataset": Dataset.from_list(rows), "IterableDataset": Dataset.from_list(rows)}[kind]
+        data = data.to_iterable_dataset() if kind == "IterableDataset" else data
+        source = StreamSource(SourceSpec(dataset=data, **spec))
+    _, shard, low, high = cut_shares(torch.tensor(source.sizes).numpy(), 7, [0])
+    shares = [read_share(source, Work(0, *map(int, row))) for row in zip(shard, low, high)]
+    assert Counter(sum(shares, [])) == Counter(row["text"] for row in rows)
+    assert max(map(len, shares)) <= 9
+    work = Work(0, 0, int(low[3]), int(high[3]))
+    assert read_share(source, work._replace(first=3)) == read_share(source, work)[3:]
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_share_is_read_from_the_middle(tmp_path, name):
     path = write(tmp_path / name, texts(60))
