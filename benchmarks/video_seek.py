@@ -19,7 +19,7 @@ import av
 import numpy as np
 
 from xllm.processing import video_decoding
-from xllm.processing.video_seeking import FrameIndex, list_frames
+from xllm.processing.video_decoding import FrameIndex, list_frames
 
 
 SECONDS, RATE, REPEATS = 60, 25, 3

@@ -98,6 +98,3 @@ def model_card(
         results=figures,
         curves=(folder / "losses.png").is_file(),
     )
-
-
-__all__ = ["model_card", "read_results"]

@@ -130,6 +130,3 @@ def stale_files(api: HfApi, repo_id: str, revision: str, names: set[str]) -> lis
         return is_weights or name in known or (name.endswith(".py") and is_our_code(fetch(name)))
 
     return sorted(filter(is_ours, there - names)) if config.get("model_type") == "xllm" else []
-
-
-__all__ = ["check_weights", "choose_files", "gather", "read_json", "stale_files"]

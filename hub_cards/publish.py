@@ -233,6 +233,3 @@ def _set_tag(api: HfApi, repo_id: str, tag: str, oid: str, revision: str, exists
             f"{repo_id}: all files are there ({revision} is at {oid[:8]}), but the tag {tag} is not set ({error}); "
             "the push can be repeated: it will only set the tag"
         ) from error
-
-
-__all__ = ["PublishError", "check_files", "find_stage", "hub_errors", "publish"]

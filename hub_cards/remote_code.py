@@ -59,6 +59,3 @@ def export_code(folder: str | Path) -> list[str]:
             with (folder / file.name).open("a", encoding="utf-8") as copy:
                 copy.writelines(imports)
     return [file.name for file in (*flat_files().values(), *files)]
-
-
-__all__ = ["export_code"]

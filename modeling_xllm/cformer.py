@@ -105,6 +105,11 @@ class ContinuousIntegrateAndFire(nn.Module):
         return fired
 
 
+def world_size() -> int:
+    """Processes that compute one model together; 1 outside torch.distributed."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
 def _with_room(fired: CIFOutput) -> CIFOutput:
     """Room for a token where nothing has fired, so that every process runs every layer, whatever its clips hold."""
     fired.embeddings, fired.mask = F.pad(fired.embeddings, (0, 0, 0, 1)), F.pad(fired.mask, (0, 1))
@@ -189,7 +194,7 @@ class CFormer(PreTrainedModel):
             # A graph cannot wait for the number of tokens: it has room for one per frame, which is never too little.
             max_tokens = hidden.shape[1] if torch.compiler.is_compiling() and target_lengths is None else None
             fired = self.cif(hidden, mask, target_lengths, max_tokens)
-        if fired.embeddings.shape[1] == 0 and distributed.is_available() and distributed.is_initialized():
+        if fired.embeddings.shape[1] == 0 and world_size() > 1:
             fired = _with_room(fired)
         embeddings = fired.embeddings
         if self.bert is not None:

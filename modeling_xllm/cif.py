@@ -342,6 +342,3 @@ def _last_real_frame(mask: torch.Tensor) -> torch.Tensor:
     last = torch.where(last < 0, mask.long().argmax(1, keepdim=True), last)
     elsewhere = mask.flatten().long().argmax() - torch.arange(B, device=mask.device)[:, None] * T
     return torch.where(mask.any(1, keepdim=True), last, elsewhere)
-
-
-__all__ = ["CIFOutput", "CIFState", "integrate_and_fire"]

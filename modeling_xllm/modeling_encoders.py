@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import distributed, nn
+from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
@@ -45,11 +45,6 @@ def train_unless_frozen(module: nn.Module, mode: bool) -> None:
 def _is_in_mode(module: nn.Module, mode: bool) -> bool:
     children = module._modules.values()
     return module.training is mode and all(_is_in_mode(child, mode) for child in children if child is not None)
-
-
-def is_one_of_several() -> bool:
-    """Whether this process computes one model together with others."""
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -20,18 +20,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
 
+from .cformer import world_size
 from .configuration_xllm import X2LConfig, XLLMConfig
 from .generation_xllm import XLLMGenerationMixin
 from .language_models import embed_tokens, language_model_of, logits_and_loss, real_tokens
 from .modeling_chatglm import ChatGLMLanguageModel
-from .modeling_encoders import (
-    FeatureGetters,
-    XLLMEncoderModel,
-    XLLMPreTrainedModel,
-    is_one_of_several,
-    is_trainable,
-    train_unless_frozen,
-)
+from .modeling_encoders import FeatureGetters, XLLMEncoderModel, XLLMPreTrainedModel, is_trainable, train_unless_frozen
 from .x2l_interfaces import X2LOutput, find_tokens, join_items, place_media
 
 
@@ -122,8 +116,7 @@ class XLLMModel(XLLMEncoderModel):
 
         Returns:
             `media_embeds (B, L, D)`, zero outside the placeholders, and the attention mask `(B, M)` without those that
-                no
-            token fills.
+            no token fills.
 
         Raises:
             ValueError: placeholders and media disagree; the message names modality and both numbers.
@@ -153,7 +146,7 @@ class XLLMModel(XLLMEncoderModel):
         if input_ids is None and (media or earlier):
             input_ids = find_tokens(inputs_embeds, self.get_input_embeddings(), self.placeholder_ids())
         B = (inputs_embeds if input_ids is None else input_ids).shape[0]
-        stand_ins: list[torch.Tensor] | None = [] if is_one_of_several() and past_length == 0 else None
+        stand_ins: list[torch.Tensor] | None = [] if world_size() > 1 and past_length == 0 else None
         features = self.encode_items(media, earlier, B, stand_ins) or None
         if input_ids is not None:
             inputs_embeds, attention_mask = self._place(

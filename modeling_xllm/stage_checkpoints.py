@@ -152,7 +152,7 @@ class StageCheckpointMixin:
         folder.mkdir(parents=True, exist_ok=True)
         save_tensors({PEFT_PREFIX + key: value for key, value in tensors.items()}, folder / ADAPTER_FILES[1])
         config.save_pretrained(folder)
-        return digests([folder / ADAPTER_FILES[1]])[ADAPTER_FILES[1]]
+        return digests([folder / ADAPTER_FILES[1]])[0]
 
     def _adapter_state_dict(self, state_dict: dict | None = None) -> dict[str, torch.Tensor]:
         peft, name = importlib.import_module("peft"), next(iter(self.peft_config))
@@ -172,7 +172,7 @@ class StageCheckpointMixin:
         except OSError as error:
             reason = str(error).splitlines()[0]
             raise StageCheckpointError(f"{source}: cannot read the adapter of its language model: {reason}") from error
-        if record.get("sha256") not in (None, *digests(files[1:]).values()):
+        if record.get("sha256") not in (None, *digests(files[1:])):
             raise StageCheckpointError(f"{files[1]}: altered or damaged since it was saved; fetch or save it again")
         if not adapted_layers(self):
             self.attach_adapter(peft.PeftConfig.from_pretrained(str(Path(files[0]).parent)))

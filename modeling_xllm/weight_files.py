@@ -134,19 +134,19 @@ def check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
         raise StageCheckpointError(f"{source}: NaN or Inf in {len(broken)} of its tensors: {listed(broken)}")
 
 
-def digests(files: Iterable[str | Path]) -> dict[str, str]:
-    """The SHA-256 of each file, by its name."""
+def digests(files: Iterable[str | Path]) -> list[str]:
+    """The SHA-256 of each file, in order."""
 
     def sha256(path: str | Path) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter
-        return dict(zip(map(os.path.basename, files), pool.map(sha256, files)))
+        return list(pool.map(sha256, files))
 
 
 @contextmanager
-def _replacing(path: str | os.PathLike) -> Iterator[Path]:
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A file to write beside `path`, which it replaces as a whole when the block ends; it vanishes if that fails."""
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -170,13 +170,13 @@ def record_weights(folder: str | os.PathLike) -> None:
     settings = json.loads(config.read_text(encoding="utf-8"))
     settings.pop(RECORD, None)
     if files:
-        settings[RECORD] = digests(files)
+        settings[RECORD] = dict(zip(map(os.path.basename, files), digests(files)))
     write_json(config, settings)
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: str | os.PathLike, metadata: dict | None = None) -> None:
     """Write a safetensors file, whole or not at all, with the permissions of any new file."""
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.touch()
         mode = file.stat().st_mode
         contiguous = {name: value.contiguous() for name, value in tensors.items()}
@@ -191,7 +191,7 @@ def read_json(path: Path) -> dict:
 
 def write_json(path: str | os.PathLike, settings: dict) -> None:
     """Replace a JSON file of a checkpoint as a whole: it is the new one or the old one, never half of it."""
-    with _replacing(path) as aside, open(aside, "w", encoding="utf-8") as file:
+    with replacing(path) as aside, open(aside, "w", encoding="utf-8") as file:
         file.write(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -206,8 +206,8 @@ def verify_weights(source: str, revision: str | None = None, **hub) -> None:
     files = weight_files(source, revision, **hub)
     if {os.path.basename(file) for file in files} != set(record):
         raise StageCheckpointError(f"{source}: config.json was saved with {listed(record)}, these are other files")
-    for file, (name, digest) in zip(files, digests(files).items()):
-        if digest != record[name]:
+    for file, digest in zip(files, digests(files)):
+        if digest != record[os.path.basename(file)]:
             raise StageCheckpointError(
                 f"{file}: altered or damaged since it was saved (its SHA-256 is not that of {RECORD} in "
                 "config.json); fetch or save it again, or remove the entry if you changed it on purpose"

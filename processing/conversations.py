@@ -272,6 +272,3 @@ class ConversationsMixin(ProcessorMixin):
         sounds = [self.load(AUDIO, source, source_rate=audio_loading_params["source_rate"]) for source in sounds]
         images, videos = rows.pop(IMAGE.inputs), rows.pop(VIDEO.inputs)
         return images, videos, sounds, {name: found for name, found in rows.items() if any(found)}
-
-
-__all__ = ["ConversationsMixin"]

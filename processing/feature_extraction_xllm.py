@@ -1,25 +1,29 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Waveform to log-mel filterbank frames, the input of the speech encoder (paper sec. 3.1).
+"""Waveform to log-mel filterbank frames, the input of the speech encoder (paper sec. 3.1), or what a CIF has fired.
 
 Kaldi's filterbank: frames of 25 ms every 10 ms, pre-emphasis, Povey window, 80 mel bins, natural logarithm, on 16-bit
 sample values. The filterbank is torchaudio's.
 Deviations: no dither (the same clip gives the same features); each clip is normalised to mean 0 and variance 1 per mel
 bin (a switch); a clip shorter than one frame is padded to it. The authors' code sends the wave to a feature service
 and reads back 512-d vectors.
-Legend: A samples, T frames.
+Such vectors, one per spoken token, take the place of sound for a model whose speech row is `token_level`: no encoder
+and no CIF are run. The authors' `.npy` files are float32 `[L, 512]` of an encoder that was never published.
+Legend: A samples, T frames, L tokens.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib import format as npy_format
 from torchaudio.compliance.kaldi import fbank
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import TensorType, logging
 
 from .audio_decoding import Waveform, load_audio
-from .media_sources import MediaError
+from .media_sources import MediaError, describe_source, media_errors, open_media
 
 
 logger = logging.get_logger(__name__)
@@ -187,3 +191,76 @@ class XLLMFeatureExtractor(ClipFeatureExtractor):
             )
         waves = (load_audio(clip, self.sampling_rate) for clip in (raw_speech if batched else [raw_speech]))
         return [self._extract(wave) for wave in waves]
+
+
+@dataclass(frozen=True, eq=False)
+class FiredTokens:
+    """Features of one clip, read and checked: `vectors` `(L, feature_size)`, float32."""
+
+    vectors: np.ndarray
+
+
+def load_cif_features(source: Any, feature_size: int = 512) -> np.ndarray:
+    """Reads the features of one clip, `(L, feature_size)`, float32, L at least 1.
+
+    `source` is a `.npy` file in any form that `open_media` takes, an array or tensor, or `FiredTokens`. It is
+    never unpickled.
+
+    Raises:
+        MediaError: no such file, no `.npy` file, pickled objects in it, another shape, no floats, not finite.
+    """
+    if isinstance(source, FiredTokens):
+        return source.vectors
+    name = describe_source(source)
+    if isinstance(source, dict) and source.get("array") is not None:
+        source = source["array"]
+    if isinstance(source, torch.Tensor):
+        source = source.detach().float().cpu().numpy()
+    if isinstance(source, np.ndarray):
+        features = source
+    else:
+        with open_media(source) as (file, name):
+            if file.read(len(npy_format.MAGIC_PREFIX)) != npy_format.MAGIC_PREFIX:
+                raise MediaError(name, "not a NumPy .npy file: this model reads pre-extracted CIF features, no sound")
+            file.seek(0)
+            damages = (ValueError, EOFError, OSError, MemoryError)
+            with media_errors(name, "not a readable .npy file of numbers", damages):
+                features = npy_format.read_array(file, allow_pickle=False)
+    if features.dtype.kind != "f" or features.ndim != 2 or features.shape[1] != feature_size:
+        got = f"{features.dtype} of shape {features.shape}"
+        raise MediaError(name, f"CIF features are floats of shape (tokens, {feature_size}), got {got}")
+    if len(features) == 0:
+        raise MediaError(name, "holds no features: 0 tokens")
+    with np.errstate(over="ignore"):
+        features = np.ascontiguousarray(features, dtype=np.float32)
+    if not np.isfinite(features).all():
+        raise MediaError(name, "holds features that are not finite numbers")
+    return features
+
+
+class XLLMCIFFeatureExtractor(ClipFeatureExtractor):
+    """Pads pre-extracted CIF features to a batch, under the names that sound would have.
+
+    ```python
+    >>> batch = XLLMCIFFeatureExtractor()(["a.npy", "b.npy"], return_tensors="pt")
+    >>> batch["input_features"].shape, batch["input_features_mask"].shape  # (2, L, 512), (2, L)
+    ```
+
+    `feature_size` is the width of the vectors, `padding_value` fills up shorter clips.
+    """
+
+    def __init__(self, feature_size: int = 512, padding_value: float = 0.0, **kwargs: Any):
+        kwargs.setdefault("sampling_rate", 16_000)  # the base class wants one; the vectors have no clock
+        super().__init__(feature_size=feature_size, padding_value=padding_value, **kwargs)
+
+    def load(self, source: Any) -> FiredTokens:
+        """The features of one clip, read once; see `load_cif_features`."""
+        return FiredTokens(load_cif_features(source, self.feature_size))
+
+    def num_frames(self, num_tokens: int) -> int:
+        """Vectors of a clip with `num_tokens` vectors."""
+        return num_tokens
+
+    def _features(self, raw_speech: Any, sampling_rate: int | None) -> list[np.ndarray]:
+        clips = raw_speech if isinstance(raw_speech, (list, tuple)) else [raw_speech]
+        return [load_cif_features(clip, self.feature_size) for clip in clips]

@@ -18,8 +18,7 @@ import torch
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoVideoProcessor
 
 from .audio_decoding import Waveform, load_audio
-from .feature_extraction_cif import XLLMCIFFeatureExtractor
-from .feature_extraction_xllm import XLLMFeatureExtractor
+from .feature_extraction_xllm import XLLMCIFFeatureExtractor, XLLMFeatureExtractor
 from .image_decoding import load_image
 from .speech_features import extract_speech, num_positions
 from .video_decoding import Frames, load_video
@@ -235,7 +234,6 @@ VIDEO = register_media_kind(
 AUDIO = register_media_kind(
     MediaKind(
         type="audio",
-        inputs="audio",
         reader="feature_extractor",
         reader_class=AutoFeatureExtractor,
         own_readers=(XLLMFeatureExtractor, XLLMCIFFeatureExtractor),
@@ -255,6 +253,3 @@ AUDIO = register_media_kind(
     )
 )
 PAPER_KINDS = (IMAGE, VIDEO, AUDIO)
-
-
-__all__ = ["AUDIO", "IMAGE", "MEDIA_KINDS", "PAPER_KINDS", "VIDEO", "MediaKind", "media_kind", "register_media_kind"]

@@ -15,8 +15,7 @@ import torch
 from transformers import BatchFeature, ProcessorMixin, WhisperFeatureExtractor
 
 from .audio_decoding import Waveform
-from .feature_extraction_cif import XLLMCIFFeatureExtractor
-from .feature_extraction_xllm import ClipFeatureExtractor
+from .feature_extraction_xllm import ClipFeatureExtractor, XLLMCIFFeatureExtractor
 
 
 MASK_NAMES = ("attention_mask", "input_features_mask")

@@ -67,6 +67,12 @@ def test_a_module_of_a_package_that_imports_xllm(tiny, tokenizer_folder, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("module", ["assembly.module_copies", "assembly.opening", "hub_cards.remote_code"])
+def test_parts_that_copy_modules_can_be_imported_first(tmp_path, module):
+    assert run(["-c", f"import xllm.{module}; print('imported')"], tmp_path).endswith("imported")
+
+
+@pytest.mark.slow
 def test_a_part_of_the_package_and_transformers_before_it(tmp_path):
     code = """
 from transformers import AutoModelForCausalLM

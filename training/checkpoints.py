@@ -9,12 +9,10 @@ next is whole; one that has been damaged since is set aside, and the one before 
 """
 
 import errno
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +25,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import CONFIG_NAME, logging
 
 from xllm.modeling_xllm.tower_sources import part_of
-from xllm.modeling_xllm.weight_files import RECORD, read_json, write_json
+from xllm.modeling_xllm.weight_files import RECORD, digests, read_json, write_json
 from xllm.training.lineage import FreezeReceipt
 from xllm.training.stages import adapter_parameters
 
@@ -44,20 +42,7 @@ DISK_FULL_WORDS = ("No space left", "os error 28", "File too large", "Disk quota
 def sync_folder(folder: Path) -> None:
     """Flush every file and folder below `folder`, and itself, to the disk."""
     for path in (*folder.rglob("*"), folder):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _digests(paths: list[Path]) -> list[str]:
-    def digest(path: Path) -> str:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter
-        return list(pool.map(digest, paths))
+        _sync_entries(path)
 
 
 def seal(folder: Path, **facts) -> None:
@@ -68,8 +53,8 @@ def seal(folder: Path, **facts) -> None:
     known = read_json(folder / CONFIG_NAME).get(RECORD) or {}
     files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     new = [name for name in files if name not in known]
-    digests = {**known, **dict(zip(new, _digests([files[name] for name in new])))}
-    sizes = {name: [path.stat().st_size, digests[name]] for name, path in files.items()}
+    found = {**known, **dict(zip(new, digests(files[name] for name in new)))}
+    sizes = {name: [path.stat().st_size, found[name]] for name, path in files.items()}
     write_json(folder / MANIFEST, {**facts, "files": sizes})
     sync_folder(folder)
 
@@ -89,7 +74,7 @@ def fault(folder: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size:,} of {size:,} bytes"
-    found = _digests([folder / name for name in files])
+    found = digests(folder / name for name in files)
     altered = [name for name, digest in zip(files, found) if digest != files[name][1]]
     return f"{altered[0]} has been altered" if altered else None
 
@@ -142,8 +127,9 @@ def place(saving: Path, folder: Path) -> None:
     _sync_entries(folder)
 
 
-def _sync_entries(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _sync_entries(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

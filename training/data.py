@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from xllm.processing.audio_decoding import Waveform
 from xllm.processing.conversations import part_source
-from xllm.processing.feature_extraction_cif import XLLMCIFFeatureExtractor
+from xllm.processing.feature_extraction_xllm import XLLMCIFFeatureExtractor
 from xllm.processing.media_kinds import MEDIA_KINDS
 from xllm.processing.media_sources import MediaError, describe_source
 from xllm.processing.video_decoding import Frames

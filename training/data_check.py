@@ -30,7 +30,7 @@ from PIL import Image
 
 from xllm.processing.audio_decoding import PYAV_ERRORS, Waveform, open_container
 from xllm.processing.conversations import part_source
-from xllm.processing.feature_extraction_cif import FiredTokens, load_cif_features
+from xllm.processing.feature_extraction_xllm import FiredTokens, load_cif_features
 from xllm.processing.media_kinds import MEDIA_KINDS, PAPER_KINDS, MediaKind
 from xllm.processing.media_sources import MediaError, media_errors, open_media
 from xllm.processing.video_decoding import Frames

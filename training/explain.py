@@ -19,7 +19,7 @@ from PIL import Image
 from xllm.modeling_xllm.language_models import language_model_of
 from xllm.processing.audio_decoding import Waveform
 from xllm.processing.conversations import media_of, part_source
-from xllm.processing.feature_extraction_cif import FiredTokens
+from xllm.processing.feature_extraction_xllm import FiredTokens
 from xllm.processing.media_kinds import MEDIA_KINDS, MediaKind
 from xllm.processing.media_sources import describe_source
 from xllm.processing.video_decoding import Frames

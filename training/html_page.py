@@ -7,7 +7,6 @@ page's policy lets a browser load nothing and run nothing.
 
 import base64
 import io
-import os
 from html import escape
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from xllm.modeling_xllm.weight_files import replacing
 from xllm.training.explain import Medium, visible
 from xllm.training.speech_synthesis import wav_bytes
 
@@ -72,12 +72,8 @@ def document(title: str, body: str) -> str:
 
 def write_page(path: Path, text: str) -> None:
     """Write a page; the file is there when all of it is."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def safe_text(text: object) -> str:

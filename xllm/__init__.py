@@ -22,7 +22,7 @@ _PUBLIC = {
     "ContinuousIntegrateAndFire": "modeling_xllm.cformer",
     "MediaError": "processing.media_sources",
     "X2LConfig": "modeling_xllm.configuration_xllm",
-    "XLLMCIFFeatureExtractor": "processing.feature_extraction_cif",
+    "XLLMCIFFeatureExtractor": "processing.feature_extraction_xllm",
     "XLLMConfig": "modeling_xllm.configuration_xllm",
     "XLLMDataCollator": "training.collator",
     "XLLMEncoderModel": "modeling_xllm.modeling_encoders",

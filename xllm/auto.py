@@ -36,7 +36,6 @@ def register() -> None:
     import transformers as hf
     from transformers.models.auto import modeling_auto, tokenization_auto
 
-    from xllm.assembly.module_copies import copy_user_modules
     from xllm.modeling_xllm.stage_checkpoints import StageCheckpointMixin
 
     hf.AutoConfig.register("chatglm", xllm.ChatGLMConfig, exist_ok=True)
@@ -55,7 +54,12 @@ def register() -> None:
     modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["xllm"] = "XLLMForConditionalGeneration"
     modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["chatglm"] = "ChatGLMForConditionalGeneration"
     for saved_class in (StageCheckpointMixin, xllm.XLLMProcessor):
-        saved_class.after_saving = staticmethod(copy_user_modules)
+        saved_class.after_saving = staticmethod(_copy_user_modules)
+
+
+def _copy_user_modules(folder) -> None:
+    # Its module imports what is registered here, and may be the first that is imported.
+    importlib.import_module("xllm.assembly.module_copies").copy_user_modules(folder)
 
 
 class TokenizerNames:

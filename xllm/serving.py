@@ -111,6 +111,3 @@ class XLLMServe(Serve):
     def start_server(self) -> None:
         if self._is_built:  # transformers' constructor would start at once
             super().start_server()
-
-
-__all__ = ["PythonDecodeStream", "XLLMServe", "conversation_of"]

@@ -101,13 +101,6 @@ def _speech_row(shapes: Shapes) -> X2LConfig:
     return row
 
 
-def _language_config(shapes: Shapes) -> ChatGLMConfig:
-    """Only a width: the language model itself is in none of these files."""
-    adapters = ("opt_proj.weight", "video_proj.weight", "post_bert_proj.weight", "speech_feat_proj.weight")
-    width = next((shapes.size(name, 0) for name in adapters if name in shapes), ChatGLMConfig.hidden_size)
-    return ChatGLMConfig(hidden_size=width, num_attention_heads=max(1, width // 128))
-
-
 def published_rows(shapes: Shapes) -> dict[str, X2LConfig]:
     """Rows of the modality table whose own parts are there; "video" shares the Q-Former of "image", there or not."""
     rows = {}
@@ -127,7 +120,11 @@ def config_of_shapes(shapes: Shapes) -> XLLMConfig:
     rows = published_rows(shapes)
     if "image" not in rows:
         rows.pop("video", None)
-    fields: dict[str, Any] = {"text_config": _language_config(shapes), "modalities": rows}
+    # Of the language model, which is in none of these files, only the width.
+    adapters = ("opt_proj.weight", "video_proj.weight", "post_bert_proj.weight", "speech_feat_proj.weight")
+    width = next((shapes.size(name, 0) for name in adapters if name in shapes), ChatGLMConfig.hidden_size)
+    text = ChatGLMConfig(hidden_size=width, num_attention_heads=max(1, width // 128))
+    fields: dict[str, Any] = {"text_config": text, "modalities": rows}
     if "visual_encoder.cls_token" in shapes:
         fields["vision_config"] = vision_config(shapes)
     elif "image" in rows:

@@ -178,7 +178,9 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
 
     def embed_text(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Unit vectors `(B, P)` from the first token, `[CLS]`, of texts `(B, L)` that are padded on the right."""
-        attention_mask = self._check_text(input_ids, attention_mask)
+        return self._embed_text(input_ids, self._check_text(input_ids, attention_mask))
+
+    def _embed_text(self, input_ids, attention_mask) -> torch.Tensor:
         hidden = self.text_branch.encode(self.qformer, input_ids, attention_mask)[:, 0]
         return nn.functional.normalize(self.text_proj(hidden), dim=-1)
 
@@ -203,6 +205,9 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
     ) -> torch.Tensor:
         """Hidden states `(B, L, H)` of captions, their first token replaced by `[DEC]`; for `lm_logits`."""
         attention_mask = self._check_text(input_ids, attention_mask, items=media.frame_mask.shape[0])
+        return self._caption_states(media, input_ids, attention_mask)
+
+    def _caption_states(self, media: QueriedMedia, input_ids, attention_mask) -> torch.Tensor:
         input_ids = input_ids.clone()
         input_ids[:, 0] = self.config.text_bos_token_id
         return self.text_branch.decode(self.qformer, input_ids, attention_mask, media.query_states, media.query_mask)
@@ -234,7 +239,7 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
         input_ids = input_ids.masked_fill(attention_mask == 0, self.config.text_pad_token_id)
         output = QFormerPreTrainingOutput(
             media_embeds=self.embed_media(media),
-            text_embeds=self.embed_text(input_ids, attention_mask),
+            text_embeds=self._embed_text(input_ids, attention_mask),
             media_mask=media.query_mask,
         )
         if not return_loss:
@@ -249,7 +254,10 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
         scores = (output.similarities / temperature, text_to_media / temperature)
         output.itc_loss = contrastive_loss(*scores, positives, self.config.label_smoothing)
         output.itm_loss = self._matching(everyone, offset, scores, positives)
-        output.itg_loss = self._captioning(media, input_ids, attention_mask)
+        supervised = attention_mask[:, 1:].bool()  # only positions with a target are projected to the vocabulary
+        hidden = self._caption_states(media, input_ids, attention_mask)[:, :-1][supervised]
+        targets = input_ids[:, 1:][supervised]
+        output.itg_loss = captioning_loss(self.text_branch.lm_logits(hidden), targets, self.config.label_smoothing)
         output.loss = output.itc_loss + output.itm_loss + output.itg_loss
         return output
 
@@ -283,13 +291,6 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
         # stays, so that no parameter lacks a gradient on one rank only.
         any_found = (text_found | item_found).any().expand(B)
         return matching_loss(logits, labels, torch.cat([any_found, item_found, text_found]))
-
-    def _captioning(self, media: QueriedMedia, input_ids, attention_mask) -> torch.Tensor:
-        """ITG; only positions with a target are projected to the vocabulary."""
-        hidden = self.caption_states(media, input_ids, attention_mask)
-        supervised = attention_mask[:, 1:].bool()
-        logits = self.text_branch.lm_logits(hidden[:, :-1][supervised])
-        return captioning_loss(logits, input_ids[:, 1:][supervised], self.config.label_smoothing)
 
     def _check_text(self, input_ids, attention_mask=None, items: int | None = None) -> torch.Tensor:
         B, L = input_ids.shape

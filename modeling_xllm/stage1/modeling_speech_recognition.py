@@ -172,10 +172,12 @@ class XLLMForSpeechRecognition(StageOneHeadsMixin, XLLMPreTrainedModel):
         hidden, mask = self._encode(input_features, input_features_mask)
         tokens = self.cformer(hidden, mask) if decode == "cif" else None
         if tokens is not None:
-            best = self.token_head(tokens.embeddings).argmax(-1).tolist()
-            ids = [row[:length] for row, length in zip(best, tokens.lengths.tolist())]
+            best = self.token_head(tokens.embeddings).argmax(-1)
+            ids = [row[:length] for row, length in zip(best.tolist(), tokens.lengths.tolist())]
         elif decode == "ctc":
-            ids = self._best_paths(hidden, mask)
+            best = self.ctc_head(hidden).argmax(-1)
+            repeats = F.pad(best[:, 1:] == best[:, :-1], (1, 0))
+            ids = [row[keep].tolist() for row, keep in zip(best, mask & ~repeats & (best != self.config.ctc_blank))]
         else:
             ids = [self._best_beam(*clip, num_beams, cif_weight) for clip in zip(hidden, mask)]
         if not return_fire_frames:
@@ -183,12 +185,6 @@ class XLLMForSpeechRecognition(StageOneHeadsMixin, XLLMPreTrainedModel):
         if tokens is None:
             tokens = self.cformer.cif(hidden, mask, torch.tensor([len(row) for row in ids], device=mask.device))
         return ids, [ends[: len(row)] for ends, row in zip(tokens.fire_frames.tolist(), ids)]
-
-    def _best_paths(self, hidden: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
-        best = self.ctc_head(hidden).argmax(-1)
-        repeats = F.pad(best[:, 1:] == best[:, :-1], (1, 0))
-        kept = mask & ~repeats & (best != self.config.ctc_blank)
-        return [row[keep].tolist() for row, keep in zip(best, kept)]
 
     def _best_beam(self, hidden: torch.Tensor, mask: torch.Tensor, num_beams: int, cif_weight: float) -> list[int]:
         """The best transcript of one clip, `hidden (T, E)`, `mask (T,)`."""

@@ -15,6 +15,8 @@ Legend: B pairs of this rank, W ranks, I items, T texts, Q queries of an item (a
 import torch
 from torch import distributed, nn
 
+from xllm.modeling_xllm.cformer import world_size
+
 
 HARD_NEGATIVE_FLOOR = 1e-4  # keeps every negative drawable, as in BLIP-2
 
@@ -87,11 +89,6 @@ def captioning_loss(logits: torch.Tensor, targets: torch.LongTensor, label_smoot
     """ITG: mean cross-entropy over the real target tokens, (tokens, V) and (tokens,); 0 if there is none."""
     total = nn.functional.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing, reduction="sum")
     return total / max(targets.shape[0], 1)
-
-
-def world_size() -> int:
-    """Ranks that share a batch; 1 outside torch.distributed."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def world_rank() -> int:

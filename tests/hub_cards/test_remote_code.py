@@ -147,7 +147,7 @@ def test_the_code_is_flat_and_complete(tiny_folder, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "target"),
     [
-        ("XLLMCIFFeatureExtractor", "feature_extraction_cif.XLLMCIFFeatureExtractor"),
+        ("XLLMCIFFeatureExtractor", "feature_extraction_xllm.XLLMCIFFeatureExtractor"),
         ("WhisperFeatureExtractor", None),  # transformers has it
     ],
 )

@@ -10,7 +10,7 @@ from media_files import sine, write_wav
 from processor_parts import SPEECH, THIS, WHAT, placeholder_tokenizer, small_processor
 from transformers import AutoProcessor
 
-from xllm.processing.feature_extraction_cif import XLLMCIFFeatureExtractor, load_cif_features
+from xllm.processing.feature_extraction_xllm import XLLMCIFFeatureExtractor, load_cif_features
 from xllm.processing.media_sources import MediaError
 from xllm.processing.processing_xllm import XLLMProcessor
 

@@ -16,8 +16,7 @@ from transformers import AutoProcessor, BlipImageProcessor
 
 from xllm.processing import audio_decoding, media_kinds
 from xllm.processing.audio_decoding import Waveform
-from xllm.processing.feature_extraction_cif import FiredTokens, XLLMCIFFeatureExtractor
-from xllm.processing.feature_extraction_xllm import XLLMFeatureExtractor
+from xllm.processing.feature_extraction_xllm import FiredTokens, XLLMCIFFeatureExtractor, XLLMFeatureExtractor
 from xllm.processing.media_kinds import MEDIA_KINDS, MediaKind, media_kind, register_media_kind
 from xllm.processing.media_rows import add_placeholder_tokens
 from xllm.processing.media_sources import open_media

@@ -7,8 +7,7 @@ import pytest
 from media_files import write_video
 
 from xllm.processing import video_decoding
-from xllm.processing.video_decoding import load_video
-from xllm.processing.video_seeking import FrameIndex, UntrustedIndex, decode_frames, list_frames, runs
+from xllm.processing.video_decoding import FrameIndex, UntrustedIndex, decode_frames, list_frames, load_video, runs
 
 
 GOP, COUNT = 15, 90

@@ -66,12 +66,16 @@ def compose(
     rows = sized_modalities(sizes) if sizes else default_modalities()
     named = {rows[key].encoder if key in rows else key for key in towers.encoders}
     read = {name: row for name, row in rows.items() if row.encoder in named or name in towers.interfaces}
+    encoders: dict[str, PreTrainedConfig] = {}  # those of that size, where no source is named for one
+    if sizes:
+        encoders["vision_config"] = Blip2VisionConfig(initializer_range=0.02, **sizes)
+        encoders["audio_config"] = ParakeetEncoderConfig(layerdrop=0.0, **sizes)
     model = XLLMForConditionalGeneration.from_towers(
         language_model=towers.language_model,
         encoders=towers.encoders,
         interfaces=towers.interfaces,
         modalities={**(read or rows), **added_rows(kinds)},
-        **(_sized_towers(sizes) if sizes else {}),
+        **encoders,
     )
     name, revision = split_source(towers.language_model)
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
@@ -118,14 +122,3 @@ def sized_modalities(sizes: dict[str, Any]) -> dict[str, X2LConfig]:
             row.converter_config = sizes
             row.complete()
     return rows
-
-
-def _sized_towers(sizes: dict[str, Any]) -> dict[str, PreTrainedConfig]:
-    """Encoders of those sizes, for those that no source is named for."""
-    return {
-        "vision_config": Blip2VisionConfig(initializer_range=0.02, **sizes),
-        "audio_config": ParakeetEncoderConfig(layerdrop=0.0, **sizes),
-    }
-
-
-__all__ = ["PRESETS", "Towers", "added_rows", "compose", "sized_modalities", "transformer_sizes"]

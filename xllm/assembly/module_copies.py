@@ -158,6 +158,3 @@ def copy_user_modules(folder: str | Path) -> None:
     for name, config in configs.items():
         if names and config:
             write_json(folder / name, {**config, "modules": names})
-
-
-__all__ = ["ModuleCopyError", "copy_module", "copy_user_modules", "flat_files", "native_module", "user_modules"]

@@ -55,6 +55,3 @@ def _import(name: str, shown: str) -> ModuleType:
         raise ValueError(f"module {shown}: it needs {error.name}, which is not installed") from error
     except Exception as error:  # whatever the user's code raises
         raise ValueError(f"module {shown}: {type(error).__name__} while it was imported: {error}") from error
-
-
-__all__ = ["import_modules"]

@@ -4,7 +4,20 @@
 import contextlib
 import os
 import sys
+from pickle import UnpicklingError
 from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from safetensors import SafetensorError
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers.utils import cached_file
+
+from xllm.assembly.module_copies import native_module
+from xllm.assembly.modules import import_modules
+from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
+from xllm.modeling_xllm.weight_files import split_source
+from xllm.processing.processing_xllm import XLLMProcessor
 
 
 class CheckpointError(ValueError):
@@ -26,11 +39,6 @@ def load_checkpoint(
         CheckpointError: there is no such folder, it holds no X-LLM, or a file of it is missing or damaged.
         ValueError: there is no such device.
     """
-    import torch
-
-    from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
-    from xllm.processing.processing_xllm import XLLMProcessor
-
     place = _device(device or "cpu")
     kind = dtype or ("float32" if place.type == "cpu" else "auto")
     kind = kind if kind == "auto" else getattr(torch, kind)
@@ -43,15 +51,11 @@ def load_checkpoint(
 
 def default_device() -> str:
     """Where commands that answer put the model unless they are told: the accelerator, if there is one."""
-    import torch
-
     found = torch.accelerator.current_accelerator(check_available=True)
     return "cpu" if found is None else found.type
 
 
 def _device(name: str):
-    import torch
-
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -67,10 +71,6 @@ def load_processor(name_or_path: str, trust_remote_code: bool = False):
     Raises:
         CheckpointError: as `load_checkpoint`.
     """
-    from transformers import GenerationConfig
-
-    from xllm.processing.processing_xllm import XLLMProcessor
-
     name, revision, config = open_config(name_or_path, trust_remote_code)
     with _checkpoint_errors(name_or_path):
         processor = XLLMProcessor.from_pretrained(name, revision=revision)
@@ -86,10 +86,6 @@ def load_skeleton(name_or_path: str, trust_remote_code: bool = False):
     Raises:
         CheckpointError: as `load_checkpoint`.
     """
-    import torch
-
-    from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
-
     config = open_config(name_or_path, trust_remote_code)[2]
     with torch.device("meta"):
         return XLLMForConditionalGeneration(config)
@@ -97,11 +93,6 @@ def load_skeleton(name_or_path: str, trust_remote_code: bool = False):
 
 @contextlib.contextmanager
 def _checkpoint_errors(name_or_path: str):
-    from pickle import UnpicklingError
-
-    from jinja2 import TemplateError
-    from safetensors import SafetensorError
-
     formats = (SafetensorError, UnpicklingError, TemplateError)
     try:
         yield
@@ -113,10 +104,6 @@ def _checkpoint_errors(name_or_path: str):
 
 def open_config(name_or_path: str, trust_remote_code: bool = False):
     """Folder or Hub id, revision, and the config of an X-LLM."""
-    from transformers import AutoConfig, PreTrainedConfig
-
-    from xllm.modeling_xllm.weight_files import split_source
-
     name, revision = split_source(name_or_path)
     # A name that looks like a path is never asked of the Hub.
     looks_local = name.startswith((".", "/", "~")) or os.sep not in name or os.path.exists(name)
@@ -136,11 +123,6 @@ def open_config(name_or_path: str, trust_remote_code: bool = False):
 
 def _import_user_modules(shown: str, name: str, revision: str | None, modules: Any, trusted: bool) -> None:
     """Import the modules that a checkpoint names, unless they have been: with `--module`, or from beside it."""
-    from transformers.utils import cached_file
-
-    from xllm.assembly.module_copies import native_module
-    from xllm.assembly.modules import import_modules
-
     if not isinstance(modules, (list, tuple)) or not all(
         isinstance(one, str) and one.isidentifier() for one in modules
     ):

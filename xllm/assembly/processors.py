@@ -11,8 +11,7 @@ from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig
 from xllm.modeling_xllm.converters import converter_class
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
 from xllm.modeling_xllm.weight_files import split_source
-from xllm.processing.feature_extraction_cif import XLLMCIFFeatureExtractor
-from xllm.processing.feature_extraction_xllm import XLLMFeatureExtractor
+from xllm.processing.feature_extraction_xllm import XLLMCIFFeatureExtractor, XLLMFeatureExtractor
 from xllm.processing.media_kinds import AUDIO, IMAGE, VIDEO, MediaKind, media_kind, part_of_row
 from xllm.processing.media_rows import complete_rows, token_names
 from xllm.processing.processing_xllm import XLLMProcessor, add_placeholder_tokens
@@ -108,6 +107,3 @@ def save(model: XLLMForConditionalGeneration, processor: XLLMProcessor, output_d
     """Model and processor in one folder."""
     model.save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
-
-
-__all__ = ["add_tokens", "build_processor", "processor_rows", "save", "speech_extractor"]

@@ -170,9 +170,3 @@ def _word_pieces(
     words = sorted(words | {character for character in "".join(sentences) if character.isdigit()})
     pieces = [piece for word in words for piece in ("▁" + word, word)]
     return tuple(piece for piece in pieces if model.id_to_piece(model.piece_to_id(piece)) != piece)
-
-
-__all__ = [
-    "PUBLISHED", "WRAPPER_PIECES", "build_tiny", "sized_rows", "small_config", "tiny_config", "train_sentencepiece",
-    "train_text_pieces",
-]  # fmt: skip

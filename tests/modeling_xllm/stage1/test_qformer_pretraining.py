@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 
-from xllm.modeling_xllm.composition.published_sources import SOURCES
+from xllm.modeling_xllm.composition.towers import SOURCES
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig
 from xllm.modeling_xllm.modeling_encoders import XLLMEncoderModel
 from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
@@ -430,6 +430,13 @@ class TestLosses:
         assert not hard_text.equal(hard_item)
         assert seen["ids"].equal(inputs["input_ids"][torch.cat([own, own, hard_text])])
         assert seen["states"].equal(states[torch.cat([own, hard_item, own])])
+
+    def test_a_step_checks_its_captions_once(self, monkeypatch):
+        model, checks = tiny_model(), []
+        check = model._check_text
+        monkeypatch.setattr(model, "_check_text", lambda *args, **kwargs: checks.append(1) or check(*args, **kwargs))
+        model(**batch())
+        assert len(checks) == 1  # each reads a verdict back from the device
 
     def test_equal_captions_are_negatives_only_on_request(self):
         inputs = {**texts(*[[CLS, 5, SEP]] * 3), "pixel_values": torch.randn(3, 3, 16, 16)}
