@@ -89,7 +89,7 @@ class Single:
 
     def step(self, weights: dict, batches: list[tuple[int, ...]]) -> dict[str, torch.Tensor]:
         """Gradients at these weights, by name."""
-        alone, modeling_xllm.is_one_of_several = modeling_xllm.is_one_of_several, lambda: False
+        several, modeling_xllm.world_size = modeling_xllm.world_size, lambda: 1
         try:
             self.model.load_state_dict(weights, strict=False)
             self.model.zero_grad()
@@ -97,7 +97,7 @@ class Single:
             for rows in batches:
                 self.model(**inputs_of(rows), num_items_in_batch=torch.tensor(total)).loss.backward()
         finally:
-            modeling_xllm.is_one_of_several = alone
+            modeling_xllm.world_size = several
         return {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
 
 

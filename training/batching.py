@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 
 from xllm.processing.audio_decoding import PYAV_ERRORS, Waveform, open_container
 from xllm.processing.conversations import part_source
-from xllm.processing.feature_extraction_cif import XLLMCIFFeatureExtractor
+from xllm.processing.feature_extraction_xllm import XLLMCIFFeatureExtractor
 from xllm.processing.media_kinds import AUDIO, MEDIA_KINDS
 from xllm.processing.media_sources import MediaError, open_media
 from xllm.training.media_rows import DataError

@@ -11,7 +11,8 @@ from torch import distributed, nn
 from transformers import Trainer
 from transformers.utils import logging
 
-from xllm.modeling_xllm.modeling_encoders import is_one_of_several, is_trainable
+from xllm.modeling_xllm.cformer import world_size
+from xllm.modeling_xllm.modeling_encoders import is_trainable
 from xllm.modeling_xllm.tower_sources import tower_of
 
 
@@ -29,7 +30,7 @@ def is_first() -> bool:
 @contextmanager
 def first_alone() -> Iterator[bool]:
     """True on the first process; the others wait, however long it takes, until that has come to the block's end."""
-    if not is_one_of_several():
+    if world_size() == 1:
         yield True
         return
     group = distributed.new_group(backend="gloo", timeout=PATIENCE)
