@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=CommandParser)
     for name in COMMANDS:
         module = importlib.import_module(f"xllm.commands.{name.replace('-', '_')}")
-        brief = module.__doc__.split("\n")[0].partition("`: ")[2].rstrip(".")
+        brief = (module.__doc__ or "").split("\n")[0].partition("`: ")[2].rstrip(".")
         command = subparsers.add_parser(name, help=brief, description=module.__doc__)
         command.set_defaults(run=module.run, wrong_usage=command.error, module=[])
         module.add_arguments(command)

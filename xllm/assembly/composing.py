@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, ParakeetEncoderConfig, PreTrainedConfig
+from transformers import AutoTokenizer, ParakeetEncoderConfig
 from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 
 from xllm.assembly.processors import add_tokens, build_processor, save
@@ -66,7 +66,7 @@ def compose(
     rows = sized_modalities(sizes) if sizes else default_modalities()
     named = {rows[key].encoder if key in rows else key for key in towers.encoders}
     read = {name: row for name, row in rows.items() if row.encoder in named or name in towers.interfaces}
-    encoders: dict[str, PreTrainedConfig] = {}  # those of that size, where no source is named for one
+    encoders: dict[str, Any] = {}  # those of that size, where no source is named for one
     if sizes:
         encoders["vision_config"] = Blip2VisionConfig(initializer_range=0.02, **sizes)
         encoders["audio_config"] = ParakeetEncoderConfig(layerdrop=0.0, **sizes)
