@@ -96,7 +96,7 @@ class DataSpec:
         cache_media (`bool`): keep decoded media in memory.
         streaming (`bool`): never read `train` as a whole (`docs/data.md`); needs `trainer.max_steps`, and a source's
             `weight` is its share of the samples then.
-        shuffle_buffer (`int`): of a stream: rows of each rank that are shuffled among each other, kept in memory.
+        shuffle_buffer (`int`): of a stream: rows in the memory of each rank; a 24th of them at a time is shuffled.
         max_length (`int`): tokens of a sample; older turns are cut from the left, media and the last question never.
         loss_on (`str`): "last" turn of the assistant, or "all" of them.
         max_seconds (`float`): of a sound (default 60, null for no limit); `long_audio` says what happens to a longer

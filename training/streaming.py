@@ -65,7 +65,7 @@ class StreamingDataset(IterableDataset):
             the first, whatever the sizes are. Default 1. Each source passes through its epochs by itself.
         on_error (`str`): "raise", or "skip" rows that cannot be used and what is left of a damaged file; both are
             named in a warning and counted, and the lane's next row takes their place.
-        shuffle_buffer (`int`): rows that each rank shuffles among and keeps in memory.
+        shuffle_buffer (`int`): rows that each rank keeps in memory; each lane shuffles windows of a 24th of them.
     """
 
     def __init__(
