@@ -28,6 +28,7 @@ from xllm.processing.conversations import clean_messages, media_of
 from xllm.processing.media_kinds import MEDIA_KINDS
 from xllm.training.answers import answers_with_loss, earlier_answers, located
 from xllm.training.augmentation import Augmentation
+from xllm.training.distillation import TEACHER, in_words
 
 
 TASKS = ("chat", "transcribe", "contrast")
@@ -102,6 +103,7 @@ class XLLMDataCollator:
         causal (`bool`): the language model is causal: where the template writes earlier answers as they were asked
             for, such a conversation is one row, with its media once and the same losses.
         stop_ids: tokens that generation stops at besides the tokenizer's end token (`generation_config`).
+        distills (`bool`): "chat" batches get what a teacher reads, see `xllm.training.distillation`.
         augmentation (`Augmentation`, *optional*): of the log-mel features of samples that have a "seed".
         modality (`str`, *optional*): row of the model that "transcribe" or "contrast" trains; by default any row whose
             tokens follow from an item's length, or are of a fixed number.
@@ -122,6 +124,7 @@ class XLLMDataCollator:
         text_tokenizer=None,
         causal: bool = False,
         stop_ids: Collection[int] = (),
+        distills: bool = False,
     ):
         if task not in TASKS:
             raise ValueError(f"task is {task!r}; choose one of {', '.join(TASKS)}")
@@ -129,7 +132,8 @@ class XLLMDataCollator:
             raise ValueError(f"loss_on is {loss_on!r}; choose last or all")
         self.processor, self.task, self.max_length, self.loss_on = processor, task, max_length, loss_on
         self.augmentation, self.modality, self.text_tokenizer = augmentation, modality, text_tokenizer
-        self.causal, self.stop_ids = causal, tuple(stop_ids)
+        # A teacher's answers stand in rows of their own, for its prompts have other lengths.
+        self.causal, self.stop_ids, self.distills = causal and not distills, tuple(stop_ids), distills
         # Shared between workers, so that the log can count what any of them has left out.
         self._cuts = torch.zeros(len(CUTS), dtype=torch.long).share_memory_()
 
@@ -152,6 +156,8 @@ class XLLMDataCollator:
         rows = [_Row(self._messages_of(sample), owner) for owner, sample in enumerate(samples)]
         if self.task == "chat":
             batch, rows = self._chat(rows)
+            if self.distills:
+                batch[TEACHER] = self._teacher(rows, [samples[row.owner].get("equivalents") for row in rows])
         else:
             batch = {"transcribe": self._transcribe, "contrast": self._contrast}[self.task]([row[0] for row in rows])
         self._augment(batch, samples, rows)
@@ -198,6 +204,15 @@ class XLLMDataCollator:
                 self._count_cut("turns", f"its oldest turn is left out, max_length is {self.max_length}")
                 kept = self._drop_oldest_turn(rows[index].messages, len(prompts[index]), len(answers[index]))
                 rows[index] = rows[index]._replace(messages=kept)
+
+    def _teacher(self, rows: list["_Row"], equivalents: list[list[str] | None]) -> dict[str, torch.Tensor]:
+        """The rows of a batch as a language model reads them that knows what their media say."""
+        prompts = [in_words(row.messages[:-1], texts) for row, texts in zip(rows, equivalents)]
+        batch = self.processor.encode_conversations(prompts, add_generation_prompt=True)
+        ids = [row[keep].tolist() for row, keep in zip(batch["input_ids"], batch["attention_mask"].bool())]
+        answers = self.processor.encode_answers([row.messages for row in rows], self.stop_ids)
+        have = torch.tensor([texts is not None for texts in equivalents])
+        return {**self._pack(ids, answers, [None] * len(rows)), "rows": have}
 
     def _split(self, row: "_Row", together: bool) -> list["_Row"]:
         """A row for each answer that carries loss, or one for all of them."""

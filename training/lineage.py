@@ -128,6 +128,8 @@ def data_fingerprint(samples: Iterable[Sample]) -> dict:
                 ]
                 for turn in sample.messages
             ]
+        if sample.equivalents is not None:
+            content = [content, sample.equivalents]
         digest.update(json.dumps(content, ensure_ascii=False).encode() + b"\n")
     names = [name for name in dict.fromkeys(sources) if name]
     return {"names": names, "samples": len(sources), "sha256": digest.hexdigest()}

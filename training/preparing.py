@@ -15,6 +15,7 @@ from xllm.modeling_xllm.stage_checkpoints import adapted_layers
 from xllm.training.adapters import begin_lora
 from xllm.training.augmentation import Augmentation
 from xllm.training.data import ChatDataset
+from xllm.training.distillation import count_equivalents
 from xllm.training.evaluation import check_evaluation
 from xllm.training.long_media import LongMedia
 from xllm.training.media_rows import DataError, MediaRows, media_rows
@@ -79,6 +80,8 @@ def prepare(model, processor, spec: StageSpec, seed: int, media: dict | None = N
     common["cache_media"] = spec.data.cache_media and (True if media is None else media)
     train_set = _training_set(spec, augmentation, common)
     _check_modalities(stage, spec, media_rows(processor, modalities), train_set)
+    if spec.distill is not None and isinstance(train_set, ChatDataset):
+        logger.warning(count_equivalents(f"stage {stage.value}", train_set.samples))
     eval_set = ChatDataset.from_specs(spec.data.eval, **common) if spec.data.eval else None
     evaluations = [check_evaluation(evaluation, media_rows(processor, modalities)) for evaluation in spec.evaluate]
     arguments = {"eval_strategy": "epoch" if eval_set else "no", **spec.trainer}

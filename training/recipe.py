@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from xllm.training.adapters import LoraSpec
+from xllm.training.distillation import DistillSpec
 from xllm.training.optim_groups import OptimSpec
 from xllm.training.recipe_checks import check_stage
 from xllm.training.recipe_values import (
@@ -60,6 +61,8 @@ class SourceSpec:
         where, exclude (`dict`): column -> value or values a row must, or must not, have; null in `exclude`: none.
         media_root (`str`): folder of relative media paths; default the folder of `path`.
         weight (`float`): how often each sample is seen per epoch, on average; 0.5 is every other one.
+        text_equivalent (`str`): what a medium of the row says, for `distill`; `{column}` is filled in; default the
+            row's own `text_equivalent`, a text or a list of them.
         limit (`int`): only the first rows, after `where` and `exclude`.
         normalize_text (`str`): spelling of answers (`xllm.training.text_normalizers`), "none" for as they are; default
             that of `data`.
@@ -80,6 +83,7 @@ class SourceSpec:
     exclude: dict = field(default_factory=dict)
     media_root: str | None = None
     weight: float = 1.0
+    text_equivalent: str | None = None
     limit: int | None = None
     normalize_text: str | None = None
     name: str | None = None
@@ -148,6 +152,7 @@ class StageSpec:
             file; default the heads beside the model, or else random weights over the language model's words.
         text_tokenizer (`str`): default that of `text_side`; bert-base-uncased for a `.pth` file.
         lora: an adapter of the language model, trained beside the interfaces, see `LoraSpec`.
+        distill: the text LLM's answers are learnt from too, see `DistillSpec`.
         optim (`list[OptimSpec]`): learning rate and weight decay by names of parameters, see `OptimSpec`.
         init_from (`dict[str, str]`): row -> row whose adapter and query tokens it starts from, e.g. `{video: image}`.
         reset (`list[str]`): rows whose interfaces start from random weights, whatever the model holds.
@@ -165,6 +170,7 @@ class StageSpec:
     text_side: str | None = None
     text_tokenizer: str | None = None
     lora: LoraSpec | None = field(default=None, metadata={"of": LoraSpec})
+    distill: DistillSpec | None = field(default=None, metadata={"of": DistillSpec})
     optim: list[OptimSpec] = field(default_factory=list, metadata={"of": OptimSpec})
     init_from: dict = field(default_factory=dict)
     reset: list[str] = field(default_factory=list)

@@ -3,6 +3,7 @@
 
 from typing import Any
 
+from xllm.training.distillation import check_distillation
 from xllm.training.long_media import ACTIONS
 from xllm.training.optim_groups import check_settings
 from xllm.training.stages import Stage, resolve_stage
@@ -24,6 +25,9 @@ def check_stage(where: str, stage: Any) -> None:
     for name, value in stage.trainer.items():
         stage.trainer[name] = check_argument(f"{where}.trainer", name, value)
     check_settings(where + ".optim", stage.optim)
+    check_distillation(where, int(resolve_stage(stage.stage)), stage.distill)
+    if stage.distill is not None and stage.data.long_audio == "chunk":
+        raise RecipeError(f"{where}.distill: data.long_audio: chunk makes several media of one, whose text is one")
     if stage.data.streaming:
         _check_stream(where, stage)
     stage.evaluate = [evaluation for evaluation in stage.evaluate if evaluation.when]

@@ -69,7 +69,24 @@ def read_row(spec: SourceSpec, where: str, row: Row, media: MediaRows) -> Sample
         raise DataError(f"{where}: no column {error.args[0]!r}; the columns are {row}") from error
     if sample.messages is not None:
         _check_conversation(where, sample.messages)
+    sample.equivalents = _equivalents(spec, where, row, sample)
     return sample
+
+
+def _equivalents(spec: SourceSpec, where: str, row: Row, sample: Sample) -> list[str] | None:
+    """What the media of a row say, for a teacher that reads: its column `text_equivalent`, or as the source has it."""
+    if spec.text_equivalent is not None:
+        texts = [_fill(spec.text_equivalent, where, row)]
+    elif "text_equivalent" in row:
+        texts = as_list(where, "text_equivalent", row["text_equivalent"])
+    else:
+        return None
+    media = [part for part in sample.parts() if part["type"] != "text"]
+    if not texts or not media:
+        return None
+    if len(texts) != len(media) or not all(isinstance(text, str) and text for text in texts):
+        raise DataError(f"{where}: text_equivalent holds {len(texts)} texts for {len(media)} media; give one of each")
+    return texts
 
 
 def _check_conversation(where: str, messages: list[dict]) -> None:

@@ -195,6 +195,7 @@ def make_trainer(
     collate = {"processor": processor, "task": task, "max_length": data.max_length, "loss_on": data.loss_on}
     if task == "chat":
         collate |= chat_settings(learner.config, learner.generation_config)
+        collate["distills"] = prepared.spec.distill is not None
     else:
         collate |= {"modality": prepared.modalities[0], "text_tokenizer": learner.tokenizer}
     collator = XLLMDataCollator(augmentation=prepared.augmentation, **collate)
@@ -214,6 +215,7 @@ def make_trainer(
         processing_class=processor,
         callbacks=callbacks,
     )
+    trainer.distill = prepared.spec.distill
     trainer.title = prepared.title
     trainer.one_modality = data.one_modality
     trainer.remove_callback(PrinterCallback)  # prints to standard output, which belongs to the results

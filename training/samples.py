@@ -13,7 +13,8 @@ class Sample:
     open the user's turn (`media`), `prompts` and `answers`, of which one each is drawn per epoch.
 
     `where` is its place, "file:line", `source` the name of its source, `unread` what nothing has read of its row. A
-    turn's `loss`, where it has one, says whether its answer carries loss.
+    turn's `loss`, where it has one, says whether its answer carries loss. `equivalents` says what each of its media
+    says, in order, or None where one has no such text.
     """
 
     where: str
@@ -23,6 +24,7 @@ class Sample:
     answers: list[str] = field(default_factory=list)
     source: str = ""
     unread: frozenset[str] = frozenset()
+    equivalents: list[str] | None = None
 
     def conversation(self, draw: Callable[[int], int]) -> list[dict]:
         """The messages; `draw(n)` gives a number below n for the choice of prompt and answer."""

@@ -8,6 +8,7 @@ from xllm.modeling_xllm.stage_checkpoints import adapted_layers
 from xllm.training.batching import GroupedSampler
 from xllm.training.checkpoints import WholeCheckpoints
 from xllm.training.data import ChatDataset
+from xllm.training.distill_trainer import DistillTrainer
 from xllm.training.guards import Guards
 from xllm.training.lineage import FreezeReceipt
 from xllm.training.optim_groups import OptimSpec, split_groups
@@ -16,7 +17,7 @@ from xllm.training.stream_trainer import StreamTrainer
 from xllm.training.watch import Watch
 
 
-class XLLMTrainer(Watch, Guards, SharedSteps, StreamTrainer, WholeCheckpoints):
+class XLLMTrainer(DistillTrainer, Watch, Guards, SharedSteps, StreamTrainer, WholeCheckpoints):
     """Logs losses by modality and by source (`watch`), stops at nonsense (`guards`), makes of several processes' steps
     those of one (`processes`), reads streams, and writes each checkpoint as a whole.
     """
