@@ -250,9 +250,12 @@ def test_a_killed_process_is_replaced_and_said_so(files):
     command = [sys.executable, "-m", "xllm", "check", data, "--workers", "1", "--json"]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     killed = None
-    while killed is None and child.poll() is None:  # the server that starts processes has the only grandchildren
+    while killed is None and child.poll() is None:
         with contextlib.suppress(psutil.NoSuchProcess):
-            for worker in [one for process in psutil.Process(child.pid).children() for one in process.children()]:
+            servers = [one for one in psutil.Process(child.pid).children() if "forkserver" in str(one.cmdline())]
+            for worker in [
+                one for server in servers for one in server.children() if one.cmdline() == server.cmdline()
+            ]:
                 worker.kill()
                 killed = worker.pid
         time.sleep(0.01)
