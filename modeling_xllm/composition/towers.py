@@ -177,6 +177,8 @@ def compose(
     rows = default_modalities() if modalities is None else dict(modalities)
     runs = {key: published_config(source) for key, source in interfaces.items() if not is_pth(source)}
     runs = {key: config for key, config in runs.items() if isinstance(config, XLLMConfig)}
+    if adapted := [interfaces[key] for key, config in runs.items() if config.adapter]:
+        raise ValueError(f"{adapted[0]}: its language model has an adapter that would be lost; merge it (merge_lora)")
     if language_model is None and modalities is None:
         trained = {key: _row_of_run(run, key, interfaces) for key, run in runs.items()}
         rows = {key: row for key, row in {**rows, **trained}.items() if key in interfaces}

@@ -279,3 +279,5 @@ def test_a_checkpoint_with_an_adapter_is_one_for_commands(stage):
     with pytest.raises(CheckpointError, match="nowhere"):
         load_checkpoint(str(folder / "nowhere"))
     assert main(["inspect", str(folder)]) == 0
+    with pytest.raises(ValueError, match="its language model has an adapter that would be lost; merge it"):
+        XLLMForConditionalGeneration.from_towers(interfaces={"speech": str(folder)})
