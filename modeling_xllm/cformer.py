@@ -13,6 +13,8 @@ clips of more than `max_position_embeddings` tokens (512, about two minutes) are
 Legend: B clips, T encoder frames, U tokens, P positions of the transformer, W windows, H width.
 """
 
+from typing import Any
+
 import torch
 from torch import distributed, nn
 from torch.nn import functional as F
@@ -86,15 +88,16 @@ class ContinuousIntegrateAndFire(nn.Module):
         start, end = 0, hidden.shape[1]
         reach = 0 if self.conv is None else self.conv.kernel_size[0] // 2
         if state is not None:
-            hidden, mask = torch.cat([state.context, hidden], 1), torch.cat([state.context_mask, mask], 1)
-            start, end = state.integrated, hidden.shape[1]
+            held: Any = state
+            hidden, mask = torch.cat([held.context, hidden], 1), torch.cat([held.context_mask, mask], 1)
+            start, end = held.integrated, hidden.shape[1]
         if not is_last:
             end = max(start, end - reach)
         alphas = self.predict_alphas(hidden, mask)[:, start:end]
         names = ("fire_threshold", "tail_threshold", "one_token_per_frame")
         rule = {name: getattr(self.config, f"cif_{name}") for name in names}
         frames = (hidden[:, start:end], alphas, mask[:, start:end], target_lengths)
-        fired = integrate_and_fire(*frames, max_tokens=max_tokens, state=state, is_last=is_last, **rule)
+        fired: Any = integrate_and_fire(*frames, max_tokens=max_tokens, state=state, is_last=is_last, **rule)
         if fired.state is not None:
             kept = max(0, end - reach)
             fired.state.context, fired.state.context_mask = hidden[:, kept:], mask[:, kept:]
@@ -110,7 +113,7 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def _with_room(fired: CIFOutput) -> CIFOutput:
+def _with_room(fired: Any) -> CIFOutput:
     """Room for a token where nothing has fired, so that every process runs every layer, whatever its clips hold."""
     fired.embeddings, fired.mask = F.pad(fired.embeddings, (0, 0, 0, 1)), F.pad(fired.mask, (0, 1))
     if fired.quantity is not None:
@@ -183,6 +186,7 @@ class CFormer(PreTrainedModel):
         Returns:
             [`CIFOutput`], its `embeddings (B, U, hidden_size)`, U = the longest clip; when compiled or exported U = T.
         """
+        fired: Any
         if token_level or self.cif is None:
             if target_lengths is not None:
                 raise ValueError("token-level features are fired already: target_lengths have nothing to set")

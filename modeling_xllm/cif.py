@@ -32,6 +32,7 @@ Legend: B batch, T frames, U tokens, D width; S_t prefix sums, k_t tokens closed
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -128,14 +129,15 @@ def integrate_and_fire(
         raise ValueError("a stream takes no target_lengths and no max_tokens: its total is known at its end only")
     B, T, D = hidden.shape
     hidden, alphas, mask, target_lengths = _prepare(hidden, alphas, mask, target_lengths)
-    if state is None:
+    held: Any = state
+    if held is None:
         zero = torch.zeros_like(mask[:, 0], dtype=torch.long)
-        state = CIFState(zero.double(), zero, hidden.new_zeros(B, D), 0, zero)
-    if state.embedding.shape != (B, D):
-        raise ValueError(f"the state is of a stream with (B, D) = {tuple(state.embedding.shape)}, not {(B, D)}")
-    before = state.fired[:, None]
+        held = CIFState(zero.double(), zero, hidden.new_zeros(B, D), 0, zero)
+    if held.embedding.shape != (B, D):
+        raise ValueError(f"the state is of a stream with (B, D) = {tuple(held.embedding.shape)}, not {(B, D)}")
+    before = held.fired[:, None]
     # One running sum over the whole stream, so that rounding is that of the whole.
-    sums = torch.cat([state.total[:, None], alphas], 1).cumsum(1)[:, 1:]
+    sums = torch.cat([held.total[:, None], alphas], 1).cumsum(1)[:, 1:]
     fired = _count_fires(sums, mask, target_lengths, fire_threshold, one_token_per_frame, before)
     total, sums, fired = sums[:, -1], sums - before, fired - before
     lengths = fired[:, -1]
@@ -147,24 +149,24 @@ def integrate_and_fire(
     closed = fired[:, -1:]
     rest = torch.where(lengths[:, None] > closed, sums[:, -1:] - closed + 1e-10, 1.0)
     kept = int(not is_last)  # one place more for the token that stays open
-    *parts, fire_frames = _split_weights(
-        alphas, sums, mask, fired, lengths + kept, U + kept, state.total[:, None] - before, rest
+    opening, closing, frames, fire_frames = _split_weights(
+        alphas, sums, mask, fired, lengths + kept, U + kept, held.total[:, None] - before, rest
     )
-    embeddings = _sum_tokens(hidden, *parts[:2], fired, parts[2], mask)  # (B, U + kept, D)
+    embeddings = _sum_tokens(hidden, opening, closing, fired, frames, mask)  # (B, U + kept, D)
     last_end = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
-    end = torch.where(mask.any(1), state.frames + last_end, state.end)
+    end = torch.where(mask.any(1), held.frames + last_end, held.end)
     is_closed = torch.arange(U, device=fired.device) < closed
-    fire_frames = torch.where(is_closed, state.frames + fire_frames[:, :U], end[:, None]).float().to(hidden.device)
+    fire_frames = torch.where(is_closed, held.frames + fire_frames[:, :U], end[:, None]).float().to(hidden.device)
     lengths = lengths.to(hidden.device)
     fired_mask = torch.arange(U, device=hidden.device) < lengths[:, None]
     output = CIFOutput(embeddings, fired_mask, lengths, fire_frames.masked_fill(~fired_mask, 0))
     if is_stream:  # token 0 goes on with what was open before; one that stays open is none of this chunk's
-        opened = state.embedding / torch.where(closed == 0, rest, 1.0).to(state.embedding)
+        opened = held.embedding / torch.where(closed == 0, rest, 1.0).to(held.embedding)
         embeddings = torch.cat([embeddings[:, :1] + opened[:, None], embeddings[:, 1:]], 1)
         output.embeddings = embeddings[:, :U].masked_fill(~fired_mask[..., None], 0)
     if not is_last:
         opened = embeddings.gather(1, closed.to(hidden.device)[..., None].expand(-1, -1, D)).squeeze(1)
-        output.state = CIFState(total, state.fired + closed.squeeze(1), opened, state.frames + T, end)
+        output.state = CIFState(total, held.fired + closed.squeeze(1), opened, held.frames + T, end)
     return output
 
 

@@ -9,6 +9,7 @@ Legend: N items, F frames of a video, R real frames of all videos, T encoder fra
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -244,8 +245,9 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
         Returns:
             0, whose gradients are 0 for all that is trained; `None` where nothing needs to be run.
         """
-        row, interface = self.config.modalities[modality], self.interfaces[modality]
-        tower = None if row.encoder is None else self.tower(row.encoder)
+        row = self.config.modalities[modality]
+        interface: Any = self.interfaces[modality]
+        tower: Any = None if row.encoder is None else self.tower(row.encoder)
         owner = self.interfaces[row.shares_converter_with or modality]
         modules = [module for module in (tower, interface, owner) if module is not None]
         if not any(map(self._takes_all, modules)):

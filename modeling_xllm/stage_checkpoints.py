@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -63,7 +63,7 @@ def quantize_language_model_only(quantization_config: Any) -> Any:
     return quantization_config
 
 
-def adapted_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+def adapted_layers(model: torch.nn.Module) -> dict[str, Any]:
     """Layers that PEFT has put around others (LoRA, DoRA, ...), by path; what they adapt is their `base_layer`."""
     layers = model.named_modules()
     return {path: one for path, one in layers if hasattr(one, "adapter_layer_names") and hasattr(one, "base_layer")}
@@ -91,7 +91,7 @@ def sample_towers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return samples
 
 
-class StageCheckpointMixin:
+class StageCheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
     """Saves without the parts that `config.towers` names a source for, and puts them back on loading."""
 
     # Called with the folder of a new checkpoint; the installed package copies the user's modules there.
@@ -166,7 +166,7 @@ class StageCheckpointMixin:
         record = PreTrainedConfig.get_config_dict(source, **hub)[0].get("adapter") or {}
         try:
             peft, folder = importlib.import_module("peft"), record.get("folder", ADAPTER)
-            files = [cached_file(source, name, subfolder=folder, **hub) for name in ADAPTER_FILES]
+            files = [str(cached_file(source, name, subfolder=folder, **hub)) for name in ADAPTER_FILES]
         except ImportError as error:
             raise StageCheckpointError(f"{source}: its language model has an adapter: pip install peft") from error
         except OSError as error:

@@ -55,26 +55,28 @@ class LoraSpec:
 DEFAULTS = {"r": 8, "alpha": 16, "dropout": 0.0, "dora": False}
 
 
-def _linear_layers(model: nn.Module) -> list[str]:
+def _linear_layers(model: Any) -> list[str]:
     """Paths of the language model's linear layers; an adapted one by the name that it has without."""
     layers = model.get_submodule(f"model.{PART}").named_modules(prefix=f"model.{PART}")
     linear = [path for path, layer in layers if isinstance(getattr(layer, "base_layer", layer), nn.Linear)]
     return [path for path in linear if not re.search(r"\.(base_layer|lora_[AB])(\.|$)", path)]
 
 
-def target_modules(model: nn.Module, modules: str | Iterable[str] = "default") -> str:
+def target_modules(model: Any, modules: str | Iterable[str] = "default") -> str:
     """The layers to adapt, as PEFT's pattern over names of modules: those of the language model alone.
 
     Raises:
         StageError: a name that no linear layer of the language model has; the message lists them.
     """
     found = sorted({path.rpartition(".")[2] for path in _linear_layers(model)})
+    names: list[str]
     if modules == "all-linear":
         names = found
     elif modules == "default":
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as LISTED
 
-        names = LISTED.get(model.config.get_text_config().model_type) or [name for name in ATTENTION if name in found]
+        names = list(LISTED.get(model.config.get_text_config().model_type, ()))
+        names = names or [name for name in ATTENTION if name in found]
     else:
         names = [modules] if isinstance(modules, str) else list(modules)
     if not names or (unknown := [name for name in names if name not in found]):
@@ -83,7 +85,7 @@ def target_modules(model: nn.Module, modules: str | Iterable[str] = "default") -
     return rf"(model\.)?{PART}\..*\.({'|'.join(map(re.escape, names))})"
 
 
-def check_adapters(model: nn.Module, stages: Iterable[Any]) -> None:
+def check_adapters(model: Any, stages: Iterable[Any]) -> None:
     """Check the adapters of `StageSpec`s that follow each other, before anything is trained.
 
     Raises:
@@ -94,7 +96,7 @@ def check_adapters(model: nn.Module, stages: Iterable[Any]) -> None:
         adapter = _check_lora(model, int(resolve_stage(stage.stage)), stage.lora, adapter)
 
 
-def _check_lora(model: nn.Module, stage: int, spec: LoraSpec | None, present: dict | None) -> dict | None:
+def _check_lora(model: Any, stage: int, spec: LoraSpec | None, present: dict | None) -> dict | None:
     """What the adapter is like that a stage ends with; `present` is the one that it begins with."""
     if stage == 0 and present is not None:
         raise StageError("stage 0 trains the language model, but that has an adapter: merge it (lora.merge: true)")
@@ -130,7 +132,7 @@ def _need_peft() -> None:
         raise StageError("lora needs PEFT: pip install peft") from error
 
 
-def adapter_of(model: nn.Module) -> dict[str, Any] | None:
+def adapter_of(model: Any) -> dict[str, Any] | None:
     """What the adapter of a model is like, or `None`: the fields of `LoraSpec`, `modules` as a pattern.
 
     Raises:
@@ -146,7 +148,7 @@ def adapter_of(model: nn.Module) -> dict[str, Any] | None:
 
 
 def add_lora(
-    model: nn.Module,
+    model: Any,
     r: int = 8,
     alpha: int = 16,
     dropout: float = 0.0,
@@ -176,7 +178,7 @@ def add_lora(
     if adapted_layers(model):
         raise StageError("the model has an adapter already: train that one on, or merge it (merge_lora)")
     pattern = target_modules(model, modules)
-    values = dict(zip(PEFT_FIELDS.values(), (r, alpha, dropout, dora)))
+    values: dict[str, Any] = dict(zip(PEFT_FIELDS.values(), (r, alpha, dropout, dora)))
     for parameter in [*model.get_submodule(f"model.{PART}").parameters(), *model.lm_head.parameters()]:
         parameter.requires_grad_(False)
     model.attach_adapter(LoraConfig(target_modules=pattern, **values))
@@ -184,7 +186,7 @@ def add_lora(
 
 
 @torch.no_grad()
-def merge_lora(model: nn.Module) -> list[str]:
+def merge_lora(model: Any) -> list[str]:
     """Put the adapter into the weights of the language model, which is no longer the one that its source holds.
 
     Returns:
@@ -206,7 +208,7 @@ def merge_lora(model: nn.Module) -> list[str]:
     return [f"{path}.weight" for path in layers]
 
 
-def begin_lora(model: nn.Module, spec: LoraSpec | None) -> None:
+def begin_lora(model: Any, spec: LoraSpec | None) -> None:
     """Give the model the adapter of a stage, unless it has one to be trained on; see `check_adapters`."""
     if spec is not None and not adapted_layers(model):
         given = {name: getattr(spec, name) for name in DEFAULTS if getattr(spec, name) is not None}

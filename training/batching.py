@@ -102,6 +102,7 @@ def _seconds(part: dict) -> float:
 def _header_seconds(source: Any) -> float:
     if isinstance(source, str) and source.startswith(_REMOTE):
         raise MediaError(source, "would have to be downloaded; give `duration` in its row")
+    container: Any
     with open_media(source) as (file, name), open_container(file, name) as container:
         stream = container.streams.best(AUDIO.type)
         if stream is not None and stream.duration:
@@ -129,7 +130,7 @@ class GroupedSampler(Sampler[int]):
         kinds = [media_of_sample(sample) if one_modality else "" for sample in data.samples]
         self.kinds, self.fills = np.array(kinds), one_modality
         data.kinds = self.kinds if one_modality else None
-        sizes = defaultdict(int)
+        sizes: defaultdict[str, int] = defaultdict(int)
         for kind in self.kinds[data.order]:
             sizes[kind] += 1
         self._length = sum(-(-size // batch_size) * batch_size if one_modality else size for size in sizes.values())
@@ -139,7 +140,8 @@ class GroupedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         order, rng = self.data.order, np.random.default_rng([self.data.seed, self.data.epoch, 2])
-        full, rest = [], []
+        full: list[Any] = []
+        rest: list[Any] = []
         kinds = self.kinds[order]
         for kind in sorted(set(kinds)):
             indices = rng.permutation(np.flatnonzero(kinds == kind))

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -179,6 +180,7 @@ def stored_bytes(model, optimizer=None) -> int:
 class WholeCheckpoints(Trainer):
     """The Trainer's own checkpoints, each written aside and renamed; with the freeze receipt."""
 
+    model: Any
     receipt: FreezeReceipt | None = None
     skipped: Callable[[], list[str]] = staticmethod(list)  # the samples left out so far
     _aside: str | None = None

@@ -39,6 +39,7 @@ class _Step:
 class Guards(Trainer):
     """Stops at NaN and Inf in loss or gradients, and where no gradient arrives; see the module's first lines."""
 
+    model: Any
     title = "training"
 
     def __init__(self, *args, **kwargs):
@@ -76,7 +77,7 @@ class Guards(Trainer):
 
     def _holds_still(self, values: torch.Tensor) -> bool:
         """Whether the optimizer leaves the weights alone from a bad step on, so that the look at it may wait."""
-        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        inner: Any = getattr(self.optimizer, "optimizer", self.optimizer)
         if not self._may_wait(values) or self.accelerator.scaler is not None or not inner.defaults.get("fused"):
             return False
         bad = (~values.isfinite().all()).float()

@@ -138,7 +138,7 @@ def _read_turn(where: str, row: Row, field: str, turn: Any, held: Media | None) 
     role = ROLES.get(named) if isinstance(named, str) else None
     if role is None:
         raise DataError(f"{where}: {field}: its role is {named!r}, expected one of {', '.join(ROLES)}")
-    message = {"role": role, "content": _read_content(where, row, field, content, held)}
+    message: dict[str, Any] = {"role": role, "content": _read_content(where, row, field, content, held)}
     loss = _read_loss(where, field, role, turn)
     message |= {} if loss is None else {"loss": loss}
     row.unread |= {f"{field.partition('[')[0]}.{key}" for key in turn.keys() - _TEMPLATE_KEYS}
@@ -151,7 +151,7 @@ def _read_content(where: str, row: Row, field: str, content: Any, held: Media | 
     if not isinstance(content, (str, list, tuple)):
         given = "no content" if content is None else f"{content!r:.60} as content"
         raise DataError(f"{where}: {field}: it has {given}, expected text or a list of parts")
-    found = []
+    found: list[dict] = []
     for given in [content] if isinstance(content, str) else content:
         if given is None:
             continue

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -33,13 +34,13 @@ def first_alone() -> Iterator[bool]:
     if world_size() == 1:
         yield True
         return
-    group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    group: Any = distributed.new_group(backend="gloo", timeout=PATIENCE)
     yield distributed.get_rank() == 0
     distributed.barrier(group=group)
     distributed.destroy_process_group(group)
 
 
-def users_of_parameters(model: nn.Module) -> dict[str, tuple[str, ...]]:
+def users_of_parameters(model: Any) -> dict[str, tuple[str, ...]]:
     """Trained parameter of towers and interfaces -> the modalities that use it, a shared converter's included."""
     rows, names = model.config.modalities, dict(model.named_parameters())
     found: dict[str, tuple[str, ...]] = {}
@@ -72,6 +73,7 @@ class SharedSteps(Trainer):
     optimizer would forget its moments and decay the weights. Groups of parameters say by whom they are used.
     """
 
+    model: Any
     _own: torch.Tensor | None = None  # 1 for each modality that this process has used since the last step
     _used: torch.Tensor | None = None  # the same over all processes
 
@@ -94,7 +96,7 @@ class SharedSteps(Trainer):
     def create_optimizer(self, model=None):
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        own = self.model if model is None else model
+        own: Any = self.model if model is None else model
         if is_new and isinstance(optimizer, torch.optim.Optimizer) and hasattr(own.config, "modalities"):
             _split_by_users(optimizer, own)
             optimizer.register_step_pre_hook(self._leave_unused)
@@ -122,7 +124,7 @@ class SharedSteps(Trainer):
                     parameter.grad = None
 
 
-def _split_by_users(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+def _split_by_users(optimizer: torch.optim.Optimizer, model: Any) -> None:
     users = users_of_parameters(model)
     by_id = {id(parameter): users.get(name, ()) for name, parameter in model.named_parameters()}
     groups: dict[tuple, dict] = {}

@@ -251,7 +251,8 @@ def _fill(template: str, where: str, row: Row) -> str:
 def _from_members(spec: SourceSpec, where: str, row: Row, media: MediaRows) -> Sample:
     """WebDataset: media by their extensions, the text of `.txt`, or whatever form the columns of `.json` have."""
     parts = {ending: kind.type for kind in MEDIA_KINDS.values() for ending in kind.extensions}
-    columns, members = {}, {}
+    columns: dict[str, Any] = {}
+    members: dict[str, str] = {}
     for name in row:
         if isinstance(row.peek(name), Stored):
             members[PurePath(row.peek(name).name).name] = name

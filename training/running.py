@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import PrinterCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from xllm.assembly.processors import save as save_checkpoint
@@ -199,7 +199,7 @@ def make_trainer(
     else:
         collate |= {"modality": prepared.modalities[0], "text_tokenizer": learner.tokenizer}
     collator = XLLMDataCollator(augmentation=prepared.augmentation, **collate)
-    callbacks = [JsonlCallback(folder, prepared.train.skipped, collator.cuts)]
+    callbacks: list[TrainerCallback] = [JsonlCallback(folder, prepared.train.skipped, collator.cuts)]
     if progress:
         callbacks.append(ProgressCallback(prepared.title))
     if not prepared.keeps_checkpoints:

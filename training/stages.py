@@ -23,7 +23,6 @@ from enum import IntEnum
 from typing import Any
 
 import torch
-from torch import nn
 
 from xllm.modeling_xllm.converters import converter_class
 from xllm.modeling_xllm.stage_checkpoints import adapted_layers
@@ -96,7 +95,7 @@ def _declared(config: Any, stage: Stage, modalities: list[str], switches: set[st
 
 
 def freeze_for_stage(
-    model: nn.Module,
+    model: Any,
     stage: int | str | Stage,
     modalities: Iterable[str] | str | None = None,
     *,
@@ -150,7 +149,7 @@ def freeze_for_stage(
     return names
 
 
-def adapter_parameters(model: nn.Module) -> list[str]:
+def adapter_parameters(model: Any) -> list[str]:
     """Names of the parameters that PEFT's layers (LoRA, DoRA, ...) add; the weights under them are `base_layer`s."""
     return [
         f"{path}.{kind}.{name}"
@@ -160,7 +159,7 @@ def adapter_parameters(model: nn.Module) -> list[str]:
     ]
 
 
-def _fail_if_interfaces_would_be_lost(model: nn.Module, trained: Iterable[str]) -> None:
+def _fail_if_interfaces_would_be_lost(model: Any, trained: Iterable[str]) -> None:
     """A wrapper by `get_peft_model` saves its adapter and the copies in `modules_to_save`, and no interface."""
     if not hasattr(model, "peft_config") or model._hf_peft_config_loaded:
         return
@@ -177,7 +176,7 @@ def part_of_parameter(name: str) -> str:
     return ".".join(path[:2]) if path[0] == "interfaces" else part_of(name)
 
 
-def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
+def count_parameters(model: Any) -> dict[str, tuple[int, int]]:
     """Part -> (trained parameters, parameters); each interface and each head is a part of its own."""
     counts: dict[str, tuple[int, int]] = {}
     for name, parameter in model.named_parameters():
@@ -188,7 +187,7 @@ def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def frozen_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+def frozen_tensors(model: Any) -> dict[str, torch.Tensor]:
     """Parameters that are not trained, and saved buffers of modules none of whose own parameters is trained; what an
     adapter is put around by the name that it has without.
     """

@@ -168,7 +168,7 @@ class SourceOrder:
             heapq.heappush(loads, (load + (work.high - work.low) / work.parts, lane))
         rng = np.random.default_rng([*self.seed, lanes, last])
         for works in dealt:
-            rng.shuffle(works)  # type: ignore[arg-type]  # any mutable sequence
+            rng.shuffle(works)
             works.sort(key=lambda work: work.epoch)
         return SourceOrder(self.sizes, lanes, self.seed, last + 1, dealt)
 

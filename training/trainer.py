@@ -4,6 +4,8 @@
 Everything works without it too: model + `XLLMDataCollator` + `transformers.Trainer` train any stage.
 """
 
+from typing import Any
+
 from xllm.modeling_xllm.stage_checkpoints import adapted_layers
 from xllm.training.batching import GroupedSampler
 from xllm.training.checkpoints import WholeCheckpoints
@@ -43,7 +45,7 @@ class XLLMTrainer(DistillTrainer, Watch, Guards, SharedSteps, StreamTrainer, Who
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         """Weights of a checkpoint and, which transformers would pass over, the adapter beside them."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        own = self.model if model is None else model
+        own: Any = self.model if model is None else model
         if adapted_layers(own):
             own.load_adapter_weights(resume_from_checkpoint)
 

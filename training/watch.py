@@ -31,6 +31,8 @@ TERMS = ("itc_loss", "itm_loss", "itg_loss", "ce_loss", "quantity_loss", "ctc_lo
 class Watch(Trainer):
     """Adds the entries of the module's table to the log. Nothing waits for the device before they are written."""
 
+    model: Any
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._found: defaultdict[str, list[torch.Tensor]] = defaultdict(list)  # since the last entry of the log
@@ -99,7 +101,7 @@ class Watch(Trainer):
                 parts[part_of_parameter(name)].append(parameter.grad)
         if len(parts) < 2:
             return {}
-        squares = {part: sum(map(_square, gradients)) for part, gradients in parts.items()}
+        squares = {part: torch.stack([*map(_square, gradients)]).sum() for part, gradients in parts.items()}
         whole = torch.stack([*squares.values()]).sum().sqrt()
         total = norm.full_tensor() if hasattr(norm, "full_tensor") else torch.as_tensor(norm)
         before = torch.where(whole > 0, total.to(whole) / whole, torch.ones_like(whole))

@@ -6,10 +6,10 @@ bert-base-uncased. Deviation: it drops BERT's token-type embedding; here type 0 
 the text side computes what BERT computed, exactly.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from torch import nn
 from transformers import BertForMaskedLM, BertForPreTraining, BertModel, Blip2ForImageTextRetrieval
 
 from xllm.modeling_xllm.composition.towers import BERT_HEADS, published_config
@@ -71,7 +71,7 @@ def _check_sizes(pairs: dict[str, tuple], source: str) -> None:
         raise ValueError(f"this {source} does not fit the Q-Former: {listed}")
 
 
-def _copy_layers(ours: nn.ModuleList, theirs: nn.ModuleList) -> None:
+def _copy_layers(ours: Iterable[Any], theirs: Iterable[Any]) -> None:
     """The text feed-forward blocks, layer by layer."""
     for text, layer in zip(ours, theirs):
         text.intermediate.load_state_dict(layer.intermediate.state_dict())
@@ -83,7 +83,7 @@ def start_from_bert(model: XLLMForQFormerPreTraining, bert: BertModel | BertForM
     """Start the text side from a BERT, as BLIP-2 does; one with a masked-LM head starts the ITG head too. Its
     vocabulary may be smaller than `text_vocab_size` (`[DEC]` is new); further rows stay as they are. Other sizes than
     the Q-Former's are a `ValueError` that lists them."""
-    encoder = bert.base_model
+    encoder: Any = bert.base_model
     mine, theirs = model.qformer.config, encoder.config
     fields = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
     _check_sizes({field: (getattr(mine, field), getattr(theirs, field)) for field in fields}, "BERT")
@@ -108,7 +108,7 @@ def start_from_bert(model: XLLMForQFormerPreTraining, bert: BertModel | BertForM
 def start_from_blip2(model: XLLMForQFormerPreTraining, source: Blip2ForImageTextRetrieval) -> None:
     """Take over text side and heads of a published stage 1, e.g. `Salesforce/blip2-itm-vit-g`. It has neither the
     captioning head nor the temperature: both stay as they are. No text input, or other sizes, are a `ValueError`."""
-    theirs = source.config.qformer_config
+    theirs: Any = source.config.qformer_config
     fields = ("hidden_size", "num_hidden_layers", "cross_attention_frequency", "encoder_hidden_size")
     sizes = {field: (getattr(model.qformer.config, field), getattr(theirs, field)) for field in fields}
     sizes["use_qformer_text_input"] = (True, theirs.use_qformer_text_input)

@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Any) -> None:
     """Declare its arguments."""
     parser.takes_media = True
     parser.add_argument("model", help="folder or Hub id of an X-LLM")

@@ -107,7 +107,7 @@ def build_config(tokenizer: ChatGLMTokenizer, scale: DemoScale) -> XLLMConfig:
 def vision_config(scale: DemoScale) -> Blip2VisionConfig:
     """A small ViT."""
     sizes = _sizes(scale.vision_size, scale.vision_layers, 3)
-    patches = {"image_size": scale.image_pixels, "patch_size": scale.patch_pixels}
+    patches: dict[str, Any] = {"image_size": scale.image_pixels, "patch_size": scale.patch_pixels}
     return Blip2VisionConfig(**sizes, **patches, initializer_range=0.02)
 
 
