@@ -223,17 +223,17 @@ class WholeCheckpoints(Trainer):
             use_mtime=False,
         )
 
-    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+    def _save(self, output_dir: Any = None, state_dict=None) -> None:
         """A checkpoint with its `frozen.json`; none at all if a frozen tensor has moved."""
         if self.receipt is not None:
             self.receipt.check()
         super()._save(output_dir, state_dict)
         if self.receipt is not None and self.args.should_save:
-            self.receipt.write(self.args.output_dir if output_dir is None else output_dir)
+            self.receipt.write(output_dir or str(self.args.output_dir))
 
     def last_checkpoint(self) -> str | None:
         """Where to go on, the same on every rank; see `last_whole_checkpoint`."""
-        found = last_whole_checkpoint(Path(self.args.output_dir)) if self.args.should_save else None
+        found = last_whole_checkpoint(Path(str(self.args.output_dir))) if self.args.should_save else None
         path = broadcast_object_list([None if found is None else str(found)])[0]
         if path is not None and (saved := read_json(Path(path, MANIFEST))["processes"]) != self.args.world_size:
             logger.warning(

@@ -230,7 +230,7 @@ class ChatDataset(Dataset):
         if isinstance(source, Stored):
             source = read_stored(source)
         medium = self.processor.load(kind, source)
-        if key:
+        if key and self.cache is not None:
             self.cache[key] = medium
         return medium
 

@@ -8,7 +8,7 @@ Legend: B rows of the batch, L tokens.
 import itertools
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -290,6 +290,7 @@ def _with_texts(tokenizer, tokens: list[Token], spans: list[Span]) -> BatchRow:
     row = BatchRow(tokens, spans, "", "")
     texts = {False: "", True: ""}  # by whether it is learnt
     for learnt, run in itertools.groupby(row.pieces(), lambda piece: isinstance(piece, Token) and piece.learnt):
+        pieces: Iterable[Any]
         for is_text, pieces in itertools.groupby(run, lambda piece: isinstance(piece, Token)):
             if is_text:
                 texts[learnt] += tokenizer.decode([token.id for token in pieces], skip_special_tokens=False)

@@ -180,7 +180,7 @@ class _Drafter:
                 yield from self._questions(sample)
                 continue
             media, texts = _pair(sample, part)
-            medium = self._medium(sample.where, media[0])
+            medium: Any = self._medium(sample.where, media[0])
             for text in texts:
                 request = self._request(kind, text, medium.digest)
                 yield Draft(sample.where, kind, self._split(medium), _turns(f"<{part}>{request}", text), [medium])

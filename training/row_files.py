@@ -169,7 +169,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
 # ---- text files -----------------------------------------------------------------------------------------------------
 
 
-def _read_lines(file: io.TextIOWrapper, path: Path, place: list[str]) -> Iterator[tuple[str, dict]]:
+def _read_lines(file: io.TextIOWrapper, path: Path, place: list[str]) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(file, start=1):
         place[0] = f"{path}:{number}"
         if line.strip():
@@ -216,7 +216,7 @@ def _is_container(value: Any) -> bool:
     return isinstance(value, dict) and (isinstance(value.get("data"), list) or corpus_layouts.is_coco(value))
 
 
-def _read_table(file: io.TextIOWrapper, path: Path, place: list[str]) -> Iterator[tuple[str, dict]]:
+def _read_table(file: io.TextIOWrapper, path: Path, place: list[str]) -> Iterator[tuple[str, Any]]:
     head = file.readline()
     file.seek(0)
     counts = {mark: re.sub(r'"[^"]*"', "", head).count(mark) for mark in "\t,;|"}

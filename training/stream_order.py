@@ -112,7 +112,7 @@ class SourceOrder:
         first_epoch: int = 0,
         rest: Sequence[Sequence[Work]] | None = None,
     ):
-        self.sizes = np.maximum(np.asarray(sizes, dtype=np.int64), 1)
+        self.sizes: Any = np.maximum(np.asarray(sizes, dtype=np.int64), 1)
         self.lanes, self.seed, self.first_epoch, self.rest = lanes, tuple(seed), first_epoch, rest
         self.begin = first_epoch - (rest is not None)
         self._shares: dict[int, tuple[np.ndarray, ...]] = {}
@@ -234,7 +234,11 @@ class Strand:
         spans: dict[int, list[int]] = {}
         for index, row, *_ in rows:
             spans.setdefault(index, [index, row, row])[2] = row + 1
-        self._window, self._spans, self._taken = rows, tuple(map(tuple, spans.values())), 0
+        self._window, self._spans, self._taken = (
+            rows,
+            tuple((index, low, high) for index, low, high in spans.values()),
+            0,
+        )
         self._shuffled = self.order.shuffled(self.lane, self._segment, self._spans, len(rows))
 
 

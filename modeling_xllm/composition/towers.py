@@ -195,13 +195,13 @@ def compose(
     taken = {*given, *(tower_of(key) for key in encoders)}
     towers = {**_inherited_towers(runs, rows, interfaces, taken), **towers}
     configs = {tower_of(key): encoder_config(source, key) for key, source in encoders.items()}
-    for part, source in towers.items():
-        at = "@".join(filter(None, (source["name_or_path"], source["revision"])))
+    for part, named in towers.items():
+        at = "@".join(filter(None, (named["name_or_path"], named["revision"])))
         if part not in configs:
             configs[part] = text_config(at) if part == "language_model" else encoder_config(at, encoder_of(part))
-        source["revision"] = pinned_revision(source["name_or_path"], source["revision"])
-        if os.path.isdir(source["name_or_path"]):  # so that it is found from any folder
-            source["name_or_path"] = os.path.abspath(source["name_or_path"])
+        named["revision"] = pinned_revision(named["name_or_path"], named["revision"])
+        if os.path.isdir(named["name_or_path"]):  # so that it is found from any folder
+            named["name_or_path"] = os.path.abspath(named["name_or_path"])
     lineage = [entry for key, run in runs.items() for entry in run.lineage or () if key in entry["modalities"]]
     sizes = {f"{encoder_of(part)}_config": configs[part] for part in NAMED_TOWERS if part in configs}
     config = XLLMConfig(

@@ -18,6 +18,7 @@ Legend: N clips, T encoder frames, U tokens, E and H widths of encoder and C-For
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -114,10 +115,10 @@ class XLLMForSpeechRecognition(StageOneHeadsMixin, XLLMPreTrainedModel):
             ValueError: more labels than encoder frames in a clip, a label outside the vocabulary, a batch of labels
                 with another number of clips, NaN in the features.
         """
-        targets = None if labels is None else self._check_labels(labels, input_features)
-        target_lengths = None if labels is None else (labels != IGNORE).sum(1)
+        targets: Any = None if labels is None else self._check_labels(labels, input_features)
+        target_lengths: Any = None if labels is None else (labels != IGNORE).sum(1)
         hidden, mask = self._encode(input_features, input_features_mask, **kwargs)
-        tokens = self.cformer(hidden, mask, target_lengths)
+        tokens: Any = self.cformer(hidden, mask, target_lengths)
         logits = self.token_head(self.dropout(tokens.embeddings))
         output = SpeechRecognitionOutput(logits=logits, lengths=tokens.lengths, fire_frames=tokens.fire_frames)
         if labels is None:
@@ -132,7 +133,7 @@ class XLLMForSpeechRecognition(StageOneHeadsMixin, XLLMPreTrainedModel):
         if self.ctc_head is not None:
             log_probs = self.ctc_head(hidden).float().log_softmax(-1).transpose(0, 1)  # (T, N, classes)
             # zero_infinity: repeated ids need a frame more between them than the clip may have.
-            options = {"blank": self.config.ctc_blank, "reduction": "sum", "zero_infinity": True}
+            options: dict[str, Any] = {"blank": self.config.ctc_blank, "reduction": "sum", "zero_infinity": True}
             output.ctc_loss = F.ctc_loss(log_probs, targets, mask.sum(1), target_lengths, **options) / count
             output.loss = output.loss + self.config.ctc_weight * output.ctc_loss
         return output

@@ -50,8 +50,9 @@ def tiny_config(tokenizer: ChatGLMTokenizer, added: dict[str, X2LConfig] | None 
     for row in rows.values():
         if row.tokens_per_item is not None:
             row.num_query_tokens = 4
-        if hasattr(row.converter_config, "cif_hidden_size"):
-            row.converter_config.cif_hidden_size = 64
+        own: Any = row.converter_config
+        if hasattr(own, "cif_hidden_size"):
+            own.cif_hidden_size = 64
     return small_config(
         tokenizer,
         text={"max_position_embeddings": 1024, **sizes},
@@ -166,7 +167,7 @@ def _word_pieces(
     sentences: list[str], model: sentencepiece.SentencePieceProcessor, taken: tuple[str, ...]
 ) -> tuple[str, ...]:
     """Pieces that make each word one token, behind a space ("▁seven") and elsewhere ("seven"), in a fixed order."""
-    words = {word for sentence in sentences for word in sentence.split() if not word.isdigit()} - set(taken)
-    words = sorted(words | {character for character in "".join(sentences) if character.isdigit()})
+    long = {word for sentence in sentences for word in sentence.split() if not word.isdigit()} - set(taken)
+    words = sorted(long | {character for character in "".join(sentences) if character.isdigit()})
     pieces = [piece for word in words for piece in ("▁" + word, word)]
     return tuple(piece for piece in pieces if model.id_to_piece(model.piece_to_id(piece)) != piece)
