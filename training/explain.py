@@ -8,7 +8,7 @@ Legend: B rows of the batch, L tokens.
 import itertools
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -290,14 +290,13 @@ def _with_texts(tokenizer, tokens: list[Token], spans: list[Span]) -> BatchRow:
     row = BatchRow(tokens, spans, "", "")
     texts = {False: "", True: ""}  # by whether it is learnt
     for learnt, run in itertools.groupby(row.pieces(), lambda piece: isinstance(piece, Token) and piece.learnt):
-        pieces: Iterable[Any]
         for is_text, pieces in itertools.groupby(run, lambda piece: isinstance(piece, Token)):
             if is_text:
-                texts[learnt] += tokenizer.decode([token.id for token in pieces], skip_special_tokens=False)
+                ids = [piece.id for piece in pieces if isinstance(piece, Token)]
+                texts[learnt] += tokenizer.decode(ids, skip_special_tokens=False)
             else:
-                texts[learnt] += "".join(
-                    f"[{span.medium.kind} {span.medium.number}: {span.length}]" for span in pieces
-                )
+                shown = [(piece.medium, piece.length) for piece in pieces if isinstance(piece, Span)]
+                texts[learnt] += "".join(f"[{medium.kind} {medium.number}: {length}]" for medium, length in shown)
     row.prompt, row.answer = texts[False], texts[True]
     return row
 

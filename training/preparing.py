@@ -156,7 +156,8 @@ def _check_modalities(stage: Stage, spec: StageSpec, media: MediaRows, data: Cha
     if stage is Stage.TEXT:
         return
     is_stream = isinstance(data, StreamingDataset)
-    held = {part["type"] for sample in (data.first if is_stream else data.samples) for part in sample.parts()}
+    samples = data.first if isinstance(data, StreamingDataset) else data.samples
+    held = {part["type"] for sample in samples for part in sample.parts()}
     without = [name for name in media.trained if media.rows[name] not in held]
     if not is_stream and without and (spec.modalities or len(without) == len(media.trained)):
         raise DataError(

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import distributed
 from transformers import Trainer
 from transformers.utils import logging
 

@@ -76,7 +76,7 @@ class PublishedSource:
         raise ValueError(f"{key} is not one of its tensors")
 
 
-def _take_blip2_sizes(row: X2LConfig, published: PreTrainedConfig) -> None:
+def _take_blip2_sizes(row: Any, published: PreTrainedConfig) -> None:
     if row.shares_converter_with is None:
         row.converter_config = deepcopy(published.qformer_config)
         row.converter_config.use_qformer_text_input = False  # of a retrieval model; its text side belongs to stage 1

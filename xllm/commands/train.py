@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
         return
     result = train(args.recipe, args.overrides, **how)
     if not is_first():
-        return 0
+        return
     if not args.json:
         write_summary(result, sys.stdout)
         return
