@@ -43,6 +43,10 @@ class ClipFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"padding_side={kwargs['padding_side']!r}, expected 'right': real positions come first")
         super().__init__(**kwargs)
 
+    def num_frames(self, num_samples: int) -> int:
+        """Frames that a clip of so many samples gives."""
+        raise NotImplementedError
+
     def _features(self, raw_speech: Any, sampling_rate: int | None) -> list[np.ndarray]:
         raise NotImplementedError
 

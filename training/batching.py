@@ -68,7 +68,7 @@ def _media_tokens(where: str, part: dict, processor: Any) -> int:
             positions = 1
         elif kind is AUDIO and isinstance(reader, XLLMCIFFeatureExtractor):
             positions = _num_vectors(part_source(part))
-        elif kind is AUDIO:
+        elif kind is AUDIO and kind.count is not None:
             positions = kind.count(reader, round(_seconds(part) * reader.sampling_rate))
         else:
             raise MediaError(f"only the reader of {kind.type} parts can tell how long one is")

@@ -154,6 +154,7 @@ class XLLMDataCollator:
             MediaError: a medium that cannot be decoded.
         """
         rows = [_Row(self._messages_of(sample), owner) for owner, sample in enumerate(samples)]
+        batch: dict[str, Any]
         if self.task == "chat":
             batch, rows = self._chat(rows)
             if self.distills:
@@ -179,7 +180,7 @@ class XLLMDataCollator:
 
     # ---- chat -------------------------------------------------------------------------------------------------------
 
-    def _chat(self, given: list["_Row"]) -> tuple[dict[str, torch.Tensor], list["_Row"]]:
+    def _chat(self, given: list["_Row"]) -> tuple[dict[str, Any], list["_Row"]]:
         """The batch, and its rows: conversations that end with an answer that carries loss."""
         rows = [row for one in given for row in self._split(one, together=self.causal)]
         # Where turns do not fit they are dropped, or several answers are taken apart, and the batch is made again.

@@ -176,7 +176,7 @@ class ChatDataset(Dataset):
 
     def item(self, sample: Sample, rng: np.random.Generator) -> dict:
         """A sample with its media decoded and augmented, as `XLLMDataCollator` takes it."""
-        item = {"messages": self._decode(sample, rng), "where": sample.where, "source": sample.source}
+        item: dict[str, Any] = {"messages": self._decode(sample, rng), "where": sample.where, "source": sample.source}
         item["equivalents"] = sample.equivalents
         return item if self.augmentation is None else {**item, "seed": int(rng.integers(2**31))}
 

@@ -1,6 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """The HF Trainer with a teacher: the loss of `xllm.training.distillation` beside the cross-entropy."""
 
+from typing import Any
+
 import torch
 from transformers import Trainer
 
@@ -12,6 +14,7 @@ class DistillTrainer(Trainer):
     per target, and as `distilled` which share of the targets has a teacher.
     """
 
+    _found: Any
     distill: DistillSpec | None = None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -31,13 +34,14 @@ class DistillTrainer(Trainer):
 
     def _distillation(self, student, expected, kept: torch.Tensor, num_items_in_batch) -> torch.Tensor:
         """The weighted distillation loss of a batch, in the share of the accumulated batch that it is."""
-        total, own = distillation_loss(student, expected, kept, self.distill.temperature), max(len(kept), 1)
+        distill: Any = self.distill
+        total, own = distillation_loss(student, expected, kept, distill.temperature), max(len(kept), 1)
         self._found["distill_loss"].append(total.detach() / own)
         self._found["distilled"].append(kept.float().mean())
         if num_items_in_batch is None:
-            return self.distill.weight * total / own
+            return distill.weight * total / own
         ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return self.distill.weight * total / num_items_in_batch * ranks
+        return distill.weight * total / num_items_in_batch * ranks
 
 
 __all__ = ["DistillTrainer"]

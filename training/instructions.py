@@ -113,7 +113,7 @@ class Draft:
     task: str
     split: str
     messages: list[dict[str, str]]
-    media: list[Medium | Spoken]
+    media: list[Any]  # of Medium and Spoken
 
     @property
     def kind(self) -> str:
@@ -326,6 +326,7 @@ def content(source: Any) -> Any:
 
 
 def _digest(source: Any) -> str:
+    file: Any
     with open_media(content(source)) as (file, _):
         return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 

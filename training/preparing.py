@@ -165,8 +165,8 @@ def _check_modalities(stage: Stage, spec: StageSpec, media: MediaRows, data: Cha
             "interface would learn nothing: give such data, or name other modalities"
         )
     if without:
-        samples = "none of the first samples" if is_stream else "no sample"
-        logger.warning(f"stage {stage.value}: {samples} of data.train holds {', '.join(without)}; see `modalities`")
+        which = "none of the first samples" if is_stream else "no sample"
+        logger.warning(f"stage {stage.value}: {which} of data.train holds {', '.join(without)}; see `modalities`")
 
 
 def default_workers(prepared: Prepared) -> int:

@@ -45,7 +45,8 @@ def users_of_parameters(model: Any) -> dict[str, tuple[str, ...]]:
     rows, names = model.config.modalities, dict(model.named_parameters())
     found: dict[str, tuple[str, ...]] = {}
     for name, parameter in names.items():
-        _, group, owner, *rest = [*name.removeprefix("module.").split("."), "", "", ""]
+        pieces: list[str] = [*name.removeprefix("module.").split("."), "", "", ""]
+        (_, group, owner), rest = pieces[:3], pieces[3:]
         if not parameter.requires_grad:
             continue
         if group == "interfaces":
