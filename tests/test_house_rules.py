@@ -24,7 +24,7 @@ HUB_FOLDERS = ("modeling_xllm", "processing")
 HUB_ENTRIES = (
     "modeling_xllm/modeling_xllm.py", "processing/processing_xllm.py", "processing/tokenization_chatglm.py"
 )  # fmt: skip
-MOST_HUB_FILES, MOST_HUB_LINES = 28, 6_985
+MOST_HUB_FILES, MOST_HUB_LINES = 28, 7_000
 LONGER = {"modeling_xllm/modeling_chatglm.py": 490}
 
 MEDIA_WORDS = {"image", "video", "speech", "audio"}
@@ -43,8 +43,8 @@ OTHER_WORDS = {
 }
 # Lines of each room, tests aside: a room grows by a decision, not by accident.
 MOST_LINES = {
-    "modeling_xllm": 6_470,  # stop tokens: 20, several processes: 130
-    "processing": 3_040,  # the ends of answers: 30
+    "modeling_xllm": 6_480,  # stop tokens: 20, several processes: 130
+    "processing": 3_045,  # the ends of answers: 30
     "hub_cards": 530,
     "xllm": 3_525,  # check, explain, build-instructions: 240, where answers are computed: 40
 }
