@@ -30,7 +30,7 @@ STAGE_FILE = "stage.json"
 OTHER_FOLDER = "choose another output_dir"
 # Keys that do not change what is learnt: where data lie (their content has a fingerprint), how a run is watched.
 FREE = re.compile(
-    r"(.*\.)?data(\.\w+)?\.\d+\.(path|dataset|media_root|name)|data\.cache_media|"
+    r"(.*\.)?data(\.\w+)?\.\d+\.(path|dataset|media_root|name)|data\.cache_(media|features)|"
     r"trainer\.(dataloader_(num_workers|prefetch_factor|pin_memory|persistent_workers|multiprocessing_context)|"
     r"save_\w+|logging_\w+|log_level\w*|report_to|run_name|project|ddp_timeout|disable_tqdm)"
 )

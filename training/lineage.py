@@ -30,7 +30,8 @@ class FrozenTensorError(RuntimeError):
     """A tensor that was declared frozen has changed."""
 
 
-def _sha256(tensor: torch.Tensor) -> str:
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """SHA-256 over type, shape and bytes."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -50,7 +51,7 @@ class FreezeReceipt:
         self.merged: list[str] = []  # frozen tensors that an adapter was put into after the check
 
     def _hashes(self) -> dict[str, str]:
-        return {name: _sha256(tensor) for name, tensor in sorted(frozen_tensors(self.model).items())}
+        return {name: tensor_digest(tensor) for name, tensor in sorted(frozen_tensors(self.model).items())}
 
     @property
     def fingerprint(self) -> str:
@@ -87,14 +88,14 @@ class FreezeReceipt:
 def interfaces_fingerprint(model: Any) -> str:
     """SHA-256 over names, types, shapes and bytes of all interfaces of an X-LLM."""
     tensors = model.model.interfaces.state_dict()
-    return _over({name: _sha256(tensor) for name, tensor in tensors.items()})
+    return _over({name: tensor_digest(tensor) for name, tensor in tensors.items()})
 
 
 def adapter_fingerprint(model: Any) -> str | None:
     """SHA-256 over names, types, shapes and bytes of the adapter of an X-LLM; `None` where it has none."""
     names = set(adapter_parameters(model))
     tensors = {name: parameter for name, parameter in model.named_parameters() if name in names}
-    return _over({name: _sha256(tensor) for name, tensor in tensors.items()}) if tensors else None
+    return _over({name: tensor_digest(tensor) for name, tensor in tensors.items()}) if tensors else None
 
 
 def adapter_entry(model: Any, parent: str | None, receipt: FreezeReceipt, merge: bool = False) -> dict | None:

@@ -17,6 +17,7 @@ from xllm.training.augmentation import Augmentation
 from xllm.training.data import ChatDataset
 from xllm.training.distillation import count_equivalents
 from xllm.training.evaluation import check_evaluation
+from xllm.training.feature_cache import check_cached_rows
 from xllm.training.long_media import LongMedia
 from xllm.training.media_rows import DataError, MediaRows, media_rows
 from xllm.training.optim_groups import entry_of_each
@@ -75,6 +76,9 @@ def prepare(model, processor, spec: StageSpec, seed: int, media: dict | None = N
         check_optim(model, spec)
     _spread(spec)
     augmentation = Augmentation.from_spec(spec.data.augment)
+    if spec.data.cache_features is not None:
+        cached = [] if stage is Stage.TEXT else modalities
+        check_cached_rows(model, cached, spec.data.cache_features, augmentation, f"stage {stage.value}")
     common = {"processor": processor, "modalities": modalities, "on_error": spec.data.on_error, "seed": seed}
     common["long_media"] = LongMedia(spec.data.max_seconds, spec.data.long_audio)
     common["cache_media"] = spec.data.cache_media and (True if media is None else media)

@@ -98,6 +98,7 @@ class DataSpec:
         augment (`list`): of training data: names, or one-key mappings name -> settings (`xllm.training.augmentation`).
         on_error (`str`): "raise", or "skip" to leave out media that cannot be decoded, counted in the log.
         cache_media (`bool`): keep decoded media in memory.
+        cache_features (`str`): a folder that keeps what frozen encoders give for pictures (`docs/recipes.md`).
         streaming (`bool`): never read `train` as a whole (`docs/data.md`); needs `trainer.max_steps`, and a source's
             `weight` is its share of the samples then.
         shuffle_buffer (`int`): of a stream: rows in the memory of each rank; a 24th of them at a time is shuffled.
@@ -114,6 +115,7 @@ class DataSpec:
     augment: list = field(default_factory=list)
     on_error: str = "raise"
     cache_media: bool = False
+    cache_features: str | None = None
     streaming: bool = False
     shuffle_buffer: int = 10_000
     max_length: int | None = None

@@ -28,6 +28,11 @@ def check_stage(where: str, stage: Any) -> None:
     check_distillation(where, int(resolve_stage(stage.stage)), stage.distill)
     if stage.distill is not None and stage.data.long_audio == "chunk":
         raise RecipeError(f"{where}.distill: data.long_audio: chunk makes several media of one, whose text is one")
+    if stage.data.cache_features is not None and stage.train_encoder:
+        raise RecipeError(
+            f"{where}.data.cache_features keeps what a frozen encoder gives, and train_encoder trains it; leave one "
+            "of them out"
+        )
     if stage.data.streaming:
         _check_stream(where, stage)
     stage.evaluate = [evaluation for evaluation in stage.evaluate if evaluation.when]

@@ -19,6 +19,7 @@ from xllm.training.callbacks import JsonlCallback, NoCheckpointAtTheEnd, Progres
 from xllm.training.checkpoints import MANIFEST, SAVING, disk_errors, place, remove_checkpoints, stored_bytes
 from xllm.training.collator import XLLMDataCollator, chat_settings
 from xllm.training.evaluation import run_evaluation
+from xllm.training.feature_cache import FeatureCache
 from xllm.training.folders import STAGE_FILE, begin, check_same, read_record, stage_record
 from xllm.training.interruption import Interruption
 from xllm.training.lineage import (
@@ -101,7 +102,7 @@ def run_prepared(
     report = StageReport(model, processor, learner, prepared) if trainer.is_world_process_zero() else None
     if report is not None and not before:
         begin(folder, record)
-    _train(trainer, prepared, progress, resume)
+    _train(trainer, prepared, receipt, progress, resume)
     if stop is not None and stop.step:
         stop.check(folder / f"{PREFIX_CHECKPOINT_DIR}-{stop.step}")
     frozen = receipt.check()
@@ -138,7 +139,9 @@ def make_learner(model, processor, prepared: Prepared, heads, progress: bool) ->
     return learner, stage_one_task(model.config, prepared.modalities)
 
 
-def _train(trainer: XLLMTrainer, prepared: Prepared, progress: bool, resume: bool) -> None:
+def _train(trainer: XLLMTrainer, prepared: Prepared, receipt: FreezeReceipt, progress: bool, resume: bool) -> None:
+    if (features := prepared.spec.data.cache_features) is not None:
+        trainer.features = FeatureCache(features, trainer.model, receipt.before)
     checkpoint = trainer.last_checkpoint() if resume else None
     how = {}
     if checkpoint is not None:

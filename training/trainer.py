@@ -4,6 +4,7 @@
 Everything works without it too: model + `XLLMDataCollator` + `transformers.Trainer` train any stage.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 from xllm.modeling_xllm.stage_checkpoints import adapted_layers
@@ -11,6 +12,7 @@ from xllm.training.batching import GroupedSampler
 from xllm.training.checkpoints import WholeCheckpoints
 from xllm.training.data import ChatDataset
 from xllm.training.distill_trainer import DistillTrainer
+from xllm.training.feature_cache import FeatureCache
 from xllm.training.guards import Guards
 from xllm.training.lineage import FreezeReceipt
 from xllm.training.optim_groups import OptimSpec, split_groups
@@ -28,11 +30,16 @@ class XLLMTrainer(DistillTrainer, Watch, Guards, SharedSteps, StreamTrainer, Who
         super().__init__(*args, **kwargs)
         self.receipt: FreezeReceipt | None = None  # made when training starts, unless one is given
         self.one_modality = False  # batches of samples with the same kinds of media, see `GroupedSampler`
+        self.features: FeatureCache | None = None  # what frozen encoders give, kept on disk
         self.groups: list[OptimSpec] = []  # learning rates and weight decay by names of parameters
 
     def train(self, *args, **kwargs):
         self.receipt = self.receipt or FreezeReceipt(self.model)
-        return super().train(*args, **kwargs)
+        with self.features or nullcontext():
+            return super().train(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        super().log({**logs, **(self.features.counts if self.features else {})}, *args, **kwargs)
 
     def create_optimizer(self, model=None):
         is_new = self.optimizer is None
