@@ -110,6 +110,20 @@ def test_a_recipe_of_two_stages_gives_what_one_process_gives(recipe, tmp_path):
     assert len((tmp_path / "two" / folders[1] / "log.jsonl").read_text().splitlines()) == 9
 
 
+@pytest.mark.slow
+def test_two_processes_share_the_features_of_pictures(recipe, tmp_path):
+    """Four pictures in two epochs of stage 3, read by whichever process gets them: the weights are the same."""
+    train = (*TORCHRUN, "-m", "xllm", "train", str(recipe))
+    run(*train, f"output_dir={tmp_path / 'without'}")
+    run(*train, f"output_dir={tmp_path / 'with'}", f"stages.1.data.cache_features={tmp_path / 'features'}")
+    for folder in sorted((tmp_path / "without").iterdir()):
+        without, cached = weights_of(folder), weights_of(tmp_path / "with" / folder.name)
+        assert [key for key, value in without.items() if not torch.equal(value, cached[key])] == []
+        entries = [json.loads(line) for line in (tmp_path / "with" / folder.name / "log.jsonl").open()]
+    assert entries[-1]["features_read"] > 0
+    assert "features_damaged" not in entries[-1]
+
+
 WAITS = """
 import time
 from datetime import timedelta
