@@ -76,7 +76,7 @@ def check_cached_rows(model: Any, modalities: list[str], folder: str, augmentati
             "them again; leave one of them out"
         )
     if others:
-        logger.warning(f"{where}.data.cache_features: {', '.join(others)} encoded in every epoch, for {reason}")
+        logger.warning(f"{where}.data.cache_features keeps nothing of {', '.join(others)}, for {reason}")
 
 
 class FeatureCache:

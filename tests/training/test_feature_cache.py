@@ -270,6 +270,13 @@ def test_refused(tiny_checkpoint, sources, tmp_path, stage, modalities, changes,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_not_kept_is_said(tiny_checkpoint, sources, tmp_path, caplog):
+    modalities = ["image", "video", "speech"]
+    assert check(recipe(tiny_checkpoint, sources, 3, modalities, tmp_path / "run", tmp_path / "features"))
+    assert "stage 3.data.cache_features keeps nothing of speech, for a clip's last bits" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_in_place_of_the_folder_is_refused(tiny_checkpoint, sources, tmp_path):
     (tmp_path / "features").touch()
     with pytest.raises(ValueError, match="features is a file; name a folder"):
