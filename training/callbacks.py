@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
-from xllm.training.progress import progress_line
+from xllm.training.progress import SILENCE, progress_line
 
 
 LOG_NAME = "log.jsonl"
@@ -22,7 +22,7 @@ RUNTIME = "train_runtime"  # of the last entry
 
 
 class ProgressCallback(TrainerCallback):
-    """One line that is rewritten on a terminal; on anything else, a line per logged step.
+    """One line that is rewritten on a terminal; on anything else, a line per logged step and every ten seconds.
 
     Args:
         title (`str`): what is trained, e.g. "stage 2 (speech)".
@@ -30,18 +30,22 @@ class ProgressCallback(TrainerCallback):
         clock (`Callable`): seconds that only grow.
     """
 
-    def __init__(self, title: str, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, title: str, stream: Any = None, clock: Callable[[], float] = time.monotonic):
         self.title = title
         self.stream = sys.stderr if stream is None else stream
         self.clock = clock
         self.started, self.first_step, self.loss = 0.0, 0, None
+        self.shown = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.started, self.first_step = self.clock(), state.global_step
+        self.started = self.shown = self.clock()
+        self.first_step = state.global_step
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.stream.isatty():
             self._write(state, f"\r{self.line(state)}\033[K")
+        elif self.clock() - self.shown >= SILENCE:
+            self._write(state, self.line(state) + "\n")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "loss" in logs:
@@ -55,6 +59,7 @@ class ProgressCallback(TrainerCallback):
 
     def _write(self, state, text: str) -> None:
         if state.is_world_process_zero:
+            self.shown = self.clock()
             self.stream.write(text)
             self.stream.flush()
 

@@ -4,7 +4,7 @@
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any
 
 from tqdm import tqdm
 
@@ -38,6 +38,19 @@ def progress_line(
     return f"{title}: {', '.join(parts)}"
 
 
+class SharedLines:
+    """Standard error for one of several processes that show their progress on it: line by line, nothing rewritten."""
+
+    def write(self, text: str) -> None:
+        sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        return False
+
+
 class ProgressLine:
     """One line that is rewritten on a terminal; on anything else, a line every ten seconds and at the end.
 
@@ -52,7 +65,7 @@ class ProgressLine:
         title: str,
         what: str,
         total: int | None = None,
-        stream: TextIO | None = None,
+        stream: Any = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.title, self.what, self.total = title, what, total
@@ -74,4 +87,4 @@ class ProgressLine:
         self.stream.flush()
 
 
-__all__ = ["ProgressLine", "progress_line"]
+__all__ = ["SILENCE", "ProgressLine", "SharedLines", "progress_line"]

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -65,7 +66,7 @@ def run_prepared(
     prepared: Prepared,
     folder: Path,
     seed: int,
-    progress: bool,
+    progress: Any,
     save: bool = True,
     heads=None,
     resume: bool = False,
@@ -191,7 +192,7 @@ def _fires_once_per_frame(learner) -> bool:
 
 
 def make_trainer(
-    learner, processor, prepared: Prepared, task: str, folder: Path, seed: int, progress: bool, stop=None
+    learner, processor, prepared: Prepared, task: str, folder: Path, seed: int, progress: Any, stop=None
 ) -> XLLMTrainer:
     """The trainer of a stage that `prepare` has checked; `task` is the collator's."""
     data = prepared.spec.data
@@ -204,7 +205,7 @@ def make_trainer(
     collator = XLLMDataCollator(augmentation=prepared.augmentation, **collate)
     callbacks: list[TrainerCallback] = [JsonlCallback(folder, prepared.train.skipped, collator.cuts)]
     if progress:
-        callbacks.append(ProgressCallback(prepared.title))
+        callbacks.append(ProgressCallback(prepared.title, None if progress is True else progress))
     if not prepared.keeps_checkpoints:
         callbacks.append(NoCheckpointAtTheEnd())
     if stop is not None:

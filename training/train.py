@@ -50,7 +50,7 @@ class TrainingResult:
 def train(
     recipe: str | Path | Mapping | Recipe,
     overrides: Iterable[str] | Mapping[str, Any] = (),
-    progress: bool = True,
+    progress: Any = True,
     trust_remote_code: bool = False,
     resume: bool = False,
 ) -> TrainingResult:
@@ -59,7 +59,7 @@ def train(
     Args:
         recipe: a YAML file, the name of a shipped recipe, a dict of the same form, or a `Recipe`.
         overrides: `"a.b=value"` strings, or a mapping of dotted keys.
-        progress (`bool`): show progress on standard error.
+        progress (`bool`): show progress on standard error; or a stream to show it on.
         trust_remote_code (`bool`): run the user's modules that lie beside the model.
         resume (`bool`): go on where a run in the same folder has stopped: finished stages are not run again, one that
             was interrupted goes on from its last whole checkpoint. A folder that is yet to be used is begun.

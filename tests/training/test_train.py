@@ -307,12 +307,13 @@ def test_losses_by_modality_by_hand():
 
 def test_progress_lines():
     state = SimpleNamespace(global_step=0, max_steps=40, is_world_process_zero=True)
-    times = iter([0.0, 30.0])
+    now = [0.0]
     stream = io.StringIO()
-    progress = ProgressCallback("stage 2 (image)", stream, clock=lambda: next(times))
+    progress = ProgressCallback("stage 2 (image)", stream, clock=lambda: now[0])
     progress.on_train_begin(None, state, None)
-    state.global_step = 10
-    progress.on_step_end(None, state, None)  # not a terminal: only logged steps are shown
+    state.global_step, now[0] = 9, 9.0
+    progress.on_step_end(None, state, None)  # not a terminal: a line for each logged step
+    state.global_step, now[0] = 10, 30.0
     progress.on_log(None, state, None, logs={"loss": 1.25})
     assert stream.getvalue() == "stage 2 (image): step 10/40, loss 1.2500, 00:30 elapsed, ETA 01:30\n"
 
@@ -323,3 +324,17 @@ def test_loss_curves_take_losses_only():
         {"step": 2, "train_loss": 1.0},
     ]
     assert loss_curves(entries) == {"loss": [(1, 2.0)], "loss_image": [(1, 1.0)], "ctc_loss": [(1, 3.0)]}
+
+
+def test_a_slow_step_shows_a_sign_of_life_where_there_is_no_terminal():
+    state = SimpleNamespace(global_step=0, max_steps=40, is_world_process_zero=True)
+    now = [0.0]
+    stream = io.StringIO()
+    progress = ProgressCallback("stage 2 (image)", stream, clock=lambda: now[0])
+    progress.on_train_begin(None, state, None)
+    for step, now[0] in ((1, 6.0), (2, 12.0), (3, 18.0), (4, 24.0)):
+        state.global_step = step
+        progress.on_step_end(None, state, None)
+    assert [line.split(",")[0] for line in stream.getvalue().splitlines()] == [
+        "stage 2 (image): step 2/40", "stage 2 (image): step 4/40",
+    ]  # fmt: skip

@@ -14,8 +14,9 @@ training file holds. Everything follows from the seed.
 """
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from xllm.demo.questions import NUMBER_WORDS, TASKS, Facts, answer, random_quest
 from xllm.demo.settings import DemoScale
 from xllm.demo.waveforms import SAMPLING_RATE, augment_waveform, write_wave
 from xllm.processing.audio_decoding import resample
+from xllm.training.progress import ProgressLine, SharedLines
 from xllm.training.speech_synthesis import random_speaker, split_voices, synthesise
 
 
@@ -79,11 +81,19 @@ def write_media(folder: Path, scale: DemoScale, seed: int) -> dict[str, dict[str
     return sides
 
 
+def _counted(what: str, items: Sequence[Any]) -> Iterator[Any]:
+    """The items, with a line of progress now and then."""
+    progress = ProgressLine(f"data, {what}", "file", len(items), SharedLines())
+    for done, item in enumerate(items, start=1):
+        yield item
+        progress.update(done)
+
+
 def _write_images(
     folder: Path, side: str, scans: digits.DigitScans, number: int, rng: np.random.Generator
 ) -> list[Item]:
     items = []
-    for count in range(number):
+    for count in _counted("images", range(number)):
         scan, digit = _choose_scan(scans, count, rng)
         path = f"images/{side}-{count:05d}.png"
         place = str(rng.choice(PLACES)) if side == "train" and count % 3 == 2 else None
@@ -106,7 +116,7 @@ def _write_videos(
     folder: Path, side: str, scans: digits.DigitScans, number: int, frames: int, rng: np.random.Generator
 ) -> list[Item]:
     items = []
-    for count in range(number):
+    for count in _counted("videos", range(number)):
         scan, digit = _choose_scan(scans, count, rng)
         motion = digits.MOTIONS[int(rng.integers(len(digits.MOTIONS)))]
         path = f"videos/{side}-{count:05d}.mp4"
@@ -130,7 +140,8 @@ def _write_speech(
         utterances.append(random_speaker(text, language, voices, rng))
     waves, rate = synthesise(utterances)
     items = []
-    for count, (fact, wave) in enumerate(zip(facts, waves)):
+    for count, fact in enumerate(_counted("recordings", facts)):
+        wave = waves[count]
         samples = resample(wave.astype(np.float32) / 32768.0, rate, SAMPLING_RATE)
         # A third of the training clips is left nearly clean: a quiet room must not be a surprise either.
         share = strength if strength < 1.0 or rng.random() < 0.67 else 0.3

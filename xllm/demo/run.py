@@ -38,6 +38,7 @@ from xllm.modeling_xllm.weight_files import read_tensors
 from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
 from xllm.training.evaluation import run_evaluation
 from xllm.training.metrics import cer
+from xllm.training.progress import SharedLines
 from xllm.training.recipe import EvaluationSpec, SourceSpec
 from xllm.training.train import train
 
@@ -91,7 +92,9 @@ def run_demo(output: str | Path, seed: int = 0, scale: DemoScale = DEFAULT_SCALE
         _make_towers(pool, output, scale, seed, progress)
         _compose(output, scale, seed)
         plans = {name: recipes.branch(name, output, scale, seed) for name in recipes.BRANCHES}
-        jobs = [(name, _train, (plan, output / "recipes" / f"{name}.yaml", False)) for name, plan in plans.items()]
+        jobs = [
+            (name, _train, (plan, output / "recipes" / f"{name}.yaml", SharedLines())) for name, plan in plans.items()
+        ]
         for name, _ in pool.imap_unordered(_call, jobs):
             progress.say(f"stages 1 and 2: {name}", 18)
     torch.set_num_threads(NUM_PROCESSES)
@@ -144,7 +147,7 @@ def _compose(output: Path, scale: DemoScale, seed: int) -> None:
     save(model, build_model_processor(config, tokenizer, scale), output / "base")
 
 
-def _train(recipe: dict[str, Any], path: Path, progress: bool) -> Path:
+def _train(recipe: dict[str, Any], path: Path, progress: Any) -> Path:
     """Writes a recipe for `xllm train` (to another `output_dir`) and runs it; returns the last checkpoint."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)

@@ -30,6 +30,7 @@ from xllm.demo.settings import HIGHEST_HERTZ, DemoScale, Optimisation, build_con
 from xllm.modeling_xllm.modeling_chatglm import ChatGLMForConditionalGeneration
 from xllm.processing.audio_decoding import load_audio
 from xllm.processing.feature_extraction_xllm import XLLMFeatureExtractor
+from xllm.training.progress import ProgressLine, SharedLines
 
 
 DRAWINGS_PER_SCAN = 5  # in the middle, and as many anywhere
@@ -69,8 +70,9 @@ def train_tower(
         return min(1.0, (step + 1) / warm_up) * max(0.01, min(1.0, (plan.steps - step) / fall))
 
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimiser, factor) for optimiser in optimisers]
-    losses = []
-    for _ in range(plan.steps):
+    losses: list[float] = []
+    progress = ProgressLine(f"tower {folder.name}", "step", plan.steps, SharedLines())
+    for step in range(plan.steps):
         loss = loss_of_batch()
         module.zero_grad()
         loss.backward()
@@ -79,6 +81,7 @@ def train_tower(
             optimiser.step()
             schedule.step()
         losses.append(loss.item())
+        progress.update(step + 1, f"loss {losses[-1]:.4f}")
     modules[0].eval().save_pretrained(folder)
     last = losses[int(0.9 * plan.steps) :]
     return f"loss {sum(last) / max(1, len(last)):.3f}"
