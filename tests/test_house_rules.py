@@ -46,7 +46,7 @@ MOST_LINES = {
     "modeling_xllm": 6_480,  # stop tokens: 20, several processes: 130
     "processing": 3_045,  # the ends of answers: 30
     "hub_cards": 530,
-    "xllm": 3_525,  # check, explain, build-instructions: 240, where answers are computed: 40
+    "xllm": 3_540,  # check, explain, build-instructions: 240, where answers are computed: 40, signs of life: 15
 }
 
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))

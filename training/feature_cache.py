@@ -215,7 +215,8 @@ def _digest(value: Any) -> str:
 
 
 def _checksum(value: torch.Tensor) -> str:
-    return f"{zlib.crc32(value.contiguous().reshape(-1).view(torch.uint8).numpy()):08x}"
+    content: Any = value.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return f"{zlib.crc32(content):08x}"
 
 
 def circumstances(inputs: torch.Tensor) -> str:
