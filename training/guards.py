@@ -176,7 +176,7 @@ class Guards(Trainer):
 
     def _finalize_training(self, *args, **kwargs):
         self._look(0)
-        if self._looked_at and not self._learns:
+        if self._looked_at and self._looked_at == self.state.global_step and not self._learns:  # not a resumed run
             self._fail_without_gradient()
         return super()._finalize_training(*args, **kwargs)
 
