@@ -183,6 +183,7 @@ class WholeCheckpoints(Trainer):
     model: Any
     receipt: FreezeReceipt | None = None
     skipped: Callable[[], list[str]] = staticmethod(list)  # the samples left out so far
+    learns = False  # a gradient has reached what is trained, in this process or before the run was resumed
     _aside: str | None = None
 
     def _get_output_dir(self, trial) -> str:
@@ -210,7 +211,7 @@ class WholeCheckpoints(Trainer):
         if str(self.state.best_model_checkpoint).startswith(str(saving)):
             self.state.best_model_checkpoint = str(folder / name)
             self.state.save_to_json(str(saving / name / TRAINER_STATE_NAME))
-        seal(saving / name, processes=self.args.world_size, skipped=self.skipped())
+        seal(saving / name, processes=self.args.world_size, skipped=self.skipped(), learns=self.learns)
         if (folder / name).exists():  # the same step, saved again with its evaluation
             os.replace(folder / name, saving / "before")
         os.replace(saving / name, folder / name)

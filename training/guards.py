@@ -47,7 +47,7 @@ class Guards(Trainer):
         self._batches: list[dict] = []
         self._step_losses: list[torch.Tensor] = []
         self._steps: deque[_Step] = deque()
-        self._learns, self._looked_at, self._overflows = False, 0, 0
+        self._looked_at, self._overflows = 0, 0
 
     def _prepare_inputs(self, inputs):
         inputs = super()._prepare_inputs(inputs)
@@ -104,8 +104,8 @@ class Guards(Trainer):
         self._looked_at += 1
         if all(math.isfinite(value) for value in (norm, *losses)):
             self._overflows = 0
-            self._learns |= norm > 0
-            if not self._learns and self._looked_at >= FIRST_STEPS:
+            self.learns |= norm > 0
+            if not self.learns and self._looked_at >= FIRST_STEPS:
                 self._fail_without_gradient()
             return
         self._overflows += 1
@@ -176,7 +176,7 @@ class Guards(Trainer):
 
     def _finalize_training(self, *args, **kwargs):
         self._look(0)
-        if self._looked_at and self._looked_at == self.state.global_step and not self._learns:  # not a resumed run
+        if self._looked_at and not self.learns:
             self._fail_without_gradient()
         return super()._finalize_training(*args, **kwargs)
 

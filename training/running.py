@@ -147,7 +147,9 @@ def _train(trainer: XLLMTrainer, prepared: Prepared, receipt: FreezeReceipt, pro
     how = {}
     if checkpoint is not None:
         how["resume_from_checkpoint"] = checkpoint
-        prepared.train.skip_again(read_json(Path(checkpoint, MANIFEST)).get("skipped", ()))
+        saved = read_json(Path(checkpoint, MANIFEST))
+        prepared.train.skip_again(saved.get("skipped", ()))
+        trainer.learns = saved.get("learns", False)
         if progress and trainer.is_world_process_zero():
             sys.stderr.write(f"{prepared.title}: goes on from {checkpoint}\n")
     trainer.train(**how)

@@ -134,6 +134,28 @@ def test_no_gradient_in_the_first_steps_stops_the_run(tiny, clips, tmp_path, mon
     assert not (tmp_path / "short" / "config.json").exists()
 
 
+@pytest.mark.parametrize("learnt_before", [True, False])
+def test_a_resumed_run_is_judged_by_all_its_steps(tiny_checkpoint, clips, tmp_path, monkeypatch, learnt_before):
+    """The last two of four steps have no gradient: an error only if the first two had none either."""
+    recipe = {"model": str(tiny_checkpoint), "output_dir": str(tmp_path), **stage(clips)}
+    original, steps = XLLMTrainer.compute_loss, []
+
+    def lose(*args, **kwargs):
+        steps.append(1)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs) * (1.0 if learnt_before and len(steps) < 3 else 0.0)
+
+    monkeypatch.setattr(XLLMTrainer, "compute_loss", lose)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, progress=False)
+    if learnt_before:
+        assert train(recipe, progress=False, resume=True).stages[0].folder.is_dir()
+        return
+    with pytest.raises(TrainingError, match="no gradient has reached"):
+        train(recipe, progress=False, resume=True)
+
+
 def test_a_batch_without_a_target_is_an_error(tiny, clips, tmp_path, monkeypatch):
     from xllm.training.collator import XLLMDataCollator
 
