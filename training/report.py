@@ -19,10 +19,9 @@ import torch
 import yaml
 from transformers.utils import logging
 
-from xllm.processing.media_sources import MediaError
 from xllm.training.callbacks import LOG_NAME, PLOT_NAME, read_log
 from xllm.training.collator import XLLMDataCollator, text_of
-from xllm.training.data import ChatDataset
+from xllm.training.data import ChatDataset, describe
 from xllm.training.evaluation import answer_rows
 from xllm.training.explain import media_of_sample
 from xllm.training.html_page import document, figure, safe_text, write_page
@@ -66,8 +65,8 @@ class StageReport:
                     shown += 1
                     medium.number = shown
                 yield sample.where, media, item["messages"]
-            except (MediaError, ValueError, OSError) as error:
-                self.notes.append(f"{sample.where} cannot be shown: {error}")
+            except Exception as error:  # noqa: BLE001  # of any kind, as in training: decoders are other libraries'
+                self.notes.append(f"{sample.where} cannot be shown: {describe(error)}")
 
     @torch.no_grad()
     def _answers(self) -> list[str]:
@@ -77,11 +76,16 @@ class StageReport:
         was_training = [module for module in self.learner.modules() if module.training]
         self.learner.eval()
         try:
-            rows = [messages for _, _, messages in self.samples]
-            return [answer_rows(self.model, self.processor, [row], NEW_TOKENS, stage_one)[0] for row in rows]
+            return [self._answer(messages, stage_one) for _, _, messages in self.samples]
         finally:
             for module in was_training:
                 module.training = True
+
+    def _answer(self, messages: list[dict], stage_one: Any) -> str:
+        try:
+            return answer_rows(self.model, self.processor, [messages], NEW_TOKENS, stage_one)[0]
+        except Exception as error:  # noqa: BLE001  # no run ends for its report (out of memory, say)
+            return f"(no answer: {describe(error)})"
 
     def write(self, folder: Path, frozen: Mapping[str, Any], log: Mapping[str, float], evaluations: Mapping) -> None:
         """Write the page; what goes wrong with it is a warning: the checkpoint is saved already.

@@ -11,6 +11,7 @@ from media_files import sine, write_wav
 from PIL import Image
 
 from xllm.assembly.tiny import build_tiny
+from xllm.training import report
 from xllm.training.train import train
 
 
@@ -109,3 +110,23 @@ def test_the_answers_before_are_those_of_the_untrained_model_and_change_nothing(
     assert [(again.folder / name).read_bytes() for name in names] == [
         (result.folder / name).read_bytes() for name in names
     ]
+
+
+def test_a_sample_that_cannot_be_answered_does_not_end_the_run(run, tmp_path, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(report, "answer_rows", fail)
+    recipe = {
+        "model": str(run[1].stages[0].folder),
+        "output_dir": str(tmp_path),
+        "stage": 2,
+        "modalities": ["image"],
+        "data": {"train": [{"path": str(run[1].stages[1].folder.parents[1] / "png.jsonl")}], "on_error": "skip"},
+        "trainer": {"max_steps": 1, "per_device_train_batch_size": 2},
+        "report_samples": 1,
+    }
+    folder = train(recipe, progress=False).stages[0].folder
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    assert page.texts.count("(no answer: RuntimeError: out of memory)") == 2
+    assert (folder / "config.json").exists()
