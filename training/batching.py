@@ -29,7 +29,7 @@ _MEGABATCH = 50  # batches among which samples are sorted, as in transformers' L
 _REMOTE = ("http:", "https:")
 
 
-def media_of_sample(sample: Sample) -> str:
+def kinds_of_sample(sample: Sample) -> str:
     """The types of a sample's media, joined by "+", or "text"."""
     return "+".join(sorted({part["type"] for part in sample.parts()} - {"text"})) or "text"
 
@@ -127,7 +127,7 @@ class GroupedSampler(Sampler[int]):
     def __init__(self, data: Any, batch_size: int, by_length: bool, one_modality: bool):
         self.data, self.batch_size = data, batch_size
         self.lengths = np.array(token_lengths(data.samples, data.processor)) if by_length else None
-        kinds = [media_of_sample(sample) if one_modality else "" for sample in data.samples]
+        kinds = [kinds_of_sample(sample) if one_modality else "" for sample in data.samples]
         self.kinds, self.fills = np.array(kinds), one_modality
         data.kinds = self.kinds if one_modality else None
         sizes: defaultdict[str, int] = defaultdict(int)
@@ -161,4 +161,4 @@ class GroupedSampler(Sampler[int]):
             yield from (part[at : at + self.batch_size] for at in range(0, len(part), self.batch_size))
 
 
-__all__ = ["GroupedSampler", "media_of_sample", "token_lengths"]
+__all__ = ["GroupedSampler", "kinds_of_sample", "token_lengths"]
