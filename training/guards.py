@@ -41,6 +41,7 @@ class Guards(Trainer):
 
     model: Any
     title = "training"
+    learns = False  # whether a gradient has arrived, in this run or in the one it goes on with
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
