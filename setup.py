@@ -14,7 +14,15 @@ PACKAGES = {
     "xllm.modeling_xllm.stage1": "modeling_xllm/stage1",
     "xllm.processing": "processing",
     "xllm.training": "training",
+    "xllm.training.batches": "training/batches",
+    "xllm.training.data": "training/data",
+    "xllm.training.evaluation": "training/evaluation",
+    "xllm.training.inspection": "training/inspection",
+    "xllm.training.instructions": "training/instructions",
     "xllm.training.recipes": "training/recipes",
+    "xllm.training.saving": "training/saving",
+    "xllm.training.streams": "training/streams",
+    "xllm.training.trainers": "training/trainers",
     "xllm.hub_cards": "hub_cards",
 }
 
@@ -23,7 +31,7 @@ setup(
     package_dir=PACKAGES,
     package_data={
         "xllm": ["py.typed"],
-        "xllm.training": ["*.yaml"],
+        "xllm.training.instructions": ["*.yaml"],
         "xllm.training.recipes": ["*.yaml"],
         "xllm.hub_cards": ["*.md"],
     },

@@ -19,7 +19,7 @@ from transformers.optimization import get_cosine_schedule_with_warmup
 from xllm import X2LConfig, XLLMForSpeechRecognition
 from xllm.modeling_xllm.configuration_cformer import CFormerConfig
 from xllm.modeling_xllm.stage1.configuration_speech_recognition import SpeechRecognitionConfig
-from xllm.training.metrics import cer
+from xllm.training.evaluation.metrics import cer
 
 
 CHARACTERS, MELS = 10, 80

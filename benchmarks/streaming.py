@@ -19,10 +19,10 @@ from pathlib import Path
 
 from xllm.assembly.opening import load_checkpoint
 from xllm.assembly.tiny import build_tiny
-from xllm.training.recipe import SourceSpec
-from xllm.training.sources import iterate_source
-from xllm.training.stream_files import StreamSource
-from xllm.training.streaming import StreamingDataset
+from xllm.training.data.sources import iterate_source
+from xllm.training.recipes.recipe import SourceSpec
+from xllm.training.streams.stream_files import StreamSource
+from xllm.training.streams.streaming import StreamingDataset
 
 
 def peak() -> float:

@@ -8,9 +8,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from xllm.modeling_xllm.configuration_xllm import XLLMConfig
 from xllm.processing.media_kinds import MEDIA_KINDS
-from xllm.training.media_rows import parts_of_rows
+from xllm.training.data.media_rows import parts_of_rows
+from xllm.training.evaluation.tasks import TASKS
 from xllm.training.stages import Stage
-from xllm.training.tasks import TASKS
 
 
 TEMPLATES = Path(__file__).parent

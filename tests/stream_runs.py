@@ -9,12 +9,12 @@ import torch
 from transformers import TrainingArguments
 
 from xllm.assembly.opening import load_checkpoint
-from xllm.training.collator import XLLMDataCollator
-from xllm.training.recipe import SourceSpec
+from xllm.training.batches.collator import XLLMDataCollator
+from xllm.training.recipes.recipe import SourceSpec
 from xllm.training.stages import freeze_for_stage
-from xllm.training.stream_files import StreamSource
-from xllm.training.streaming import StreamingDataset
-from xllm.training.trainer import XLLMTrainer
+from xllm.training.streams.stream_files import StreamSource
+from xllm.training.streams.streaming import StreamingDataset
+from xllm.training.trainers.trainer import XLLMTrainer
 
 
 PLAIN = {"optim": "sgd", "learning_rate": 1e3}  # Adam would blow up the rounding of gradients as small as these

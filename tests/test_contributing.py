@@ -16,14 +16,14 @@ from xllm.modeling_xllm import speech_encoders
 from xllm.modeling_xllm.conversion.convert import open_published
 from xllm.modeling_xllm.conversion.layouts import LAYOUTS, Layout
 from xllm.modeling_xllm.speech_encoders import SpeechInput, speech_input
-from xllm.training.augmentation import AUGMENTATIONS, Augmentation
-from xllm.training.evaluation import _score
-from xllm.training.metrics import METRICS
-from xllm.training.recipe import SourceSpec
-from xllm.training.row_forms import FORMS, Form, with_columns
-from xllm.training.sources import Sample, load_source
+from xllm.training.data.augmentation import AUGMENTATIONS, Augmentation
+from xllm.training.data.row_forms import FORMS, Form, with_columns
+from xllm.training.data.sources import Sample, load_source
+from xllm.training.evaluation.evaluation import _score
+from xllm.training.evaluation.metrics import METRICS
+from xllm.training.evaluation.tasks import TASKS, Task
+from xllm.training.recipes.recipe import SourceSpec
 from xllm.training.stages import TRAINED_PARTS, Stage, freeze_for_stage
-from xllm.training.tasks import TASKS, Task
 
 
 ROOT = Path(__file__).resolve().parents[1]

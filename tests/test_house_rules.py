@@ -31,7 +31,7 @@ MEDIA_WORDS = {"image", "video", "speech", "audio"}
 # The two tables, layouts of published files, and the demo's own content.
 TABLES = (
     "processing/media_kinds.py", "modeling_xllm/configuration_xllm.py", "modeling_xllm/conversion/",
-    "training/authors_layouts.py", "xllm/demo/",
+    "training/data/authors_layouts.py", "xllm/demo/",
 )  # fmt: skip
 # Words that mean something else than a kind or a row: how many, and what.
 OTHER_WORDS = {

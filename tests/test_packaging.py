@@ -150,7 +150,7 @@ def test_the_wheel_works_where_it_is_installed(distributions, tmp_path):
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
     subprocess.run([*install, str(distributions[1])], check=True, capture_output=True)
     code = (
-        "import xllm.training.train, xllm.demo.run, xllm.training.recipe as recipe;"
+        "import xllm.training.train, xllm.demo.run, xllm.training.recipes.recipe as recipe;"
         "print(xllm.__file__, len(recipe.shipped_recipes()))"
     )
     environment = {**os.environ, "PYTHONPATH": str(target)}

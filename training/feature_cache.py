@@ -34,9 +34,9 @@ from transformers.utils import logging
 
 from xllm.modeling_xllm.modeling_encoders import is_sharded, is_trainable
 from xllm.modeling_xllm.tower_sources import tower_of
-from xllm.training.augmentation import Augmentation
-from xllm.training.lineage import tensor_digest
-from xllm.training.strict import RecipeError
+from xllm.training.data.augmentation import Augmentation
+from xllm.training.recipes.strict import RecipeError
+from xllm.training.saving.lineage import tensor_digest
 
 
 logger = logging.get_logger(__name__)

@@ -13,20 +13,20 @@ from transformers.utils import logging
 
 from xllm.modeling_xllm.stage_checkpoints import adapted_layers
 from xllm.training.adapters import begin_lora
-from xllm.training.augmentation import Augmentation
-from xllm.training.data import ChatDataset
-from xllm.training.distillation import count_equivalents
-from xllm.training.evaluation import check_evaluation
+from xllm.training.data.augmentation import Augmentation
+from xllm.training.data.dataset import ChatDataset
+from xllm.training.data.long_media import LongMedia
+from xllm.training.data.media_rows import DataError, MediaRows, media_rows
+from xllm.training.data.sources import Sample
+from xllm.training.evaluation.evaluation import check_evaluation
 from xllm.training.feature_cache import check_cached_rows
-from xllm.training.long_media import LongMedia
-from xllm.training.media_rows import DataError, MediaRows, media_rows
-from xllm.training.optim_groups import entry_of_each
-from xllm.training.recipe import RecipeError, StageSpec
-from xllm.training.sources import Sample
+from xllm.training.recipes.recipe import RecipeError, StageSpec
 from xllm.training.stage_one import build_stage_one, stage_one_task
 from xllm.training.stages import Stage, StageError, freeze_for_stage, resolve_modalities, resolve_stage
 from xllm.training.starts import check_reset
-from xllm.training.streaming import StreamingDataset
+from xllm.training.streams.streaming import StreamingDataset
+from xllm.training.trainers.distillation import count_equivalents
+from xllm.training.trainers.optim_groups import entry_of_each
 
 
 logger = logging.get_logger(__name__)

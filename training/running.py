@@ -13,30 +13,30 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from xllm.assembly.processors import save as save_checkpoint
 from xllm.modeling_xllm.tower_sources import part_of
-from xllm.modeling_xllm.weight_files import copy_tensors, read_json, write_json
+from xllm.modeling_xllm.weight_files import read_json, write_json
 from xllm.training.adapters import begin_lora
-from xllm.training.batches import NamedBatches
-from xllm.training.callbacks import JsonlCallback, NoCheckpointAtTheEnd, ProgressCallback
-from xllm.training.checkpoints import MANIFEST, SAVING, disk_errors, place, remove_checkpoints, stored_bytes
-from xllm.training.collator import XLLMDataCollator, chat_settings
-from xllm.training.evaluation import run_evaluation
+from xllm.training.batches.collator import XLLMDataCollator, chat_settings
+from xllm.training.batches.notes import NamedBatches
+from xllm.training.evaluation.evaluation import run_evaluation
 from xllm.training.feature_cache import FeatureCache
-from xllm.training.folders import STAGE_FILE, begin, check_same, read_record, stage_record
-from xllm.training.interruption import Interruption
-from xllm.training.lineage import (
+from xllm.training.inspection.report import StageReport
+from xllm.training.preparing import Prepared, make_stage_one, switches, training_arguments
+from xllm.training.saving.checkpoints import MANIFEST, SAVING, disk_errors, place, remove_checkpoints, stored_bytes
+from xllm.training.saving.folders import STAGE_FILE, begin, check_same, read_record, stage_record
+from xllm.training.saving.interruption import Interruption
+from xllm.training.saving.lineage import (
     FreezeReceipt,
     adapter_entry,
     adapter_fingerprint,
     interfaces_fingerprint,
     lineage_entry,
 )
-from xllm.training.preparing import Prepared, make_stage_one, switches, training_arguments
-from xllm.training.processes import first_alone, is_first
-from xllm.training.report import StageReport
 from xllm.training.stage_one import save_stage_one, stage_one_task
 from xllm.training.stages import Stage, freeze_for_stage
-from xllm.training.starts import reset_interfaces
-from xllm.training.trainer import XLLMTrainer
+from xllm.training.starts import reset_interfaces, start_from
+from xllm.training.trainers.callbacks import JsonlCallback, NoCheckpointAtTheEnd, ProgressCallback
+from xllm.training.trainers.processes import first_alone, is_first
+from xllm.training.trainers.trainer import XLLMTrainer
 
 
 RESULTS = "results.json"
@@ -51,13 +51,6 @@ class StageResult:
     log: dict[str, float]
     evaluations: dict[str, dict] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
-
-
-def _start_from(model, init_from: dict[str, str]) -> None:
-    """Give an interface what another has learnt (video's stage 2 starts from the image interface, paper sec. 3.2)."""
-    for name, other in init_from.items():
-        own, given = (model.model.interfaces[row].state_dict() for row in (name, other))
-        copy_tensors({key: given[key] for key in own.keys() & given.keys()}, own, f"init_from: {other} for {name}")
 
 
 def run_prepared(
@@ -85,7 +78,7 @@ def run_prepared(
     spec, stage, modalities = prepared.spec, prepared.stage, prepared.modalities
     set_seed(seed)
     reset_interfaces(model, spec.reset)
-    _start_from(model, spec.init_from)
+    start_from(model, spec.init_from)
     adapter = adapter_fingerprint(model)
     begin_lora(model, spec.lora)
     freeze_for_stage(model, stage, modalities, **switches(spec))

@@ -22,9 +22,9 @@ from xllm.modeling_xllm.stage1.modeling_qformer_pretraining import XLLMForQForme
 from xllm.modeling_xllm.stage1.modeling_speech_recognition import XLLMForSpeechRecognition
 from xllm.modeling_xllm.stage1.text_sides import read_text_side
 from xllm.modeling_xllm.weight_files import copy_tensors, split_source
-from xllm.training.collator import text_ids
+from xllm.training.batches.collator import text_ids
+from xllm.training.recipes.strict import nearest
 from xllm.training.stages import StageError
-from xllm.training.strict import nearest
 
 
 # Objective of the converter's class -> (collator's task, model, config).

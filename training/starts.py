@@ -1,5 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""What an interface starts a stage from, if not from what it holds: random weights (the `reset` key of a stage)."""
+"""What an interface starts a stage from, if not from what it holds: random weights, or what another has learnt."""
 
 from collections.abc import Iterable
 
@@ -29,6 +29,13 @@ def reset_interfaces(model: PreTrainedModel, names: Iterable[str]) -> None:
         copy_tensors(new.state_dict(), model.model.interfaces[name].state_dict(), f"reset: {name}")
 
 
+def start_from(model: PreTrainedModel, init_from: dict[str, str]) -> None:
+    """Give an interface what another has learnt (video's stage 2 starts from the image interface, paper sec. 3.2)."""
+    for name, other in init_from.items():
+        own, given = (model.model.interfaces[row].state_dict() for row in (name, other))
+        copy_tensors({key: given[key] for key in own.keys() & given.keys()}, own, f"init_from: {other} for {name}")
+
+
 def _initialise(module: nn.Module, owner: PreTrainedModel) -> None:
     """Each module's weights as the model that it is in makes them; transformers does so for whole models only."""
     for child in module.children():
@@ -36,4 +43,4 @@ def _initialise(module: nn.Module, owner: PreTrainedModel) -> None:
     owner._init_weights(module)
 
 
-__all__ = ["check_reset", "reset_interfaces"]
+__all__ = ["check_reset", "reset_interfaces", "start_from"]

@@ -26,14 +26,14 @@ from transformers import set_seed
 
 from xllm.modeling_xllm.weight_files import resolve_source
 from xllm.training.adapters import begin_lora, check_adapters, merge_lora
-from xllm.training.folders import check_free, check_same, is_finished, locked, read_record, stage_record
-from xllm.training.interruption import Interruption
 from xllm.training.preparing import Prepared, check_optim, make_stage_one, prepare, switches
-from xllm.training.processes import is_first
-from xllm.training.recipe import Recipe, StageSpec, load_recipe
+from xllm.training.recipes.recipe import Recipe, StageSpec, load_recipe
+from xllm.training.recipes.strict import build
 from xllm.training.running import StageResult, finished, run_prepared
+from xllm.training.saving.folders import check_free, check_same, is_finished, locked, read_record, stage_record
+from xllm.training.saving.interruption import Interruption
 from xllm.training.stages import Stage, freeze_for_stage
-from xllm.training.strict import build
+from xllm.training.trainers.processes import is_first
 
 
 @dataclass
@@ -182,7 +182,7 @@ def run_stage(
 
 def _open_model(recipe: Recipe, trust_remote_code: bool, last: Path | None):
     if recipe.init is not None and last is None:
-        from xllm.training.standins import build_standin
+        from xllm.training.recipes.standins import build_standin
 
         return build_standin(recipe.init, recipe.source)
     return _opener(trust_remote_code)(last or recipe.model)

@@ -24,7 +24,7 @@ from xllm.modeling_xllm.converters import CONVERTERS
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
 from xllm.processing.media_kinds import MEDIA_KINDS
 from xllm.serving import XLLMServe
-from xllm.training.collator import XLLMDataCollator
+from xllm.training.batches.collator import XLLMDataCollator
 
 
 MODULE = str(Path(__file__).parents[1] / "fixtures" / "status_modality.py")

@@ -12,7 +12,7 @@ from xllm.demo.dataset import held_out_pairs, write_data
 from xllm.demo.questions import TASKS, Facts, answer
 from xllm.demo.run import format_table, run_demo
 from xllm.demo.settings import DemoScale, Optimisation
-from xllm.training.speech_synthesis import split_voices
+from xllm.training.instructions.speech_synthesis import split_voices
 
 
 pytest.importorskip("sklearn")

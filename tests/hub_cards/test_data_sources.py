@@ -9,8 +9,8 @@ import pytest
 from datasets import Dataset
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from xllm.training.recipe import SourceSpec
-from xllm.training.sources import DataError, load_source
+from xllm.training.data.sources import DataError, load_source
+from xllm.training.recipes.recipe import SourceSpec
 
 
 CARD = """---

@@ -17,8 +17,8 @@ from xllm.cli import main
 from xllm.modeling_xllm.stage_checkpoints import adapted_layers, without_adapter
 from xllm.modeling_xllm.weight_files import StageCheckpointError
 from xllm.training.adapters import adapter_of, target_modules
-from xllm.training.collator import XLLMDataCollator
-from xllm.training.recipe import load_recipe
+from xllm.training.batches.collator import XLLMDataCollator
+from xllm.training.recipes.recipe import load_recipe
 from xllm.training.stages import StageError
 from xllm.training.train import check, train
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from xllm.processing.audio_decoding import resample
-from xllm.training.augmentation import AUGMENTATIONS, Augmentation
+from xllm.training.data.augmentation import AUGMENTATIONS, Augmentation
 
 
 MEDIA = {

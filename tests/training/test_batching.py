@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from xllm.processing.media_sources import MediaError
-from xllm.training.batching import GroupedSampler, token_lengths
-from xllm.training.collator import XLLMDataCollator
-from xllm.training.data import ChatDataset
-from xllm.training.long_media import LongMedia
-from xllm.training.recipe import RecipeError, SourceSpec, load_recipe
-from xllm.training.samples import FileSlice, Sample
-from xllm.training.sources import DataError, load_source
-from xllm.training.text_normalizers import NORMALIZERS, normalizer
+from xllm.training.batches.batching import GroupedSampler, token_lengths
+from xllm.training.batches.collator import XLLMDataCollator
+from xllm.training.data.dataset import ChatDataset
+from xllm.training.data.long_media import LongMedia
+from xllm.training.data.samples import FileSlice, Sample
+from xllm.training.data.sources import DataError, load_source
+from xllm.training.data.text_normalizers import NORMALIZERS, normalizer
+from xllm.training.recipes.recipe import RecipeError, SourceSpec, load_recipe
 from xllm.training.train import run_stage
 
 

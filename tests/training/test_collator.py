@@ -7,8 +7,8 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from xllm.training.augmentation import Augmentation
-from xllm.training.collator import XLLMDataCollator, text_ids
+from xllm.training.batches.collator import XLLMDataCollator, text_ids
+from xllm.training.data.augmentation import Augmentation
 
 
 def user(*parts):

@@ -12,11 +12,11 @@ from xllm import X2LConfig, XLLMConfig, XLLMForConditionalGeneration
 from xllm.assembly.processors import build_processor
 from xllm.assembly.tiny import tiny_config
 from xllm.processing.media_sources import MediaError
-from xllm.training.augmentation import Augmentation, Shift
-from xllm.training.collator import XLLMDataCollator
-from xllm.training.data import ChatDataset
-from xllm.training.recipe import RecipeError, SourceSpec
-from xllm.training.sources import DataError, Sample
+from xllm.training.batches.collator import XLLMDataCollator
+from xllm.training.data.augmentation import Augmentation, Shift
+from xllm.training.data.dataset import ChatDataset
+from xllm.training.data.sources import DataError, Sample
+from xllm.training.recipes.recipe import RecipeError, SourceSpec
 
 
 def audio(media, name, **fields):

@@ -16,12 +16,12 @@ from worker_faults import fail_to_start, make_doubler
 
 from xllm.assembly.processors import save
 from xllm.cli import main
-from xllm.training.collator import chat_settings
-from xllm.training.data_check import LoadersAlone, SampleChecker, read_group
-from xllm.training.data_plan import plan_data
-from xllm.training.data_summary import check_data
+from xllm.training.batches.collator import chat_settings
+from xllm.training.data.plan import plan_data
+from xllm.training.inspection.data_check import LoadersAlone, SampleChecker, read_group
+from xllm.training.inspection.data_summary import check_data
+from xllm.training.inspection.worker_processes import TaskFailed, WorkerDied, map_tasks
 from xllm.training.progress import ProgressLine
-from xllm.training.worker_processes import TaskFailed, WorkerDied, map_tasks
 
 
 def ask(text, answer="grey", **media):
@@ -202,7 +202,7 @@ def test_a_stream_is_checked_without_being_read_whole(files, tiny_checkpoint, ca
             yield sample
 
     monkeypatch.setattr(SampleChecker, "__call__", watch)
-    monkeypatch.setattr("xllm.training.data_summary.read_group", read)
+    monkeypatch.setattr("xllm.training.inspection.data_summary.read_group", read)
     assert main(["check", str(recipe), "--workers", "0", "--json"]) == 1
     out, err = capsys.readouterr()
     assert json.loads(out)["groups"][0]["reasons"] == {"duplicate": 1}

@@ -10,12 +10,12 @@ from transformers import TrainingArguments
 
 from xllm import XLLMDataCollator, add_lora, freeze_for_stage
 from xllm.training.adapters import adapter_of
-from xllm.training.distillation import TEACHER, DistillSpec, distillation_loss, teacher_logits
-from xllm.training.media_rows import DataError
-from xllm.training.recipe import RecipeError, SourceSpec, load_recipe
-from xllm.training.sources import load_source
+from xllm.training.data.media_rows import DataError
+from xllm.training.data.sources import load_source
+from xllm.training.recipes.recipe import RecipeError, SourceSpec, load_recipe
 from xllm.training.train import check, train
-from xllm.training.trainer import XLLMTrainer
+from xllm.training.trainers.distillation import TEACHER, DistillSpec, distillation_loss, teacher_logits
+from xllm.training.trainers.trainer import XLLMTrainer
 
 
 QUICK = {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-2}

@@ -9,7 +9,7 @@ from PIL import Image
 
 from xllm.assembly.tiny import build_tiny
 from xllm.cli import main
-from xllm.training.estimate import estimate
+from xllm.training.inspection.estimate import estimate
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,12 @@ from media_files import grey_frames, sine, write_video, write_wav
 from PIL import Image
 
 from xllm.cli import main
-from xllm.training.collator import XLLMDataCollator
-from xllm.training.data import ChatDataset
-from xllm.training.data_plan import plan_data
-from xllm.training.explain import Span, explain, terminal_lines, visible
-from xllm.training.explain_page import page
-from xllm.training.recipe import SourceSpec
+from xllm.training.batches.collator import XLLMDataCollator
+from xllm.training.data.dataset import ChatDataset
+from xllm.training.data.plan import plan_data
+from xllm.training.inspection.explain import Span, explain, terminal_lines, visible
+from xllm.training.inspection.explain_page import page
+from xllm.training.recipes.recipe import SourceSpec
 
 
 HOSTILE = '</pre><script>alert("1")</script>\u202eevil\x07\x1b[31m & <img src=http://evil/x.png>'

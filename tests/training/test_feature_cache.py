@@ -15,7 +15,7 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 
 from xllm.training import feature_cache
 from xllm.training.feature_cache import OLD_PARTS, PARTS, FeatureCache
-from xllm.training.lineage import FreezeReceipt
+from xllm.training.saving.lineage import FreezeReceipt
 from xllm.training.stages import freeze_for_stage
 from xllm.training.train import check, train
 

@@ -10,14 +10,14 @@ import torch
 
 from xllm.cli import main
 from xllm.processing import media_sources
-from xllm.training import guards
-from xllm.training.batches import NamedBatches
-from xllm.training.data import SampleError
-from xllm.training.guards import TrainingError
-from xllm.training.media_rows import DataError
-from xllm.training.recipe import RecipeError, load_recipe
+from xllm.training.batches.notes import NamedBatches
+from xllm.training.data.dataset import SampleError
+from xllm.training.data.media_rows import DataError
+from xllm.training.recipes.recipe import RecipeError, load_recipe
 from xllm.training.train import check, run_stage, train
-from xllm.training.trainer import XLLMTrainer
+from xllm.training.trainers import guards
+from xllm.training.trainers.guards import TrainingError
+from xllm.training.trainers.trainer import XLLMTrainer
 
 
 TRAINER = {"max_steps": 4, "per_device_train_batch_size": 2, "logging_steps": 10, "learning_rate": 1e-2}
@@ -157,7 +157,7 @@ def test_a_resumed_run_is_judged_by_all_its_steps(tiny_checkpoint, clips, tmp_pa
 
 
 def test_a_batch_without_a_target_is_an_error(tiny, clips, tmp_path, monkeypatch):
-    from xllm.training.collator import XLLMDataCollator
+    from xllm.training.batches.collator import XLLMDataCollator
 
     model, processor = tiny
     original = XLLMDataCollator.__call__

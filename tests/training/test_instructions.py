@@ -17,10 +17,10 @@ from PIL import Image
 
 from xllm.cli import main
 from xllm.processing.audio_decoding import load_audio
-from xllm.training.collator import XLLMDataCollator
-from xllm.training.data import ChatDataset
-from xllm.training.instructions import TEMPLATES, language_of, read_templates
-from xllm.training.recipe import SourceSpec
+from xllm.training.batches.collator import XLLMDataCollator
+from xllm.training.data.dataset import ChatDataset
+from xllm.training.instructions.building import TEMPLATES, language_of, read_templates
+from xllm.training.recipes.recipe import SourceSpec
 
 
 # A synthesiser that needs no library: a tone as long as the text.

@@ -8,18 +8,18 @@ import torch
 from transformers import TrainingArguments
 
 from xllm import XLLMForConditionalGeneration
-from xllm.training.lineage import (
+from xllm.training.data.sources import load_source
+from xllm.training.recipes.recipe import SourceSpec
+from xllm.training.saving.lineage import (
     RECEIPT_NAME,
     FreezeReceipt,
     FrozenTensorError,
     data_fingerprint,
     interfaces_fingerprint,
 )
-from xllm.training.recipe import SourceSpec
-from xllm.training.sources import load_source
 from xllm.training.stages import freeze_for_stage
 from xllm.training.train import run_stage
-from xllm.training.trainer import XLLMTrainer
+from xllm.training.trainers.trainer import XLLMTrainer
 
 
 def test_each_stage_says_where_it_comes_from(tiny, media, tmp_path):

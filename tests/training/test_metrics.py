@@ -3,7 +3,7 @@
 
 import pytest
 
-from xllm.training.metrics import ErrorRate, accuracy, cer, wer
+from xllm.training.evaluation.metrics import ErrorRate, accuracy, cer, wer
 
 
 @pytest.mark.parametrize(

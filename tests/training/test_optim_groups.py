@@ -9,10 +9,10 @@ import torch
 from tiny import tiny_model
 
 from xllm import XLLMForConditionalGeneration, add_lora, freeze_for_stage
-from xllm.training.optim_groups import OptimSpec, entry_of_each, split_groups
-from xllm.training.recipe import RecipeError, load_recipe
+from xllm.training.recipes.recipe import RecipeError, load_recipe
 from xllm.training.running import XLLMTrainer
 from xllm.training.train import check, train
+from xllm.training.trainers.optim_groups import OptimSpec, entry_of_each, split_groups
 
 
 QUICK = {"max_steps": 4, "per_device_train_batch_size": 1, "logging_steps": 1, "learning_rate": 1e-2}

@@ -7,7 +7,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import batch_of, mixed_rows, tiny_model
 
 from xllm import XLLMForConditionalGeneration, add_lora, freeze_for_stage
-from xllm.training.lineage import FreezeReceipt
+from xllm.training.saving.lineage import FreezeReceipt
 from xllm.training.stages import StageError
 
 

@@ -7,10 +7,10 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from xllm import freeze_for_stage
-from xllm.training.data import ChatDataset
-from xllm.training.processes import first_alone, users_of_parameters
-from xllm.training.samples import Sample
-from xllm.training.trainer import XLLMTrainer
+from xllm.training.data.dataset import ChatDataset
+from xllm.training.data.samples import Sample
+from xllm.training.trainers.processes import first_alone, users_of_parameters
+from xllm.training.trainers.trainer import XLLMTrainer
 
 
 def make_trainer(model, folder) -> XLLMTrainer:

@@ -8,8 +8,8 @@ import torch
 import yaml
 from transformers import TrainingArguments, get_scheduler
 
-from xllm.training.recipe import RecipeError, find_recipe, load_recipe, shipped_recipes
-from xllm.training.strict import OWN_ARGUMENTS
+from xllm.training.recipes.recipe import RecipeError, find_recipe, load_recipe, shipped_recipes
+from xllm.training.recipes.strict import OWN_ARGUMENTS
 
 
 def recipe(**changes):

@@ -11,7 +11,7 @@ from media_files import sine, write_wav
 from PIL import Image
 
 from xllm.assembly.tiny import build_tiny
-from xllm.training import report
+from xllm.training.inspection import report
 from xllm.training.train import train
 
 

@@ -23,11 +23,11 @@ from safetensors import safe_open
 from transformers import TrainingArguments
 
 from xllm.cli import main
-from xllm.training.checkpoints import SAVING, fault, last_whole_checkpoint
-from xllm.training.folders import ResumeError
+from xllm.training.saving.checkpoints import SAVING, fault, last_whole_checkpoint
+from xllm.training.saving.folders import ResumeError
 from xllm.training.stages import freeze_for_stage
 from xllm.training.train import check, train
-from xllm.training.trainer import XLLMTrainer
+from xllm.training.trainers.trainer import XLLMTrainer
 
 
 TRAINER = {

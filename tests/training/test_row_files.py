@@ -14,11 +14,11 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as Picture
 
-from xllm.training.collator import XLLMDataCollator
-from xllm.training.data import ChatDataset
-from xllm.training.media_rows import MediaRows
-from xllm.training.recipe import SourceSpec
-from xllm.training.sources import DataError, load_source
+from xllm.training.batches.collator import XLLMDataCollator
+from xllm.training.data.dataset import ChatDataset
+from xllm.training.data.media_rows import MediaRows
+from xllm.training.data.sources import DataError, load_source
+from xllm.training.recipes.recipe import SourceSpec
 
 
 LOW = [("audio", "low.wav", "low"), ("audio", "high.wav", "high")]

@@ -10,10 +10,10 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from xllm.training.collator import XLLMDataCollator
-from xllm.training.data import ChatDataset
-from xllm.training.recipe import SourceSpec
-from xllm.training.sources import DataError, load_source
+from xllm.training.batches.collator import XLLMDataCollator
+from xllm.training.data.dataset import ChatDataset
+from xllm.training.data.sources import DataError, load_source
+from xllm.training.recipes.recipe import SourceSpec
 
 
 def turns(sample):

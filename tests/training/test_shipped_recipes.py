@@ -8,7 +8,7 @@ import torch
 
 from xllm import XLLMForConditionalGeneration
 from xllm.assembly.opening import load_checkpoint
-from xllm.training.recipe import find_recipe, load_recipe, shipped_recipes
+from xllm.training.recipes.recipe import find_recipe, load_recipe, shipped_recipes
 from xllm.training.stages import StageError
 from xllm.training.starts import reset_interfaces
 from xllm.training.train import check, train

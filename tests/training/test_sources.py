@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from xllm.training.media_rows import MediaRows
-from xllm.training.recipe import SourceSpec
-from xllm.training.sources import DataError, load_source
+from xllm.training.data.media_rows import MediaRows
+from xllm.training.data.sources import DataError, load_source
+from xllm.training.recipes.recipe import SourceSpec
 
 
 ANSWER = {"role": "assistant", "content": "grey"}

@@ -6,7 +6,7 @@ import torch
 from tiny import tiny_model, tiny_rows
 
 from xllm import X2LConfig
-from xllm.training.lineage import FreezeReceipt, FrozenTensorError
+from xllm.training.saving.lineage import FreezeReceipt, FrozenTensorError
 from xllm.training.stages import LANGUAGE_MODEL, StageError, freeze_for_stage
 
 

@@ -6,8 +6,8 @@ import json
 import pytest
 import yaml
 
-from xllm.training.recipe import RecipeError, find_recipe
-from xllm.training.standins import build_standin
+from xllm.training.recipes.recipe import RecipeError, find_recipe
+from xllm.training.recipes.standins import build_standin
 from xllm.training.train import train
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from xllm.training.stream_order import (
+from xllm.training.streams.stream_order import (
     LANES,
     Lane,
     Mark,

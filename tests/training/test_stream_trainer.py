@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from stream_runs import PLAIN, trained, trainer_of
 
-from xllm.training.media_rows import DataError
-from xllm.training.stream_trainer import STATE_NAME
+from xllm.training.data.media_rows import DataError
 from xllm.training.train import check, train
-from xllm.training.trainer import XLLMTrainer
+from xllm.training.trainers.stream_trainer import STATE_NAME
+from xllm.training.trainers.trainer import XLLMTrainer
 
 
 @pytest.fixture

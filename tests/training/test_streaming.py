@@ -15,14 +15,14 @@ from datasets import Dataset
 from pyarrow import parquet
 from torch.utils.data import DataLoader
 
-from xllm.training import stream_files
-from xllm.training.media_rows import DataError
+from xllm.training.data.media_rows import DataError
 from xllm.training.preparing import prepare
-from xllm.training.recipe import RecipeError, SourceSpec, StageSpec, load_recipe
-from xllm.training.stream_files import StreamSource
-from xllm.training.stream_order import Work, cut_shares
-from xllm.training.streaming import StreamingDataset
-from xllm.training.strict import build
+from xllm.training.recipes.recipe import RecipeError, SourceSpec, StageSpec, load_recipe
+from xllm.training.recipes.strict import build
+from xllm.training.streams import stream_files
+from xllm.training.streams.stream_files import StreamSource
+from xllm.training.streams.stream_order import Work, cut_shares
+from xllm.training.streams.streaming import StreamingDataset
 
 
 def write(path, rows):

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from xllm import XLLMForConditionalGeneration
 from xllm.assembly.processors import add_tokens, build_processor
-from xllm.training.augmentation import Augmentation
-from xllm.training.collator import XLLMDataCollator
+from xllm.training.batches.collator import XLLMDataCollator
+from xllm.training.data.augmentation import Augmentation
 
 
 EACH = "{% for m in messages %}"

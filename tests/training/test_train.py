@@ -13,15 +13,16 @@ from transformers import Trainer, TrainingArguments
 
 from xllm import XLLMForConditionalGeneration, XLLMProcessor
 from xllm.assembly.opening import CheckpointError, load_checkpoint
-from xllm.training import row_files, running
-from xllm.training.callbacks import ProgressCallback, loss_curves
-from xllm.training.collator import XLLMDataCollator
-from xllm.training.evaluation import run_evaluation
-from xllm.training.recipe import EvaluationSpec, RecipeError, SourceSpec
-from xllm.training.sources import DataError, read_rows
+from xllm.training import running
+from xllm.training.batches.collator import XLLMDataCollator
+from xllm.training.data import row_files
+from xllm.training.data.sources import DataError, read_rows
+from xllm.training.evaluation.evaluation import run_evaluation
+from xllm.training.recipes.recipe import EvaluationSpec, RecipeError, SourceSpec
 from xllm.training.stages import LANGUAGE_MODEL, StageError, freeze_for_stage
 from xllm.training.train import check, run_stage, train, write_summary
-from xllm.training.watch import losses_of_rows, modalities_of_rows
+from xllm.training.trainers.callbacks import ProgressCallback, loss_curves
+from xllm.training.trainers.watch import losses_of_rows, modalities_of_rows
 
 
 QUICK = {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-2}

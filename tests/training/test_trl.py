@@ -7,7 +7,7 @@ from datasets import Dataset, Image, List
 from trl import SFTConfig, SFTTrainer
 
 from xllm import XLLMDataCollator, freeze_for_stage
-from xllm.training.lineage import FreezeReceipt
+from xllm.training.saving.lineage import FreezeReceipt
 
 
 def config(folder, **kwargs) -> SFTConfig:

@@ -128,7 +128,7 @@ WAITS = """
 import time
 from datetime import timedelta
 from torch import distributed
-from xllm.training.processes import first_alone
+from xllm.training.trainers.processes import first_alone
 distributed.init_process_group("gloo", timeout=timedelta(seconds=8))
 with first_alone() as is_first:
     if is_first:

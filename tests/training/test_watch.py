@@ -10,8 +10,8 @@ from media_files import sine, write_wav
 from PIL import Image
 
 from xllm.assembly.tiny import build_tiny
-from xllm.training import watch
 from xllm.training.train import train
+from xllm.training.trainers import watch
 
 
 @pytest.fixture(scope="module")

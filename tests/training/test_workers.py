@@ -7,10 +7,10 @@ import torch
 from xllm import XLLMForConditionalGeneration
 from xllm.training import preparing
 from xllm.training.preparing import prepare, training_arguments
-from xllm.training.recipe import StageSpec
-from xllm.training.strict import build
+from xllm.training.recipes.recipe import StageSpec
+from xllm.training.recipes.strict import build
 from xllm.training.train import train
-from xllm.training.trainer import XLLMTrainer
+from xllm.training.trainers.trainer import XLLMTrainer
 
 
 QUICK = {"max_steps": 6, "per_device_train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-2}

@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Build, and say what there is."""
-    from xllm.training.instruction_files import ESPEAK, Output, build_instructions
-    from xllm.training.instructions import KINDS, SPOKEN, TEMPLATES, Settings, read_templates
+    from xllm.training.instructions.building import KINDS, SPOKEN, TEMPLATES, Settings, read_templates
+    from xllm.training.instructions.files import ESPEAK, Output, build_instructions
 
     given = {name: getattr(args, name) for name in SOURCES if getattr(args, name)}
     kinds = [
@@ -85,8 +85,8 @@ def _sources(given: dict[str, list[str]], fields: list[str]) -> dict:
     """Sources by name, with the fields that are set for them."""
     import yaml
 
-    from xllm.training.recipe import SourceSpec
-    from xllm.training.strict import build
+    from xllm.training.recipes.recipe import SourceSpec
+    from xllm.training.recipes.strict import build
 
     values: dict[str, dict] = {name: {} for name in given}
     for text in fields:

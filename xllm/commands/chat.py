@@ -25,7 +25,7 @@ def add_arguments(parser: Any) -> None:
 def media_options(modalities: dict) -> dict[str, str]:
     """Options (and /commands) -> type of content part: names of the kinds that a model reads, and of its rows."""
     from xllm.processing.media_kinds import MEDIA_KINDS
-    from xllm.training.media_rows import parts_of_rows
+    from xllm.training.data.media_rows import parts_of_rows
 
     parts = {name: part for name, part in parts_of_rows(modalities).items() if part in MEDIA_KINDS}
     return {**{MEDIA_KINDS[part].option or part: part for part in parts.values()}, **parts}

@@ -28,9 +28,9 @@ def add_data_options(parser: argparse.ArgumentParser, nargs: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check and print the summary."""
-    from xllm.training.data_plan import plan_data
-    from xllm.training.data_summary import check_data
-    from xllm.training.worker_processes import default_workers
+    from xllm.training.data.plan import plan_data
+    from xllm.training.inspection.data_summary import check_data
+    from xllm.training.inspection.worker_processes import default_workers
 
     plan = plan_data(args.data, args.model, args.modality, args.recipe, args.limit, args.trust_remote_code)
     workers = default_workers() if args.workers is None else args.workers

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Try the stages, and print a line for each."""
-    from xllm.training.estimate import StageEstimate, estimate
+    from xllm.training.inspection.estimate import StageEstimate, estimate
 
     def report(stage: StageEstimate) -> None:
         if not args.json:

@@ -42,10 +42,10 @@ def _columns(pairs: list[str], option: str) -> dict[str, list[str]]:
 def run(args: argparse.Namespace) -> None:
     """Evaluate and print."""
     from xllm.assembly.opening import default_device, load_checkpoint, open_config
-    from xllm.training.evaluation import check_evaluation, row_of_task, run_evaluation
-    from xllm.training.media_rows import MediaRows, parts_of_rows
-    from xllm.training.recipe import EvaluationSpec, SourceSpec
-    from xllm.training.tasks import TASKS
+    from xllm.training.data.media_rows import MediaRows, parts_of_rows
+    from xllm.training.evaluation.evaluation import check_evaluation, row_of_task, run_evaluation
+    from xllm.training.evaluation.tasks import TASKS
+    from xllm.training.recipes.recipe import EvaluationSpec, SourceSpec
 
     if args.task not in TASKS:
         raise ValueError(f"task is {args.task!r}; choose one of {', '.join(TASKS)}")

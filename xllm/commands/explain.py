@@ -22,10 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Show the sample."""
-    from xllm.training.data_plan import plan_data
-    from xllm.training.explain import explain, terminal_lines
-    from xllm.training.explain_page import page
-    from xllm.training.html_page import write_page
+    from xllm.training.data.plan import plan_data
+    from xllm.training.inspection.explain import explain, terminal_lines
+    from xllm.training.inspection.explain_page import page
+    from xllm.training.inspection.html_page import write_page
 
     numbers = [item for item in args.data if item.isdecimal() and not os.path.exists(item)]
     if len(numbers) != 1:

@@ -21,7 +21,7 @@ def describe(model) -> dict:
         `{"parameters": {part: count}, "modalities": {name: {...}}, "trainable_in_stage": {"2 image": count, ...},
         "stage", "towers", "lineage"}`.
     """
-    from xllm.training.media_rows import parts_of_rows
+    from xllm.training.data.media_rows import parts_of_rows
     from xllm.training.stages import count_parameters, freeze_for_stage
 
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}

@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Check everything, then train."""
-    from xllm.training.processes import is_first
     from xllm.training.train import check, train, write_summary
+    from xllm.training.trainers.processes import is_first
 
     how = {"trust_remote_code": args.trust_remote_code, "resume": args.resume}
     if args.check:

@@ -26,8 +26,8 @@ from xllm.demo.questions import NUMBER_WORDS, TASKS, Facts, answer, random_quest
 from xllm.demo.settings import DemoScale
 from xllm.demo.waveforms import SAMPLING_RATE, augment_waveform, write_wave
 from xllm.processing.audio_decoding import resample
+from xllm.training.instructions.speech_synthesis import random_speaker, split_voices, synthesise
 from xllm.training.progress import ProgressLine, SharedLines
-from xllm.training.speech_synthesis import random_speaker, split_voices, synthesise
 
 
 FRAMES_PER_SECOND = 2

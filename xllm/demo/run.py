@@ -36,16 +36,16 @@ from xllm.modeling_xllm.conversion.output import check_unused
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
 from xllm.modeling_xllm.weight_files import read_tensors
 from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
-from xllm.training.evaluation import run_evaluation
-from xllm.training.metrics import cer
+from xllm.training.evaluation.evaluation import run_evaluation
+from xllm.training.evaluation.metrics import cer
 from xllm.training.progress import SharedLines
-from xllm.training.recipe import EvaluationSpec, SourceSpec
+from xllm.training.recipes.recipe import EvaluationSpec, SourceSpec
 from xllm.training.train import train
 
 
 NUM_PROCESSES = 2
 DEFAULT_SCALE = DemoScale()
-# Task of the table, which has a test file -> task of `xllm.training.evaluation`.
+# Task of the table, which has a test file -> task of `xllm.training.evaluation.evaluation`.
 QUESTIONS = {"image": "qa", "speech": "asr", "video": "qa", "cross": "qa"}
 
 
