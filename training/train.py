@@ -24,6 +24,7 @@ from typing import Any
 
 from transformers import set_seed
 
+from xllm.modeling_xllm.tower_sources import part_of
 from xllm.modeling_xllm.weight_files import resolve_source
 from xllm.training.adapters import begin_lora, check_adapters, merge_lora
 from xllm.training.preparing import Prepared, check_optim, make_stage_one, prepare, switches
@@ -32,7 +33,7 @@ from xllm.training.recipes.strict import build
 from xllm.training.running import StageResult, finished, run_prepared
 from xllm.training.saving.folders import check_free, check_same, is_finished, locked, read_record, stage_record
 from xllm.training.saving.interruption import Interruption
-from xllm.training.stages import Stage, freeze_for_stage
+from xllm.training.stages import Stage, StageError, freeze_for_stage
 from xllm.training.trainers.processes import is_first
 
 
@@ -83,7 +84,7 @@ def train(
         for index, (stage, folder) in enumerate(zip(prepared, folders)):
             first = stage.modalities[0] if stage.modalities else ""
             if index < done:
-                result = finished(folder, stage, recipe.seed, progress, _opener(trust_remote_code))
+                result = finished(folder, stage, recipe.seed, progress, _opener(trust_remote_code, recipe.dtype))
             else:
                 how = {"heads": heads[first], "resume": resume, "stop": stop}
                 result = run_prepared(model, processor, stage, folder, recipe.seed, progress, **how)
@@ -185,16 +186,28 @@ def _open_model(recipe: Recipe, trust_remote_code: bool, last: Path | None):
         from xllm.training.recipes.standins import build_standin
 
         return build_standin(recipe.init, recipe.source)
-    return _opener(trust_remote_code)(last or recipe.model)
+    return _opener(trust_remote_code, recipe.dtype)(last or recipe.model)
 
 
-def _opener(trust_remote_code: bool) -> Callable[[str | Path], tuple[Any, Any]]:
+def _check_rounding(model, dtype: str) -> None:
+    """Raises a `StageError` if a part that the checkpoint will hold itself would be saved in half precision."""
+    if dtype in ("bfloat16", "float16"):
+        held = {part_of(name) for name, _ in model.named_parameters()} - {"interfaces", *(model.config.towers or {})}
+        if held:
+            raise StageError(
+                f"dtype: {dtype}: the checkpoint holds {', '.join(sorted(held))} itself, not by its source, and would "
+                "hold it rounded; leave dtype out"
+            )
+
+
+def _opener(trust_remote_code: bool, dtype: str) -> Callable[[str | Path], tuple[Any, Any]]:
     """Opens a checkpoint as a stage needs it."""
 
     def load(folder: str | Path) -> tuple[Any, Any]:
         from xllm.assembly.opening import load_checkpoint
 
-        model, processor = load_checkpoint(str(folder), trust_remote_code)
+        model, processor = load_checkpoint(str(folder), trust_remote_code, dtype=dtype)
+        _check_rounding(model, dtype)
         for tower in (model.config.towers or {}).values():  # relative to this checkpoint; the next one lies elsewhere
             tower["name_or_path"] = resolve_source(tower["name_or_path"], folder)
         return model, processor

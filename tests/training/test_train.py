@@ -13,14 +13,15 @@ from transformers import Trainer, TrainingArguments
 
 from xllm import XLLMForConditionalGeneration, XLLMProcessor
 from xllm.assembly.opening import CheckpointError, load_checkpoint
+from xllm.modeling_xllm.tower_sources import part_of
 from xllm.training import running
 from xllm.training.batches.collator import XLLMDataCollator
 from xllm.training.data import row_files
 from xllm.training.data.sources import DataError, read_rows
 from xllm.training.evaluation.evaluation import run_evaluation
-from xllm.training.recipes.recipe import EvaluationSpec, RecipeError, SourceSpec
+from xllm.training.recipes.recipe import EvaluationSpec, RecipeError, SourceSpec, load_recipe
 from xllm.training.stages import LANGUAGE_MODEL, StageError, freeze_for_stage
-from xllm.training.train import check, run_stage, train, write_summary
+from xllm.training.train import check, prepare_all, run_stage, train, write_summary
 from xllm.training.trainers.callbacks import ProgressCallback, loss_curves
 from xllm.training.trainers.watch import losses_of_rows, modalities_of_rows
 
@@ -256,6 +257,47 @@ def test_bad_input_leaves_nothing(tiny_checkpoint, table, tmp_path, changes, err
     recipe = json.loads(json.dumps({**recipe, **changes}).replace("{speech}", table.speech))
     with pytest.raises(error, match=message):
         train({**recipe, "output_dir": str(tmp_path / "out")}, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_frozen_towers_are_held_in_the_dtype_of_the_recipe(tiny_checkpoint, table, tmp_path):
+    model, processor = load_checkpoint(str(tiny_checkpoint))
+    parts = {part_of(name) for name, _ in model.named_parameters()} - {"interfaces"}
+    model.config.towers = {part: {"name_or_path": str(tiny_checkpoint), "revision": None} for part in parts}
+    model.save_interfaces(tmp_path / "named")
+    processor.save_pretrained(tmp_path / "named")
+    recipe = {
+        "model": str(tmp_path / "named"), "output_dir": str(tmp_path / "out"), "dtype": "bfloat16", "trainer": QUICK,
+        "stage": 2, "modalities": ["speech"], "data": {"train": table.speech},
+    }  # fmt: skip
+    opened = prepare_all(load_recipe(recipe), False, 0)[0]
+    dtypes = {part: {p.dtype for name, p in opened.named_parameters() if part_of(name) == part} for part in parts}
+    assert dtypes == dict.fromkeys(parts, {torch.bfloat16})
+    folder = train(recipe, progress=False).checkpoint
+    before, after = (
+        XLLMForConditionalGeneration.from_pretrained(one, dtype=torch.float32).state_dict()
+        for one in (tmp_path / "named", folder)
+    )
+    assert {".".join(name.split(".")[:3]) for name in changed(before, after)} == {"model.interfaces.speech"}
+    assert tensors(folder)["lm_head.weight"].dtype == torch.bfloat16  # opened as it was trained
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"dtype": "half"}, RecipeError, "dtype is 'half'; choose one of auto, float32, bfloat16, float16"),
+        ({}, StageError, "dtype: bfloat16: the checkpoint holds audio_tower, language_model, vision_tower itself"),
+        ({"stage": 1, "train_encoder": True}, RecipeError, "train_encoder: dtype bfloat16 would round what it saves"),
+        ({"lora": {"merge": True}}, RecipeError, "lora.merge: dtype bfloat16 would round what it saves"),
+    ],
+)
+def test_what_is_saved_is_never_rounded(tiny_checkpoint, table, tmp_path, changes, error, message):
+    recipe = {
+        "model": str(tiny_checkpoint), "output_dir": str(tmp_path / "out"), "dtype": "bfloat16", "trainer": QUICK,
+        "stage": 2, "modalities": ["speech"], "data": {"train": table.speech}, **changes,
+    }  # fmt: skip
+    with pytest.raises(error, match=message):
+        train(recipe, progress=False)
     assert not (tmp_path / "out").exists()
 
 

@@ -36,13 +36,14 @@ from xllm.training.recipes.recipe_values import (
     read_yaml,
     substitute,
 )
-from xllm.training.recipes.strict import RecipeError, build
+from xllm.training.recipes.strict import RecipeError, build, check_choice
 from xllm.training.stages import resolve_stage
 from xllm.training.trainers.distillation import DistillSpec
 from xllm.training.trainers.optim_groups import OptimSpec
 
 
 RECIPES = Path(__file__).parent
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(kw_only=True)
@@ -192,12 +193,17 @@ class StageSpec:
 
 @dataclass(kw_only=True)
 class Recipe:
-    """A whole recipe: see the module's first lines. `stages` holds at least one."""
+    """A whole recipe: see the module's first lines. `stages` holds at least one.
+
+    `dtype` is what frozen towers are held in: "auto" (as they are stored), "bfloat16", ...; interfaces are float32 in
+    any case. A checkpoint names the towers' sources as before, and opens them in this dtype unless it is told another.
+    """
 
     model: str | None = None
     init: dict | None = None
     output_dir: str
     seed: int = 42
+    dtype: str = "auto"
     stages: list[StageSpec] = field(default_factory=list, metadata={"of": StageSpec})
     source: str = "recipe"
 
@@ -283,9 +289,15 @@ def _check(recipe: Recipe, source: str) -> None:
     """What the types cannot say."""
     if (recipe.model is None) == (recipe.init is None):
         raise RecipeError(f"{source}: give exactly one of `model` (folder or Hub id of an X-LLM) and `init`")
+    check_choice(f"{source}: dtype", recipe.dtype, DTYPES)
     for index, stage in enumerate(recipe.stages):
         where = f"{source}: stages.{index}"
         check_stage(where, stage)
+        rounds = "train_encoder" if stage.train_encoder else "lora.merge" if stage.lora and stage.lora.merge else None
+        if recipe.dtype in ("bfloat16", "float16") and rounds:
+            raise RecipeError(
+                f"{where}.{rounds}: dtype {recipe.dtype} would round what it saves; leave one of them out"
+            )
     folders = [stage.folder for stage in recipe.stages]
     if len(set(folders)) < len(folders):
         raise RecipeError(f"{source}: two stages would write to {', '.join(sorted(folders))}; give each a `name`")
