@@ -58,6 +58,12 @@ class ChatGLMConfig(PreTrainedConfig):
         "max_sequence_length": "max_position_embeddings",
         "layernorm_epsilon": "layer_norm_eps",
     }
+    base_model_tp_plan = {
+        "layers.*.attention.query_key_value": "colwise",  # its rows are ordered by heads
+        "layers.*.attention.dense": "rowwise",
+        "layers.*.mlp.dense_h_to_4h": "colwise",
+        "layers.*.mlp.dense_4h_to_h": "rowwise",
+    }
 
     vocab_size: int = 130528
     hidden_size: int = 4096

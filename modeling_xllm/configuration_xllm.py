@@ -19,6 +19,10 @@ from .converters import CONVERTERS, converter_class
 from .speech_encoders import output_width, speech_input
 
 
+# Others (flash and flex attention) are for the language model, whose texts are long; the other parts keep theirs.
+ATTENTION_OF_ALL_PARTS = ("eager", "sdpa")
+
+
 def _as_config(value: dict | PreTrainedConfig | None, default: PreTrainedConfig, row: str) -> PreTrainedConfig:
     """`value` as a config object; a dict is read by its own `model_type` (the default's first, then transformers')."""
     if value is None or isinstance(value, PreTrainedConfig):
@@ -345,11 +349,12 @@ class XLLMConfig(PreTrainedConfig):
 
     @PreTrainedConfig._attn_implementation.setter
     def _attn_implementation(self, value: str | dict | None) -> None:
+        of_all = not isinstance(value, str) or value in ATTENTION_OF_ALL_PARTS
+        PreTrainedConfig._attn_implementation.fset(self, value if of_all else {"": value, "text_config": value})
         # transformers passes it on to `sub_configs` only; converters and further towers follow the model as a whole.
-        PreTrainedConfig._attn_implementation.fset(self, value)
         rows = self.modalities.values()
         for config in (*rows, *(row.converter_config for row in rows), *self.extra_encoders.values()):
-            if config is not None:
+            if config is not None and of_all:
                 config._attn_implementation = self._attn_implementation
 
     def to_dict(self) -> dict:

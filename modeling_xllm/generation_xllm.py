@@ -15,17 +15,40 @@ Legend: B rows of text, L tokens, L' tokens of the prompt, D width.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from transformers.generation import LogitsProcessorList, SuppressTokensLogitsProcessor
 
-from .language_models import LanguageModelGenerationMixin
+from .language_models import LanguageModelGenerationMixin, find_tokens
 from .x2l_interfaces import X2LOutput
+
+
+def hide_gaps(cache: Any, attention_mask: torch.Tensor) -> torch.Tensor:
+    """The attention mask `(B, M)` of a text that begins in `cache`, 0 also at the placeholders there that no token
+    fills. Another number of rows than the cache's is a `ValueError`."""
+    if not hasattr(cache, "attended") or attention_mask.dim() != 2:
+        return attention_mask
+    cache.attended = held = cache.attended[:, : int(cache.get_seq_length())]  # it may have been cropped
+    if held.shape[0] not in (1, attention_mask.shape[0]):
+        raise ValueError(f"past_key_values hold {held.shape[0]} rows, got a text of {attention_mask.shape[0]}")
+    return attention_mask * nn.functional.pad(held, (0, attention_mask.shape[1] - held.shape[1]), value=1)
+
+
+def remember_gaps(cache: Any, attention_mask: torch.Tensor) -> None:
+    """Keep the mask `(B, M)` of what `cache` holds with it, for `hide_gaps`."""
+    if cache is not None and cache.get_seq_length() > 0:
+        keys = [layer.keys for layer in cache.layers if getattr(layer, "keys", None) is not None]
+        beams = max(1, keys[0].shape[0] // attention_mask.shape[0]) if keys else 1
+        cache.attended = attention_mask.repeat_interleave(beams, dim=0).long()
 
 
 class XLLMGenerationMixin(LanguageModelGenerationMixin):
     """`generate` of a model with `model.encode_items` and `model.place_features` over any language model."""
+
+    model: Any
+    device: Any
 
     @torch.no_grad()
     def encode_media(
@@ -39,21 +62,37 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
     def generate(self, inputs: torch.Tensor | None = None, *args, **kwargs):
         """`GenerationMixin.generate`; media are encoded once, and placeholders are never part of an answer."""
         placeholders = self.model.placeholder_ids()
-        given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
-        device = next((tensor.device for tensor in given if tensor is not None), self.device)
+        inputs, embeds = kwargs.pop("input_ids", None) if inputs is None else inputs, kwargs.get("inputs_embeds")
+        text: Any = embeds if inputs is None else inputs
+        device = self.device if text is None else text.device
         kwargs["logits_processor"] = LogitsProcessorList(
             [SuppressTokensLogitsProcessor(placeholders, device=device), *(kwargs.get("logits_processor") or [])]
         )
         media, features = self.model.media_in(kwargs), kwargs.pop("modality_features", None)
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
         if media or features:
-            inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
-            if inputs is None:
-                raise ValueError("media need input_ids: nothing else says where the placeholders are")
-            features = self.model.encode_items(media, features, rows=inputs.shape[0])
-            kwargs["media_embeds"], kwargs["attention_mask"] = self.model.place_features(
-                inputs, kwargs.get("attention_mask"), features
-            )
-        return super().generate(inputs, *args, **kwargs)
+            if text is None:
+                raise ValueError("media need input_ids or inputs_embeds: nothing else says where the placeholders are")
+            ids = find_tokens(text, self.get_input_embeddings(), placeholders) if inputs is None else inputs
+            features = self.model.encode_items(media, features, rows=ids.shape[0])
+            media_embeds, mask = self.model.place_features(ids, mask, features)
+            if embeds is None:
+                kwargs["media_embeds"] = media_embeds
+            else:
+                is_medium = self.model.placeholder_mask(ids)[..., None]  # (B, L, 1)
+                kwargs["inputs_embeds"] = torch.where(is_medium, media_embeds.to(embeds), embeds)
+        elif not hasattr(cache, "attended"):
+            return super().generate(inputs, *args, **kwargs)
+        if mask is None:
+            mask = torch.ones(text.shape[:2], dtype=torch.long, device=device)
+        kwargs["attention_mask"] = mask = hide_gaps(cache, mask)
+        getattr(cache, "__dict__", {}).pop("attended", None)  # while it is generated the mask tells it
+        try:
+            output = super().generate(inputs, *args, **kwargs)
+        finally:
+            remember_gaps(cache, mask)
+        remember_gaps(getattr(output, "past_key_values", None), mask)
+        return output
 
     def prepare_inputs_for_generation(self, input_ids, media_embeds=None, inputs_embeds=None, **kwargs) -> dict:
         model_inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)

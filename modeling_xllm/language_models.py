@@ -63,8 +63,15 @@ class LanguageModel:
     def check_generation(self, generation_config: GenerationConfig) -> None:
         """Raises a `ValueError` for a way of generating that the model does not support."""
 
+    def layout_tokens(self) -> list[int]:
+        """Ids that `layout` looks for: where a text is given as embeddings, they are found there."""
+        return []
+
     def prompt_layout(self, input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> dict[str, torch.Tensor] | None:
         """`layout` of a prompt, kept for all steps of `generate`; `None`: what transformers does by itself."""
+
+    def empty_prompt(self) -> list[int] | None:
+        """The shortest prompt, for guidance without a negative one; `None`: as in transformers, the last token."""
 
     def next_positions(self, position_ids: torch.LongTensor, number: int) -> torch.LongTensor | None:
         """Positions `(..., B, L)` and those of `number` further tokens, `(..., B, L + number)`; `None`: as above."""
@@ -90,6 +97,11 @@ class PrefixLanguageModel(LanguageModel):
         if not past_length and input_ids is not None:  # behind them, the answer: causal
             layout["token_type_ids"] = self.token_types(input_ids, attention_mask)
         return layout
+
+    def layout_tokens(self) -> list[int]:
+        raise ValueError(
+            "inputs_embeds alone: add the input_ids they were made from, or position_ids and token_type_ids"
+        )
 
     def inputs(self, inputs_embeds, attention_mask, past_key_values, layout) -> dict[str, Any]:
         mask = self.mask(inputs_embeds, attention_mask, past_key_values, layout.get("token_type_ids"))
@@ -125,11 +137,6 @@ class PrefixLanguageModel(LanguageModel):
             )
 
     def prompt_layout(self, input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> dict[str, torch.Tensor]:
-        if input_ids.is_floating_point():
-            raise ValueError(
-                "generate got inputs_embeds alone: add the input_ids they were made from (they give positions and "
-                "mask), or position_ids and token_type_ids"
-            )
         attention_mask, cache = (model_kwargs.get(name) for name in ("attention_mask", "past_key_values"))
         past_length = 0 if cache is None else int(cache.get_seq_length())
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -172,25 +179,56 @@ def language_model_of(config: PreTrainedConfig) -> LanguageModel:
 class LanguageModelGenerationMixin(GenerationMixin):
     """`generate` over any language model: for the model itself, and for a composite with one in it."""
 
+    config: Any
+    get_input_embeddings: Any
+
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
         language_model_of(self.config).check_generation(generation_config)
 
+    def _prompt_layout(self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]) -> dict | None:
+        language, input_ids = language_model_of(self.config), model_kwargs.get("input_ids")
+        input_ids = inputs_tensor if input_ids is None or input_ids.shape[1] == 0 else input_ids
+        if input_ids.is_floating_point():
+            input_ids = find_tokens(input_ids, self.get_input_embeddings(), language.layout_tokens())
+        return language.prompt_layout(input_ids, model_kwargs)
+
     def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]):
         """Positions of the prompt; sets `model_kwargs["token_type_ids"]` where the language model uses them."""
-        input_ids = model_kwargs.get("input_ids")
-        input_ids = inputs_tensor if input_ids is None or input_ids.shape[1] == 0 else input_ids
-        layout = language_model_of(self.config).prompt_layout(input_ids, model_kwargs)
-        if layout is None:
+        if (layout := self._prompt_layout(inputs_tensor, model_kwargs)) is None:
             return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
         model_kwargs["token_type_ids"] = layout["token_type_ids"]
         return layout["position_ids"]
 
     def _expand_inputs_for_generation(self, *args, **kwargs):
         input_ids, model_kwargs = super()._expand_inputs_for_generation(*args, **kwargs)
-        if (position_ids := model_kwargs.get("position_ids")) is not None:
-            model_kwargs["position_ids"] = language_model_of(self.config).drafted_positions(position_ids)
+        cache, position_ids = model_kwargs.get("past_key_values"), model_kwargs.get("position_ids")
+        if position_ids is None:
+            return input_ids, model_kwargs
+        if "token_type_ids" not in model_kwargs and (cache is None or cache.get_seq_length() == 0):
+            inputs = model_kwargs.get("inputs_embeds")  # positions are the caller's
+            if layout := self._prompt_layout(input_ids if inputs is None else inputs, model_kwargs):
+                model_kwargs["token_type_ids"] = layout["token_type_ids"]
+                position_ids = layout["position_ids"] if layout["position_ids"].dim() > 2 else position_ids
+        model_kwargs["position_ids"] = language_model_of(self.config).drafted_positions(position_ids)
         return input_ids, model_kwargs
+
+    def _maybe_initialize_input_ids_for_generation(self, inputs, bos_token_id, model_kwargs):
+        ids = super()._maybe_initialize_input_ids_for_generation(inputs, bos_token_id, model_kwargs)
+        shortest = language_model_of(self.config).empty_prompt()
+        if inputs is not None or ids.shape[1] == 0 or shortest is None:
+            return ids
+        return torch.tensor([shortest], device=ids.device).expand(ids.shape[0], -1)
+
+    def _get_logits_processor(self, generation_config, *args, negative_prompt_ids=None, **kwargs):
+        shortest = language_model_of(self.config).empty_prompt()
+        if negative_prompt_ids is None and shortest is not None and generation_config.guidance_scale is not None:
+            copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+            rows = [shortest] * (copies * kwargs["encoder_input_ids"].shape[0])
+            negative_prompt_ids = torch.tensor(rows, device=kwargs["device"])
+        return super()._get_logits_processor(
+            generation_config, *args, negative_prompt_ids=negative_prompt_ids, **kwargs
+        )
 
     def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, inputs_embeds=None, **kwargs):
         """transformers' inputs of one step; drafted tokens (more than one new token) get the model's own positions."""
@@ -219,6 +257,17 @@ class LanguageModelGenerationMixin(GenerationMixin):
     def create_masks_for_generate(config, token_type_ids=None, is_first_iteration=False, **kwargs):
         """4-D mask of one step for caches of fixed length; the arguments are those of transformers' function."""
         return language_model_of(config).generation_mask(token_type_ids, is_first_iteration, config=config, **kwargs)
+
+
+def find_tokens(inputs_embeds: torch.Tensor, embedding: nn.Module, ids: list[int]) -> torch.LongTensor:
+    """Which of the tokens `ids` an embedded text `(B, L, D)` holds, told by their embeddings as in transformers' own
+    models: `(B, L)`, the id at such a token, -1 everywhere else.
+    """
+    found = torch.full(inputs_embeds.shape[:2], -1, device=inputs_embeds.device)
+    for token_id in ids:
+        row = embedding(torch.full((), token_id, device=inputs_embeds.device)).to(inputs_embeds)
+        found = found.masked_fill((inputs_embeds == row).all(-1), token_id)
+    return found
 
 
 def embed_tokens(embedding: nn.Embedding, input_ids: torch.LongTensor) -> torch.FloatTensor:

@@ -21,6 +21,7 @@ Legend: B batch, L tokens, M cached and new tokens, H heads, D head width, V voc
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,6 +40,7 @@ from .language_models import (
     LanguageModelGenerationMixin,
     PrefixLanguageModel,
     embed_tokens,
+    find_tokens,
     logits_and_loss,
     real_tokens,
     register_language_model,
@@ -46,14 +48,17 @@ from .language_models import (
 
 
 def chatglm_positions(
-    input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, config: PreTrainedConfig
+    input_ids: torch.LongTensor,
+    attention_mask: torch.Tensor | None,
+    config: PreTrainedConfig,
+    place: torch.Tensor | None = None,
 ) -> tuple[torch.LongTensor, torch.LongTensor]:
     """Positions and token types of whole prompts (with or without an answer behind `<sop>`).
 
     Args:
         input_ids (`(B, L)`): only the ids of `<sop>`, `[gMASK]` and `[MASK]` matter; placeholders of media may be any
             other id, also outside the vocabulary.
-        attention_mask (`(B, L)`): 1 = real, 0 anywhere.
+        attention_mask (`(B, L)`): 1 = real, 0 anywhere; place (`(B, L)`): by default the number of real tokens before.
 
     Returns:
         `position_ids (2, B, L)` and `token_type_ids (B, L)`, as ChatGLM-6B's `get_position_ids` and `get_masks`.
@@ -62,7 +67,7 @@ def chatglm_positions(
         ValueError: a row without `<sop>`, or without `[gMASK]` and `[MASK]`, or longer than `max_position_embeddings`.
     """
     keep = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    place = keep.cumsum(-1).sub_(1).clamp_(min=0)
+    place = keep.cumsum(-1).sub_(1).clamp_(min=0) if place is None else _checked_places(place, keep)
     sop_place, has_sop = _first_place(input_ids == config.bos_token_id, keep, place)
     mask_place, has_mask = _first_place(input_ids == config.gmask_token_id, keep, place)
     uses_gmask = has_mask
@@ -82,6 +87,13 @@ def chatglm_positions(
         channel_0 = torch.where(uses_gmask, legacy, channel_0)
     channel_1 = (place - sop_place + 1).clamp_(min=0)
     return torch.stack((channel_0, channel_1)), answer.long()
+
+
+def _checked_places(place: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    place = place.expand_as(keep)
+    rising = (place.diff(dim=1) >= 0) | ~keep[:, 1:]
+    torch_compilable_check(rising.all(), "position_ids fall within a row: ChatGLM reads no rows packed into one")
+    return place
 
 
 def _first_place(hits: torch.Tensor, keep: torch.Tensor, place: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -312,16 +324,16 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
         Args:
             input_ids (`(B, L)`), inputs_embeds (`(B, L, hidden_size)`): whole prompts ending in `[gMASK]<sop>` and
-                possibly an answer. Ids beside embeddings only give positions and mask.
+                possibly an answer. Beside embeddings, in which these are found too, ids only give positions and mask.
             attention_mask (`(B, M)`): 1 = real, 0 = attended by nobody and without a position, anywhere in the row. A
                 4-D mask is used as it is.
             position_ids (`(2, B, L)`), token_type_ids (`(B, L)`): see `chatglm_positions`, which makes them from
-                `input_ids`; positions are needed with a filled cache.
+                `input_ids` and from positions `(B, L)`, if given. Behind a filled cache they go on from its own.
             past_key_values: keys and values of what came before; must hold the whole prefix.
 
         Raises:
-            ValueError: neither ids nor embeddings; embeddings without ids and positions; ids outside the vocabulary;
-                positions of another shape; a prompt without `<sop>` or longer than `max_position_embeddings`.
+            ValueError: neither ids nor embeddings; ids outside the vocabulary; positions of another shape; a prompt
+                without `<sop>` or longer than `max_position_embeddings`.
         """
         if inputs_embeds is None:
             if input_ids is None:
@@ -336,6 +348,10 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             position_ids, token_type_ids = tokens.take(position_ids), tokens.take(token_type_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        cache: Any = past_key_values
+        is_prompt = cache is not None and inputs_embeds.shape[1] > 1 and not torch.compiler.is_compiling()
+        if is_prompt and cache.get_seq_length() == 0:
+            cache.first_positions = position_ids  # what follows without positions goes on from them
         mask = PrefixLanguageModel(self.config).mask(inputs_embeds, attention_mask, past_key_values, token_type_ids)
         position_embeddings = self.rotary_emb(position_ids, inputs_embeds.dtype)
         hidden_states = inputs_embeds  # (B, L, hidden size), as behind every layer
@@ -355,26 +371,38 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
     def _complete_positions(
         self, input_ids, inputs_embeds, attention_mask, position_ids, token_type_ids, past_key_values
     ) -> tuple[torch.LongTensor, torch.LongTensor]:
-        """Positions `(2, B, L)` and token types `(B, L)`, computed from the ids where not given."""
-        expected = (2, *inputs_embeds.shape[:2])
-        if position_ids is not None:
-            if position_ids.shape != expected:
-                raise ValueError(
-                    f"position_ids must have shape (2, batch, length) = {expected}, got {tuple(position_ids.shape)}: "
-                    "chatglm_positions(input_ids, attention_mask, config) makes them"
-                )
-            return position_ids, (position_ids[1] > 0).long() if token_type_ids is None else token_type_ids
-        if input_ids is None:
+        """Positions `(2, B, L)` and token types `(B, L)`, computed from ids, embeddings or cache where not given."""
+        shape = inputs_embeds.shape[:2]
+        place = position_ids if position_ids is not None and position_ids.dim() == 2 else None
+        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if position_ids is None and past_length > 0:
+            position_ids = self._positions_behind(past_key_values, past_length, attention_mask, shape)
+        elif position_ids is None or (place is not None and past_length == 0):
+            if input_ids is None:
+                wanted = ChatGLMLanguageModel(self.config).layout_tokens()
+                input_ids = find_tokens(inputs_embeds, self.word_embeddings, wanted)
+            flat_mask = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
+            position_ids, computed_types = chatglm_positions(input_ids, flat_mask, self.config, place)
+            token_type_ids = computed_types if token_type_ids is None else token_type_ids
+        if position_ids.shape != (2, *shape):
             raise ValueError(
-                "inputs_embeds alone do not tell where <sop> is: add the input_ids they stand for (used for positions "
-                "and mask only), or position_ids (2, batch, length) and token_type_ids (batch, length)"
+                f"position_ids must have shape (2, batch, length) = {(2, *shape)}, got {tuple(position_ids.shape)}: "
+                "chatglm_positions(input_ids, attention_mask, config) makes them"
             )
-        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+        return position_ids, (position_ids[1] > 0).long() if token_type_ids is None else token_type_ids
+
+    @staticmethod
+    def _positions_behind(past_key_values, past_length, attention_mask, shape) -> torch.LongTensor:
+        """Positions `(2, B, L)` that follow those of a cache, which keeps its first ones (`forward`)."""
+        first = getattr(past_key_values, "first_positions", None)
+        if first is None or first.shape[1] != shape[0]:
             hint = "give the position_ids (2, batch, length) of the new ones too, or use generate, which keeps count"
-            raise ValueError(f"past_key_values holds {int(past_key_values.get_seq_length())} tokens: {hint}")
-        flat_mask = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
-        position_ids, computed_types = chatglm_positions(input_ids, flat_mask, self.config)
-        return position_ids, computed_types if token_type_ids is None else token_type_ids
+            raise ValueError(f"past_key_values holds {int(past_length)} tokens: {hint}")
+        past_key_values.first_positions = first = first[..., : int(past_length)]  # the cache may have been cropped
+        if attention_mask is None or attention_mask.dim() != 2:
+            attention_mask = first.new_ones(shape[0], int(past_length) + shape[1])
+        steps = attention_mask[:, first.shape[-1] :].long().cumsum(-1)  # a masked token takes no position
+        return freeze_answer(torch.cat((first, first[..., -1:] + steps), dim=-1))[..., -shape[1] :]
 
 
 class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, LanguageModelGenerationMixin):
@@ -387,6 +415,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, LanguageModelGener
     """
 
     _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: ChatGLMConfig):
         super().__init__(config)
@@ -452,6 +481,21 @@ class ChatGLMLanguageModel(PrefixLanguageModel):
         numbers = "text_config.rope_half_precision = true in config.json gives the numbers of the published fp16 model"
         return f"rotary angles are computed in float32; {numbers}"
 
+    def layout_tokens(self) -> list[int]:
+        ids = (self.config.gmask_token_id, self.config.bos_token_id, self.config.mask_token_id)
+        return [token_id for token_id in ids if token_id is not None]
+
+    def empty_prompt(self) -> list[int]:
+        return [self.config.gmask_token_id, self.config.bos_token_id]
+
+    def prompt_layout(self, input_ids, model_kwargs) -> dict[str, torch.Tensor]:
+        layout = super().prompt_layout(input_ids, model_kwargs)
+        if (place := model_kwargs.get("position_ids")) is not None and place.dim() == 2:
+            layout["position_ids"], _ = chatglm_positions(
+                input_ids, model_kwargs.get("attention_mask"), self.config, place
+            )
+        return layout
+
     def layout(self, input_ids, attention_mask, past_length=0) -> dict[str, torch.Tensor]:
         if past_length or input_ids is None:
             return {}  # the model derives them, or says what is missing
@@ -464,7 +508,7 @@ class ChatGLMLanguageModel(PrefixLanguageModel):
         return freeze_answer(super().next_positions(position_ids, number))
 
     def drafted_positions(self, position_ids: torch.LongTensor) -> torch.LongTensor:
-        return freeze_answer(position_ids)
+        return freeze_answer(position_ids) if position_ids.dim() == 3 else position_ids
 
 
 register_language_model(ChatGLMConfig.model_type, ChatGLMLanguageModel)

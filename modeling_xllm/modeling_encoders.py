@@ -18,11 +18,11 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 from transformers.utils import can_return_tuple
 
-from .configuration_xllm import XLLMConfig
+from .configuration_xllm import ATTENTION_OF_ALL_PARTS, XLLMConfig
 from .converters import X2LConverter, converter_class
 from .speech_encoders import blank_sequence, encode_sequences
 from .stage_checkpoints import StageCheckpointMixin
-from .x2l_interfaces import X2LInterface, X2LOutput
+from .x2l_interfaces import X2LInterface, X2LOutput, place_frames
 
 
 # LAVIS's ln_vision has PyTorch's default eps, unlike the norms inside ViT-g (1e-6).
@@ -73,15 +73,6 @@ def _without_traces(modules: list[nn.Module], device: torch.device) -> Iterator[
             norm._buffers = buffers
 
 
-def place_frames(real: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
-    """`(R, ...)` of the real frames of all series -> `(N, F, ...)`, zero where `frame_mask (N, F)` is 0."""
-    if real.shape[0] == frame_mask.numel():
-        return real.unflatten(0, frame_mask.shape)
-    placed = real.new_zeros(*frame_mask.shape, *real.shape[1:])
-    placed[frame_mask.bool()] = real
-    return placed
-
-
 class XLLMPreTrainedModel(StageCheckpointMixin, PreTrainedModel):
     """Weight initialisation, loading and saving shared by all X-LLM models."""
 
@@ -92,7 +83,6 @@ class XLLMPreTrainedModel(StageCheckpointMixin, PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
-    _supports_flash_attn = False
     _can_compile_fullgraph = True
     _skip_keys_device_placement = ["past_key_values"]
     # What is trained keeps its precision over towers and a language model of half of it.
@@ -102,6 +92,16 @@ class XLLMPreTrainedModel(StageCheckpointMixin, PreTrainedModel):
     def is_custom_code(cls) -> bool:
         # Outside transformers, missing weights of towers that transformers owns would be left uninitialised.
         return cls.is_remote_code()
+
+    def set_attn_implementation(self, attn_implementation: str | dict, allow_all_kernels: bool = False) -> None:
+        """As in any model, but flash and flex attention, asked for by name, become the language model's alone."""
+        name = attn_implementation
+        if isinstance(name, str) and name not in ATTENTION_OF_ALL_PARTS:
+            name = self._check_and_adjust_attn_implementation(name, allow_all_kernels=allow_all_kernels)
+            attn_implementation = {"": "sdpa", "text_config": name}
+        super().set_attn_implementation(attn_implementation, allow_all_kernels)
+        if isinstance(name, str):
+            self.config._attn_implementation_internal = name  # where `generate` looks
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -207,7 +207,9 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_trainable(tower)):
             if row.num_frames is not None:
                 pictures = inputs.flatten(0, 1)  # (N, F, 3, H, W) -> (N * F, 3, H, W)
-                return tower(pictures if mask is None else pictures[mask.bool().flatten()], **kwargs), None
+                if mask is not None and not torch.compiler.is_compiling():  # a graph cannot wait for their number
+                    pictures = pictures[mask.bool().flatten()]
+                return tower(pictures, **kwargs), None
             if inputs.dim() == 4:
                 return tower(inputs, **kwargs), None
             return encode_sequences(tower, inputs, mask, row.subsampling_factor, **kwargs)

@@ -12,6 +12,7 @@ Legend: B rows of text, L tokens, R most real tokens in a row, N items, D width.
 import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,11 +23,11 @@ from transformers.utils import TransformersKwargs, can_return_tuple, torch_compi
 
 from .cformer import world_size
 from .configuration_xllm import X2LConfig, XLLMConfig
-from .generation_xllm import XLLMGenerationMixin
-from .language_models import embed_tokens, language_model_of, logits_and_loss, real_tokens
+from .generation_xllm import XLLMGenerationMixin, hide_gaps, remember_gaps
+from .language_models import embed_tokens, find_tokens, language_model_of, logits_and_loss, real_tokens
 from .modeling_chatglm import ChatGLMLanguageModel
 from .modeling_encoders import FeatureGetters, XLLMEncoderModel, XLLMPreTrainedModel, is_trainable, train_unless_frozen
-from .x2l_interfaces import X2LOutput, find_tokens, join_items, place_media
+from .x2l_interfaces import X2LOutput, join_items, place_media
 
 
 # Arguments of `forward` that only a row of the table can read.
@@ -51,6 +52,7 @@ class XLLMModel(XLLMEncoderModel):
     """X-LLM without the language model's head."""
 
     main_input_name = "input_ids"
+    _supports_flash_attn = _supports_flex_attn = True  # as far as the language model does
 
     def __init__(self, config: XLLMConfig):
         super().__init__(config)
@@ -194,6 +196,11 @@ class XLLMModel(XLLMEncoderModel):
         if unused := [name for name in MEDIA_ARGUMENTS if kwargs.pop(name, None) is not None]:
             raise ValueError(f"{', '.join(unused)} given, but no row of config.modalities reads it")
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if past_key_values is not None and (media or hasattr(past_key_values, "attended")):
+            if attention_mask is None:
+                tokens: Any = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
+                attention_mask = nn.functional.pad(torch.ones_like(tokens), (int(past_length), 0), value=1).long()
+            attention_mask = hide_gaps(past_key_values, attention_mask)
         inputs_embeds, attention_mask, features = self._embed(
             input_ids, inputs_embeds, attention_mask, media_embeds, media, modality_features, past_length
         )
@@ -215,6 +222,8 @@ class XLLMModel(XLLMEncoderModel):
             **language.inputs(inputs_embeds, attention_mask, past_key_values, layout),
             **kwargs,
         )
+        if features is not None and attention_mask.dim() == 2 and not torch.compiler.is_exporting():
+            remember_gaps(outputs.past_key_values, attention_mask)
         if tokens is not None:
             outputs.last_hidden_state = tokens.put_back(outputs.last_hidden_state)  # (B, R, D) -> (B, L, D)
         if self.training and torch.is_grad_enabled() and not outputs.last_hidden_state.requires_grad:
@@ -231,6 +240,9 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
     answer = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
     ```
     """
+
+    _supports_flash_attn = _supports_flex_attn = True
+    _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: XLLMConfig):
         super().__init__(config)

@@ -8,7 +8,7 @@ many placeholders as the processor wrote for it; a speech clip may fire fewer to
 out of attention.
 
 Legend: N items, F frames of a series, R real pictures of all series, T encoder frames, Q tokens per picture or item,
-K tokens per item (padded), S most placeholders of an item, B rows of text, L tokens, E, C, D widths.
+K tokens per item (padded), B rows of text, L tokens, E, C, D widths.
 """
 
 from dataclasses import dataclass
@@ -109,10 +109,18 @@ class X2LInterface(nn.Module):
         if frame_mask is None:
             kept = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)  # (N, Q)
             return X2LOutput(embeddings=embeddings, mask=kept, num_placeholders=kept.sum(-1))
-        real = frame_mask.bool()  # (N, F)
-        series = embeddings.new_zeros(*real.shape, Q, D).masked_scatter(real[..., None, None], embeddings)
-        kept = real.repeat_interleave(Q, dim=1)  # (N, F * Q): in time order
-        return X2LOutput(embeddings=series.flatten(1, 2), mask=kept, num_placeholders=kept.sum(-1))
+        kept = frame_mask.bool().repeat_interleave(Q, dim=1)  # (N, F * Q): in time order
+        series = place_frames(embeddings, frame_mask).flatten(1, 2)
+        return X2LOutput(embeddings=series, mask=kept, num_placeholders=kept.sum(-1))
+
+
+def place_frames(real: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
+    """`(R, ...)` of the real frames of all series, or `(N * F, ...)` of all frames -> `(N, F, ...)`, zero where
+    `frame_mask (N, F)` is 0."""
+    shown = frame_mask.bool().to(real.device)[(..., *[None] * (real.dim() - 1))]
+    if real.shape[0] == frame_mask.numel():
+        return real.unflatten(0, frame_mask.shape).masked_fill(~shown, 0)
+    return real.new_zeros(*frame_mask.shape, *real.shape[1:]).masked_scatter(shown, real)
 
 
 def place_media(
@@ -133,13 +141,16 @@ def place_media(
             f"{name}: the text holds {int(written)} placeholder tokens, but the {N} item(s) given need {int(expected)}"
         ),
     )
-    slots = torch.arange(int(owned.max()) if N else 0, device=mask.device)
-    in_item = slots < owned[:, None]  # (N, S): the placeholders of each item
-    source = pad(embeddings, (0, 0, 0, len(slots) - K))  # cut or filled up: slot s holds token s
-    filled = slots < mask.sum(-1, keepdim=True)
-    embeds = embeddings.new_zeros(*token_mask.shape, D).masked_scatter(token_mask[..., None], source[in_item])
-    keep = torch.ones_like(token_mask).masked_scatter(token_mask, filled[in_item])
-    return embeds, keep
+    if N == 0:
+        return embeddings.new_zeros(*token_mask.shape, D), torch.ones_like(token_mask)
+    owned = owned.long()
+    place, ends = token_mask.flatten().cumsum(0) - 1, owned.cumsum(0)  # of a placeholder; of each item
+    item = torch.searchsorted(ends, place, right=True).clamp(max=N - 1)
+    slot = place - (ends - owned)[item]
+    filled = token_mask & (slot < mask.sum(-1)[item]).view_as(token_mask)  # (B, L): slot s holds token s of its item
+    rows = pad(embeddings.flatten(0, 1), (0, 0, 0, 1))  # (N * K + 1, D): a row of zeros for all else
+    embeds = rows.index_select(0, (item * K + slot).where(filled.flatten(), N * K)).view(*token_mask.shape, D)
+    return embeds, filled | ~token_mask
 
 
 def join_items(first: X2LOutput, second: X2LOutput) -> X2LOutput:
@@ -152,14 +163,3 @@ def join_items(first: X2LOutput, second: X2LOutput) -> X2LOutput:
         mask=torch.cat([pad(one.mask, (0, more)) for one, more in zip(both, missing)]),
         num_placeholders=torch.cat([one.num_placeholders for one in both]),
     )
-
-
-def find_tokens(inputs_embeds: torch.Tensor, embedding: nn.Module, ids: list[int]) -> torch.LongTensor:
-    """Which of the tokens `ids` an embedded text `(B, L, D)` holds, told by their embeddings as in transformers' own
-    models: `(B, L)`, the id at such a token, -1 everywhere else.
-    """
-    found = torch.full(inputs_embeds.shape[:2], -1, device=inputs_embeds.device)
-    for token_id in ids:
-        row = embedding(torch.full((), token_id, device=inputs_embeds.device)).to(inputs_embeds)
-        found = found.masked_fill((inputs_embeds == row).all(-1), token_id)
-    return found

@@ -24,8 +24,8 @@ HUB_FOLDERS = ("modeling_xllm", "processing")
 HUB_ENTRIES = (
     "modeling_xllm/modeling_xllm.py", "processing/processing_xllm.py", "processing/tokenization_chatglm.py"
 )  # fmt: skip
-MOST_HUB_FILES, MOST_HUB_LINES = 28, 7_000
-LONGER = {"modeling_xllm/modeling_chatglm.py": 490}
+MOST_HUB_FILES, MOST_HUB_LINES = 28, 7_155
+LONGER = {"modeling_xllm/modeling_chatglm.py": 525}
 
 MEDIA_WORDS = {"image", "video", "speech", "audio"}
 # The two tables, layouts of published files, and the demo's own content.
@@ -43,7 +43,7 @@ OTHER_WORDS = {
 }
 # Lines of each room, tests aside: a room grows by a decision, not by accident.
 MOST_LINES = {
-    "modeling_xllm": 6_480,  # stop tokens: 20, several processes: 130
+    "modeling_xllm": 6_640,  # stop tokens: 20, several processes: 130, every way to generate: 160
     "processing": 3_045,  # the ends of answers: 30
     "hub_cards": 530,
     "xllm": 3_540,  # check, explain, build-instructions: 240, where answers are computed: 40, signs of life: 15

@@ -59,15 +59,15 @@ def tiny_config(text: str = "chatglm", rows: dict | None = None, **fields) -> XL
             subsampling_conv_channels=4, layerdrop=0.0,
         ),
     )  # fmt: skip
-    return XLLMConfig(
-        text_config=tiny_text_config(text),
-        vision_config=Blip2VisionConfig(
+    fields.setdefault(
+        "vision_config",
+        Blip2VisionConfig(
             hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=PIXELS,
             patch_size=14, initializer_range=0.02,
         ),
-        modalities=tiny_rows() if rows is None else rows,
-        **fields,
     )  # fmt: skip
+    fields.setdefault("text_config", tiny_text_config(text))
+    return XLLMConfig(modalities=tiny_rows() if rows is None else rows, **fields)
 
 
 def tiny_model(text: str = "chatglm", seed: int = 0, **kwargs) -> XLLMForConditionalGeneration:

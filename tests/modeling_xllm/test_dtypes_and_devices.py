@@ -129,3 +129,19 @@ def test_a_part_kept_on_disk_is_read_when_needed(saved, tmp_path, on_disk):
     output = model.generate(**inputs, **GREEDY)
     reference = XLLMForConditionalGeneration.from_pretrained(folder, device_map="auto").eval()
     assert output.tolist() == reference.generate(**inputs, **GREEDY).tolist()
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_what_does_not_fit_goes_to_the_disk_wherever_it_stands(saved, tmp_path, share):
+    """`device_map="auto"` cuts between any two modules, also inside an interface that another one shares."""
+    folder, logits = saved
+    room = sum(tensor.numel() * tensor.element_size() for tensor in tiny_model().parameters())
+    model = XLLMForConditionalGeneration.from_pretrained(
+        folder, device_map="auto", max_memory={"cpu": int(share * room)}, offload_folder=tmp_path / "offload"
+    ).eval()
+    on_disk = {name.split(".")[1] for name, tensor in model.named_parameters() if tensor.device.type == "meta"}
+    assert {"interfaces", "language_model"} <= on_disk if share < 0.5 else on_disk
+    inputs = batch_of(mixed_rows())
+    torch.testing.assert_close(model(**inputs).logits, logits, atol=1e-5, rtol=1e-4)
+    whole = XLLMForConditionalGeneration.from_pretrained(folder).eval()
+    assert model.generate(**inputs, **GREEDY).tolist() == whole.generate(**inputs, **GREEDY).tolist()

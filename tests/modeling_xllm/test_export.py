@@ -1,9 +1,11 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """`torch.export` of each interface: one graph, whose outputs do not depend on the values it was traced with."""
 
+import functools
+
 import pytest
 import torch
-from tiny import STATUS, tiny_model, tiny_rows
+from tiny import STATUS, VIDEO, batch_of, mixed_rows, tiny_model, tiny_rows
 from torch import nn
 
 from xllm import X2LConfig
@@ -71,3 +73,30 @@ def test_an_exported_interface_gives_the_same_embeddings(model, modality):
         assert not more_mask[:, K:].any()
         assert more_owned.equal(owned)
     assert len(widths) > 1 or modality != "speech"  # the test saw clips that fire different numbers of tokens
+
+
+def batches() -> list[dict]:
+    """All that a processor emits: a batch of rows of every kind, and the same with a frame and its words missing."""
+    whole = batch_of(mixed_rows())
+    shorter = {name: value.clone() for name, value in whole.items()}
+    shorter["video_frame_mask"][0, -1] = 0
+    row, columns = shorter["input_ids"][2], (shorter["input_ids"][2] == VIDEO).nonzero().flatten()
+    row[columns[-len(columns) // 3 :]] = 15  # the placeholders of one frame of three
+    shorter["input_features"] = shorter["input_features"].flip(-1)  # other tokens fire
+    return [whole, shorter]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["chatglm", "llama"])
+@pytest.mark.parametrize("way", ["export", "compile"])
+@torch.no_grad()
+def test_the_whole_model_is_one_graph_whatever_the_values(kind, way):
+    model, graphs = tiny_model(kind), []
+    if way == "export":
+        graph = torch.export.export(model, (), {**batches()[0], "use_cache": False}, strict=False).module()
+        graph = functools.partial(graph, use_cache=False)
+    else:
+        graph = torch.compile(model, fullgraph=True, backend=lambda module, _: graphs.append(module) or module.forward)
+    for batch in batches():
+        torch.testing.assert_close(graph(**batch).logits, model(**batch).logits, atol=1e-5, rtol=1e-4)
+    assert len(graphs) == (way == "compile")

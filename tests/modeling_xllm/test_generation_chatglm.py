@@ -178,7 +178,7 @@ def test_sampling_with_and_without_a_cache_draws_the_same(model):
     assert torch.equal(*drawn)
 
 
-@pytest.mark.parametrize("give", ["ids", "positions"])
+@pytest.mark.parametrize("give", ["ids", "positions", "nothing"])
 def test_generation_from_embeddings(model, give):
     ids, mask = pad(ROWS)
     embeds = model.get_input_embeddings()(ids)
@@ -187,9 +187,37 @@ def test_generation_from_embeddings(model, give):
     if give == "ids":
         assert torch.equal(model.generate(ids, inputs_embeds=embeds, **options), expected)
     else:
-        positions, types = chatglm_positions(ids, mask, model.config)
-        got = model.generate(inputs_embeds=embeds, position_ids=positions, token_type_ids=types, **options)
+        names = ("position_ids", "token_type_ids")
+        layout = dict(zip(names, chatglm_positions(ids, mask, model.config))) if give == "positions" else {}
+        got = model.generate(inputs_embeds=embeds, **layout, **options)
         assert torch.equal(got, expected[:, ids.shape[1] :])
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("kind", ["places", "positions"])
+def test_generation_with_the_callers_positions(model, kind, cache):
+    ids, mask = pad(ROWS)
+    options = {"attention_mask": mask, "max_new_tokens": 6, "eos_token_id": None, "cache_implementation": cache}
+    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    given = places if kind == "places" else chatglm_positions(ids, mask, model.config)[0]
+    for beams in (1, 3):
+        expected = model.generate(ids, num_beams=beams, **options)
+        assert torch.equal(model.generate(ids, position_ids=given, num_beams=beams, **options), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("negative", [None, [5, 9, GMASK, SOP]])
+def test_classifier_free_guidance_is_its_formula(model, negative):
+    """Without a negative prompt the guide is the shortest prompt there is."""
+    ids, scale = torch.tensor([PROMPTS["middle"]] * 2), 1.7
+    given = {} if negative is None else {"negative_prompt_ids": torch.tensor([negative] * 2)}
+    options = {"max_new_tokens": 5, "eos_token_id": None, "do_sample": False, "guidance_scale": scale}
+    rows, guides = [PROMPTS["middle"]], [negative or [GMASK, SOP]]
+    for _ in range(5):
+        wanted, guide = (model(torch.tensor(text)).logits[0, -1].log_softmax(-1) for text in (rows, guides))
+        word = int((scale * (wanted - guide) + guide).argmax())
+        rows, guides = [[*rows[0], word]], [[*guides[0], word]]
+    assert model.generate(ids, **options, **given).tolist() == rows * 2
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
@@ -230,10 +258,17 @@ def test_generation_refuses_what_a_bidirectional_prefix_cannot_do(model):
     ).past_key_values
     with pytest.raises(ValueError, match="holds 3 tokens but the prompt's bidirectional prefix is longer"):
         model.generate(prompt, past_key_values=cache)
-    with pytest.raises(ValueError, match="generate got inputs_embeds alone"):
-        model.generate(inputs_embeds=model.get_input_embeddings()(prompt))
+    with pytest.raises(ValueError, match="row 0 of input_ids has no <sop>"):
+        model.generate(inputs_embeds=model.get_input_embeddings()(prompt[:, :3]))
     with pytest.raises(ValueError, match="row 0 of input_ids has no <sop>"):
         model.generate(torch.tensor([[5, 6, 7]]))
+    with pytest.raises(ValueError, match="position_ids fall within a row"):
+        model.generate(prompt, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2, 3]]))
+
+
+def test_without_a_prompt_the_shortest_one_is_answered(model):
+    options = {"max_new_tokens": 4, "eos_token_id": None, "do_sample": False}
+    assert model.generate(**options).tolist() == [recompute(model, [GMASK, SOP], 4)]
 
 
 def test_the_mixin_leaves_other_language_models_alone():

@@ -1,26 +1,37 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Every way to generate, over interleaved media and language models of three families."""
 
+import copy
 from threading import Thread
 
 import pytest
 import torch
 from tiny import (
     FRAMES,
+    GMASK,
     IMAGE,
     PIXELS,
     QUERIES,
+    SOP,
     SPEECH,
     TEXT,
     VIDEO,
     batch_of,
+    left_pad,
     mixed_rows,
     prompt,
     speech,
     tiny_model,
     tiny_text_config,
 )
-from transformers import AutoModelForCausalLM, CompileConfig, DynamicCache, StoppingCriteria, TextIteratorStreamer
+from transformers import (
+    AutoModelForCausalLM,
+    CompileConfig,
+    DynamicCache,
+    StaticCache,
+    StoppingCriteria,
+    TextIteratorStreamer,
+)
 
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": -1}
@@ -265,6 +276,75 @@ def test_a_causal_model_goes_on_from_a_kept_cache(kind):
     after = model(input_ids=torch.tensor([second_ids]), attention_mask=mask, past_key_values=cache, **second).logits
     full = model(input_ids=torch.tensor([first_ids + second_ids]), **media).logits
     torch.testing.assert_close(after[:, -1], full[:, -1], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_cache_hides_the_placeholders_that_no_token_filled(model):
+    """Also from calls that say nothing of the media, and in batches whose rows have other gaps."""
+    torch.manual_seed(3)
+    words, clips = torch.tensor([[30, 31, 32], [40, 41, 42]]), speech(60, 33)
+    rows = left_pad([prompt([SPEECH] * 8, TEXT), prompt(TEXT, [SPEECH] * 5)])
+    assert (model.get_audio_features(**clips).mask.sum(1) < torch.tensor([8, 5])).all()  # there are gaps
+    mask = torch.cat([rows["attention_mask"], torch.ones_like(words)], dim=1)
+    ids = torch.cat([rows["input_ids"], words], dim=1)
+    expected = model(input_ids=ids, attention_mask=mask, **clips).logits[:, -3:]
+    cache = model(**rows, **clips, use_cache=True).past_key_values
+    kept = copy.deepcopy(cache)
+    for given in ({}, {"attention_mask": mask}):
+        got = model(input_ids=words, past_key_values=copy.deepcopy(cache), **given).logits
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+    one_by_one = [model(input_ids=words[:, i : i + 1], past_key_values=cache).logits for i in range(3)]
+    torch.testing.assert_close(torch.cat(one_by_one, dim=1), expected, atol=1e-5, rtol=1e-4)
+    whole = model.generate(input_ids=ids, attention_mask=mask, **clips, **GREEDY)
+    assert model.generate(input_ids=ids, past_key_values=kept, **GREEDY).tolist() == whole.tolist()
+    with pytest.raises(ValueError, match="past_key_values hold 2 rows, got a text of 3"):
+        model(input_ids=words[:1].expand(3, -1), past_key_values=cache)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_an_answer_goes_on_without_its_media(model, kind):
+    ids, media = interleaved()
+    text = model.config.text_config
+    room = ids.shape[1] + GREEDY["max_new_tokens"]
+    cache = DynamicCache(config=text) if kind == "dynamic" else StaticCache(config=text, max_cache_len=room)
+    half = {**GREEDY, "max_new_tokens": 3, "past_key_values": cache}
+    some = model.generate(input_ids=ids, **media, **half)
+    assert not cache.attended.all()
+    assert model.generate(input_ids=some, **half)[:, ids.shape[1] :].tolist() == answer(model, ids, **media)
+    cache.reset()
+    text_alone = torch.tensor([prompt(TEXT, TEXT, TEXT, TEXT)])
+    again = model.generate(input_ids=text_alone, **half)
+    assert again[:, text_alone.shape[1] :].tolist() == answer(model, text_alone, max_new_tokens=3)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_embedded_prompts_take_media_too(model, beams):
+    rows = mixed_rows()
+    batch = batch_of(rows)
+    ids = batch.pop("input_ids")
+    options = {**batch, **GREEDY, "num_beams": beams}
+    expected = model.generate(input_ids=ids, **options)
+    embeds = model.get_input_embeddings()(ids)
+    assert model.generate(inputs_embeds=embeds, **options).tolist() == expected[:, ids.shape[1] :].tolist()
+    assert model.generate(input_ids=ids, inputs_embeds=embeds, **options).tolist() == expected.tolist()
+    with pytest.raises(ValueError, match="media need input_ids or inputs_embeds"):
+        model.generate(pixel_values=batch["pixel_values"])
+
+
+@torch.no_grad()
+def test_guidance_weighs_the_media_against_a_text_without_them(model):
+    (ids, media), scale = interleaved(), 2.0
+    plain = [GMASK, SOP] if model.config.text_config.model_type == "chatglm" else [int(ids[0, -1])]
+    said, guide = ids, torch.tensor([plain])
+    for _ in range(4):
+        with_media = model(input_ids=said, **media).logits[0, -1].log_softmax(-1)
+        without = model(input_ids=guide).logits[0, -1].log_softmax(-1)
+        scores = (scale * (with_media - without) + without).index_fill(
+            0, torch.tensor([IMAGE, VIDEO, SPEECH]), -torch.inf
+        )
+        word = scores.argmax()[None, None]
+        said, guide = torch.cat([said, word], dim=1), torch.cat([guide, word], dim=1)
+    assert answer(model, ids, **media, guidance_scale=scale, max_new_tokens=4) == said[:, ids.shape[1] :].tolist()
 
 
 def test_chatglm_refuses_a_cache_that_never_saw_the_later_turn():

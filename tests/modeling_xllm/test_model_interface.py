@@ -3,9 +3,25 @@
 
 import pytest
 import torch
-from tiny import FRAMES, IMAGE, PAD, PIXELS, QUERIES, VOCAB, left_pad, mixed_rows, speech, tiny_config, tiny_model
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from tiny import (
+    FRAMES,
+    IMAGE,
+    PAD,
+    PIXELS,
+    QUERIES,
+    VOCAB,
+    batch_of,
+    left_pad,
+    mixed_rows,
+    speech,
+    tiny_config,
+    tiny_model,
+)
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from transformers import PreTrainedModel, Trainer, TrainingArguments, masking_utils, modeling_utils
+from transformers.integrations import flex_attention as flex_integration
 from transformers.utils import ModelOutput
+from transformers.utils.generic import is_flash_attention_requested
 
 from xllm import XLLMForConditionalGeneration
 
@@ -36,6 +52,54 @@ def test_a_sub_config_may_ask_for_another_attention():
     used = attention_of_parts(config)
     assert used["model.language_model"] == "sdpa"
     assert {way for name, way in used.items() if name.startswith("model.interfaces")} == {"eager"}
+
+
+@pytest.mark.parametrize("when", ["made", "switched"])
+def test_flash_attention_is_the_language_models_if_it_knows_it(monkeypatch, when):
+    """Up to the kernels, which need a GPU: stand-ins say that they are here."""
+    monkeypatch.setattr(PreTrainedModel, "_flash_attn_import_error", lambda *args, **kwargs: None)
+    monkeypatch.setattr(modeling_utils, "lazy_import_flash_attention", lambda *args, **kwargs: None)
+    cuda = {"supported_devices": [(lambda: True, "cuda")], "general_availability_check": lambda: True}
+    matrix = modeling_utils.FLASH_ATTENTION_COMPATIBILITY_MATRIX
+    monkeypatch.setitem(matrix, 2, {**matrix[2], **cuda})
+
+    def parts(kind: str) -> dict[str, str]:
+        config = tiny_config(kind)
+        if when == "made":
+            config._attn_implementation = "flash_attention_2"
+        model = XLLMForConditionalGeneration(config)
+        if when == "switched":
+            model.set_attn_implementation("flash_attention_2")
+        assert is_flash_attention_requested(model.config)
+        return {
+            name: part.config._attn_implementation
+            for name, part in model.named_modules()
+            if isinstance(part, PreTrainedModel)
+        }
+
+    with pytest.raises(ValueError, match="ChatGLMModel does not support Flash Attention 2"):
+        parts("chatglm")
+    used = parts("llama")
+    assert used.pop("model.language_model") == used.pop("model") == used.pop("") == "flash_attention_2"
+    assert len(used) > 4
+    assert set(used.values()) == {"sdpa"}
+
+
+@torch.no_grad()  # flex attention has no backward on the CPU
+@pytest.mark.parametrize("kind", ["chatglm", "llama"])
+def test_flex_attention_gives_what_sdpa_gives(monkeypatch, kind):
+    monkeypatch.setattr(masking_utils, "create_block_mask", lambda _compile, **kwargs: create_block_mask(**kwargs))
+    monkeypatch.setattr(flex_integration, "WrappedFlexAttention", lambda training: lambda: flex_attention)
+    model, batch = tiny_model(kind), batch_of(mixed_rows())
+    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    real, expected, said = batch["attention_mask"].bool(), model(**batch).logits, model.generate(**batch, **options)
+    model.set_attn_implementation("flex_attention")
+    assert model.model.language_model.config._attn_implementation == "flex_attention"
+    torch.testing.assert_close(model(**batch).logits[real], expected[real], atol=1e-5, rtol=1e-4)
+    assert torch.equal(model.generate(**batch, **options), said)
+    model.set_attn_implementation("eager")
+    assert model.model.vision_tower.config._attn_implementation == "eager"
+    assert model.config._attn_implementation == "eager"
 
 
 @pytest.mark.parametrize("name", ["dtype", "torch_dtype"])

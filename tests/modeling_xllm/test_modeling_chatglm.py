@@ -160,17 +160,48 @@ def test_bad_input_is_refused(model):
     embeds = torch.zeros(1, 3, 32)
     with pytest.raises(ValueError, match="give input_ids or inputs_embeds"):
         model()
-    with pytest.raises(ValueError, match="inputs_embeds alone do not tell where <sop> is"):
+    with pytest.raises(ValueError, match="row 0 of input_ids has no <sop>"):
         model(inputs_embeds=embeds)
     with pytest.raises(ValueError, match=r"input_ids must lie in 0..63, got 5..130001"):
         model(torch.tensor([[5, 130001, SOP]]))
-    with pytest.raises(
-        ValueError, match=r"position_ids must have shape \(2, batch, length\) = \(2, 1, 3\), got \(1, 3\)"
-    ):
-        model(inputs_embeds=embeds, position_ids=torch.zeros(1, 3, dtype=torch.long))
+    expected = r"position_ids must have shape \(2, batch, length\) = \(2, 1, {}\), got {}"
+    with pytest.raises(ValueError, match=expected.format(3, r"\(3, 1, 3\)")):
+        model(inputs_embeds=embeds, position_ids=torch.zeros(3, 1, 3, dtype=torch.long))
     cache = model(torch.tensor([ROWS[0]]), use_cache=True).past_key_values
+    with pytest.raises(ValueError, match=expected.format(1, r"\(1, 1\)")):
+        model(torch.tensor([[20]]), past_key_values=cache, position_ids=torch.tensor([[7]]))
+    del cache.first_positions
     with pytest.raises(ValueError, match="past_key_values holds 7 tokens: give the position_ids"):
         model(torch.tensor([[20]]), past_key_values=cache)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_embeddings_and_places_give_what_ids_give(legacy):
+    model, (ids, mask) = build(legacy_sop_position=legacy), pad(ROWS)
+    expected = model(ids, attention_mask=mask).logits
+    embeds = model.get_input_embeddings()(ids)
+    assert torch.equal(model(inputs_embeds=embeds, attention_mask=mask).logits, expected)
+    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    assert torch.equal(model(ids, attention_mask=mask, position_ids=places).logits, expected)
+    row = torch.tensor([ROWS[0]])
+    one_place_missing = torch.tensor([[0, 1, 2, 4, 5, 6, 7]])
+    shifted = model(row, position_ids=one_place_missing).logits - model(row).logits
+    assert shifted.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_cache_knows_the_positions_of_what_follows(legacy):
+    model, (ids, mask) = build(legacy_sop_position=legacy), pad(ROWS)
+    words = torch.tensor([[20, 21, 22]]).expand(3, -1)
+    whole_mask = torch.cat([mask, torch.ones_like(words)], 1)
+    whole = model(torch.cat([ids, words], 1), attention_mask=whole_mask).logits[:, -3:]
+    cache = model(ids, attention_mask=mask, use_cache=True).past_key_values
+    first = model(words[:, :2], attention_mask=whole_mask[:, :-1], past_key_values=cache).logits
+    last = model(words[:, 2:], attention_mask=whole_mask, past_key_values=cache).logits
+    torch.testing.assert_close(torch.cat([first, last], 1), whole, atol=1e-5, rtol=1e-5)
+    cache.crop(-3)  # another answer to the same question
+    again = model(words, attention_mask=whole_mask, past_key_values=cache).logits
+    torch.testing.assert_close(again, whole, atol=1e-5, rtol=1e-5)
 
 
 def test_rotary_tables_survive_casts_and_can_be_half_precision(model):
