@@ -30,6 +30,7 @@ from xllm.training.data import corpus_layouts
 from xllm.training.data.arrow_rows import dataset_rows, open_hub, parquet_rows
 from xllm.training.data.media_rows import DataError
 from xllm.training.data.samples import FileSlice
+from xllm.training.data.spoken_rows import spoken_rows
 from xllm.training.recipes.recipe import SourceSpec
 
 
@@ -59,8 +60,11 @@ def open_source(spec: SourceSpec) -> Opened:
     Raises:
         DataError: nothing there, or nothing that can be told; also on reading, with the place.
     """
-    if (spec.path is None) == (spec.dataset is None):
-        raise DataError("a data source has either a `path` or, from Python, a `dataset`")
+    if sum(given is not None for given in (spec.path, spec.dataset, spec.speak)) != 1:
+        raise DataError("a data source has either a `path` or `speak` or, from Python, a `dataset`")
+    if spec.speak is not None:
+        name = spec.name or "speak"
+        return Opened(name, spoken_rows(name, spec.speak), (Path("."),))
     if spec.path is None:
         return _of_dataset(spec.dataset, spec.name or "dataset", Path(spec.media_root or ".").expanduser())
     path = Path(spec.path).expanduser()

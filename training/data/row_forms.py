@@ -14,6 +14,7 @@ from xllm.training.data.authors_layouts import CAPTIONED, SPEECH, read_captions,
 from xllm.training.data.media_rows import DataError, MediaRows
 from xllm.training.data.media_tags import as_list, check_text, read_turns
 from xllm.training.data.samples import Row, Sample, Stored
+from xllm.training.data.spoken_rows import SPOKEN
 from xllm.training.recipes.recipe import SourceSpec
 
 
@@ -172,6 +173,15 @@ def _from_table(spec: SourceSpec, where: str, row: Row, media: MediaRows) -> Sam
     return Sample(where, media=parts, prompts=_prompts(spec, part, where, row), answers=answers)
 
 
+def _from_spoken(spec: SourceSpec, where: str, row: Row, media: MediaRows) -> Sample:
+    """What a source's `speak` has made; only of a pause the text is empty."""
+    text, sound = row["text"], row[SPOKEN]
+    if spec.modality == "text":
+        return Sample(where, prompts=_prompts(spec, None, where, row), answers=[text])
+    part = media.part_of_file(where, None) if spec.modality is None else media.part(where, spec.modality)
+    return Sample(where, media=[{"type": part, part: sound}], prompts=_prompts(spec, part, where, row), answers=[text])
+
+
 def _from_questions(spec: SourceSpec, where: str, row: Row, media: MediaRows) -> Sample:
     """Visual question answering: the question stands behind the medium."""
     question = check_text(where, "question", row["question"])
@@ -282,6 +292,7 @@ FORMS: dict[str, Form] = {
     "instruction": Form(_from_instruction, with_columns("instruction output", "query response")),
     "features": Form(_from_features, lambda row: tell_layout(row) == "features"),
     "captions": Form(_from_captions, lambda row: tell_layout(row) == "captions"),
+    "spoken": Form(_from_spoken, with_columns(SPOKEN)),
     "questions": Form(_from_questions, with_columns("question answer", "question answers")),
     "table": Form(_from_table),
 }

@@ -128,7 +128,7 @@ def _place_media(sample: Sample, media: MediaRows, opened: Opened) -> None:
             held = part.get(key)
             if isinstance(held, (list, tuple)) and any(isinstance(item, (str, Mapping)) for item in held):
                 raise DataError(f"{sample.where}: {key}: got a list, expected one {part['type']} file per part")
-            if isinstance(held, Mapping) and held.get("path") and held.get("bytes") is None:
+            if isinstance(held, Mapping) and held.get("path") and held.get("bytes") is None is held.get("array"):
                 part[key] = {**held, "path": _placed(sample.where, key, held["path"], opened)}
             elif isinstance(held, str):
                 part[key] = _placed(sample.where, key, held, opened)

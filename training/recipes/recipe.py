@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from xllm.training.adapters import LoraSpec
+from xllm.training.data.spoken_rows import SpeakSpec
 from xllm.training.recipes.recipe_checks import check_stage
 from xllm.training.recipes.recipe_values import (
     NEEDED,
@@ -53,6 +54,7 @@ class SourceSpec:
     Args:
         path (`str`): a file or folder of samples, a glob, or a data set's id on the Hub (`user/name`, `hf://user/name`);
             or `dataset`, a `datasets.Dataset` or list of samples, from Python only.
+        speak (`SpeakSpec`): instead of a path: texts to be said by a synthesiser (`training.data.spoken_rows`).
         config, split (`str`): of a Hub id or a folder that has several; the split is by default "train".
         format (`str`): "auto" (told from the columns) or one of `xllm.training.data.row_forms.FORMS`.
         modality (`str`): of plain tables: a row of the modality table, or "text" for rows without media.
@@ -74,6 +76,7 @@ class SourceSpec:
     config: str | None = None
     split: str | None = None
     dataset: Any = None
+    speak: SpeakSpec | None = field(default=None, metadata={"of": SpeakSpec})
     format: str = "auto"
     modality: str | None = None
     file_column: str | None = None
