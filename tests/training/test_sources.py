@@ -236,7 +236,7 @@ def test_the_authors_speech_features(media):
         ([{"file": "low.wav", "text": ""}], r"bad\.jsonl:1: column 'text' is empty"),
         ([{"text": "a"}], r"bad\.jsonl:1: cannot tell the format from the columns text; .* .set `file_column`"),
         ([{"words": "a"}], r"bad\.jsonl:1: cannot tell the format from the columns words"),
-        ([["low.wav"]], r"bad\.jsonl:1: expected a mapping of columns, got list"),
+        ([["low.wav"]], r"bad\.jsonl:1: a JSON list where an object per line is expected"),
         ([{"messages": [{"role": "user", "content": "a"}]}], "the last message must be the assistant's"),
         ([{"messages": [{"role": "user", "content": [{"type": "smell"}]}]}], "content part of type 'smell'"),
     ],

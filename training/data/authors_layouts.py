@@ -33,13 +33,11 @@ def tell_layout(row: Mapping) -> str | None:
     return None
 
 
-def read_captions(row: Mapping, part: str) -> tuple[dict, Any]:
-    """The content part, of type `part`, and the caption or captions of a row."""
+def read_captions(row: Mapping, part: str) -> tuple[str, Any, Any]:
+    """The column of the medium, of type `part`, the medium or media, and the caption or captions of a row."""
     if "image_id" in row and "caption_zh" in row:
-        medium, captions = f"{row['image_id']}{CAPTIONED[part]}", row["caption_zh"]
-    else:
-        medium, captions = row["image"], row["caption"]
-    return {"type": part, part: medium}, captions
+        return "image_id", f"{row['image_id']}{CAPTIONED[part]}", row["caption_zh"]
+    return PICTURE, row[PICTURE], row["caption"]
 
 
 def read_features(row: Mapping) -> tuple[list[dict], str, list[str] | None]:

@@ -33,10 +33,11 @@ from xllm.training.data.media_rows import DataError
 logger = logging.get_logger(__name__)
 
 Rows = Iterator[tuple[str, dict]]
-INDEX_FILES = ("wav.scp",)  # naming it names its folder
+INDEX_FILES = ("wav.scp", "text", "trans.txt", "segments")  # naming one names its folder
+_ABOVE = ("", "..", "../..")  # the paths of Kaldi's folders begin where its scripts are run
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _SPLITS |= dict.fromkeys(("dev", "val", "valid", "validation", "eval", "evaluation"), "validation")
-_IN_NAME = re.compile(rf"(?:^|[-._/\s])({'|'.join(_SPLITS)})(?=[-._/\s\d]|$)", re.IGNORECASE)
+_IN_NAME = re.compile(rf"(?:^|[-._/=\s])({'|'.join(_SPLITS)})(?=[-._/\s\d]|$)", re.IGNORECASE)
 _OTHER_FILES = ("dataset_infos.json", "dataset_info.json", "config.json", "state.json")
 _CHINESE = r"[\u3400-\u9fff\uf900-\ufaff]"
 _BETWEEN_CHINESE = re.compile(rf"(?<={_CHINESE})\s+(?={_CHINESE})")
@@ -45,14 +46,14 @@ _BETWEEN_CHINESE = re.compile(rf"(?<={_CHINESE})\s+(?={_CHINESE})")
 @dataclass(frozen=True)
 class Layout:
     """A kind of folder: what it is told by; its rows, or the data files or the data set (with a name) that have them;
-    sub-folders of its media.
+    where its media are, from the folder.
     """
 
     is_folder: Callable[[Path], bool]
     rows: Callable[[Path, str | None], Rows] | None = None
     files: Callable[[Path, str | None], list[Path]] | None = None
     dataset: Callable[[Path, str | None], tuple[Any, str]] | None = None
-    media: tuple[str, ...] = ()
+    media: tuple[str, ...] = ("",)
 
 
 # ---- Kaldi, AISHELL -------------------------------------------------------------------------------------------------
@@ -115,9 +116,10 @@ def _kaldi_rows(path: Path, transcripts: str) -> Rows:
                 raise DataError(
                     f"{segments}:{number}: expected a recording, a start and an end, got {rest!r}"
                 ) from error
-            if recording not in recordings or not 0 <= begin < end:
+            if recording not in recordings or not (0 <= begin < end or end == -1):
                 raise DataError(f"{segments}:{number}: {rest!r}: no such recording, or an empty span")
-            places[key] = {**recordings[recording], "offset": begin, "duration": end - begin}
+            span = {} if end == -1 else {"duration": end - begin}  # -1 is the end of the recording
+            places[key] = {**recordings[recording], "offset": begin, **span}
     yield from _transcribed(path, path / transcripts, places, "segments" if segments.is_file() else "wav.scp")
 
 
@@ -188,9 +190,11 @@ def data_files(path: Path, split: str | None, endings: Iterable[str]) -> list[Pa
             found[ending].append(file)
     if len(found) != 1:
         held = ", ".join(f"{len(files)} {ending}" for ending, files in found.items())
+        below = [one for depth in ("*", "*/*") for one in sorted(path.glob(depth)) if one.is_dir()]
+        known = [str(one) for one in below if any(layout.is_folder(one) for layout in FOLDERS.values())]
         raise DataError(
             f"{path}: {'several kinds of data files: ' + held if found else 'a folder without data files'}; "
-            f"name a file, or a glob such as {path}/*.parquet"
+            f"name {' or '.join(known[:5]) or f'a file, or a glob such as {path}/*.parquet'}"
         )
     (files,) = found.values()
     by_split = defaultdict(list)
@@ -223,7 +227,9 @@ def coco_rows(value: dict, path: Path) -> Rows:
                 raise DataError(f"{path}: annotations[{index}]: no image has the id {note['image_id']!r:.40}")
             captions[note["image_id"]].append(note["caption"])
     except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: a COCO file without captions: an entry lacks {error}") from error
+        raise DataError(
+            f"{path}: a COCO file without captions: an entry lacks {error}; name captions_*.json"
+        ) from error
     if untold := len(names) - len(captions):
         logger.warning(f"{path}: {untold} of {len(names)} images have no caption and are left out")
     for key, texts in captions.items():
@@ -238,21 +244,25 @@ def media_folders(path: Path) -> tuple[Path, ...]:
     return tuple(folder / name for folder in (path.parent, path.parent.parent) for name in below)
 
 
+def is_kaldi(path: Path) -> bool:
+    """Whether a folder is one of Kaldi's, or AISHELL-2's."""
+    return (path / "wav.scp").is_file() and any((path / name).is_file() for name in ("text", "trans.txt"))
+
+
 FOLDERS: dict[str, Layout] = {
     "saved": Layout(is_saved, dataset=open_saved),
     "aishell": Layout(lambda path: (path / "transcript").is_dir() and (path / "wav").is_dir(), rows=_aishell_rows),
     "kaldi": Layout(
-        lambda path: (path / "wav.scp").is_file() and (path / "text").is_file(),
+        lambda path: is_kaldi(path) and (path / "text").is_file(),
         rows=lambda path, _: _kaldi_rows(path, "text"),
+        media=_ABOVE,
     ),
-    "aishell2": Layout(
-        lambda path: (path / "wav.scp").is_file() and (path / "trans.txt").is_file(),
-        rows=lambda path, _: _kaldi_rows(path, "trans.txt"),
-    ),
+    "aishell2": Layout(is_kaldi, rows=lambda path, _: _kaldi_rows(path, "trans.txt")),
     "commonvoice": Layout(
         lambda path: (path / "clips").is_dir() and any(path.glob("*.tsv")), files=_voice_tables, media=("clips",)
     ),
     "imagefolder": Layout(_has_metadata, files=_metadata_files),
 }
 
-__all__ = ["FOLDERS", "INDEX_FILES", "Layout", "Rows", "coco_rows", "data_files", "is_coco", "media_folders"]
+__all__ = ["FOLDERS", "INDEX_FILES", "Layout", "Rows", "coco_rows", "data_files", "is_coco", "is_kaldi"]
+__all__ += ["media_folders"]

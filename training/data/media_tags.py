@@ -5,7 +5,8 @@
 |-----------------------|------------------------------------------|------------------------------------------------|
 | Hugging Face, OpenAI  | `{"role", "content": str or parts}`      | a part; without a source, the column's next    |
 | ms-swift              | `{"role", "content": str}`               | `<image>`, `<video>`, `<audio>`                |
-| LLaMA-Factory, LLaVA  | `{"from": "human", "value": str}`        | the same                                       |
+| LLaMA-Factory, LLaVA  | `{"from": "human", "value": str}`        | the same; LLaVA's `<image>` may mean a video   |
+| ms-swift, Qwen-VL     | either                                   | `<img>FILE</img>`, `<audio>FILE</audio>`       |
 
 Columns of media have the name of a kind or row, or its plural. A tag without a medium is an error; so is a medium
 without a tag, except where the form lets media stand first. White space around a tag is dropped.
@@ -17,21 +18,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from xllm.processing.conversations import SOURCE_KEYS, clean_part
-from xllm.processing.media_kinds import MEDIA_KINDS
+from xllm.processing.media_kinds import IMAGE, MEDIA_KINDS, VIDEO
 from xllm.training.data.media_rows import DataError, MediaRows
 from xllm.training.data.samples import Row
 
 
 ROLES = {
     **{name: name for name in ("system", "user", "assistant", "tool", "developer")},
-    "human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant",
+    "human": "user", **dict.fromkeys(("gpt", "chatgpt", "model", "bot"), "assistant"),
 }  # fmt: skip
 # Of a message besides role, content and loss: what chat templates read.
 _TEMPLATE_KEYS = {"name", "tool_calls", "tool_call_id", "reasoning_content", "thinking", "tools"}
 _PART_KEYS = {"type", "text", "sampling_rate", "offset", "duration", *SOURCE_KEYS}
 _JSON_LIST = re.compile(r"""\s*\[\s*["{\[\]]""")
-# What peers write into a text for a medium; the language model would learn it as words.
-_FOREIGN = re.compile(r"<\|[^|<>\n]*(?:image|img|video|vision|audio|speech)[^|<>\n]*\|>", re.IGNORECASE)
+# What peers write into a text for a medium, or for what stands in another column; the language model would learn it
+# as words. HTML has attributes in its tags, which these have not.
+_MEDIUM = "(?:image|img|im|vision|video|audio|speech|sound)"
+_FOREIGN = re.compile(
+    rf"<\|[^|<>\n]*(?:image|img|video|vision|audio|speech)[^|<>\n]*\|>|\[/?IMG(?:_\w+)?\]|\[AUDIO\]|<ref-object>|<bbox>|"
+    rf"</?(?:(?:start|end|begin)_of_)?{_MEDIUM}(?:here|[-_ ]?\d+|(?:[-_](?:placeholder|pad|(?:soft_)?token|start|end|"
+    rf"patch|context|content))*)>",
+    re.IGNORECASE,
+)
 
 
 def as_list(where: str, field: str, value: Any) -> list:
@@ -55,8 +63,8 @@ def as_list(where: str, field: str, value: Any) -> list:
 class Media:
     """The media of a row's columns, by type of part, handed out one by one."""
 
-    def __init__(self, where: str, row: Row, media: MediaRows):
-        self.where, self.names = where, media.names
+    def __init__(self, where: str, row: Row, media: MediaRows, first: bool):
+        self.where, self.names, self.first = where, media.names, first
         self.columns = {part: [c for c, p in media.columns.items() if p == part] for part in media.names.values()}
         self.waiting: dict[str, list] = {part: [] for part in self.columns}
         self.tagged: set[str] = set()
@@ -65,10 +73,14 @@ class Media:
                 if column in row:
                     self.waiting[part] += as_list(where, column, row[column])
         self.held = {part: len(items) for part, items in self.waiting.items()}
-        self._tag = re.compile(f"<({'|'.join(map(re.escape, media.names))})>")
+        names = "|".join(map(re.escape, media.names))
+        self._tag = re.compile(f"<({names})>")
+        self._named = re.compile(rf"<({names}|img)>([^<>\n]+)</\1>")
 
     def take(self, part: str, field: str, tag: str) -> dict:
         """The next medium of a type, which `tag` of the message `field` asks for."""
+        if self.first and part == IMAGE.type and not self.held[part] and self.held.get(VIDEO.type):
+            part = VIDEO.type  # LLaVA's data of videos
         self.tagged.add(part)
         if not self.waiting[part]:
             raise DataError(
@@ -79,10 +91,17 @@ class Media:
 
     def place(self, text: str, field: str) -> list[dict]:
         """A text as parts, its tags replaced by media."""
-        if found := _FOREIGN.search(text):
+        if self._named.search(text):  # every third piece is a tag, every third a file
+            pieces = self._named.split(text)
+            texts = [self.place(piece.strip(), field) if piece.strip() else [] for piece in pieces[::3]]
+            types = [self.names.get(name, IMAGE.type) for name in pieces[1::3]]
+            files = [[{"type": part, part: file.strip()}] for part, file in zip(types, pieces[2::3])]
+            return [part for both in zip(texts, [*files, []]) for parts in both for part in parts]
+        if found := _FOREIGN.search(self._tag.sub("", text)):
             raise DataError(
-                f"{self.where}: {field}: holds {found[0]}, another program's mark of a medium; write <image> (or the "
-                "like) and name the file in a column, or write content parts"
+                f"{self.where}: {field}: holds {found[0]}, another program's mark of a medium or a box; for a medium, "
+                "write <image> (or the like) and name the file in a column, or write content parts; for what stands "
+                "in `objects`, write its words"
             )
         pieces = self._tag.split(text)
         if len(pieces) == 1:
@@ -123,7 +142,7 @@ def read_turns(where: str, row: Row, turns: Any, field: str, media: MediaRows, f
         DataError: not a list of turns, an unknown role, tags and media that do not match; names place and message.
     """
     turns = as_list(where, field, turns)
-    held = None if plain else Media(where, row, media)
+    held = None if plain else Media(where, row, media, first)
     messages = [_read_turn(where, row, f"{field}[{n}]", turn, held) for n, turn in enumerate(turns)]
     if held is not None:
         held.rest(messages, first)

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from xllm.training.data import corpus_layouts
+from xllm.training.data import corpus_layouts, llama_factory
 from xllm.training.data.arrow_rows import dataset_rows, open_hub, parquet_rows
 from xllm.training.data.media_rows import DataError
 from xllm.training.data.samples import FileSlice
@@ -44,7 +44,7 @@ _MOST_TEXT = 1 << 26  # bytes of a text or JSON member of a tar
 @dataclass
 class Opened:
     """A source: its name, its rows as (place, columns), the folders that relative paths may start from, and, where the
-    rows are those of data files or of a data set, these.
+    rows are those of data files or of a data set, these; `renamed` gives the columns their common names.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Opened:
     roots: tuple[Path, ...]
     files: Sequence[Path] = ()
     dataset: Any = None
+    renamed: Callable[[Any], Any] = lambda columns: columns
 
 
 def open_source(spec: SourceSpec) -> Opened:
@@ -88,12 +89,14 @@ def _stem(path: Path) -> str:
 
 
 def _open_local(path: Path, spec: SourceSpec) -> Opened:
-    if path.name in corpus_layouts.INDEX_FILES:
+    if path.name in corpus_layouts.INDEX_FILES and corpus_layouts.is_kaldi(path.parent):
         path = path.parent
+    if (entry := llama_factory.find(path, spec.config)) is not None:
+        path = entry.file
     if path.is_dir():
         layout = next((layout for layout in corpus_layouts.FOLDERS.values() if layout.is_folder(path)), None)
         if layout is not None and layout.rows is not None:
-            return Opened("", layout.rows(path, spec.split), (path,))
+            return Opened("", layout.rows(path, spec.split), tuple(path / up for up in layout.media))
         if layout is not None and layout.dataset is not None:
             return _of_dataset(*layout.dataset(path, spec.split), path)
         if layout is not None and layout.files is not None:
@@ -101,13 +104,17 @@ def _open_local(path: Path, spec: SourceSpec) -> Opened:
             roots = (*(file.parent for file in files), *(path / name for name in layout.media))
         else:
             files = corpus_layouts.data_files(path, spec.split, [*READERS])
-            roots = (path, *dict.fromkeys(file.parent for file in files))
-    elif path.exists() or not re.search(r"[*?\[{]", spec.path or ""):
-        files, roots = [path], (path.parent, *corpus_layouts.media_folders(path))
+            roots = (path, *(root for file in files[:1] for root in corpus_layouts.media_folders(file)))
+            roots += tuple(file.parent for file in files)
+    elif path.exists() or not re.search(r"[*?\[{]", str(path)):
+        files, roots = [path], (path.parent, path.resolve().parent, *corpus_layouts.media_folders(path))
     else:
         files = _matching(str(path))
-        roots = tuple(dict.fromkeys(file.parent for file in files))
-    return Opened("", _rows_of_files(files), roots, files)
+        roots = tuple(file.parent for file in files)
+    opened = Opened("", _rows_of_files(files), tuple(dict.fromkeys(roots)), files)
+    if entry is not None:
+        opened.renamed = entry.renamed
+    return opened
 
 
 def _matching(pattern: str) -> list[Path]:
@@ -165,7 +172,9 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
         raise DataError(f"{place[0]}: damaged or cut off: {error}") from error
     except OSError as error:
         raise DataError(f"{place[0]}: cannot be read: {error}") from error
-    except (ValueError, csv.Error, RecursionError) as error:  # also of json, Unicode, pyarrow
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place[0]}: not UTF-8, save it as UTF-8: {error}") from error
+    except (ValueError, csv.Error, RecursionError) as error:  # also of json, pyarrow
         what = "JSON" if ending in (".json", ".jsonl", ".ndjson") else ending[1:]
         raise DataError(f"{place[0]}: not {what}: {error}") from error
 
@@ -177,6 +186,10 @@ def _read_lines(file: io.TextIOWrapper, path: Path, place: list[str]) -> Iterato
     for number, line in enumerate(file, start=1):
         place[0] = f"{path}:{number}"
         if line.strip():
+            if number == 1 and line.lstrip().startswith("["):
+                raise DataError(
+                    f"{place[0]}: a JSON list where an object per line is expected; name such a file .json"
+                )
             try:
                 yield place[0], json.loads(line)
             except (ValueError, RecursionError) as error:  # of this line alone
@@ -184,7 +197,7 @@ def _read_lines(file: io.TextIOWrapper, path: Path, place: list[str]) -> Iterato
 
 
 def _read_json(file: io.TextIOWrapper, path: Path, place: list[str]) -> Iterator[tuple[str, dict]]:
-    head = file.readline()
+    head = next((line for line in file if line.strip()), "")
     file.seek(0)
     if _is_whole_object(head) and not _is_container(json.loads(head)):
         yield from _read_lines(file, path, place)
@@ -195,7 +208,10 @@ def _read_json(file: io.TextIOWrapper, path: Path, place: list[str]) -> Iterator
         return
     rows = rows["data"] if _is_container(rows) else rows
     if not isinstance(rows, list):
-        raise DataError(f"{path}: expected a JSON list of samples, got {type(rows).__name__}")
+        held = f"an object with {', '.join(rows)}"[:200] if isinstance(rows, dict) else type(rows).__name__
+        raise DataError(
+            f'{path}: expected a JSON list of samples, {{"data": [...]}}, or an object per line (.jsonl), got {held}'
+        )
     yield from ((f"{path}[{index}]", row) for index, row in enumerate(rows))
 
 
@@ -205,7 +221,8 @@ def is_lines(path: Path) -> bool:
     if ending != ".json":
         return READERS.get(ending) is _read_lines
     with gzip.open(path) if is_compressed else path.open("rb") as file:
-        head = file.readline(_MOST_TEXT).decode("utf-8-sig", "replace")
+        lines = iter(lambda: file.readline(_MOST_TEXT).decode("utf-8-sig", "replace"), "")
+        head = next((line for line in lines if line.strip()), "")
     return _is_whole_object(head) and not _is_container(json.loads(head))
 
 
@@ -227,13 +244,15 @@ def _read_table(file: io.TextIOWrapper, path: Path, place: list[str]) -> Iterato
     mark = max(counts, key=counts.__getitem__)
     if not counts[mark]:
         mark = "\t" if _kind_of_file(path)[0] == ".tsv" else ","
-    reader = csv.reader(file, delimiter=mark, strict=True) if mark != "\t" else None
+    spaced = mark + " " in head
+    reader = csv.reader(file, delimiter=mark, strict=True, skipinitialspace=spaced) if mark != "\t" else None
     cells = map(_split_tabs, file) if reader is None else reader
     names: list[str] | None = None
     for number, row in enumerate(cells, start=1):
         place[0] = f"{path}:{number if reader is None else reader.line_num}"
         if names is None:
-            names = row
+            names = [name.strip() for name in row]
+            names[:1] = [names[0] or "index"] if len(names) > 1 else names  # pandas writes it without a name
             if len(set(names)) < len(names) or not all(name.strip() for name in names):
                 raise DataError(f"{place[0]}: expected a line of column names, all different, got {', '.join(names)}")
         elif row and row != [""]:
@@ -266,6 +285,8 @@ def _read_tar(path: Path, place: list[str]) -> Iterator[tuple[str, dict]]:
             if not member.isreg() or member.issparse():
                 raise DataError(f"{place[0]}: a link or special file; a data file holds plain files only")
             folder, _, base = member.name.rpartition("/")
+            if base.startswith("._"):
+                continue  # what a Mac adds to a file
             stem, _, ending = base.partition(".")
             key = f"{folder}/{stem}" if folder else stem
             if row and row["__key__"] != key:

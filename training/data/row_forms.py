@@ -21,14 +21,14 @@ from xllm.training.recipes.recipe import SourceSpec
 TEXT_PROMPTS = ["{text}"]
 # Common names of columns; the first of each wins over the others.
 FILE_COLUMNS = (
-    "file", "file_name", "filename", "path", "file_path", "filepath", "source", "wav", "wav_path", "clip", "media",
-    "url",
+    "file", "file_name", "file_names", "filename", "path", "file_path", "filepath", "source", "wav", "wav_path",
+    "clip", "media", "url",
 )  # fmt: skip
 TEXT_COLUMNS = (
     "text", "sentence", "caption", "captions", "transcript", "transcription", "target", "normalized_text", "txt",
     "description", "answer",
 )  # fmt: skip
-_SUFFIXES = ("", "_path", "_file", "_filepath", "_file_name", "_filename", "_url")
+_SUFFIXES = ("", "_path", "_file", "_filepath", "_file_name", "_file_names", "_filename", "_name", "_url")
 # Columns that say something of a row that training does not need; others that nobody reads are reported.
 NOTES = frozenset(
     ("id", "idx", "index", "key", "uid", "__key__", "__url__", "utterance_id", "image_id", "length", "source_len",
@@ -109,6 +109,20 @@ def _from_conversations(spec: SourceSpec, where: str, row: Row, media: MediaRows
     return _conversation(spec, where, row, row["conversations"], "conversations", media, first=True)
 
 
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping) and "user" in value[0]
+
+
+def _from_texts(spec: SourceSpec, where: str, row: Row, media: MediaRows) -> Sample:
+    """Questions and answers about the images of a row: The Cauldron, FineVision."""
+    turns = []
+    for number, pair in enumerate(row["texts"]):
+        if not isinstance(pair, Mapping) or not {"user", "assistant"} <= set(pair):
+            raise DataError(f"{where}: texts[{number}]: expected a user's text and the assistant's, got {pair!r:.60}")
+        turns += [{"role": name, "content": pair[name]} for name in ("user", "assistant")]
+    return _conversation(spec, where, row, turns, "texts", media, first=True)
+
+
 def _conversation(
     spec: SourceSpec, where: str, row: Row, turns: Any, field: str, media: MediaRows, first: bool
 ) -> Sample:
@@ -142,9 +156,12 @@ def _from_captions(spec: SourceSpec, where: str, row: Row, media: MediaRows) -> 
     part = next(iter(CAPTIONED)) if spec.modality is None else media.part(where, spec.modality)
     if part not in CAPTIONED:
         raise DataError(f"{where}: captions are of type {' or '.join(CAPTIONED)}, not {spec.modality!r}")
-    medium, captions = read_captions(row, part)
+    column, held, captions = read_captions(row, part)
+    media_of_row = [{"type": part, part: medium} for medium in as_list(where, column, held)]
+    if not media_of_row:
+        raise DataError(f"{where}: column {column!r} is empty")
     answers = [check_text(where, "caption", answer) for answer in as_list(where, "caption", captions) or [None]]
-    return Sample(where, media=[medium], prompts=_prompts(spec, part, where, row), answers=answers)
+    return Sample(where, media=media_of_row, prompts=_prompts(spec, part, where, row), answers=answers)
 
 
 def _from_features(spec: SourceSpec, where: str, row: Row, media: MediaRows) -> Sample:
@@ -186,7 +203,8 @@ def _from_questions(spec: SourceSpec, where: str, row: Row, media: MediaRows) ->
     """Visual question answering: the question stands behind the medium."""
     question = check_text(where, "question", row["question"])
     column = "answers" if "answers" in row else "answer"
-    answers = [check_text(where, column, text) for text in as_list(where, column, row[column]) or [None]]
+    given = [text.get("answer") if isinstance(text, Mapping) else text for text in as_list(where, column, row[column])]
+    answers = [check_text(where, column, text) for text in given or [None]]
     parts = [] if spec.modality == "text" else _table_media(spec, where, row, media)[0]
     prompts = [question] if spec.prompts is None else [_fill(prompt, where, row) for prompt in spec.prompts]
     return Sample(where, media=parts, prompts=prompts, answers=answers)
@@ -196,8 +214,9 @@ def _text_column(spec: SourceSpec, where: str, row: Row) -> str:
     if spec.text_column is not None:
         row[spec.text_column]  # a KeyError names it
         return spec.text_column
-    found = [name for name in TEXT_COLUMNS if name in row and row.peek(name) is not None]
-    if not found or (len(found) > 1 and found[0] != TEXT_COLUMNS[0]):
+    names = {name.lower(): name for name in map(str, row) if row.peek(name) is not None}
+    found = [names[name] for name in TEXT_COLUMNS if name in names]
+    if not found or (len(found) > 1 and found[0].lower() != TEXT_COLUMNS[0]):
         raise _unclear(where, row, "text", "text_column", found)
     return found[0]
 
@@ -209,7 +228,8 @@ def _unclear(where: str, row: Row, what: str, key: str, found: list[str]) -> Dat
         )
     return DataError(
         f"{where}: cannot tell the format from the columns {row}; expected messages, conversations, or a table with a "
-        f"{what} column (set `{key}` of the source; a .csv or .tsv file begins with a line of column names)"
+        f"{what} column (set `{key}` of the source, or `modality: text` where there are no media; a .csv or .tsv file "
+        "begins with a line of column names)"
     )
 
 
@@ -218,9 +238,10 @@ def _table_media(spec: SourceSpec, where: str, row: Row, media: MediaRows) -> tu
     kinds = {f"{name}{suffix}": part for name, part in media.columns.items() for suffix in _SUFFIXES}
     column = spec.file_column
     if column is None:
-        found = [name for name in row if (name in kinds or name in FILE_COLUMNS) and row.peek(name) is not None]
+        filled = {name: name.lower() for name in map(str, row) if row.peek(name) is not None}
+        found = [name for name, lower in filled.items() if lower in kinds or lower in FILE_COLUMNS]
         held = [name for name in found if not isinstance(row.peek(name), str)]  # bytes beside a path of their origin
-        found = held or [name for name in found if name == FILE_COLUMNS[0]] or found
+        found = held or [name for name in found if name.lower() == FILE_COLUMNS[0]] or found
         if len(found) != 1:
             raise _unclear(where, row, "medium", "file_column", found)
         column = found[0]
@@ -229,8 +250,8 @@ def _table_media(spec: SourceSpec, where: str, row: Row, media: MediaRows) -> tu
         raise DataError(f"{where}: column {column!r} is empty")
     if spec.modality is not None:
         part = media.part(where, spec.modality)
-    elif column in kinds and len(media.trained) != 1:
-        part = media.part(where, kinds[column])
+    elif column.lower() in kinds and len(media.trained) != 1:
+        part = media.part(where, kinds[column.lower()])
     else:
         part = media.part_of_file(where, _name_of(media_of_row[0]))
     span = {key: row[key] for key in ("offset", "duration") if row.peek("offset") is not None and key in row}
@@ -268,20 +289,34 @@ def _from_members(spec: SourceSpec, where: str, row: Row, media: MediaRows) -> S
             members[PurePath(row.peek(name).name).name] = name
         elif isinstance(row.peek(name), Mapping):
             columns |= row[name]
+        elif isinstance(row.peek(name), list):  # a .json that is a conversation
+            columns["conversations"] = row[name]
         elif not name.startswith("__"):
             columns[name] = row[name]
     for file, name in sorted(members.items()):
         part = parts.get(PurePath(file).suffix.lower())
         if part is None:
             row.unread.add(name)
-        elif (named := next((key for key, value in columns.items() if value == file), None)) is not None:
-            columns[named] = row[name]  # the .json says which column it belongs to
+        elif (named := next((key for key, value in columns.items() if _names(value, file)), None)) is not None:
+            value = columns[named]  # the .json says which column it belongs to
+            is_list = isinstance(value, list)
+            columns[named] = [row[name] if one == file else one for one in value] if is_list else row[name]
         else:
             columns[part] = [*columns.get(part, ()), row[name]]
     inner = Row(columns)
-    sample = read_row(spec, where, inner, media)
+    try:
+        sample = read_row(spec, where, inner, media)
+    except DataError as error:
+        raise DataError(
+            f"{error} (of the members {', '.join(name for name in row if name != '__key__')}; those of a sample have "
+            "one name up to its first dot, and lie together)"
+        ) from error
     row.unread |= inner.unread
     return sample
+
+
+def _names(value: Any, file: str) -> bool:
+    return value == file or (isinstance(value, list) and file in value)
 
 
 # By name: how a form is told and read. The first that a row is of is taken; one that none claims is a table.
@@ -289,6 +324,7 @@ FORMS: dict[str, Form] = {
     "webdataset": Form(_from_members, with_columns("__key__")),
     "messages": Form(_from_messages, with_columns("messages")),
     "llava": Form(_from_conversations, with_columns("conversations")),
+    "texts": Form(_from_texts, lambda row: _is_texts(row.get("texts"))),
     "instruction": Form(_from_instruction, with_columns("instruction output", "query response")),
     "features": Form(_from_features, lambda row: tell_layout(row) == "features"),
     "captions": Form(_from_captions, lambda row: tell_layout(row) == "captions"),

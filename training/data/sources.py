@@ -4,6 +4,7 @@
 Nothing is decoded here; that a named file exists is checked. What nobody reads is named in a warning, once per source.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -80,7 +81,7 @@ def report_unread(name: str, rows: int, unread: Counter[str]) -> None:
 
 def sample_of(spec: SourceSpec, where: str, columns: Any, media: MediaRows, opened: Opened) -> Sample | None:
     """The sample of one row, or `None` if `where` and `exclude` leave it out. DataError: see `load_source`."""
-    row = _as_row(where, columns)
+    row = _as_row(where, opened.renamed(columns))
     if not _is_selected(spec, where, row):
         return None
     sample = read_row(spec, where, row, media)
@@ -155,9 +156,15 @@ def _placed(where: str, key: str, name: Any, opened: Opened) -> Any:
         found = next((path for path in paths if path.exists()), None)
     except (OSError, ValueError, RuntimeError) as error:  # a NUL, a name that is too long, ~nobody
         raise DataError(f"{where}: {key}: no such file: {name!r:.120} ({error})") from error
+    if found is not None and found.is_dir():
+        raise DataError(f"{where}: {key}: expected a file, got the folder {found}")
     if found is None:
         shown = str(paths[0])
-        raise DataError(f"{where}: no such file: {shown if shown.isprintable() else repr(shown)}")
+        others = [
+            str(root) for root in opened.roots[1:] if root.is_dir() and root.resolve() != opened.roots[0].resolve()
+        ]
+        nor = f" (nor from {', '.join(others[:3])})" if others and not os.path.isabs(name) else ""
+        raise DataError(f"{where}: no such file: {shown if shown.isprintable() else repr(shown)}{nor}")
     return str(found)
 
 
