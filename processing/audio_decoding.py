@@ -12,7 +12,7 @@ import math
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, BinaryIO, TypeVar
 
@@ -38,10 +38,12 @@ _STREAMED_SIZES = (0, 0x7FFFFFFF, 0x7FFFF000, 0xFFFFFFFF)
 
 @dataclass(frozen=True, eq=False)
 class Waveform:
-    """Decoded sound: `samples` `(samples,)`, float32, mono, of `sampling_rate` Hz."""
+    """Decoded sound: `samples` `(samples,)`, float32, mono, of `sampling_rate` Hz; `features` is what an
+    extractor has made of it, by its settings."""
 
     samples: np.ndarray
     sampling_rate: int
+    features: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
 
 def open_container(file: BinaryIO, name: str) -> av.container.InputContainer:

@@ -193,8 +193,15 @@ class XLLMFeatureExtractor(ClipFeatureExtractor):
             raise MediaError(
                 type(raw_speech).__name__, "expected a waveform (array, tensor or list of floats) or a list of them"
             )
-        waves = (load_audio(clip, self.sampling_rate) for clip in (raw_speech if batched else [raw_speech]))
-        return [self._extract(wave) for wave in waves]
+        return [self._features_of(clip) for clip in (raw_speech if batched else [raw_speech])]
+
+    def _features_of(self, clip: Any) -> np.ndarray:
+        """What `_extract` gives; of a `Waveform` once."""
+        kept, key = clip.features if isinstance(clip, Waveform) else {}, str(vars(self))
+        if key not in kept:
+            kept[key] = self._extract(load_audio(clip, self.sampling_rate))
+            kept[key].flags.writeable = False
+        return kept[key]
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
 from xllm.cli import main
@@ -12,6 +13,8 @@ from xllm.demo.dataset import held_out_pairs, write_data
 from xllm.demo.questions import TASKS, Facts, answer
 from xllm.demo.run import format_table, run_demo
 from xllm.demo.settings import DemoScale, Optimisation
+from xllm.demo.waveforms import read_wave
+from xllm.processing.audio_decoding import load_audio
 from xllm.training.instructions.speech_synthesis import split_voices
 
 
@@ -55,6 +58,11 @@ def test_the_same_seed_writes_the_same_files(data, tmp_path):
     first, second = files_of(data), files_of(again)
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == []
+
+
+def test_a_recording_is_read_as_the_processor_reads_it(data):
+    path = next((data / "speech").glob("train-*.wav"))
+    assert np.array_equal(read_wave(path), load_audio(str(path)))
 
 
 def test_held_out_pairs_hold_each_digit_twice_on_either_side():

@@ -11,6 +11,7 @@ import torch
 import torchaudio
 from media_files import sine
 
+from xllm.processing.audio_decoding import Waveform
 from xllm.processing.feature_extraction_xllm import XLLMFeatureExtractor
 
 
@@ -53,6 +54,20 @@ def test_padding_and_mask(noise):
     assert not batch["input_features"][1, 2:].any()
     alone = extractor(noise[:560], sampling_rate=16_000, return_tensors="pt")["input_features"][0]
     assert torch.equal(batch["input_features"][1, :2], alone)  # a clip's features do not depend on its neighbours
+
+
+def test_a_sound_that_is_kept_is_transformed_once(noise, monkeypatch):
+    extractor, other = XLLMFeatureExtractor(), XLLMFeatureExtractor(do_normalize=False)
+    sound = Waveform(noise, 16_000)
+    first = extractor([sound], sampling_rate=16_000, return_tensors="pt")["input_features"]
+    assert torch.equal(first, extractor([noise], sampling_rate=16_000, return_tensors="pt")["input_features"])
+    unlike = other([sound], sampling_rate=16_000, return_tensors="pt")["input_features"]
+    assert torch.equal(unlike, other([noise], sampling_rate=16_000, return_tensors="pt")["input_features"])
+    monkeypatch.setattr(XLLMFeatureExtractor, "_filterbank", lambda *_: pytest.fail("transformed again"))
+    again = extractor([sound], sampling_rate=16_000, return_tensors="pt")["input_features"]
+    assert torch.equal(first, again)
+    again.zero_()  # a batch is the caller's
+    assert torch.equal(first, extractor([sound], sampling_rate=16_000, return_tensors="pt")["input_features"])
 
 
 def test_padding_and_truncation_in_frames(noise):

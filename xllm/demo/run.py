@@ -15,7 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +87,11 @@ def run_demo(output: str | Path, seed: int = 0, scale: DemoScale = DEFAULT_SCALE
     progress = Progress()
     threads = torch.get_num_threads()
     _prepare(threads)
-    # A process per task: what one has allocated is given back before the next begins.
-    with get_context("spawn").Pool(NUM_PROCESSES, initializer=_prepare, initargs=(1,), maxtasksperchild=1) as pool:
+    # A process per task: what one has allocated is given back before the next begins. Where there are forks, they are
+    # of a process that has done the imports.
+    context: Any = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+    context.set_forkserver_preload([__name__])
+    with context.Pool(NUM_PROCESSES, initializer=_prepare, initargs=(1,), maxtasksperchild=1) as pool:
         _make_towers(pool, output, scale, seed, progress)
         _compose(output, scale, seed)
         plans = {name: recipes.branch(name, output, scale, seed) for name in recipes.BRANCHES}

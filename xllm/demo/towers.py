@@ -27,8 +27,8 @@ from xllm.demo.corpus import build_tokenizer, collate_text, random_text_sample
 from xllm.demo.digits import draw_digit, draw_image, load_scans, random_style
 from xllm.demo.questions import NUMBER_WORDS
 from xllm.demo.settings import HIGHEST_HERTZ, DemoScale, Optimisation, build_config, speech_config, vision_config
+from xllm.demo.waveforms import read_wave
 from xllm.modeling_xllm.modeling_chatglm import ChatGLMForConditionalGeneration
-from xllm.processing.audio_decoding import load_audio
 from xllm.processing.feature_extraction_xllm import XLLMFeatureExtractor
 from xllm.training.progress import ProgressLine, SharedLines
 
@@ -203,7 +203,7 @@ def _recordings(data: Path) -> tuple[list[torch.Tensor], list[list[int]]]:
     clips, words = [], []
     for line in (data / "convert_speech.jsonl").read_text(encoding="utf-8").splitlines():
         question, reply = json.loads(line)["messages"]
-        wave = load_audio(str(data / question["content"][0]["path"]), extractor.sampling_rate)
+        wave = read_wave(data / question["content"][0]["path"])
         features = extractor(wave, sampling_rate=extractor.sampling_rate)["input_features"][0]
         clips.append(torch.as_tensor(features))
         text = reply["content"][0]["text"]
