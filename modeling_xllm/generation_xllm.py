@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers.generation import LogitsProcessorList, SuppressTokensLogitsProcessor
 
-from .language_models import LanguageModelGenerationMixin, find_tokens
+from .language_models import CacheNote, LanguageModelGenerationMixin, find_tokens
 from .x2l_interfaces import X2LOutput
 
 
@@ -30,7 +30,7 @@ def hide_gaps(cache: Any, attention_mask: torch.Tensor) -> torch.Tensor:
     fills. Another number of rows than the cache's is a `ValueError`."""
     if not hasattr(cache, "attended") or attention_mask.dim() != 2:
         return attention_mask
-    cache.attended = held = cache.attended[:, : int(cache.get_seq_length())]  # it may have been cropped
+    held = cache.attended.of(cache)
     if held.shape[0] not in (1, attention_mask.shape[0]):
         raise ValueError(f"past_key_values hold {held.shape[0]} rows, got a text of {attention_mask.shape[0]}")
     return attention_mask * nn.functional.pad(held, (0, attention_mask.shape[1] - held.shape[1]), value=1)
@@ -41,7 +41,7 @@ def remember_gaps(cache: Any, attention_mask: torch.Tensor) -> None:
     if cache is not None and cache.get_seq_length() > 0:
         keys = [layer.keys for layer in cache.layers if getattr(layer, "keys", None) is not None]
         beams = max(1, keys[0].shape[0] // attention_mask.shape[0]) if keys else 1
-        cache.attended = attention_mask.repeat_interleave(beams, dim=0).long()
+        cache.attended = CacheNote(attention_mask.repeat_interleave(beams, dim=0).long())
 
 
 class XLLMGenerationMixin(LanguageModelGenerationMixin):
@@ -75,7 +75,8 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
                 raise ValueError("media need input_ids or inputs_embeds: nothing else says where the placeholders are")
             ids = find_tokens(text, self.get_input_embeddings(), placeholders) if inputs is None else inputs
             features = self.model.encode_items(media, features, rows=ids.shape[0])
-            media_embeds, mask = self.model.place_features(ids, mask, features)
+            seen = 0 if cache is None else int(cache.get_seq_length())
+            media_embeds, mask = self.model.place_features(ids, mask, features, seen)
             if embeds is None:
                 kwargs["media_embeds"] = media_embeds
             else:

@@ -12,6 +12,7 @@ times the placeholders that it fires: most of a step, otherwise.)
 Legend: B rows, L tokens, R most real tokens in a row, D width, V vocabulary.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -160,6 +161,18 @@ class PrefixLanguageModel(LanguageModel):
     def generation_mask(self, token_type_ids, is_first_iteration, **kwargs):
         given = {name: kwargs[name] for name in ("inputs_embeds", "attention_mask", "past_key_values")}
         return self.mask(**given, token_type_ids=token_type_ids if is_first_iteration else None)
+
+
+@dataclass(slots=True)
+class CacheNote:
+    """A tensor `(..., M)` about the M tokens of a cache, kept with it; in a slot, for its attributes are exported."""
+
+    tensor: torch.Tensor
+
+    def of(self, cache: Cache) -> torch.Tensor:
+        """The tensor as long as the cache is at most, which may have been cropped."""
+        self.tensor = self.tensor[..., : int(cache.get_seq_length())]
+        return self.tensor
 
 
 LANGUAGE_MODELS: dict[str, type[LanguageModel]] = {}

@@ -37,6 +37,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_chatglm import ChatGLMConfig
 from .language_models import (
+    CacheNote,
     LanguageModelGenerationMixin,
     PrefixLanguageModel,
     embed_tokens,
@@ -91,8 +92,8 @@ def chatglm_positions(
 
 def _checked_places(place: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     place = place.expand_as(keep)
-    rising = (place.diff(dim=1) >= 0) | ~keep[:, 1:]
-    torch_compilable_check(rising.all(), "position_ids fall within a row: ChatGLM reads no rows packed into one")
+    falls = (place.diff(dim=1) < 0) & keep[:, 1:] & keep[:, :-1]
+    torch_compilable_check(~falls.any(), "position_ids fall within a row: ChatGLM reads no rows packed into one")
     return place
 
 
@@ -351,7 +352,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         cache: Any = past_key_values
         is_prompt = cache is not None and inputs_embeds.shape[1] > 1 and not torch.compiler.is_compiling()
         if is_prompt and cache.get_seq_length() == 0:
-            cache.first_positions = position_ids  # what follows without positions goes on from them
+            cache.first_positions = CacheNote(position_ids)  # what follows without positions goes on from them
         mask = PrefixLanguageModel(self.config).mask(inputs_embeds, attention_mask, past_key_values, token_type_ids)
         position_embeddings = self.rotary_emb(position_ids, inputs_embeds.dtype)
         hidden_states = inputs_embeds  # (B, L, hidden size), as behind every layer
@@ -394,11 +395,11 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
     @staticmethod
     def _positions_behind(past_key_values, past_length, attention_mask, shape) -> torch.LongTensor:
         """Positions `(2, B, L)` that follow those of a cache, which keeps its first ones (`forward`)."""
-        first = getattr(past_key_values, "first_positions", None)
+        note = getattr(past_key_values, "first_positions", None)
+        first = None if note is None else note.of(past_key_values)
         if first is None or first.shape[1] != shape[0]:
             hint = "give the position_ids (2, batch, length) of the new ones too, or use generate, which keeps count"
             raise ValueError(f"past_key_values holds {int(past_length)} tokens: {hint}")
-        past_key_values.first_positions = first = first[..., : int(past_length)]  # the cache may have been cropped
         if attention_mask is None or attention_mask.dim() != 2:
             attention_mask = first.new_ones(shape[0], int(past_length) + shape[1])
         steps = attention_mask[:, first.shape[-1] :].long().cumsum(-1)  # a masked token takes no position

@@ -109,12 +109,13 @@ class XLLMModel(XLLMEncoderModel):
         return features
 
     def place_features(
-        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, features: dict[str, X2LOutput]
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, features: dict[str, X2LOutput], seen=0
     ) -> tuple[torch.FloatTensor, torch.Tensor]:
         """Write encoded media, `features` as `encode_items` returns them, over the placeholders of a text.
 
         Args:
             input_ids (`(B, L)`), attention_mask (`(B, M)`): the text, with M - L cached tokens before it.
+            seen: how many of the L are cached as well; a modality whose placeholders are all there may be missing.
 
         Returns:
             `media_embeds (B, L, D)`, zero outside the placeholders, and the attention mask `(B, M)` without those that
@@ -136,7 +137,7 @@ class XLLMModel(XLLMEncoderModel):
             media_embeds = media_embeds + embeds.to(media_embeds)
             keep = nn.functional.pad(keep, (attention_mask.shape[1] - keep.shape[1], 0), value=True)
             attention_mask = attention_mask * keep.to(attention_mask)
-        orphans = self.placeholder_mask(input_ids, without=features)
+        orphans = self.placeholder_mask(input_ids, without=features)[:, seen:]
         torch_compilable_check(
             ~orphans.any(),
             lambda: f"input_ids hold {int(orphans.sum())} placeholder tokens of a modality that no media is given for",

@@ -309,7 +309,7 @@ def test_an_answer_goes_on_without_its_media(model, kind):
     cache = DynamicCache(config=text) if kind == "dynamic" else StaticCache(config=text, max_cache_len=room)
     half = {**GREEDY, "max_new_tokens": 3, "past_key_values": cache}
     some = model.generate(input_ids=ids, **media, **half)
-    assert not cache.attended.all()
+    assert not cache.attended.tensor.all()
     assert model.generate(input_ids=some, **half)[:, ids.shape[1] :].tolist() == answer(model, ids, **media)
     cache.reset()
     text_alone = torch.tensor([prompt(TEXT, TEXT, TEXT, TEXT)])

@@ -1,13 +1,16 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Properties of `generate` with media, over both kinds of language model.
 
-The suite that holds transformers' own (`GenerationTesterMixin`) is not part of its source distribution.
+The suite that holds transformers' own (`GenerationTesterMixin`) is not part of its source distribution, and not run
+everywhere.
 """
+
+import contextlib
 
 import pytest
 import torch
 from tiny import FRAMES, IMAGE, PIXELS, QUERIES, SPEECH, VIDEO, left_pad, prompt, speech, tiny_model
-from transformers import DynamicCache, StaticCache
+from transformers import Cache, DynamicCache, StaticCache
 
 
 NEW = 7
@@ -125,3 +128,48 @@ def test_an_answer_goes_on_from_its_cache(model, kind):
     some = model.generate(**inputs, **{**GREEDY, "max_new_tokens": 3}, past_key_values=cache)
     more = {**inputs, "input_ids": some}
     assert torch.equal(model.generate(**more, **{**GREEDY, "max_new_tokens": NEW - 3}, past_key_values=cache), whole)
+
+
+def test_a_quantised_cache_is_near_the_plain_one(model):
+    inputs = one_row()
+    options = {**GREEDY, "output_logits": True, "return_dict_in_generate": True}
+    plain = model.generate(**inputs, **options)
+    quantised = {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}}
+    outputs = model.generate(**inputs, **options, **quantised)
+    assert type(outputs.past_key_values).__name__ == "QuantizedCache"
+    assert not outputs.past_key_values.attended.tensor.all()
+    first, second = (torch.stack(one.logits[:2]) for one in (outputs, plain))  # before the answers may part
+    assert 0 < (first[1] - second[1]).abs().max() < 0.1 * second[1].std()
+
+
+class NoStream(contextlib.nullcontext):
+    """Stands for a CUDA stream, so that the moves of offloaded caches can be followed without a GPU."""
+
+    def wait_stream(self, other) -> None:
+        pass
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("kind", ["offloaded", "offloaded_static"])
+def test_offloaded_caches_give_the_same_answer(model, monkeypatch, kind, beams):
+    monkeypatch.setattr(torch, "Stream", NoStream)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: NoStream())
+    offloaded = []
+    monkeypatch.setattr(Cache, "offload", lambda cache, layer, *args: offloaded.append(layer))
+    batch, options = media_batch(), {**GREEDY, "num_beams": beams}
+    got = model.generate(**batch, **options, cache_implementation=kind)
+    assert torch.equal(got, model.generate(**batch, **options))
+    assert offloaded[:2] == [0, 1]
+
+
+def test_a_later_turn_needs_only_the_media_that_are_not_cached(model):
+    """Features of one modality, whose placeholders are all given again; the others' are in the cache."""
+    inputs = one_row()
+    cache = DynamicCache()
+    some = model.generate(**inputs, **{**GREEDY, "max_new_tokens": 3}, past_key_values=cache)
+    features = {"image": model.encode_media({"pixel_values": inputs["pixel_values"]})["image"]}
+    options = {**GREEDY, "max_new_tokens": NEW - 3, "past_key_values": cache}
+    more = model.generate(some, modality_features=features, **options)
+    assert torch.equal(more, model.generate(**inputs, **GREEDY))
+    with pytest.raises(ValueError, match="hold 3 placeholder tokens of a modality that no media is given for"):
+        model.generate(some, modality_features=features, **GREEDY)

@@ -183,6 +183,9 @@ def test_embeddings_and_places_give_what_ids_give(legacy):
     assert torch.equal(model(inputs_embeds=embeds, attention_mask=mask).logits, expected)
     places = (mask.cumsum(-1) - 1).clamp(min=0)
     assert torch.equal(model(ids, attention_mask=mask, position_ids=places).logits, expected)
+    filled = places.masked_fill(mask == 0, 1)  # what stands at padding does not matter
+    got = model(ids, attention_mask=mask, position_ids=filled).logits
+    torch.testing.assert_close(got[mask.bool()], expected[mask.bool()], atol=1e-6, rtol=1e-6)
     row = torch.tensor([ROWS[0]])
     one_place_missing = torch.tensor([[0, 1, 2, 4, 5, 6, 7]])
     shifted = model(row, position_ids=one_place_missing).logits - model(row).logits
