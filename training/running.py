@@ -19,12 +19,13 @@ from xllm.training.batches.collator import XLLMDataCollator, chat_settings
 from xllm.training.batches.notes import NamedBatches
 from xllm.training.evaluation.evaluation import run_evaluation
 from xllm.training.feature_cache import FeatureCache
-from xllm.training.inspection.report import StageReport
+from xllm.training.inspection.report import REPORT_NAME, StageReport
 from xllm.training.preparing import Prepared, make_stage_one, switches, training_arguments
 from xllm.training.saving.checkpoints import MANIFEST, SAVING, disk_errors, place, remove_checkpoints, stored_bytes
 from xllm.training.saving.folders import STAGE_FILE, begin, check_same, read_record, stage_record
 from xllm.training.saving.interruption import Interruption
 from xllm.training.saving.lineage import (
+    RECEIPT_NAME,
     FreezeReceipt,
     adapter_entry,
     adapter_fingerprint,
@@ -93,9 +94,9 @@ def run_prepared(
         del model.config.towers[part]  # trained here: it will no longer be what its source holds
     trainer = make_trainer(learner, processor, prepared, task, folder, seed, progress, stop)
     trainer.receipt, trainer.groups, trainer.skipped = receipt, spec.optim, prepared.train.skipped
-    report = StageReport(model, processor, learner, prepared) if trainer.is_world_process_zero() else None
-    if report is not None and not before:
-        begin(folder, record)
+    report = None
+    if trainer.is_world_process_zero():
+        report = _noted(StageReport(model, processor, learner, prepared, before.get("report")), record, folder, before)
     _train(trainer, prepared, receipt, progress, resume)
     if stop is not None and stop.step:
         stop.check(folder / f"{PREFIX_CHECKPOINT_DIR}-{stop.step}")
@@ -121,6 +122,14 @@ def run_prepared(
             evaluate(model, processor, prepared, result, heads_of, progress)
             report.write(folder, frozen, log, result.evaluations)
     return result
+
+
+def _noted(report: StageReport, record: dict, folder: Path, before: dict) -> StageReport:
+    """The report, what it will need being in the record; a stage that begins is written down with it."""
+    record["report"] = report.begun
+    if not before:
+        begin(folder, record)
+    return report
 
 
 def make_learner(model, processor, prepared: Prepared, heads, progress: bool) -> tuple:
@@ -164,7 +173,8 @@ def evaluate(model, processor, prepared: Prepared, result: StageResult, learner=
 def finished(
     folder: Path, prepared: Prepared, seed: int, progress: bool, load: Callable[[Path], tuple]
 ) -> StageResult:
-    """The result of a stage that was trained by an earlier run; what is missing of its evaluations is made up for.
+    """The result of a stage that was trained by an earlier run; what its evaluations lack, and its report,
+    are made up for.
 
     Args:
         load: opens a checkpoint as (model, processor).
@@ -175,11 +185,19 @@ def finished(
     record = read_record(folder)
     check_same(folder, record, stage_record(prepared, seed))
     result = StageResult(folder, evaluations=read_json(folder / RESULTS), **record["result"])
-    if not is_first() or all(evaluation.name in result.evaluations for evaluation in prepared.spec.evaluate):
+    evaluated = all(evaluation.name in result.evaluations for evaluation in prepared.spec.evaluate)
+    begun = None if (folder / REPORT_NAME).is_file() else record.get("report")
+    if not is_first() or (evaluated and begun is None):
         return result
     model, processor = load(folder)
     learner = make_stage_one(model, processor, prepared, folder) if prepared.stage is Stage.CONVERT else None
-    return evaluate(model, processor, prepared, result, learner and learner.eval(), progress)
+    evaluate(model, processor, prepared, result, learner and learner.eval(), progress)
+    if begun is not None:
+        receipt = read_json(folder / RECEIPT_NAME)
+        frozen = {"tensors": len(receipt["tensors"]), "sha256": receipt["after"]}
+        report = StageReport(model, processor, learner or model, prepared, begun)
+        report.write(folder, frozen, result.log, result.evaluations)
+    return result
 
 
 def _fires_once_per_frame(learner) -> bool:

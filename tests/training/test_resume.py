@@ -23,8 +23,9 @@ from safetensors import safe_open
 from transformers import TrainingArguments
 
 from xllm.cli import main
+from xllm.training.inspection.report import StageReport
 from xllm.training.saving.checkpoints import SAVING, fault, last_whole_checkpoint
-from xllm.training.saving.folders import ResumeError
+from xllm.training.saving.folders import ResumeError, check_same
 from xllm.training.stages import freeze_for_stage
 from xllm.training.train import check, train
 from xllm.training.trainers.trainer import XLLMTrainer
@@ -159,6 +160,25 @@ def test_a_missing_evaluation_is_made_up_for(recipe, rows, tmp_path):
     assert [json.loads((tmp_path / stage / "results.json").read_text()) for stage in STAGES] == found
 
 
+def test_a_missing_report_is_made_up_for(recipe, tmp_path):
+    """A process that is killed between the checkpoint and the report leaves none."""
+    short = {**recipe, "trainer": {**TRAINER, "max_steps": 1}}
+    stop = killed_at(lambda: run(short, tmp_path), StageReport, "write", 2)
+    assert stop == -signal.SIGKILL
+    pages = [tmp_path / stage / "report.html" for stage in STAGES]
+    assert [page.is_file() for page in pages] == [True, False]
+    written = pages[0].read_text()
+    pages[0].unlink()
+    run(short, tmp_path, resume=True)
+    again = [re.sub(r"[-\d]+ [:\d]+ UTC", "", page.read_text()) for page in pages]
+    assert again[0] == re.sub(r"[-\d]+ [:\d]+ UTC", "", written)
+    assert ">before<" in again[1]
+    assert "not asked" not in again[1]
+    before = pages[1].stat().st_mtime_ns
+    run(short, tmp_path, resume=True)
+    assert pages[1].stat().st_mtime_ns == before
+
+
 def one_stage(recipe, number=1, **changes):
     return {**recipe, "stages": [recipe["stages"][number]], **changes}
 
@@ -169,6 +189,10 @@ def one_stage(recipe, number=1, **changes):
         ({"seed": 7}, r"stage1-speech: seed is 7, but the run to go on with has 42; give it that value, or choose"),
         ({"trainer": {**TRAINER, "learning_rate": 1.0}}, r"trainer.learning_rate is 1.0, but .* has 0.01"),
         ({"trainer": {**TRAINER, "save_steps": 3, "dataloader_num_workers": 2}}, None),
+        (
+            {"trainer": {**TRAINER, "gradient_accumulation_steps": 4}},
+            r"a step takes 4 batches \(.*\), but .* with 2 \(",
+        ),
         ({"data": {"train": "{fewer}", "augment": ["gain"]}}, "data.train has changed since .*: 5 samples, it had 6"),
         ({"data": {"train": "{moved}", "augment": ["gain"]}}, None),
         ({"data": {"train": "{moved}", "augment": []}}, "data.augment.0 is None, but .* has 'gain'"),
@@ -187,6 +211,31 @@ def test_a_run_goes_on_with_its_own_recipe_and_data_only(recipe, whole, rows, me
         return
     with pytest.raises(ResumeError, match=message):
         train(changed, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("now", "streamed", "is_finished", "may"),
+    [
+        ((4, 2), False, False, True),  # accumulation, processes: 8 batches a step, as before
+        ((2, 2), False, False, False),
+        ((2, 4), False, False, True),
+        ((1, 4), False, False, False),
+        ((2, 2), True, False, True),  # a stream knows its place
+        ((1, 4), True, False, False),
+        ((2, 1), False, True, True),  # nothing is trained any more
+        ((1, 4), False, True, False),
+    ],
+)
+def test_processes_and_accumulation_may_change_against_each_other(tmp_path, now, streamed, is_finished, may):
+    def record(steps, processes):
+        keys = {"seed": 1, "trainer.gradient_accumulation_steps": steps, "data.streaming": streamed}
+        return {"recipe": keys, "data": {}, "processes": processes}
+
+    before = record(2, 4) | ({"result": {}} if is_finished else {})
+    if may:
+        return check_same(tmp_path, before, record(*now))
+    with pytest.raises(ResumeError, match="make the product the same"):
+        check_same(tmp_path, before, record(*now))
 
 
 def test_another_model_to_start_from_is_noticed(recipe, whole, tiny_checkpoint, tmp_path):

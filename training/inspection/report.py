@@ -43,14 +43,17 @@ class StageReport:
         model, learner: the X-LLM, and what is trained: itself, or a stage-1 model around its modules.
         prepared (`Prepared`): the stage. `prepared.spec.report_samples` samples of its `data.eval`, or else of its
             training data, are shown with their answers; a Q-Former's stage 1 has no answers.
+        begun (`dict`, *optional*): that of an earlier report of the stage: counts and answers from its beginning.
     """
 
-    def __init__(self, model, processor, learner, prepared: Prepared):
+    def __init__(self, model, processor, learner, prepared: Prepared, begun: Mapping | None = None):
         self.model, self.processor, self.learner, self.prepared = model, processor, learner, prepared
-        self.parameters = count_parameters(learner)
         self.notes: list[str] = []
         self.samples = list(self._choose())
-        self.before = self._answers()
+        if begun is None:
+            before = dict(zip((where for where, *_ in self.samples), self._answers()))
+            begun = {"parameters": count_parameters(learner), "before": before}
+        self.begun: dict[str, Any] = dict(begun)
 
     def _choose(self):
         """(where, media, messages) of samples spread over the data."""
@@ -105,9 +108,9 @@ class StageReport:
         yield "<h2>Trained</h2>"
         counts = [
             (part, f"{trained:,}", f"{total:,}", f"{trained / total:.1%}")
-            for part, (trained, total) in self.parameters.items()
+            for part, (trained, total) in self.begun["parameters"].items()
         ]
-        total = [sum(values) for values in zip(*self.parameters.values())]
+        total = [sum(values) for values in zip(*self.begun["parameters"].values())]
         counts.append(("in all", f"{total[0]:,}", f"{total[1]:,}", f"{total[0] / total[1]:.1%}"))
         yield _table(("part", "trained parameters", "parameters", "share"), counts)
         yield (
@@ -152,7 +155,7 @@ class StageReport:
             told = [(turn["role"], text_of(turn)) for turn in messages[:-1] if text_of(turn)]
             told.append(("wanted", text_of(messages[-1])))
             if after:
-                told += [("before", self.before[number]), ("after", after[number])]
+                told += [("before", self.begun["before"].get(where, "(not asked)")), ("after", after[number])]
             yield _table(("", ""), told)
 
 

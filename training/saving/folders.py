@@ -27,6 +27,7 @@ except ImportError:  # not on Windows
 logger = logging.get_logger(__name__)
 
 STAGE_FILE = "stage.json"
+ACCUMULATED = "trainer.gradient_accumulation_steps"
 OTHER_FOLDER = "choose another output_dir"
 # Keys that do not change what is learnt: where data lie (their content has a fingerprint), how a run is watched.
 FREE = re.compile(
@@ -41,12 +42,15 @@ class ResumeError(ValueError):
 
 
 def stage_record(prepared: Prepared, seed: int) -> dict[str, Any]:
-    """What a stage is asked to do: `{"recipe": {dotted key: value}, "data": {"train", "eval"}}`."""
+    """What a stage is asked to do, and by how many: `{"recipe": {dotted key: value}, "data": {"train", "eval"},
+    "processes"}`.
+    """
     keys = {"seed": seed, **dict(_flat(prepared.spec))}
     data = {"train": prepared.train, "eval": prepared.eval}
     return {
         "recipe": {key: value for key, value in keys.items() if not FREE.fullmatch(key)},
         "data": {name: one.fingerprint() for name, one in data.items() if one is not None},
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
 
 
@@ -87,7 +91,11 @@ def is_finished(folder: Path) -> bool:
 
 def check_same(folder: Path, record: Mapping, now: Mapping) -> None:
     """Raises a `ResumeError` that names the first key that differs between the run of `folder` and this one."""
-    old, new = record["recipe"], now["recipe"]
+    old, new = dict(record["recipe"]), dict(now["recipe"])
+    if "processes" in record:  # not in folders of older versions
+        _check_batches(folder, record, now)
+        old.pop(ACCUMULATED, None)
+        new.pop(ACCUMULATED, None)
     for key in [*new, *old]:
         if old.get(key) != new.get(key):
             raise ResumeError(
@@ -105,6 +113,22 @@ def check_same(folder: Path, record: Mapping, now: Mapping) -> None:
         raise ResumeError(
             f"{folder}: the model that this stage starts from is not the one it was begun with; bring that back, or "
             f"{OTHER_FOLDER}"
+        )
+
+
+def _check_batches(folder: Path, record: Mapping, now: Mapping) -> None:
+    """A step must take as many batches as before: processes and accumulation may change against each other. A stream
+    knows its place with another number of processes too, and of a finished stage nothing is trained.
+    """
+    (taken, before), (takes, after) = (
+        (each * one["processes"], each) for one in (record, now) for each in (one["recipe"].get(ACCUMULATED) or 1,)
+    )
+    is_free = "result" in record or now["recipe"].get("data.streaming")
+    if takes != taken and not (is_free and before == after):
+        raise ResumeError(
+            f"{folder}: a step takes {takes} batches ({ACCUMULATED} {after} x {now['processes']} processes), but in "
+            f"the run to go on with {taken} ({before} x {record['processes']}): the data would not go on where they "
+            f"stopped; make the product the same, or {OTHER_FOLDER}"
         )
 
 
