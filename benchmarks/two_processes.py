@@ -26,6 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import torch
+from several_runs import without_compiler
 from tiny import IMAGE, SPEECH, VIDEO, batch_of, mixed_rows, tiny_model
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
@@ -222,6 +223,8 @@ def main() -> int:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         os.execv(sys.executable, [*launcher, *sys.argv])
     torch.set_num_threads(1)
+    if "zero" in args.kinds:
+        without_compiler()
     distributed.init_process_group("gloo")
     worst, steps = 0.0, 0
     for kind in args.kinds.split(","):

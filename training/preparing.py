@@ -26,6 +26,7 @@ from xllm.training.stages import Stage, StageError, freeze_for_stage, resolve_mo
 from xllm.training.starts import check_reset
 from xllm.training.streams.streaming import StreamingDataset
 from xllm.training.trainers.distillation import count_equivalents
+from xllm.training.trainers.engines import check_engine, deepspeed_settings, import_quietly
 from xllm.training.trainers.optim_groups import entry_of_each
 
 
@@ -93,9 +94,12 @@ def prepare(model, processor, spec: StageSpec, seed: int, media: dict | None = N
         raise RecipeError(f"trainer.eval_strategy is {arguments['eval_strategy']!r}, but data.eval is empty")
     prepared = Prepared(spec, stage, modalities, train_set, eval_set, augmentation, arguments, evaluations)
     try:
-        training_arguments(prepared, Path("unused"), seed)
+        settings = training_arguments(prepared, Path("unused"), seed)
+    except RecipeError:
+        raise
     except (TypeError, ValueError) as error:
         raise RecipeError(f"stage {stage.value}: trainer: {error}") from error
+    check_engine(settings, model, spec.data.cache_features is not None, spec.distill is not None)
     return prepared
 
 
@@ -208,6 +212,9 @@ def training_arguments(prepared: Prepared, folder: Path, seed: int) -> TrainingA
         # Each process runs what is trained in every batch; but encoders may leave out parts of themselves by chance.
         "ddp_find_unused_parameters": prepared.spec.train_encoder,
     }
+    import_quietly()
+    if settings.get("deepspeed"):
+        settings["deepspeed"] = deepspeed_settings(settings["deepspeed"])
     return TrainingArguments(**settings)
 
 

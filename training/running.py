@@ -36,6 +36,7 @@ from xllm.training.stage_one import save_stage_one, stage_one_task
 from xllm.training.stages import Stage, freeze_for_stage
 from xllm.training.starts import reset_interfaces, start_from
 from xllm.training.trainers.callbacks import JsonlCallback, NoCheckpointAtTheEnd, ProgressCallback
+from xllm.training.trainers.engines import engine_copy, engine_of
 from xllm.training.trainers.processes import first_alone, is_first
 from xllm.training.trainers.trainer import XLLMTrainer
 
@@ -92,11 +93,11 @@ def run_prepared(
     trained = freeze_for_stage(learner, stage, modalities, **switches(spec))
     for part in {part_of(name) for name in trained if ".lora_" not in name} & set(model.config.towers or ()):
         del model.config.towers[part]  # trained here: it will no longer be what its source holds
+    report = None
+    if is_first():  # before an engine is at work
+        report = _noted(StageReport(model, processor, learner, prepared, before.get("report")), record, folder, before)
     trainer = make_trainer(learner, processor, prepared, task, folder, seed, progress, stop)
     trainer.receipt, trainer.groups, trainer.skipped = receipt, spec.optim, prepared.train.skipped
-    report = None
-    if trainer.is_world_process_zero():
-        report = _noted(StageReport(model, processor, learner, prepared, before.get("report")), record, folder, before)
     _train(trainer, prepared, receipt, progress, resume)
     if stop is not None and stop.step:
         stop.check(folder / f"{PREFIX_CHECKPOINT_DIR}-{stop.step}")
@@ -170,6 +171,23 @@ def evaluate(model, processor, prepared: Prepared, result: StageResult, learner=
     return result
 
 
+def _make_up(record: dict, result: StageResult, prepared: Prepared, progress: bool, load: Callable) -> None:
+    """What a stage that was trained lacks of its evaluations, and its report."""
+    folder = result.folder
+    evaluated = all(evaluation.name in result.evaluations for evaluation in prepared.spec.evaluate)
+    begun = None if (folder / REPORT_NAME).is_file() else record.get("report")
+    if evaluated and begun is None:
+        return
+    model, processor = load(folder)
+    learner = make_stage_one(model, processor, prepared, folder) if prepared.stage is Stage.CONVERT else None
+    evaluate(model, processor, prepared, result, learner and learner.eval(), progress)
+    if begun is not None:
+        receipt = read_json(folder / RECEIPT_NAME)
+        frozen = {"tensors": len(receipt["tensors"]), "sha256": receipt["after"]}
+        report = StageReport(model, processor, learner or model, prepared, begun)
+        report.write(folder, frozen, result.log, result.evaluations)
+
+
 def finished(
     folder: Path, prepared: Prepared, seed: int, progress: bool, load: Callable[[Path], tuple]
 ) -> StageResult:
@@ -184,19 +202,10 @@ def finished(
     """
     record = read_record(folder)
     check_same(folder, record, stage_record(prepared, seed))
-    result = StageResult(folder, evaluations=read_json(folder / RESULTS), **record["result"])
-    evaluated = all(evaluation.name in result.evaluations for evaluation in prepared.spec.evaluate)
-    begun = None if (folder / REPORT_NAME).is_file() else record.get("report")
-    if not is_first() or (evaluated and begun is None):
-        return result
-    model, processor = load(folder)
-    learner = make_stage_one(model, processor, prepared, folder) if prepared.stage is Stage.CONVERT else None
-    evaluate(model, processor, prepared, result, learner and learner.eval(), progress)
-    if begun is not None:
-        receipt = read_json(folder / RECEIPT_NAME)
-        frozen = {"tensors": len(receipt["tensors"]), "sha256": receipt["after"]}
-        report = StageReport(model, processor, learner or model, prepared, begun)
-        report.write(folder, frozen, result.log, result.evaluations)
+    with first_alone() as is_mine:
+        result = StageResult(folder, evaluations=read_json(folder / RESULTS), **record["result"])
+        if is_mine:
+            _make_up(record, result, prepared, progress, load)
     return result
 
 
@@ -223,15 +232,18 @@ def make_trainer(
         callbacks.append(NoCheckpointAtTheEnd())
     if stop is not None:
         callbacks.append(stop)
+    args = training_arguments(prepared, folder, seed)
+    engine = engine_of(args)
     trainer = XLLMTrainer(
-        model=learner,
-        args=training_arguments(prepared, folder, seed),
+        model=engine_copy(learner) if engine else learner,
+        args=args,
         data_collator=NamedBatches(collator, task == "transcribe" and _fires_once_per_frame(learner)),
         train_dataset=prepared.train,
         eval_dataset=prepared.eval,
         processing_class=processor,
         callbacks=callbacks,
     )
+    trainer.home = learner if engine else None
     trainer.distill = prepared.spec.distill
     trainer.title = prepared.title
     trainer.one_modality = data.one_modality

@@ -25,6 +25,7 @@ from xllm.modeling_xllm.modeling_encoders import XLLMEncoderModel, XLLMPreTraine
 from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
 from xllm.modeling_xllm.stage1.heads import StageOneHeadsMixin
 from xllm.modeling_xllm.stage1.qformer_objectives import (
+    any_rank,
     captioning_loss,
     common_sizes,
     contrastive_loss,
@@ -289,7 +290,7 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
         labels = torch.cat([torch.ones_like(own), torch.zeros_like(own), torch.zeros_like(own)])
         # Positives alone teach nothing but "always together": without a negative the whole term is skipped. The graph
         # stays, so that no parameter lacks a gradient on one rank only.
-        any_found = (text_found | item_found).any().expand(B)
+        any_found = any_rank((text_found | item_found).any()).expand(B)
         return matching_loss(logits, labels, torch.cat([any_found, item_found, text_found]))
 
     def _check_text(self, input_ids, attention_mask=None, items: int | None = None) -> torch.Tensor:

@@ -79,16 +79,36 @@ def draw_hard_negatives(
     return indices, found
 
 
+def mean_over_ranks(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a mean over the items of all ranks: the mean of the parts is the sum of the `total`s over
+    the sum of the `count`s; 0 if there is no item.
+    """
+    if world_size() > 1:
+        count = count.clone()
+        distributed.all_reduce(count)
+        total = total * world_size()
+    return total / count.clamp(min=1)
+
+
+def any_rank(condition: torch.Tensor) -> torch.Tensor:
+    """Whether a condition `()` holds on any rank."""
+    if world_size() == 1:
+        return condition
+    count = condition.long()
+    distributed.all_reduce(count)
+    return count > 0
+
+
 def matching_loss(logits: torch.Tensor, labels: torch.LongTensor, kept: torch.BoolTensor) -> torch.Tensor:
-    """ITM: mean cross-entropy of `logits (rows, 2)` over the `kept (rows,)` rows, 0 if none is; label 1 = together."""
+    """ITM: mean cross-entropy of `logits (rows, 2)` over all ranks' `kept (rows,)` rows; label 1 = together."""
     losses = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
-    return (losses * kept).sum() / kept.sum().clamp(min=1)
+    return mean_over_ranks((losses * kept).sum(), kept.sum())
 
 
 def captioning_loss(logits: torch.Tensor, targets: torch.LongTensor, label_smoothing: float = 0.1) -> torch.Tensor:
-    """ITG: mean cross-entropy over the real target tokens, (tokens, V) and (tokens,); 0 if there is none."""
+    """ITG: mean cross-entropy over all ranks' real target tokens, (tokens, V) and (tokens,)."""
     total = nn.functional.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing, reduction="sum")
-    return total / max(targets.shape[0], 1)
+    return mean_over_ranks(total, torch.tensor(targets.shape[0], device=targets.device))
 
 
 def world_rank() -> int:

@@ -1,6 +1,13 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Which modalities a parameter belongs to, and what steps leave alone; see test_two_processes.py for real ones."""
+"""Which modalities a parameter belongs to, what steps leave alone, which engines are refused, how a run that was saved
+by other processes goes on; see test_two_processes.py for real ones.
+"""
 
+import json
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import pytest
 import torch
 from tiny import tiny_model
 from torch.utils.data import DataLoader
@@ -9,6 +16,11 @@ from transformers import TrainingArguments
 from xllm import freeze_for_stage
 from xllm.training.data.dataset import ChatDataset
 from xllm.training.data.samples import Sample
+from xllm.training.recipes.strict import RecipeError
+from xllm.training.saving.checkpoints import MANIFEST
+from xllm.training.saving.folders import ResumeError
+from xllm.training.saving.lineage import FrozenTensorError
+from xllm.training.trainers.engines import check_engine, deepspeed_settings, engine_copy
 from xllm.training.trainers.processes import first_alone, users_of_parameters
 from xllm.training.trainers.trainer import XLLMTrainer
 
@@ -69,3 +81,113 @@ def test_the_epoch_reaches_workers_that_live_on(tiny_processor):
     assert epochs[0] != epochs[1] != epochs[2]
     data.set_epoch(1)
     assert [(data[index]["where"], data[index]["messages"]) for index in range(len(data))] == epochs[1]
+
+
+NEEDS_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+ZERO = {"zero_optimization": {"stage": 2}}
+
+
+@NEEDS_DEEPSPEED
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("{", "is not a JSON file that can be read"),
+        (json.dumps({}), "has no zero_optimization"),
+        (json.dumps({**ZERO, "optimizer": {"type": "AdamW"}}), "has 'optimizer' of its own, .* leave it out"),
+        (json.dumps({**ZERO, "scheduler": {}}), "has 'scheduler' of its own"),
+        (None, "is not a JSON file that can be read"),
+    ],
+)
+def test_configurations_of_deepspeed_that_are_refused(written, message, tmp_path):
+    path = tmp_path / "zero.json"
+    if written is not None:
+        path.write_text(written)
+    with pytest.raises(RecipeError, match=message):
+        deepspeed_settings(str(path))
+
+
+@NEEDS_DEEPSPEED
+def test_a_configuration_of_deepspeed_gets_what_the_recipe_says(tmp_path):
+    path = tmp_path / "zero.json"
+    path.write_text(json.dumps({**ZERO, "gradient_clipping": 0.5}))
+    settings = deepspeed_settings(str(path))
+    assert settings["gradient_clipping"] == 0.5
+    assert settings["gradient_accumulation_steps"] == settings["train_micro_batch_size_per_gpu"] == "auto"
+
+
+def test_deepspeed_that_is_not_installed_is_said(monkeypatch):
+    monkeypatch.setattr("xllm.training.trainers.engines.is_deepspeed_available", lambda: False)
+    with pytest.raises(RecipeError, match=r"pip install 'xllm-transformers\[deepspeed\]'"):
+        deepspeed_settings(ZERO)
+
+
+def arguments_of(engine: str, processes: int = 2, device: str = "cuda", version: int = 2) -> SimpleNamespace:
+    """What `check_engine` reads of `TrainingArguments`, also where there is no such device."""
+    is_fsdp = engine == "fsdp"
+    return SimpleNamespace(
+        deepspeed_plugin=None if is_fsdp else SimpleNamespace(zero_stage=int(engine[-1])),
+        fsdp_plugin_args={"fsdp_version": version} if is_fsdp else None,
+        fsdp_config={},
+        world_size=processes,
+        device=torch.device(device),
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "how", "message"),
+    [
+        (("zero2", 1), {}, "trainer.deepspeed: there is one process; start it with torchrun"),
+        (("fsdp", 1), {}, "trainer.fsdp: there is one process"),
+        (("fsdp", 2, "cpu"), {}, "trainer.fsdp: accelerate shards no model on cpu"),
+        (("fsdp", 2, "cuda", 1), {}, "only version 2 of FSDP is known"),
+        (("zero3",), {"caches": True}, "data.cache_features makes one process run modules"),
+        (("fsdp",), {"distills": True}, "distill makes one process run modules"),
+        (("zero1",), {"is_quantized": True}, "a quantised language model cannot be divided"),
+    ],
+)
+def test_engines_that_cannot_train_a_stage_are_refused(arguments, how, message):
+    how = {"caches": False, "distills": False, **how}
+    model = SimpleNamespace(is_quantized=how.pop("is_quantized", False))
+    with pytest.raises(RecipeError, match=message):
+        check_engine(arguments_of(*arguments), model, **how)
+
+
+@pytest.mark.parametrize("engine", ["fsdp", "zero1", "zero2", "zero3"])
+def test_engines_that_can(engine):
+    check_engine(arguments_of(engine), SimpleNamespace(is_quantized=False), engine == "zero2", engine == "zero2")
+
+
+def test_what_an_engine_has_trained_comes_home(tmp_path):
+    """The copy has tensors of its own, as an engine's has; a frozen one that has moved is an error."""
+    model = tiny_model()
+    freeze_for_stage(model, 2)
+    trainer = make_trainer(engine_copy(model), tmp_path)
+    trainer.home = model
+    for parameter in trainer.model.parameters():
+        parameter.data = parameter.data.clone() + (1.0 if parameter.requires_grad else 0.0)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    trainer.bring_home()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name] + 1.0 if parameter.requires_grad else before[name])
+    trainer.model.lm_head.weight.data[0] += 1.0
+    with pytest.raises(FrozenTensorError, match=r"1 frozen tensors have moved, nothing was saved: lm_head.weight"):
+        trainer.bring_home()
+
+
+def test_a_checkpoint_of_another_engine_is_refused(tmp_path, caplog):
+    trainer = make_trainer(tiny_model(), tmp_path)
+    manifest = tmp_path / MANIFEST
+    manifest.write_text(json.dumps({"processes": 1, "engine": "zero2"}))
+    with pytest.raises(ResumeError, match=r"saved with zero2, this run has neither of trainer.deepspeed and trainer"):
+        trainer._check_shape(str(tmp_path))
+    manifest.write_text(json.dumps({"processes": 2, "engine": ""}))
+    trainer._check_shape(str(tmp_path))
+    assert "saved by 2 processes and goes on with 1" in caplog.text
+
+
+def test_an_engine_goes_on_with_as_many_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr("xllm.training.saving.checkpoints.engine_of", lambda args: "zero3")
+    trainer = make_trainer(tiny_model(), tmp_path)
+    (tmp_path / MANIFEST).write_text(json.dumps({"processes": 2, "engine": "zero3"}))
+    with pytest.raises(ResumeError, match="saved by 2 processes, each its part; go on with as many"):
+        trainer._check_shape(str(tmp_path))

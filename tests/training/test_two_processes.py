@@ -3,8 +3,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from xllm import XLLMForConditionalGeneration
 
@@ -43,83 +46,214 @@ def test_any_mixture_of_modalities_is_trained_as_by_one_process(kind):
     assert last["worst"] <= 1e-6
 
 
-@pytest.fixture
-def recipe(tiny_checkpoint, media, tmp_path) -> Path:
-    """Two stages over a ChatGLM without dropout; two epochs, whose prompts are drawn anew."""
+ENGINES = ["ddp", "fsdp", "zero2", "zero3"]
+SEVERAL = str(ROOT / "tests/several_runs.py")
+
+
+def several(folder: Path, *lines, processes: int = 2, limit: int = 600) -> subprocess.CompletedProcess:
+    """Command lines of `xllm`, see several_runs.py, on one process or on several."""
+    path = folder / "lines.json"
+    path.write_text(json.dumps(lines))
+    return run(*(TORCHRUN if processes > 1 else ()), SEVERAL, str(path), limit=limit)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_checkpoint, media, tmp_path_factory) -> Path:
+    """A ChatGLM without dropout in `model`, pictures, clips and texts, DeepSpeed's configurations."""
+    folder = tmp_path_factory.mktemp("processes")
     model = XLLMForConditionalGeneration.from_pretrained(tiny_checkpoint)
     for row in model.config.modalities.values():
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "cif_dropout"):
             if hasattr(row.converter_config, name):
                 setattr(row.converter_config, name, 0.0)
-    for path in tiny_checkpoint.iterdir():
-        (tmp_path / "model").mkdir(exist_ok=True)
-        (tmp_path / "model" / path.name).write_bytes(path.read_bytes())
-    model.save_pretrained(tmp_path / "model")
+    shutil.copytree(tiny_checkpoint, folder / "model")
+    model.save_pretrained(folder / "model")
     for index in range(4):
         picture = np.random.default_rng(index).integers(0, 255, (32, 32, 3), dtype=np.uint8)
-        Image.fromarray(picture).save(tmp_path / f"{index}.png")
-    pictures = "".join(f"{index}.png,red {index}\n" for index in range(4))
-    (tmp_path / "pictures.csv").write_text(f"file,text\n{pictures}")
-    (tmp_path / "speech.csv").write_text("file,text\n" + f"{media}/low.wav,lo\n{media}/high.wav,hi\n" * 2)
+        Image.fromarray(picture).save(folder / f"{index}.png")
+    captions = ("a", "red dog", "one of many words", "b c")  # a mean of means over processes is not that of all words
+    (folder / "pictures.csv").write_text("file,text\n" + "".join(f"{i}.png,{c}\n" for i, c in enumerate(captions)))
+    (folder / "speech.csv").write_text("file,text\n" + f"{media}/low.wav,lo\n{media}/high.wav,hi\n" * 2)
+    for stage in (2, 3):
+        zero = {"stage": stage, "stage3_param_persistence_threshold": 0}
+        (folder / f"zero{stage}.json").write_text(json.dumps({"zero_optimization": zero}))
+    return folder
+
+
+def engine_of(kind: str, folder: Path) -> list[str]:
+    """What is added to a command line."""
+    if kind.startswith("zero") and find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed")
+    known = {"ddp": [], "fsdp": ["trainer.fsdp=true"]}
+    return known.get(kind, [f"trainer.deepspeed={folder / kind}.json"])
+
+
+# With its usual epsilon Adam blows up the rounding of the smallest gradients.
+TRAINER = {
+    "num_train_epochs": 2, "per_device_train_batch_size": 1, "learning_rate": 0.5, "adam_epsilon": 1.0,
+    "weight_decay": 0.1, "logging_steps": 1, "use_cpu": True, "save_steps": 1,
+}  # fmt: skip
+
+
+def write_recipe(folder: Path, name: str, stages: list[dict]) -> str:
+    path = folder / f"{name}.yaml"
+    path.write_text(json.dumps({"model": str(folder / "model"), "trainer": TRAINER, "stages": stages}))
+    return str(path)
+
+
+def sources(folder: Path) -> list[dict]:
+    """Pictures and speech, whose prompts are drawn anew in each epoch."""
     prompts = ["one", "two", "three", ""]
-    sources = [{"path": str(tmp_path / f"{name}.csv"), "prompts": prompts} for name in ("pictures", "speech")]
+    common = {"prompts": prompts, "text_equivalent": "{text}"}
+    return [{"path": str(folder / f"{name}.csv"), **common} for name in ("pictures", "speech")]
+
+
+@pytest.fixture(scope="module")
+def recipe(folder) -> str:
+    """All three stages, of speech, of pictures, and of both."""
+    pictures = str(folder / "pictures.csv")
+    evaluation = {"name": "all", "task": "qa", "data": pictures, "max_new_tokens": 1}
     stages = [
-        {"stage": 1, "modalities": ["speech"], "data": {"train": str(tmp_path / "speech.csv")}},
+        {"stage": 1, "modalities": ["speech"], "data": {"train": str(folder / "speech.csv")}},
         {
-            "stage": 3,
-            "data": {"train": sources},
-            "evaluate": {"name": "all", "task": "qa", "data": str(tmp_path / "pictures.csv"), "max_new_tokens": 1},
+            "stage": 1,
+            "modalities": ["image"],
+            "data": {"train": pictures},
+            "trainer": {"per_device_train_batch_size": 2},
         },
+        {"stage": 2, "data": {"train": sources(folder), "eval": pictures}},
+        {"stage": 3, "data": {"train": sources(folder)}, "evaluate": evaluation},
     ]
-    trainer = {
-        "num_train_epochs": 2, "per_device_train_batch_size": 1, "learning_rate": 1e-3, "weight_decay": 0.1,
-        "logging_steps": 1, "use_cpu": True, "save_strategy": "epoch",
-    }  # fmt: skip
-    path = tmp_path / "recipe.yaml"
-    path.write_text(json.dumps({"model": str(tmp_path / "model"), "trainer": trainer, "stages": stages}))
-    return path
+    return write_recipe(folder, "recipe", stages)
+
+
+# What one process says to take the steps that two take; the contrast of stage 1 is between all that is in a step.
+ALONE = "trainer.gradient_accumulation_steps=2"
+CONTRAST = ["stages.1.trainer.per_device_train_batch_size=4", "stages.1.trainer.gradient_accumulation_steps=1"]
+
+
+@pytest.fixture(scope="module")
+def one(recipe, folder) -> Path:
+    """The run of one process."""
+    several(folder, ["train", recipe, f"output_dir={folder / 'one'}", ALONE, *CONTRAST], processes=1)
+    return folder / "one"
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return XLLMForConditionalGeneration.from_pretrained(folder).state_dict()
+    model = XLLMForConditionalGeneration.from_pretrained(folder)
+    heads = [load_file(path) for path in folder.glob("*heads.safetensors")]
+    return {name: tensor for part in [model.state_dict(), *heads] for name, tensor in part.items()}
 
 
-@pytest.mark.slow
-def test_a_recipe_of_two_stages_gives_what_one_process_gives(recipe, tmp_path):
-    """What no data feeds, the video interface, is not decayed either."""
-    train = ("-m", "xllm", "train", str(recipe))
-    run(*train, f"output_dir={tmp_path / 'one'}", "trainer.gradient_accumulation_steps=2")
-    done = run(*TORCHRUN, *train, f"output_dir={tmp_path / 'two'}")
-    assert done.stdout.count("last loss") == 2  # a line per stage, of the first process
-    assert done.stderr.count("stage 3 (image+speech+video): step 4/8") == 1
-    folders = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert folders == sorted(path.name for path in (tmp_path / "two").iterdir())
-    before = weights_of(tmp_path / "model")
-    for name in folders:
-        one, two = weights_of(tmp_path / "one" / name), weights_of(tmp_path / "two" / name)
-        update = sum(float((one[key] - before[key]).double().square().sum()) for key in one)
-        assert update > 1e-4
-        assert sum(float((one[key] - two[key]).double().square().sum()) for key in one) <= 1e-12 * update
-        assert all(torch.equal(two[key], before[key]) for key in two if ".video." in key)
-        configs = [json.loads((tmp_path / run_ / name / "config.json").read_text()) for run_ in ("one", "two")]
-        assert configs[0]["lineage"] == configs[1]["lineage"]
-        receipts = [(tmp_path / run_ / name / "frozen.json").read_text() for run_ in ("one", "two")]
-        assert receipts[0] == receipts[1]
-    results = [json.loads((tmp_path / run_ / folders[1] / "results.json").read_text()) for run_ in ("one", "two")]
+def difference(before: dict, one: dict, two: dict) -> float:
+    """How far `two` is from `one`, relative to how far that went; they hold the same, and went somewhere."""
+    assert one.keys() == two.keys()
+    moved = sum(float((one[key] - before[key]).double().square().sum()) for key in one.keys() & before.keys())
+    assert moved > 1e-6
+    return (sum(float((one[key] - two[key]).double().square().sum()) for key in one) / moved) ** 0.5
+
+
+STAGES = ("stage1-speech", "stage1-image", "stage2-all", "stage3")
+
+
+def compare(one: Path, two: Path, before: Path) -> None:
+    """Every stage of two runs: weights, heads, lineage, receipt, and the files that a stage leaves."""
+    start = weights_of(before)
+    for name in STAGES:
+        assert difference(start, weights_of(one / name), weights_of(two / name)) <= 1e-6, name
+        lineages = [json.loads((run / name / "config.json").read_text())["lineage"] for run in (one, two)]
+        for entries in zip(*lineages, strict=True):  # fingerprints of what was trained are bits
+            kept = [{key: entry[key] for key in ("stage", "modalities", "data")} for entry in entries]
+            assert kept[0] == kept[1]
+        receipts = [json.loads((run / name / "frozen.json").read_text()) for run in (one, two)]
+        assert receipts[0]["tensors"].keys() == receipts[1]["tensors"].keys()
+        assert all(receipt["before"] == receipt["after"] for receipt in receipts)
+        files = [sorted(path.name for path in (run / name).iterdir()) for run in (one, two)]
+        assert files[0] == files[1]
+    results = [json.loads((run / "stage3" / "results.json").read_text()) for run in (one, two)]
     assert results[0] == results[1]
-    assert len((tmp_path / "two" / folders[1] / "log.jsonl").read_text().splitlines()) == 9
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_features_of_pictures(recipe, tmp_path):
+@pytest.mark.parametrize("kind", ENGINES)
+def test_all_stages_of_a_recipe_give_what_one_process_gives(kind, recipe, one, folder):
+    """Saved as ordinary checkpoints, evaluated, described; the first process alone prints."""
+    done = several(folder, ["train", recipe, f"output_dir={folder / kind}", *engine_of(kind, folder)])
+    compare(one, folder / kind, folder / "model")
+    assert len(done.stdout.splitlines()) == 5  # a line per stage, and one of the evaluation
+    assert done.stderr.count("stage 3 (image+speech+video): step 4/8") == 1
+    before, after = weights_of(folder / "model"), weights_of(folder / kind / "stage3")
+    assert all(torch.equal(after[key], before[key]) for key in after if ".video." in key)  # what no data feeds
+    log = [json.loads(line) for line in (folder / kind / "stage2-all" / "log.jsonl").open()]
+    assert sum("eval_loss" in entry for entry in log) == 2
+    assert sum("loss" in entry for entry in log) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ENGINES)
+def test_a_process_killed_in_the_middle_ends_the_run_and_it_goes_on(kind, recipe, one, folder):
+    """SIGKILL for the second process in step 6 of stage 2."""
+    line = ["train", recipe, f"output_dir={folder / 'killed'}-{kind}", *engine_of(kind, folder)]
+    begun = time.monotonic()
+    with pytest.raises(AssertionError, match="Signal 9"):
+        several(folder, {"kill": [1, 6]}, line)
+    assert time.monotonic() - begun < 300
+    done = several(folder, [*line, "--resume"])
+    assert "stage2-all/checkpoint-5" in done.stderr
+    compare(one, Path(f"{folder / 'killed'}-{kind}"), folder / "model")
+
+
+# Name -> a stage, and what it adds to the command line of one process.
+WAYS = {
+    "lora and rates": {
+        "stage": 3,
+        "lora": {"r": 2},
+        "optim": [{"match": "*.adapter", "lr": 1e-2}, {"match": "re:.*lora_B.*", "lr": 5e-3, "weight_decay": 0.0}],
+    },
+    "merged": {"stage": 3, "lora": {"r": 2, "dora": True, "merge": True}},
+    "reset": {"stage": 2, "reset": ["image"], "modalities": ["image", "speech"]},
+    "distilled": {"stage": 3, "distill": {"weight": 0.5}},
+}
+
+
+def ways(folder: Path, names, output: Path, *added: str) -> list[list[str]]:
+    """A command line for each of the named ways."""
+    lines = []
+    for name in names:
+        data = {"train": sources(folder)}
+        path = write_recipe(folder, name, [{**WAYS[name], "data": data, "name": "stage"}])
+        lines.append(["train", path, f"output_dir={output / name}", *added])
+    return lines
+
+
+@pytest.fixture(scope="module")
+def ways_of_one(folder) -> Path:
+    several(folder, *ways(folder, WAYS, folder / "ways", ALONE), processes=1)
+    return folder / "ways"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ENGINES)
+def test_adapters_rates_and_teachers_give_what_one_process_gives(kind, ways_of_one, folder):
+    names = [name for name in WAYS if name != "distilled" or kind in ("ddp", "zero2")]
+    several(folder, *ways(folder, names, folder / f"ways-{kind}", *engine_of(kind, folder)))
+    before = weights_of(folder / "model")
+    for name in names:
+        mine, other = weights_of(ways_of_one / name / "stage"), weights_of(folder / f"ways-{kind}" / name / "stage")
+        assert difference(before, mine, other) <= 1e-6, name
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_features_of_pictures(recipe, folder):
     """Four pictures in two epochs of stage 3, read by whichever process gets them: the weights are the same."""
-    train = (*TORCHRUN, "-m", "xllm", "train", str(recipe))
-    run(*train, f"output_dir={tmp_path / 'without'}")
-    run(*train, f"output_dir={tmp_path / 'with'}", f"stages.1.data.cache_features={tmp_path / 'features'}")
-    for folder in sorted((tmp_path / "without").iterdir()):
-        without, cached = weights_of(folder), weights_of(tmp_path / "with" / folder.name)
-        assert [key for key, value in without.items() if not torch.equal(value, cached[key])] == []
-        entries = [json.loads(line) for line in (tmp_path / "with" / folder.name / "log.jsonl").open()]
+    data = {"train": sources(folder)}
+    path = write_recipe(folder, "cached", [{"stage": 3, "data": data}])
+    without = ["train", path, f"output_dir={folder / 'without'}"]
+    cached = ["train", path, f"output_dir={folder / 'with'}", f"data.cache_features={folder / 'features'}"]
+    several(folder, without, cached)
+    weights = [weights_of(folder / name / "stage3") for name in ("without", "with")]
+    assert [key for key, value in weights[0].items() if not torch.equal(value, weights[1][key])] == []
+    entries = [json.loads(line) for line in (folder / "with" / "stage3" / "log.jsonl").open()]
     assert entries[-1]["features_read"] > 0
     assert "features_damaged" not in entries[-1]
 

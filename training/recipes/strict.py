@@ -141,6 +141,7 @@ def _training_arguments() -> dict[str, Any]:
     from transformers import TrainingArguments
 
     hints = get_type_hints(TrainingArguments)
+    hints["fsdp"] = bool | hints["fsdp"]  # as its documentation has it
     return {item.name: hints[item.name] for item in fields(TrainingArguments) if item.init}
 
 

@@ -27,8 +27,10 @@ from transformers.utils import CONFIG_NAME, logging
 
 from xllm.modeling_xllm.tower_sources import part_of
 from xllm.modeling_xllm.weight_files import RECORD, digests, read_json, write_json
+from xllm.training.saving.folders import ResumeError
 from xllm.training.saving.lineage import FreezeReceipt
 from xllm.training.stages import adapter_parameters
+from xllm.training.trainers.engines import engine_of
 
 
 logger = logging.get_logger(__name__)
@@ -211,7 +213,8 @@ class WholeCheckpoints(Trainer):
         if str(self.state.best_model_checkpoint).startswith(str(saving)):
             self.state.best_model_checkpoint = str(folder / name)
             self.state.save_to_json(str(saving / name / TRAINER_STATE_NAME))
-        seal(saving / name, processes=self.args.world_size, skipped=self.skipped(), learns=self.learns)
+        facts = {"processes": self.args.world_size, "engine": engine_of(self.args)}
+        seal(saving / name, **facts, skipped=self.skipped(), learns=self.learns)
         if (folder / name).exists():  # the same step, saved again with its evaluation
             os.replace(folder / name, saving / "before")
         os.replace(saving / name, folder / name)
@@ -233,15 +236,31 @@ class WholeCheckpoints(Trainer):
             self.receipt.write(output_dir or str(self.args.output_dir))
 
     def last_checkpoint(self) -> str | None:
-        """Where to go on, the same on every rank; see `last_whole_checkpoint`."""
+        """Where to go on, the same on every rank; see `last_whole_checkpoint`.
+
+        Raises:
+            ResumeError: the engine is another, or holds the model on another number of processes.
+        """
         found = last_whole_checkpoint(Path(str(self.args.output_dir))) if self.args.should_save else None
         path = broadcast_object_list([None if found is None else str(found)])[0]
-        if path is not None and (saved := read_json(Path(path, MANIFEST))["processes"]) != self.args.world_size:
-            logger.warning(
-                f"{path} was saved by {saved} processes and goes on with {self.args.world_size}: the weights will not "
-                "be bit for bit those of an uninterrupted run"
-            )
+        if path is not None:
+            self._check_shape(path)
         return path
+
+    def _check_shape(self, path: str) -> None:
+        now, engine = self.args.world_size, engine_of(self.args)
+        saved = {"engine": engine, **read_json(Path(path, MANIFEST))}
+        if saved["engine"] != engine:
+            names = [one or "neither of trainer.deepspeed and trainer.fsdp" for one in (saved["engine"], engine)]
+            raise ResumeError(f"{path} was saved with {names[0]}, this run has {names[1]}; go on with the former")
+        if saved["processes"] == now:
+            return
+        if engine:
+            raise ResumeError(f"{path} was saved by {saved['processes']} processes, each its part; go on with as many")
+        logger.warning(
+            f"{path} was saved by {saved['processes']} processes and goes on with {now}: the weights will not be bit "
+            "for bit those of an uninterrupted run"
+        )
 
     def _run_epoch(self, *args, **kwargs):
         if hasattr(self.train_dataset, "set_epoch"):  # accelerate's data loader does not always pass it on

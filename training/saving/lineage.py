@@ -37,6 +37,16 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
+def raise_if_moved(moved: list[str]) -> None:
+    """Raises a `FrozenTensorError` that names some of the frozen tensors that have `moved`, if any have."""
+    if moved:
+        some = ", ".join(moved[:3]) + (" ..." if len(moved) > 3 else "")
+        raise FrozenTensorError(
+            f"{len(moved)} frozen tensors have moved, nothing was saved: {some}; only what freeze_for_stage "
+            "declares may be trained"
+        )
+
+
 def _over(hashes: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
@@ -65,12 +75,7 @@ class FreezeReceipt:
             FrozenTensorError: a tensor has moved, or is no longer frozen; the message names it.
         """
         after = self._hashes()
-        if moved := sorted(name for name, value in self.before.items() if after.get(name) != value):
-            some = ", ".join(moved[:3]) + (" ..." if len(moved) > 3 else "")
-            raise FrozenTensorError(
-                f"{len(moved)} frozen tensors have moved, nothing was saved: {some}; only what freeze_for_stage "
-                "declares may be trained"
-            )
+        raise_if_moved(sorted(name for name, value in self.before.items() if after.get(name) != value))
         self.checked = {"tensors": len(after), "sha256": _over(after)}
         return self.checked
 
@@ -157,4 +162,4 @@ def lineage_entry(
 
 
 __all__ = ["FreezeReceipt", "FrozenTensorError", "adapter_entry", "adapter_fingerprint", "data_fingerprint"]
-__all__ += ["interfaces_fingerprint", "lineage_entry"]
+__all__ += ["interfaces_fingerprint", "lineage_entry", "raise_if_moved"]

@@ -40,6 +40,7 @@ class Guards(Trainer):
     """Stops at NaN and Inf in loss or gradients, and where no gradient arrives; see the module's first lines."""
 
     model: Any
+    home: Any  # see EngineTrainer
     title = "training"
     learns = False  # whether a gradient has arrived, in this run or in the one it goes on with
 
@@ -143,9 +144,9 @@ class Guards(Trainer):
             for name, tensor in inputs.items():
                 if not _is_finite(tensor):
                     return f"the input {name} is not finite"
-            if text := self._run_again(model, inputs):
+            if self.home is None and (text := self._run_again(model, inputs)):
                 return text
-        return ""
+        return "" if self.home is None else "in which module is not told where FSDP or DeepSpeed holds the model"
 
     def _run_again(self, model, inputs: dict) -> str:
         outputs: list[str] = []

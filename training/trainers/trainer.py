@@ -14,6 +14,7 @@ from xllm.training.feature_cache import FeatureCache
 from xllm.training.saving.checkpoints import WholeCheckpoints
 from xllm.training.saving.lineage import FreezeReceipt
 from xllm.training.trainers.distill_trainer import DistillTrainer
+from xllm.training.trainers.engines import EngineTrainer
 from xllm.training.trainers.guards import Guards
 from xllm.training.trainers.optim_groups import OptimSpec, split_groups
 from xllm.training.trainers.processes import SharedSteps
@@ -21,7 +22,7 @@ from xllm.training.trainers.stream_trainer import StreamTrainer
 from xllm.training.trainers.watch import Watch
 
 
-class XLLMTrainer(DistillTrainer, Watch, Guards, SharedSteps, StreamTrainer, WholeCheckpoints):
+class XLLMTrainer(DistillTrainer, Watch, Guards, SharedSteps, StreamTrainer, WholeCheckpoints, EngineTrainer):
     """Logs losses by modality and by source (`watch`), stops at nonsense (`guards`), makes of several processes' steps
     those of one (`processes`), reads streams, and writes each checkpoint as a whole.
     """

@@ -24,7 +24,8 @@ def run(args: argparse.Namespace) -> None:
     how = {"trust_remote_code": args.trust_remote_code, "resume": args.resume}
     if args.check:
         stages = check(args.recipe, args.overrides, **how)
-        sys.stdout.write("".join(f"{line}\n" for line in stages))
+        if is_first():
+            sys.stdout.write("".join(f"{line}\n" for line in stages))
         return
     result = train(args.recipe, args.overrides, **how)
     if not is_first():
