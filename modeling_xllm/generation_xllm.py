@@ -28,9 +28,8 @@ from .x2l_interfaces import X2LOutput
 def hide_gaps(cache: Any, attention_mask: torch.Tensor) -> torch.Tensor:
     """The attention mask `(B, M)` of a text that begins in `cache`, 0 also at the placeholders there that no token
     fills. Another number of rows than the cache's is a `ValueError`."""
-    if not hasattr(cache, "attended") or attention_mask.dim() != 2:
+    if attention_mask.dim() != 2 or (held := CacheNote.read(cache, "attended")) is None:
         return attention_mask
-    held = cache.attended.of(cache)
     if held.shape[0] not in (1, attention_mask.shape[0]):
         raise ValueError(f"past_key_values hold {held.shape[0]} rows, got a text of {attention_mask.shape[0]}")
     return attention_mask * nn.functional.pad(held, (0, attention_mask.shape[1] - held.shape[1]), value=1)
@@ -41,7 +40,7 @@ def remember_gaps(cache: Any, attention_mask: torch.Tensor) -> None:
     if cache is not None and cache.get_seq_length() > 0:
         keys = [layer.keys for layer in cache.layers if getattr(layer, "keys", None) is not None]
         beams = max(1, keys[0].shape[0] // attention_mask.shape[0]) if keys else 1
-        cache.attended = CacheNote(attention_mask.repeat_interleave(beams, dim=0).long())
+        cache.attended = CacheNote([attention_mask.repeat_interleave(beams, dim=0).long()])
 
 
 class XLLMGenerationMixin(LanguageModelGenerationMixin):

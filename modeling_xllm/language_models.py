@@ -12,7 +12,6 @@ times the placeholders that it fires: most of a step, otherwise.)
 Legend: B rows, L tokens, R most real tokens in a row, D width, V vocabulary.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -163,16 +162,19 @@ class PrefixLanguageModel(LanguageModel):
         return self.mask(**given, token_type_ids=token_type_ids if is_first_iteration else None)
 
 
-@dataclass(slots=True)
-class CacheNote:
-    """A tensor `(..., M)` about the M tokens of a cache, kept with it; in a slot, for its attributes are exported."""
+class CacheNote(frozenset):
+    """A tensor `(..., M)` about the M tokens of a cache, kept as an attribute of it; in a frozen set, which exporters
+    carry along without taking it for an output of the model."""
 
-    tensor: torch.Tensor
-
-    def of(self, cache: Cache) -> torch.Tensor:
-        """The tensor as long as the cache is at most, which may have been cropped."""
-        self.tensor = self.tensor[..., : int(cache.get_seq_length())]
-        return self.tensor
+    @staticmethod
+    def read(cache: Cache, name: str) -> torch.Tensor | None:
+        """The tensor, if there is one, as long as the cache at most, which may have been cropped."""
+        if (note := getattr(cache, name, None)) is None:
+            return None
+        (tensor,) = note
+        tensor = tensor[..., : int(cache.get_seq_length())]
+        setattr(cache, name, CacheNote([tensor]))
+        return tensor
 
 
 LANGUAGE_MODELS: dict[str, type[LanguageModel]] = {}

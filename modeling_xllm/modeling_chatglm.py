@@ -352,7 +352,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         cache: Any = past_key_values
         is_prompt = cache is not None and inputs_embeds.shape[1] > 1 and not torch.compiler.is_compiling()
         if is_prompt and cache.get_seq_length() == 0:
-            cache.first_positions = CacheNote(position_ids)  # what follows without positions goes on from them
+            cache.first_positions = CacheNote([position_ids])  # what follows without positions goes on from them
         mask = PrefixLanguageModel(self.config).mask(inputs_embeds, attention_mask, past_key_values, token_type_ids)
         position_embeddings = self.rotary_emb(position_ids, inputs_embeds.dtype)
         hidden_states = inputs_embeds  # (B, L, hidden size), as behind every layer
@@ -395,8 +395,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
     @staticmethod
     def _positions_behind(past_key_values, past_length, attention_mask, shape) -> torch.LongTensor:
         """Positions `(2, B, L)` that follow those of a cache, which keeps its first ones (`forward`)."""
-        note = getattr(past_key_values, "first_positions", None)
-        first = None if note is None else note.of(past_key_values)
+        first = CacheNote.read(past_key_values, "first_positions")
         if first is None or first.shape[1] != shape[0]:
             hint = "give the position_ids (2, batch, length) of the new ones too, or use generate, which keeps count"
             raise ValueError(f"past_key_values holds {int(past_length)} tokens: {hint}")

@@ -33,6 +33,8 @@ from transformers import (
     TextIteratorStreamer,
 )
 
+from xllm.modeling_xllm.language_models import CacheNote
+
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": -1}
 
@@ -309,7 +311,7 @@ def test_an_answer_goes_on_without_its_media(model, kind):
     cache = DynamicCache(config=text) if kind == "dynamic" else StaticCache(config=text, max_cache_len=room)
     half = {**GREEDY, "max_new_tokens": 3, "past_key_values": cache}
     some = model.generate(input_ids=ids, **media, **half)
-    assert not cache.attended.tensor.all()
+    assert not CacheNote.read(cache, "attended").all()
     assert model.generate(input_ids=some, **half)[:, ids.shape[1] :].tolist() == answer(model, ids, **media)
     cache.reset()
     text_alone = torch.tensor([prompt(TEXT, TEXT, TEXT, TEXT)])
