@@ -348,6 +348,10 @@ class RealTokens:
         """`(B, L, D)` to `(B, R, D)`."""
         return states.gather(1, self.columns[..., None].expand(-1, -1, states.shape[2]))
 
+    def seen(self, *_) -> torch.Tensor:
+        """The attention mask `(B, R)`."""
+        return self.mask.long()
+
     def put_back(self, states: torch.Tensor) -> torch.Tensor:
         """`(B, R, D)` to `(B, L, D)`. Where nothing was computed stands the state of the real token before, so that a
         token behind a gap is predicted from what it follows; zero if there is none.
@@ -356,17 +360,24 @@ class RealTokens:
         return whole.masked_fill(self.place[..., None] < 0, 0)
 
 
-def real_tokens(
+def computes_real_tokens_only(
     model, attention_mask: torch.Tensor | None, past_key_values: Cache | None, use_cache: bool | None, kwargs: dict
-) -> RealTokens | None:
-    """What `model` should compute of a batch, or `None` for all of it: outside training, with a cache or a 4-D mask,
-    where the states of all layers are asked for, in a compiled graph, or where nothing would be saved.
+) -> bool:
+    """Whether padding may be left out: not outside training, with a cache or a 4-D mask, where the states of all
+    layers are asked for, or in a compiled graph.
     """
     names = ("output_hidden_states", "output_attentions")
     wants_states = any(kwargs.get(name, getattr(model.config, name, False)) for name in names)
     if not model.training or past_key_values is not None or use_cache or torch.compiler.is_compiling() or wants_states:
-        return None
-    if attention_mask is None or attention_mask.dim() != 2:
+        return False
+    return attention_mask is not None and attention_mask.dim() == 2
+
+
+def real_tokens(model, attention_mask: torch.Tensor | None, *how) -> RealTokens | None:
+    """What `model` should compute of a batch, or `None` for all of it: where padding may not be left out, or there is
+    none.
+    """
+    if attention_mask is None or not computes_real_tokens_only(model, attention_mask, *how):
         return None
     tokens = RealTokens(attention_mask)
     return tokens if tokens.mask.shape[1] < attention_mask.shape[1] else None

@@ -24,9 +24,10 @@ from transformers.utils import TransformersKwargs, can_return_tuple, torch_compi
 from .cformer import world_size
 from .configuration_xllm import X2LConfig, XLLMConfig
 from .generation_xllm import XLLMGenerationMixin, hide_gaps, remember_gaps
-from .language_models import embed_tokens, find_tokens, language_model_of, logits_and_loss, real_tokens
+from .language_models import embed_tokens, find_tokens, language_model_of, logits_and_loss
 from .modeling_chatglm import ChatGLMLanguageModel
 from .modeling_encoders import FeatureGetters, XLLMEncoderModel, XLLMPreTrainedModel, is_trainable, train_unless_frozen
+from .packing import computed_tokens
 from .x2l_interfaces import X2LOutput, join_items, place_media
 
 
@@ -211,22 +212,23 @@ class XLLMModel(XLLMEncoderModel):
         if position_ids is None:
             layout = {**language.layout(input_ids, attention_mask, past_length), **layout}
         use_cache = False if self.training and use_cache is None else use_cache
-        tokens = real_tokens(self, attention_mask, past_key_values, use_cache, kwargs) if layout else None
-        if tokens is not None:
-            inputs_embeds = tokens.take_states(inputs_embeds)  # (B, L, D) -> (B, R, D)
-            attention_mask = tokens.mask.to(attention_mask.dtype)  # (B, R)
-            layout = {name: tokens.take(value) for name, value in layout.items()}  # (..., B, L) -> (..., B, R)
+        how = kwargs.pop("packing", False), attention_mask, past_key_values, use_cache, kwargs
+        computed, seen = computed_tokens(self, *how) if layout else None, attention_mask
+        if computed is not None:
+            inputs_embeds = computed.take_states(inputs_embeds)  # (B, L, D) -> (B, R, D)
+            layout = {name: computed.take(value) for name, value in layout.items()}  # (..., B, L) -> (..., B, R)
+            seen = computed.seen(language, inputs_embeds, layout)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             past_key_values=past_key_values,
             use_cache=use_cache,
-            **language.inputs(inputs_embeds, attention_mask, past_key_values, layout),
+            **language.inputs(inputs_embeds, seen, past_key_values, layout),
             **kwargs,
         )
         if features is not None and attention_mask.dim() == 2 and not torch.compiler.is_exporting():
             remember_gaps(outputs.past_key_values, attention_mask)
-        if tokens is not None:
-            outputs.last_hidden_state = tokens.put_back(outputs.last_hidden_state)  # (B, R, D) -> (B, L, D)
+        if computed is not None:
+            outputs.last_hidden_state = computed.put_back(outputs.last_hidden_state)  # (B, R, D) -> (B, L, D)
         if self.training and torch.is_grad_enabled() and not outputs.last_hidden_state.requires_grad:
             # Text alone, or media of frozen modalities: nothing is learnt from them, and backward() finds an end.
             outputs.last_hidden_state.requires_grad_(is_trainable(self))
@@ -336,6 +338,7 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
             labels (`(B, L)`): next-token targets, -100 where there is none, as at placeholders; shifted here.
             logits_to_keep (`int` or index tensor): positions to project to the vocabulary; 0 = all, and in train mode
                 with labels only the supervised ones (`logits` is then `None`).
+            packing (`bool`): in training, samples may share rows of the language model; see `packing.py`.
             Further modalities come under the `input_name` and `mask_name` of their row.
 
         Raises:

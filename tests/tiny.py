@@ -136,3 +136,12 @@ def batch_of(rows) -> dict:
         if clips:
             batch[name] = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
     return batch
+
+
+def gradients(model, **batch):
+    """Loss and gradients of a step in train mode; the same dropout each time."""
+    model.zero_grad()
+    torch.manual_seed(0)
+    loss = model(**batch).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

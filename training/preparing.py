@@ -11,6 +11,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils import logging
 
+from xllm.modeling_xllm.packing import packing_problem
 from xllm.modeling_xllm.stage_checkpoints import adapted_layers
 from xllm.training.adapters import begin_lora
 from xllm.training.data.augmentation import Augmentation
@@ -75,6 +76,8 @@ def prepare(model, processor, spec: StageSpec, seed: int, media: dict | None = N
     check_reset(model.config, spec.reset, modalities)
     if stage is not Stage.CONVERT:
         check_optim(model, spec)
+    if spec.data.packing and (problem := packing_problem(model)):
+        raise RecipeError(f"stage {stage.value}.data.packing: {problem}; leave it out")
     _spread(spec)
     augmentation = Augmentation.from_spec(spec.data.augment)
     if spec.data.cache_features is not None:

@@ -221,7 +221,7 @@ def make_trainer(
     collate = {"processor": processor, "task": task, "max_length": data.max_length, "loss_on": data.loss_on}
     if task == "chat":
         collate |= chat_settings(learner.config, learner.generation_config)
-        collate["distills"] = prepared.spec.distill is not None
+        collate |= {"distills": prepared.spec.distill is not None, "packing": data.packing}
     else:
         collate |= {"modality": prepared.modalities[0], "text_tokenizer": learner.tokenizer}
     collator = XLLMDataCollator(augmentation=prepared.augmentation, **collate)

@@ -4,7 +4,7 @@
 import pytest
 import torch
 from fixtures.chatglm_helpers import ROWS, build, pad
-from tiny import EOP, SOP, batch_of, mixed_rows, tiny_model
+from tiny import EOP, SOP, batch_of, gradients, mixed_rows, tiny_model
 
 from xllm import freeze_for_stage
 from xllm.modeling_xllm.language_models import RealTokens
@@ -18,15 +18,6 @@ def test_real_tokens_by_hand():
     assert tokens.put_back(tokens.take_states(states)).flatten(1).tolist() == [[0, 1, 1, 3, 4], [5, 5, 5, 5, 5]]
     positions = torch.stack([torch.arange(10).view(2, 5), torch.arange(10).view(2, 5) + 100])
     assert tokens.take(positions)[1].tolist()[0] == [101, 103, 104]
-
-
-def gradients(model, **batch):
-    """Loss and gradients of a step in train mode; the same dropout each time."""
-    model.zero_grad()
-    torch.manual_seed(0)
-    loss = model(**batch).loss
-    loss.backward()
-    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def assert_same_step(model, batch):

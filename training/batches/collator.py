@@ -103,6 +103,7 @@ class XLLMDataCollator:
         causal (`bool`): the language model is causal: where the template writes earlier answers as they were asked
             for, such a conversation is one row, with its media once and the same losses.
         stop_ids: tokens that generation stops at besides the tokenizer's end token (`generation_config`).
+        packing (`bool`): samples of "chat" share rows of the language model, see `xllm.modeling_xllm.packing`.
         distills (`bool`): "chat" batches get what a teacher reads, see `xllm.training.trainers.distillation`.
         augmentation (`Augmentation`, *optional*): of the log-mel features of samples that have a "seed".
         modality (`str`, *optional*): row of the model that "transcribe" or "contrast" trains; by default any row whose
@@ -125,6 +126,7 @@ class XLLMDataCollator:
         causal: bool = False,
         stop_ids: Collection[int] = (),
         distills: bool = False,
+        packing: bool = False,
     ):
         if task not in TASKS:
             raise ValueError(f"task is {task!r}; choose one of {', '.join(TASKS)}")
@@ -134,6 +136,7 @@ class XLLMDataCollator:
         self.augmentation, self.modality, self.text_tokenizer = augmentation, modality, text_tokenizer
         # A teacher's answers stand in rows of their own, for its prompts have other lengths.
         self.causal, self.stop_ids, self.distills = causal and not distills, tuple(stop_ids), distills
+        self.packing = packing
         # Shared between workers, so that the log can count what any of them has left out.
         self._cuts = torch.zeros(len(CUTS), dtype=torch.long).share_memory_()
 
@@ -157,6 +160,8 @@ class XLLMDataCollator:
         batch: dict[str, Any]
         if self.task == "chat":
             batch, rows = self._chat(rows)
+            if self.packing:
+                batch["packing"] = True
             if self.distills:
                 batch[TEACHER] = self._teacher(rows, [samples[row.owner].get("equivalents") for row in rows])
         else:

@@ -33,6 +33,8 @@ def check_stage(where: str, stage: Any) -> None:
             f"{where}.data.cache_features keeps what a frozen encoder gives, and train_encoder trains it; leave one "
             "of them out"
         )
+    if stage.data.packing and resolve_stage(stage.stage) is Stage.CONVERT:
+        raise RecipeError(f"{where}.data.packing is about rows of the language model; stage 1 has none, leave it out")
     if stage.data.streaming:
         _check_stream(where, stage)
     stage.evaluate = [evaluation for evaluation in stage.evaluate if evaluation.when]

@@ -1,0 +1,129 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Samples of a batch that share rows of the language model in training, none of which sees another.
+
+A batch of samples of unequal lengths is computed as if all were as long as the longest. Packed, its real tokens (of
+speech only what was fired) stand one sample behind the other in fewer rows: each keeps the positions that it has
+alone, and the mask is one of blocks, as transformers makes it of positions that begin anew.
+
+Legend: B samples, L tokens, P rows of W tokens, D width.
+"""
+
+import heapq
+from typing import Any
+
+import torch
+from transformers import Cache
+from transformers.masking_utils import create_causal_mask, create_masks_for_generate
+from transformers.utils.generic import is_flash_attention_requested
+
+from .language_models import (
+    LanguageModel,
+    PrefixLanguageModel,
+    RealTokens,
+    computes_real_tokens_only,
+    real_tokens,
+)
+
+
+MOST_PADDING = 1.05  # positions computed for each real token
+
+
+class PackedTokens:
+    """The attended tokens of B samples, `(B, L)`, moved into P rows of W tokens; in `attention_mask (B, L)` 1 = real.
+
+    Args:
+        width (`int`): of the language model: per token, the products of a layer cost as much as attention to six times
+            as many others. As many rows are made as let both together cost least, a twentieth at most being padding.
+        in_one (`bool`): a single row, for attention that computes nothing between samples (flash attention).
+    """
+
+    def __init__(self, attention_mask: torch.Tensor, width: int, in_one: bool = False):
+        real = attention_mask.bool()
+        place = real.cumsum(1) - 1  # of each column's last real token in its sample
+        rows = _shared_rows(real.sum(1).tolist(), width, in_one)
+        lengths = [sum(length for _, length in row) for row in rows]
+        P, W = len(rows), max(1, *lengths)
+        first = [0] * len(real)  # where each sample begins, row after row
+        for number, row in enumerate(rows):
+            start = number * W
+            for sample, length in row:
+                first[sample], start = start, start + length
+        target = torch.tensor(first, device=real.device)[:, None] + place  # (B, L)
+        self.shape, self.empty = (P, W), place < 0
+        self.target = target.masked_fill(self.empty, 0)
+        self.source = torch.zeros(P * W, dtype=torch.long, device=real.device)  # filled up with a token that is there
+        self.source[target[real]] = real.flatten().nonzero()[:, 0]
+        owners = torch.full((P * W,), -1, device=real.device)
+        owners[target[real]] = real.nonzero()[:, 0]
+        places = torch.zeros(P * W, dtype=torch.long, device=real.device)
+        places[target[real]] = place[real]
+        self.owners, self.places = owners.view(P, W), places.view(P, W)  # sample (-1: none), and place in it
+        self.mask = self.owners >= 0
+
+    def take(self, values: torch.Tensor) -> torch.Tensor:
+        """`(..., B, L)` to `(..., P, W)`, e.g. positions; 0 where no token is."""
+        taken = values.flatten(-2)[..., self.source].unflatten(-1, self.shape)
+        return taken.masked_fill(~self.mask, 0)
+
+    def take_states(self, states: torch.Tensor) -> torch.Tensor:
+        """`(B, L, D)` to `(P, W, D)`."""
+        return states.flatten(0, 1)[self.source].unflatten(0, self.shape)
+
+    def put_back(self, states: torch.Tensor) -> torch.Tensor:
+        """`(P, W, D)` to `(B, L, D)`; see `RealTokens.put_back`."""
+        return states.flatten(0, 1)[self.target].masked_fill(self.empty[..., None], 0)
+
+    def seen(self, language: LanguageModel, inputs_embeds: torch.Tensor, layout: dict[str, torch.Tensor]) -> Any:
+        """What the language model takes as `attention_mask` of `(P, W, D)`: each sample sees itself as ever."""
+        given = {"config": language.config, "inputs_embeds": inputs_embeds, "attention_mask": None}
+        given |= {"past_key_values": None, "position_ids": self.places}
+        types = layout.get("token_type_ids")
+        if isinstance(language, PrefixLanguageModel) and types is not None:
+            return create_causal_mask(**given, block_sequence_ids=self.owners.masked_fill(types != 0, -1))
+        return create_masks_for_generate(**given)
+
+
+def _shared_rows(lengths: list[int], width: int, in_one: bool) -> list[list[tuple[int, int]]]:
+    """Rows of (sample, length), as many as cost least; longest samples first, each into the row that is shortest."""
+    order = sorted(range(len(lengths)), key=lambda sample: -lengths[sample])
+    total, longest = sum(lengths), max(lengths)
+    best, cost = [[(sample, lengths[sample]) for sample in order]], total * (6 * width + total)
+    for number in range(2, 1 if in_one else len(lengths) + 1):
+        heap: list[tuple[int, int]] = [(0, row) for row in range(number)]
+        rows: list[list[tuple[int, int]]] = [[] for _ in range(number)]
+        for sample in order:
+            filled, row = heap[0]
+            rows[row].append((sample, lengths[sample]))
+            heapq.heapreplace(heap, (filled + lengths[sample], row))
+        W = max(filled for filled, _ in heap)
+        own = number * W * (6 * width + W)
+        if own < cost and number * W <= MOST_PADDING * total:
+            best, cost = rows, own
+        if longest == W:  # more rows would be as wide
+            break
+    return best
+
+
+def packing_problem(model: Any) -> str:
+    """Why samples cannot share rows of the language model of an X-LLM, in a few words; empty where they can."""
+    inner = model.model.language_model
+    kind = inner.config.model_type
+    if inner._is_stateful:
+        return f"a {kind} hands a state on from token to token, and with it one sample to the next"
+    if not inner._supports_attention_backend:
+        return f"the attention of a {kind} is its own and may not read the mask that keeps samples apart"
+    return ""
+
+
+def computed_tokens(
+    model, packing: bool, attention_mask: torch.Tensor | None, past_key_values: Cache | None, use_cache, kwargs: dict
+) -> RealTokens | PackedTokens | None:
+    """What `model` computes of a batch: its samples packed, the real tokens of each, or `None` for all of it."""
+    how = past_key_values, use_cache, kwargs
+    if not packing or attention_mask is None or not computes_real_tokens_only(model, attention_mask, *how):
+        return real_tokens(model, attention_mask, *how)
+    config = model.config.get_text_config()
+    return PackedTokens(attention_mask, config.hidden_size, is_flash_attention_requested(config))
+
+
+__all__ = ["PackedTokens", "computed_tokens", "packing_problem"]

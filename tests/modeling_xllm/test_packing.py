@@ -1,0 +1,126 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Samples that share rows of the language model give the loss and the gradients that they give apart."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import EOP, batch_of, gradients, mixed_rows, tiny_model
+from transformers import MambaConfig, MambaModel
+
+from xllm import freeze_for_stage
+from xllm.modeling_xllm.packing import PackedTokens, packing_problem
+
+
+def test_packed_tokens_by_hand():
+    mask = torch.tensor([[0, 1, 0, 1, 1], [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]])
+    ids = torch.tensor([[10, 11, 12, 13, 14], [20, 21, 22, 23, 24], [30, 31, 32, 33, 34], [40, 41, 42, 43, 44]])
+    two = PackedTokens(mask, width=1000)  # as many positions as one row of six, and fewer that attend to each other
+    assert two.take(ids).tolist() == [[11, 13, 14], [30, 31, 20]]
+    assert two.take(torch.stack((ids, ids + 100)))[1].tolist() == [[111, 113, 114], [130, 131, 120]]
+    assert two.places.tolist() == [[0, 1, 2], [0, 1, 0]]
+    assert two.owners.tolist() == [[0, 0, 0], [2, 2, 1]]
+    one = PackedTokens(mask, width=1000, in_one=True)
+    assert one.take(ids).tolist() == [[11, 13, 14, 30, 31, 20]]
+    for packed in (one, two):
+        found = packed.put_back(packed.take_states(ids[..., None].float())).squeeze(-1).int().tolist()
+        assert found == [[0, 11, 11, 13, 14], [20] * 5, [30, 31, 31, 31, 31], [0] * 5]
+
+
+def test_rows_that_are_not_full():
+    """Where attention costs all, there are many rows, of which a twentieth may be padding; where products do, one."""
+    mask = (torch.arange(41) < torch.tensor([41, 20, 20, 19, 21, 40])[:, None]).long()
+    filled = PackedTokens(mask, width=0)
+    assert filled.mask.shape == (4, 41)
+    assert filled.mask.sum() == 161
+    assert filled.take(mask)[~filled.mask].tolist() == [0, 0, 0]
+    assert PackedTokens(mask[:2], width=10_000).mask.shape == (1, 61)
+    states = torch.randn(6, 41, 2)
+    assert torch.equal(filled.put_back(filled.take_states(states))[mask.bool()], states[mask.bool()])
+
+
+def step_batch():
+    """Rows of every kind with answers of different lengths, some of their speech placeholders left empty."""
+    answers = [[30, 31, EOP], [30, EOP], [30, 31, 32, 33, EOP], [EOP], [31, 32, EOP]]
+    rows = [(ids + answer, media) for (ids, media), answer in zip(mixed_rows(), answers)]
+    batch = batch_of(rows)
+    batch["labels"] = torch.full_like(batch["input_ids"], -100)
+    for row, answer in enumerate(answers):
+        batch["labels"][row, -len(answer) - 1 :] = batch["input_ids"][row, -len(answer) - 1 :]
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("text", "how"),
+    [
+        ("chatglm", "sdpa"), ("chatglm", "eager"), ("chatglm", "checkpointing"), ("llama", "sdpa"), ("llama", "eager"),
+        ("qwen3", "sdpa"), ("qwen3", "sliding"),
+    ],
+)  # fmt: skip
+def test_a_packed_step_is_the_same_step(text, how):
+    model = tiny_model(text)
+    if how == "sliding":
+        language = model.config.text_config
+        language.layer_types, language.sliding_window = ["sliding_attention", "full_attention"], 4
+        inner = model.model.language_model
+        inner.has_sliding_layers = True
+        inner.layers[0].self_attn.sliding_window = 4
+    elif how == "eager":
+        model.set_attn_implementation("eager")
+    freeze_for_stage(model, 2)
+    model.train()
+    if how == "checkpointing":
+        model.gradient_checkpointing_enable()
+    batch, shapes = step_batch(), []
+    model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    loss, grads = gradients(model, **batch)
+    packed_loss, packed_grads = gradients(model, **batch, packing=True)
+    torch.testing.assert_close(packed_loss, loss)
+    torch.testing.assert_close(packed_grads, grads, atol=1e-5, rtol=1e-4)
+    assert all(grad.abs().sum() > 0 for name, grad in grads.items() if "adapter" in name)
+    speech = model(**batch).modality_features["speech"]
+    surplus = int((speech.num_placeholders - speech.mask.sum(-1)).sum())
+    real = int(batch["attention_mask"].sum()) - surplus
+    assert surplus > 0
+    (rows, width), (packed_rows, packed_width) = shapes[:2]
+    assert rows == len(batch["input_ids"])
+    assert rows * width > 1.3 * real
+    assert packed_rows * packed_width <= 1.05 * real
+
+
+def test_a_sample_does_not_see_its_neighbours():
+    """Another text in the first sample leaves the losses of the others as they are, to the bit."""
+    model = tiny_model("llama")
+    freeze_for_stage(model, 2)
+    model.train()
+    batch = step_batch()
+    del batch["labels"]
+
+    def states() -> torch.Tensor:
+        torch.manual_seed(0)  # the same dropout in the converters
+        return model.model(**batch, packing=True).last_hidden_state
+
+    before = states()
+    is_text = (batch["input_ids"][0] > 10) & (batch["input_ids"][0] < 20)
+    assert is_text.any()
+    batch["input_ids"][0, is_text] += 1
+    after = states()
+    assert not torch.equal(before[0], after[0])
+    assert torch.equal(before[1:], after[1:])
+
+
+def test_evaluation_and_a_cache_are_not_packed():
+    model, batch = tiny_model("llama"), step_batch()
+    assert torch.equal(model(**batch, packing=True).logits, model(**batch).logits)
+    freeze_for_stage(model, 2)
+    model.train()
+    assert model(**batch, packing=True, use_cache=True).past_key_values.get_seq_length() == batch["input_ids"].shape[1]
+
+
+def test_what_cannot_be_packed_says_why():
+    assert packing_problem(tiny_model("llama")) == packing_problem(tiny_model()) == ""
+    mamba = MambaModel(MambaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, state_size=4))
+    state = packing_problem(SimpleNamespace(model=SimpleNamespace(language_model=mamba)))
+    assert state == "a mamba hands a state on from token to token, and with it one sample to the next"
