@@ -75,7 +75,7 @@ class PackedTokens:
 
     def seen(self, language: LanguageModel, inputs_embeds: torch.Tensor, layout: dict[str, torch.Tensor]) -> Any:
         """What the language model takes as `attention_mask` of `(P, W, D)`: each sample sees itself as ever."""
-        given = {"config": language.config, "inputs_embeds": inputs_embeds, "attention_mask": None}
+        given: Any = {"config": language.config, "inputs_embeds": inputs_embeds, "attention_mask": None}
         given |= {"past_key_values": None, "position_ids": self.places}
         types = layout.get("token_type_ids")
         if isinstance(language, PrefixLanguageModel) and types is not None:

@@ -8,7 +8,9 @@ checked; where interfaces of several runs were put together, their entries stand
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from xllm.training.stages import adapter_parameters, frozen_tensors
 
 
 RECEIPT_NAME = "frozen.json"
+MOST_HASHERS = 8  # threads
 PACKAGE = "xllm-transformers"
 
 
@@ -61,7 +64,9 @@ class FreezeReceipt:
         self.merged: list[str] = []  # frozen tensors that an adapter was put into after the check
 
     def _hashes(self) -> dict[str, str]:
-        return {name: tensor_digest(tensor) for name, tensor in sorted(frozen_tensors(self.model).items())}
+        tensors = dict(sorted(frozen_tensors(self.model).items()))
+        with ThreadPoolExecutor(min(MOST_HASHERS, os.cpu_count() or 1)) as pool:  # hashing releases the interpreter
+            return dict(zip(tensors, pool.map(tensor_digest, tensors.values())))
 
     @property
     def fingerprint(self) -> str:

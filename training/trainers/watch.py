@@ -38,6 +38,7 @@ class Watch(Trainer):
         self._found: defaultdict[str, list[torch.Tensor]] = defaultdict(list)  # since the last entry of the log
         self._logits: torch.Tensor | None = None
         self._sources: list[str] = []
+        self._operations: int | None = None  # of a token, as the log's `total_flos` counts them
 
     def train(self, *args, **kwargs):
         head = self.model.get_output_embeddings()
@@ -48,6 +49,15 @@ class Watch(Trainer):
         finally:
             if hook is not None:
                 hook.remove()
+
+    def floating_point_ops(self, inputs: dict) -> int:
+        """transformers' estimate, for which it would count all parameters in every step."""
+        name = getattr(self.model, "main_input_name", "input_ids")
+        if not isinstance(inputs.get(name), torch.Tensor):
+            return super().floating_point_ops(inputs)
+        if self._operations is None:
+            self._operations = super().floating_point_ops({name: torch.zeros(1)})
+        return self._operations * inputs[name].numel()
 
     def _is_logged(self) -> bool:
         """Whether the step under way ends with an entry of the log; one that closes an epoch cannot be foretold."""
