@@ -24,7 +24,7 @@ _PUBLIC = {
     "X2LConfig": "modeling_xllm.configuration_xllm",
     "XLLMCIFFeatureExtractor": "processing.feature_extraction_xllm",
     "XLLMConfig": "modeling_xllm.configuration_xllm",
-    "XLLMDataCollator": "training.collator",
+    "XLLMDataCollator": "training.batches.collator",
     "XLLMEncoderModel": "modeling_xllm.modeling_encoders",
     "XLLMFeatureExtractor": "processing.feature_extraction_xllm",
     "XLLMForConditionalGeneration": "modeling_xllm.modeling_xllm",

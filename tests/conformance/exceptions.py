@@ -9,7 +9,6 @@ with shell patterns; the first that fits counts.
 ENVIRONMENT_SKIPS = (r"^test requires ", r"^test is slow")
 
 PROMPT_LAYOUT = "a ChatGLM prompt must hold [gMASK]<sop> under the ids of its config, which the suite takes away"
-EMBEDS_ALONE = "ChatGLM's positions and mask follow from the ids; inputs_embeds without them are refused by name"
 RANDOM_IDS = "the suite's random ids hold placeholder tokens; without media that is an error here"
 SLOW_TOKENIZER = "needs a tokenizer of the tokenizers library; ChatGLM's is sentencepiece only"
 OVERWRITES = "overwrites the weight file of a checkpoint, which is refused: its SHA-256 is in config.json"
@@ -23,8 +22,6 @@ NO_PROCESSOR = "reads `.tokenizer` of the tokenizer, which is a processor's"
 
 KNOWN_FAILURES = {
     "XLLMOver*ModelTest::test_model_weights_reload_no_missing_tied_weights": OVERWRITES,
-    "*ChatGLMModelTest::test_inputs_embeds": EMBEDS_ALONE,
-    "*ChatGLMModelTest::test_inputs_embeds_matches_input_ids": EMBEDS_ALONE,
     "*ChatGLMModelTest::test_model_forward_default_config_values": PROMPT_LAYOUT,
     "XLLMOver*ModelTest::test_model_outputs_equivalence": SUBTRACTS_MASKS,
     "XLLMOverLlamaModelTest::test_model_rope_scaling_from_config_*": RANDOM_IDS,
@@ -34,7 +31,6 @@ KNOWN_FAILURES = {
 }
 
 NO_CONVERSION = "parameters keep their checkpoint names: there is nothing to convert"
-NO_TP_PLAN = "no tensor-parallel plan is declared"
 NO_FP32_LIST = "no module of the language model alone is kept in fp32"
 NOT_ROPE = "checks rotary classes of one position channel by name; ours has its own tests"
 
@@ -43,8 +39,6 @@ KNOWN_SKIPS = {
     "*ModelTest::test_reverse_loading_mapping": NO_CONVERSION,
     "ChatGLMModelTest::test_keep_in_fp32_modules": NO_FP32_LIST,
     "ChatGLMModelTest::test_keep_in_fp32_modules_exist": NO_FP32_LIST,
-    "*ChatGLMModelTest::test_tp_plan_matches_params": NO_TP_PLAN,
-    "*ChatGLMModelTest::test_tied_head_has_a_tp_plan_entry": NO_TP_PLAN,
     "*ModelTest::test_encoder_decoder_loss_no_double_shift": "no encoder-decoder",
     "*ModelTest::test_moe_models_record_router_logits": "no experts",
     "*ModelTest::test_output_router_logits_from_config": "no experts",

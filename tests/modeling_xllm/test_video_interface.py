@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from xllm import XLLMForConditionalGeneration
 from xllm.modeling_xllm.weight_files import StageCheckpointError
-from xllm.training.running import _start_from
+from xllm.training.starts import start_from
 
 
 def rows(shared: bool, **changes) -> dict:
@@ -75,7 +75,7 @@ def test_an_own_qformer_starts_from_the_images():
     image, video = model.model.interfaces["image"], model.model.interfaces["video"]
     picture = torch.randn(1, 3, PIXELS, PIXELS)
     before = model.get_video_features(picture[None]).embeddings
-    _start_from(model, {"video": "image"})
+    start_from(model, {"video": "image"})
     after = model.get_video_features(picture[None]).embeddings
     torch.testing.assert_close(after, model.get_image_features(picture).embeddings)
     assert not torch.allclose(before, after)
@@ -85,7 +85,7 @@ def test_an_own_qformer_starts_from_the_images():
         r"init_from: image for video does not fit .* converter.query_tokens \(\[1, 2, 16\], expected \[1, 3, 16\]"
     )
     with pytest.raises(StageCheckpointError, match=message):
-        _start_from(other, {"video": "image"})
+        start_from(other, {"video": "image"})
 
 
 def test_ln_vision_is_the_published_one(tmp_path):

@@ -8,7 +8,7 @@
 | contrast   | XLLMForQFormerPreTraining        | one picture or video per row, its text as input_ids                |
 
 Loss of "chat": the last answer and its end token; with ChatGLM `<sop>` too, as published (the model learns to begin).
-`loss_on: all`, or `loss` of a turn, says otherwise (`training.answers`). Deviations: a sample that is too long loses
+`loss_on: all`, or `loss` of a turn, says otherwise (`answers`). Deviations: a sample that is too long loses
 its oldest turns, never media, the question or the answer (the published code cuts the end of the prompt, and with it
 the question); what is cut is counted (`cuts`).
 """

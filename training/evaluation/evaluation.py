@@ -1,7 +1,7 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Evaluation by generation: answers to the samples of a data source, and one figure (paper section 4; greedy).
 
-`training.tasks` says which task has which metric: cer, the character error rate over the corpus (of captions a crude
+`tasks` says which task has which metric: cer, the character error rate over the corpus (of captions a crude
 figure; read the samples), or accuracy, the share of answers equal to the reference, white space at the ends aside.
 
 Deviation from the authors' evaluation: nothing is cut to 20 characters, batches are of any size, and an answer that
