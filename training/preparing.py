@@ -102,7 +102,8 @@ def prepare(model, processor, spec: StageSpec, seed: int, media: dict | None = N
         raise
     except (TypeError, ValueError) as error:
         raise RecipeError(f"stage {stage.value}: trainer: {error}") from error
-    check_engine(settings, model, spec.data.cache_features is not None, spec.distill is not None)
+    caches, distills = spec.data.cache_features is not None, spec.distill is not None
+    check_engine(settings, model, caches, distills, spec.data.streaming)
     return prepared
 
 
