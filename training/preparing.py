@@ -103,7 +103,8 @@ def prepare(model, processor, spec: StageSpec, seed: int, media: dict | None = N
     except (TypeError, ValueError) as error:
         raise RecipeError(f"stage {stage.value}: trainer: {error}") from error
     caches, distills = spec.data.cache_features is not None, spec.distill is not None
-    check_engine(settings, model, caches, distills, spec.data.streaming)
+    muon = any(entry.muon for entry in spec.optim)
+    check_engine(settings, model, caches, distills, spec.data.streaming, muon)
     return prepared
 
 

@@ -1,6 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Learning rates and weight decay by names of parameters: which belong where, what moves, what is refused, resume."""
 
+import copy
+import io
 import json
 from collections import Counter
 
@@ -12,6 +14,7 @@ from xllm import XLLMForConditionalGeneration, add_lora, freeze_for_stage
 from xllm.training.recipes.recipe import RecipeError, load_recipe
 from xllm.training.running import XLLMTrainer
 from xllm.training.train import check, train
+from xllm.training.trainers.muon import MuonBeside
 from xllm.training.trainers.optim_groups import OptimSpec, entry_of_each, split_groups
 
 
@@ -146,3 +149,67 @@ def test_an_adapter_s_tensors_are_found_by_the_names_that_inspect_shows():
     freeze_for_stage(model, 2, ["speech"])
     found = entry_of_each([OptimSpec(match="language_model", lr=1.0)], model)
     assert {name for name, entry in found.items() if entry == 0} == set(names)
+
+
+def test_muon_moves_matrices_and_the_other_optimizer_all_else():
+    """Three steps of both in one, with the state through a file after the first, are those of each on its own."""
+    torch.manual_seed(0)
+    whole = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 3), torch.nn.LayerNorm(3))
+    parts = copy.deepcopy(whole)
+
+    def in_one():
+        optimizer = torch.optim.AdamW(whole.parameters(), lr=1e-2, weight_decay=0.1)
+        split_groups(optimizer, [OptimSpec(match="1", muon=True, lr=0.05)], whole, ["0.weight", "1.weight"])
+        return MuonBeside(optimizer)
+
+    optimizer = in_one()
+    muon = torch.optim.Muon([parts[1].weight], lr=0.05, weight_decay=0.1)
+    rest = [
+        torch.optim.AdamW([parts[0].weight], lr=1e-2, weight_decay=0.1),
+        torch.optim.AdamW([parts[1].bias, *parts[2].parameters()], lr=1e-2, weight_decay=0.0),
+    ]
+    for step in range(3):
+        for model in (whole, parts):
+            model.zero_grad()
+            (model(torch.tensor([step, 4])) * torch.tensor([1.0, -2.0, 0.5])).square().sum().backward()
+        for one in (optimizer, muon, *rest):
+            one.step()
+        if step == 0:
+            kept = io.BytesIO()
+            torch.save(optimizer.state_dict(), kept)
+            kept.seek(0)
+            optimizer = in_one()
+            optimizer.load_state_dict(torch.load(kept))
+    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_a_run_with_muon_goes_on_where_it_stopped(recipe, tmp_path, monkeypatch):
+    recipe["optim"] = [{"match": "interfaces", "muon": True, "lr": 0.02}]
+    recipe["trainer"] = {**QUICK, "save_steps": 2, "save_strategy": "steps"}
+    folder = train(recipe, progress=False).checkpoint
+    run = XLLMTrainer.train
+    monkeypatch.setattr(XLLMTrainer, "train", lambda self: run(self, str(folder / "checkpoint-2")))
+    again = train({**recipe, "output_dir": str(tmp_path / "again")}, progress=False).checkpoint
+    start, whole, resumed = (
+        XLLMForConditionalGeneration.from_pretrained(one).state_dict() for one in (recipe["model"], folder, again)
+    )
+    assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+    moved = {name for name in whole if not torch.equal(whole[name], start[name])}
+    assert {"model.interfaces.speech.adapter.weight", "model.interfaces.speech.adapter.bias"} <= moved
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"match": "interfaces", "muon": True, "weight_decay": 0.1}, "optim.0.lr is missing: Muon's rate"),
+        (
+            {"match": "*.bias", "muon": True, "lr": 0.02},
+            "matches no matrix of a linear layer; trained ones are called",
+        ),
+        ({"match": "interfaces.image", "muon": True, "lr": 0.02}, "matches only frozen parameters"),
+    ],
+)
+def test_muon_needs_a_rate_and_matrices(recipe, entry, message):
+    with pytest.raises(RecipeError, match=message):
+        check({**recipe, "optim": [entry]})

@@ -144,6 +144,7 @@ def arguments_of(engine: str, processes: int = 2, device: str = "cuda", version:
         (("fsdp",), {"distills": True}, "distill makes one process run modules"),
         (("zero1",), {"is_quantized": True}, "a quantised language model cannot be divided"),
         (("zero2",), {"streams": True}, "a stream was never trained from with it; leave out data.streaming"),
+        (("zero2",), {"muon": True}, "Muon steps by whole matrices, which an engine may divide"),
     ],
 )
 def test_engines_that_cannot_train_a_stage_are_refused(arguments, how, message):

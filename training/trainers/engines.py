@@ -84,7 +84,9 @@ def engine_of(args: TrainingArguments) -> str:
     return "fsdp" if is_on else ""
 
 
-def check_engine(args: TrainingArguments, model: Any, caches: bool, distills: bool, streams: bool = False) -> None:
+def check_engine(
+    args: TrainingArguments, model: Any, caches: bool, distills: bool, streams: bool = False, muon: bool = False
+) -> None:
     """Raises a `RecipeError` for an engine that cannot train a stage: it would fail later, or do something else."""
     unset_hf_deepspeed_config()  # till the training begins: ZeRO-3 would load and answer with all processes together
     engine = engine_of(args)
@@ -106,6 +108,10 @@ def check_engine(args: TrainingArguments, model: Any, caches: bool, distills: bo
         )
     if streams:
         raise RecipeError(f"{key}: a stream was never trained from with it; leave out data.streaming, or {key}")
+    if muon:
+        raise RecipeError(
+            f"{key}: Muon steps by whole matrices, which an engine may divide; leave muon out of optim, or {key}"
+        )
     if engine in ("fsdp", "zero3"):
         what = "data.cache_features" if caches else "distill" if distills else None
         if what is not None:

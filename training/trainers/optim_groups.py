@@ -5,6 +5,7 @@
 optim:
   - {match: "interfaces.*.adapter", lr: 1.0e-3}                 # a glob over the parameters' names and paths
   - {match: "re:.*\\.lora_[AB]\\..*", lr: 2.0e-4, weight_decay: 0.0}   # a regular expression over whole names
+  - {match: "interfaces", muon: true, lr: 0.02}   # their linear layers by Muon
 ```
 
 A parameter belongs to the first entry that matches it; what none matches keeps the settings of `trainer`. Norms and
@@ -20,6 +21,7 @@ import torch
 from torch import nn
 
 from xllm.training.recipes.strict import RecipeError
+from xllm.training.trainers.muon import matrices_of, muon_settings
 
 
 REGEX = "re:"
@@ -33,11 +35,14 @@ class OptimSpec:
         match (`str`): a glob ("*" stands for anything) over names of parameters, or of the modules that they are in;
             "model." at its beginning may be left out. With "re:" before it, a regular expression over whole names.
         lr (`float`), weight_decay (`float`): default those of `trainer`.
+        muon (`bool`): the entry is about matrices of linear layers only, and Muon trains them; needs an `lr`, which
+            for interfaces with random weights is about ten times AdamW's.
     """
 
     match: str
     lr: float | None = None
     weight_decay: float | None = None
+    muon: bool = False
 
     def takes(self, name: str) -> bool:
         """Whether a parameter of this name is meant."""
@@ -52,6 +57,8 @@ def check_settings(where: str, specs: Iterable[OptimSpec]) -> None:
     for index, spec in enumerate(specs):
         if spec.lr is None and spec.weight_decay is None:
             raise RecipeError(f"{where}.{index} sets neither lr nor weight_decay of {spec.match!r}")
+        if spec.muon and spec.lr is None:
+            raise RecipeError(f"{where}.{index}.lr is missing: Muon's rate is not that of the other optimizer")
         if min(spec.lr or 0, spec.weight_decay or 0) < 0:
             raise RecipeError(f"{where}.{index}: lr and weight_decay must not be negative")
         try:
@@ -66,17 +73,22 @@ def entry_of_each(specs: Sequence[OptimSpec], model: nn.Module) -> dict[str, int
     Raises:
         RecipeError: an entry matches no parameter, only frozen ones, or none that an earlier one leaves.
     """
-    parameters = {_plain(name): parameter.requires_grad for name, parameter in model.named_parameters()}
+    parameters = {_plain(name): parameter for name, parameter in model.named_parameters()}
+    matrices = matrices_of(model)
+
+    def takes(spec: OptimSpec, name: str) -> bool:
+        return spec.takes(name) and (not spec.muon or id(parameters[name]) in matrices)
+
     found = {
-        name: next((index for index, spec in enumerate(specs) if spec.takes(name)), None)
-        for name, is_trained in parameters.items()
-        if is_trained
+        name: next((index for index, spec in enumerate(specs) if takes(spec, name)), None)
+        for name, parameter in parameters.items()
+        if parameter.requires_grad
     }
     for index, spec in enumerate(specs):
         if index in found.values():
             continue
-        hits = [name for name in parameters if spec.takes(name)]
-        what = f"no parameter; trained ones are called {_some(found)}"
+        hits = [name for name in parameters if takes(spec, name)]
+        what = f"no {'matrix of a linear layer' if spec.muon else 'parameter'}; trained ones are called {_some(found)}"
         if any(name in found for name in hits):
             what = "only parameters of the entries before it"
         elif hits:
@@ -109,6 +121,8 @@ def split_groups(
             key = (-1 if entry is None else entry, number, name in decayed)
             settings = {} if entry is None else {"lr": specs[entry].lr, "weight_decay": specs[entry].weight_decay}
             settings = {field: value for field, value in settings.items() if value is not None}
+            if entry is not None and specs[entry].muon:
+                settings = {**muon_settings([parameter]), "weight_decay": group["weight_decay"], **settings}
             if name not in decayed:
                 settings["weight_decay"] = 0.0
             groups.setdefault(key, {**group, **settings, "params": []})["params"].append(parameter)

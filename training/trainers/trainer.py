@@ -16,6 +16,7 @@ from xllm.training.saving.lineage import FreezeReceipt
 from xllm.training.trainers.distill_trainer import DistillTrainer
 from xllm.training.trainers.engines import EngineTrainer
 from xllm.training.trainers.guards import Guards
+from xllm.training.trainers.muon import MuonBeside
 from xllm.training.trainers.optim_groups import OptimSpec, split_groups
 from xllm.training.trainers.processes import SharedSteps
 from xllm.training.trainers.stream_trainer import StreamTrainer
@@ -48,6 +49,9 @@ class XLLMTrainer(DistillTrainer, Watch, Guards, SharedSteps, StreamTrainer, Who
         if is_new and self.groups:
             own = self.model if model is None else model
             split_groups(optimizer, self.groups, own, self.get_decay_parameter_names(own))
+            if any(spec.muon for spec in self.groups):
+                self.optimizer = optimizer = MuonBeside(optimizer)
+                optimizer.register_step_pre_hook(self._leave_unused)
         return optimizer
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
