@@ -31,7 +31,17 @@ from xllm.training.preparing import Prepared, check_optim, make_stage_one, prepa
 from xllm.training.recipes.recipe import Recipe, StageSpec, load_recipe
 from xllm.training.recipes.strict import build
 from xllm.training.running import StageResult, finished, run_prepared
-from xllm.training.saving.folders import check_free, check_same, is_finished, locked, read_record, stage_record
+from xllm.training.saving.checkpoints import full_disk
+from xllm.training.saving.folders import (
+    OTHER_FOLDER,
+    ResumeError,
+    check_free,
+    check_same,
+    is_finished,
+    locked,
+    read_record,
+    stage_record,
+)
 from xllm.training.saving.interruption import Interruption
 from xllm.training.stages import Stage, StageError, freeze_for_stage
 from xllm.training.trainers.processes import is_first
@@ -68,7 +78,8 @@ def train(
     Raises:
         RecipeError: see `load_recipe`. StageError: a stage does not fit the model. DataError: see `load_source`.
         CheckpointError: the model cannot be opened. ResumeError: the output folder is in use; with `resume`, it was
-            begun with another recipe, other data or another model, or a run is still writing there.
+            begun with another recipe, other data or another model, a finished stage has been removed, or a run is
+            still writing there.
         Interrupted: a signal has ended the run; a checkpoint was saved.
     """
     recipe = load_recipe(recipe, overrides)
@@ -76,7 +87,7 @@ def train(
     done = _count_finished(folders, resume)
     model, processor, prepared = prepare_all(recipe, trust_remote_code, done)
     results, heads = [], defaultdict(lambda: recipe.model)
-    with Interruption() as stop, ExitStack() as locks:
+    with full_disk(Path(recipe.output_dir).expanduser()), Interruption() as stop, ExitStack() as locks:
         if is_first():
             for folder in folders:
                 locks.enter_context(locked(folder))
@@ -130,7 +141,14 @@ def _count_finished(folders: list[Path], resume: bool) -> int:
         for folder in folders if is_first() else ():  # it may have begun before the others look
             check_free(folder)
         return 0
-    return next((index for index, folder in enumerate(folders) if not is_finished(folder)), len(folders))
+    done = next((index for index, folder in enumerate(folders) if not is_finished(folder)), len(folders))
+    for later in folders[done + 1 :]:
+        if read_record(later):
+            raise ResumeError(
+                f"{folders[done]}: holds no finished stage, but {later.name} beside it was begun from it; bring that "
+                f"folder back, or {OTHER_FOLDER}"
+            )
+    return done
 
 
 def prepare_all(recipe: Recipe, trust_remote_code: bool, done: int) -> tuple[Any, Any, list[Prepared]]:
@@ -177,7 +195,7 @@ def run_stage(
     if not resume:
         check_free(folder)
     prepared = prepare(model, processor, spec, seed)
-    with Interruption() as stop, locked(folder):
+    with full_disk(folder), Interruption() as stop, locked(folder):
         return run_prepared(model, processor, prepared, folder, seed, progress, save, resume=resume, stop=stop)
 
 

@@ -1,69 +1,26 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Runs that are killed, told to stop or run out of disk, and go on: the weights are those of an uninterrupted run."""
 
-import hashlib
 import json
 import os
 import re
-import resource
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
-import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from safetensors import safe_open
+from killed_runs import TRAINER, digest, in_child, in_two_processes, killed_at
 from transformers import TrainingArguments
 
-from xllm.cli import main
 from xllm.training.inspection.report import StageReport
-from xllm.training.saving.checkpoints import SAVING, fault, last_whole_checkpoint
+from xllm.training.saving.checkpoints import SAVING, last_whole_checkpoint
 from xllm.training.saving.folders import ResumeError, check_same
 from xllm.training.stages import freeze_for_stage
 from xllm.training.train import check, train
 from xllm.training.trainers.trainer import XLLMTrainer
-
-
-TRAINER = {
-    "num_train_epochs": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "logging_steps": 1,
-    "learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2, "use_cpu": True,
-}  # fmt: skip
-
-
-def digest(folder):
-    """SHA-256 over the bytes of all tensors in a folder."""
-    sums = {}
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                data = file.get_tensor(name).contiguous().view(-1).numpy().tobytes()
-                sums[f"{path.name} {name}"] = hashlib.sha256(data).hexdigest()
-    assert sums
-    return sums
-
-
-def in_child(function):
-    """Run something in a process of its own that costs no new imports; returns its exit status, negative if killed."""
-    if (pid := os.fork()) == 0:
-        status = 70
-        try:
-            function()
-            status = 0
-        except KeyboardInterrupt as error:
-            sys.__stderr__.write(f"{error}\n")
-            status = getattr(error, "status", 130)
-        except BaseException:
-            traceback.print_exc(file=sys.__stderr__)
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 @pytest.fixture(scope="module")
@@ -98,23 +55,6 @@ def whole(recipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     train({**recipe, "output_dir": str(folder)}, progress=False)
     return folder, [digest(folder / stage) for stage in STAGES]
-
-
-def killed_at(function, target, name, number):
-    """Run something, and SIGKILL the process at the given call of `target.name`, before it does anything."""
-
-    def run():
-        calls, original = iter(range(1, 10_000)), getattr(target, name)
-
-        def call(*args, **kwargs):
-            if next(calls) == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*args, **kwargs)
-
-        setattr(target, name, call)
-        function()
-
-    return in_child(run)
 
 
 def run(recipe, folder, resume=False, **changes):
@@ -357,70 +297,6 @@ def test_two_runs_in_one_folder(recipe, tmp_path, monkeypatch):
         run(one_stage(recipe), tmp_path)
     run(one_stage(recipe, trainer={**TRAINER, "max_steps": 1}), tmp_path / "other")
     assert not (tmp_path / "other" / f".{STAGES[1]}.lock").exists()
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A folder on a disk of its own that is soon full; where this process may not mount one, None."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", folder], capture_output=True).returncode:
-        yield None
-        return
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
-@pytest.mark.parametrize("how", ["a small disk", "a limit"])
-def test_a_full_disk_is_one_line_and_loses_nothing(recipe, tmp_path, small_disk, capfd, how):
-    """A file that may not grow stands for the disk where none can be mounted; what was saved before is good."""
-    if how == "a small disk" and small_disk is None:
-        pytest.skip("this user may not mount a disk")
-    run_folder = (small_disk if how == "a small disk" else tmp_path) / "run"
-
-    def full():
-        original = XLLMTrainer._save_checkpoint
-
-        def save(trainer, *args):
-            if how == "a limit" and trainer.state.global_step == 3:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
-            original(trainer, *args)
-
-        XLLMTrainer._save_checkpoint = save
-        os._exit(main(["train", str(path)]))
-
-    path = tmp_path / "recipe.yaml"
-    path.write_text(json.dumps({**one_stage(recipe), "output_dir": str(run_folder)}))
-    assert in_child(full) == 1
-    line = capfd.readouterr().err.splitlines()[-1]
-    folder = run_folder / STAGES[1]
-    assert line.startswith(f"xllm train: {folder}: no room for a checkpoint: about ")
-    assert line.endswith("make room and go on with --resume")
-    assert not (folder / SAVING).exists()
-    saved = [path.name for path in folder.glob("*checkpoint*")]
-    assert saved
-    assert not [name for name in saved if fault(folder / name)]
-    if how == "a small disk":
-        subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
-    assert main(["train", str(path), "--resume"]) == 0
-    run(one_stage(recipe), tmp_path / "expected")
-    assert digest(folder) == digest(tmp_path / "expected" / STAGES[1])
-
-
-def in_two_processes(function):
-    """Run something as two ranks of gloo; their exit statuses."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    pids = []
-    for rank in ("0", "1"):
-        if (pid := os.fork()) == 0:
-            names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-            os.environ.update(names, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-            AcceleratorState._reset_state(reset_partial_state=True)
-            os._exit(in_child(function) % 256)
-        pids.append(pid)
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
 
 @pytest.mark.slow

@@ -210,5 +210,5 @@ def locked(folder: Path) -> Iterator[None]:
             os.close(handle)
 
 
-__all__ = ["STAGE_FILE", "ResumeError", "begin", "check_free", "check_same", "is_finished", "locked", "read_record"]
-__all__ += ["stage_record"]
+__all__ = ["OTHER_FOLDER", "STAGE_FILE", "ResumeError", "begin", "check_free", "check_same", "is_finished", "locked"]
+__all__ += ["read_record", "stage_record"]
