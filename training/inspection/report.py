@@ -25,6 +25,7 @@ from xllm.training.evaluation.evaluation import answer_rows
 from xllm.training.inspection.explain import media_of_sample
 from xllm.training.inspection.html_page import document, figure, safe_text, write_page
 from xllm.training.preparing import Prepared
+from xllm.training.saving.checkpoints import is_full
 from xllm.training.stages import Stage, count_parameters
 from xllm.training.trainers.callbacks import LOG_NAME, PLOT_NAME, read_log
 
@@ -91,7 +92,7 @@ class StageReport:
             return f"(no answer: {describe(error)})"
 
     def write(self, folder: Path, frozen: Mapping[str, Any], log: Mapping[str, float], evaluations: Mapping) -> None:
-        """Write the page; what goes wrong with it is a warning: the checkpoint is saved already.
+        """Write the page; what goes wrong with it, but for a full disk, is a warning: the checkpoint is saved already.
 
         Args:
             frozen: what `FreezeReceipt.check` found. log: the last entry with a loss. evaluations: by name.
@@ -100,6 +101,8 @@ class StageReport:
             body = "".join(self._body(folder, frozen, log, evaluations))
             write_page(folder / REPORT_NAME, document(f"{self.prepared.title}: {folder.name}", body))
         except (OSError, ValueError) as error:
+            if is_full(error):
+                raise  # with room again, `--resume` makes up for it
             logger.warning(f"{folder / REPORT_NAME}: not written: {error}")
 
     def _body(self, folder: Path, frozen, log, evaluations):

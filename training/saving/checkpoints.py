@@ -139,27 +139,53 @@ def _sync_entries(path: Path) -> None:
         os.close(handle)
 
 
+class DiskFullError(OSError):
+    """The disk is full; the message says where, and how to go on."""
+
+
+@contextmanager
+def full_disk(folder: Path) -> Iterator[None]:
+    """A full disk is said in one line wherever a run in `folder` writes.
+
+    Raises:
+        DiskFullError: the message has the file or folder, and the bytes free.
+    """
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except (OSError, SafetensorError) as error:
+        if not is_full(error):
+            raise
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        raise DiskFullError(
+            f"{getattr(error, 'filename', None) or folder}: no room on the disk, {shutil.disk_usage(there).free:,} "
+            "bytes are free; what was saved before is intact: make room and go on with --resume"
+        ) from error
+
+
 @contextmanager
 def disk_errors(saving: Path, needed: Callable[[], int]) -> Iterator[None]:
     """What is half-written in `saving` is removed if the block fails; a full disk is said in one line.
 
     Raises:
-        OSError: the disk is full; the message has the folder and the bytes `needed` and free.
+        DiskFullError: the message has the folder and the bytes `needed` and free.
     """
     try:
         yield
     except Exception as error:
         shutil.rmtree(saving, ignore_errors=True)
-        if not _is_full(error):
+        if not is_full(error):
             raise
         free = shutil.disk_usage(saving.parent).free
-        raise OSError(
+        raise DiskFullError(
             f"{saving.parent}: no room for a checkpoint: about {needed():,} bytes are needed, {free:,} are free; what "
             "was saved before is intact: make room and go on with --resume"
         ) from error
 
 
-def _is_full(error: BaseException | None) -> bool:
+def is_full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             return True
@@ -300,6 +326,8 @@ __all__ = [
     "WholeCheckpoints",
     "disk_errors",
     "fault",
+    "full_disk",
+    "is_full",
     "last_whole_checkpoint",
     "place",
     "remove_checkpoints",

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
+from xllm.modeling_xllm.weight_files import replacing
 from xllm.training.progress import SILENCE, progress_line
 
 
@@ -95,7 +96,8 @@ class JsonlCallback(TrainerCallback):
             log = self.folder / LOG_NAME
             kept = read_log(log) if state.global_step and log.is_file() else []
             lines = [line for line, entry in kept if entry["step"] <= state.global_step and RUNTIME not in entry]
-            log.write_text("".join(lines), encoding="utf-8")  # what comes after the checkpoint comes again
+            with replacing(log) as aside:
+                aside.write_text("".join(lines), encoding="utf-8")  # what comes after the checkpoint comes again
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs:
