@@ -1,9 +1,11 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """A word tokenizer whose ids can be read by eye, and a small processor around it."""
 
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny import tiny_config
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import BlipImageProcessor, PreTrainedTokenizerFast
 
+from xllm.assembly.processors import add_tokens, build_processor
 from xllm.processing.feature_extraction_xllm import XLLMFeatureExtractor
 from xllm.processing.processing_xllm import XLLMProcessor, add_placeholder_tokens
 from xllm.processing.video_processing_xllm import XLLMVideoProcessor
@@ -39,3 +41,26 @@ def small_processor(**kwargs) -> XLLMProcessor:
         num_query_tokens=2,
         **kwargs,
     )
+
+
+def tokenizer_of(template, special, **fields):
+    """Bytes as tokens, with special tokens; no padding token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **{"eos_token": special[0], **fields})
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in special], special_tokens=True)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def composed(template, special, llm="llama", **fields):
+    """(config, processor) over a Llama, or an LLM of another family."""
+    config = tiny_config(llm)
+    config.text_config.update({"vocab_size": 320, "max_position_embeddings": 2048})
+    for row in config.modalities.values():
+        row.token_id = None
+    tokenizer = tokenizer_of(template, special, **fields)
+    add_tokens(config, tokenizer)
+    return config, build_processor(config, tokenizer, 28)

@@ -4,17 +4,21 @@
 The templates are short ones with the same marks and the same logic around an answer as the published ones.
 """
 
+import json
+import pickle
+import shutil
+from datetime import datetime
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_config
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from processor_parts import composed
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
 
 from xllm import XLLMForConditionalGeneration
-from xllm.assembly.processors import add_tokens, build_processor
+from xllm.cli import main
 from xllm.training.batches.collator import XLLMDataCollator
 from xllm.training.data.augmentation import Augmentation
 
@@ -45,6 +49,25 @@ LLAMA2 = (
     EACH + "{% if m.role == 'user' %}{{ '<s>[INST] ' + m.content + ' [/INST]' }}"
     "{% else %}{{ ' ' + m.content + ' </s>' }}{% endif %}{% endfor %}"
 )
+PHI4 = (
+    EACH + "{{ '<|im_start|>' + m.role + '<|im_sep|>' + m.content + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}"
+)
+# The system message stands in the last question, and in a conversation that ends with an answer nowhere.
+MISTRAL = (
+    "{% set ns = namespace(text='') %}" + EACH + "{% if m.role == 'system' %}{% set ns.text = m.content + '\n\n' %}"
+    "{% elif m.role == 'user' %}{{ '[INST] ' + (ns.text if loop.last else '') + m.content + '[/INST]' }}"
+    "{% else %}{{ ' ' + m.content | trim + '</s>' }}{% endif %}{% endfor %}"
+)
+DATED = (
+    "{% set today = strftime_now('%d %B %Y') if strftime_now is defined else '26 July 2024' %}"
+    "{{ '<|im_start|>system\nToday is ' + today + '<|im_end|>\n' }}" + CHATML
+)
+STRICT = (
+    EACH + "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate, the user first') }}{% endif %}"
+    "{{ m.role + ': ' + (m.content if m.content is string else m.content[0].text) + '\n' }}{% endfor %}"
+)
 # Template, special tokens (the end token first), and what the answer " zero" becomes.
 FAMILIES = {
     "Qwen3": (QWEN3.replace("THINK", SWITCH), ["<|im_end|>", "<|im_start|>"], "zero<|im_end|>"),
@@ -53,31 +76,10 @@ FAMILIES = {
     "GLM-4": (GLM4, ["<|endoftext|>", "<|user|>", "<|assistant|>"], "\nzero<|endoftext|>"),
     "Gemma": (GEMMA, ["<eos>", "<end_of_turn>", "<start_of_turn>"], "zero<end_of_turn><eos>"),
     "Llama 2": (LLAMA2, ["</s>", "<s>"], " zero </s>"),
+    "Phi-4": (PHI4, ["<|im_end|>", "<|im_start|>", "<|im_sep|>"], "zero<|im_end|>"),
+    "Mistral": (MISTRAL, ["</s>", "<s>"], " zero</s>"),
     "none": (None, ["</s>"], "zero</s>"),
 }  # fmt: skip
-
-
-def tokenizer_of(template, special, **fields):
-    """Bytes as tokens, with special tokens; no padding token."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **{"eos_token": special[0], **fields})
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in special], special_tokens=True)
-    tokenizer.chat_template = template
-    return tokenizer
-
-
-def composed(template, special, **fields):
-    """(config, processor) over a Llama."""
-    config = tiny_config("llama")
-    config.text_config.update({"vocab_size": 320, "max_position_embeddings": 2048})
-    for row in config.modalities.values():
-        row.token_id = None
-    tokenizer = tokenizer_of(template, special, **fields)
-    add_tokens(config, tokenizer)
-    return config, build_processor(config, tokenizer, 28)
 
 
 def turn(role, *parts, **fields):
@@ -114,6 +116,70 @@ def test_a_token_that_generation_stops_at_ends_an_answer():
     messages = [turn("user", "Which?"), turn("assistant", " zero ")]
     batch = XLLMDataCollator(processor, stop_ids=[stop])([{"messages": messages}])
     assert labels_of(processor, batch) == "zero<end_of_turn>"
+
+
+def test_a_system_message_that_stands_in_the_last_question_is_prompt():
+    """And is read before every answer that is learnt, as before every answer that is asked for."""
+    _, processor = composed(MISTRAL, ["</s>", "<s>"])
+    turns = [turn("user", "Which?"), turn("assistant", " zero "), turn("user", "And?"), turn("assistant", "one")]
+    messages = [turn("system", "Be short."), *turns]
+    batch = XLLMDataCollator(processor, loss_on="all", causal=True)([{"messages": messages}])
+    assert [labels_of(processor, batch, row) for row in (0, 1)] == [" zero</s>", " one</s>"]
+    for row, end in ((0, -3), (1, -1)):
+        prompt = processor.encode_conversations([messages[:end]])["input_ids"][0]
+        assert torch.equal(batch["input_ids"][row, : len(prompt)], prompt)
+        assert processor.tokenizer.decode(prompt).count("Be short.") == 1
+
+
+def test_the_date_in_prompts_is_the_same_on_every_day_of_training(monkeypatch):
+    """A run that goes on tomorrow learns from the same prompts; who asks the model is told the day."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, *args):
+            return cls(2031, 5, days[0])
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+    _, processor = composed(DATED, ["<|im_end|>", "<|im_start|>"])
+    turns = [turn("user", "Which?"), turn("assistant", "zero"), turn("user", "And?"), turn("assistant", "one")]
+    batches, prompts, days = [], [], [1, 22]
+    while days:
+        collate = pickle.loads(pickle.dumps(XLLMDataCollator(processor, loss_on="all", causal=True)))  # a worker's
+        batches.append(collate([{"messages": turns}]))
+        prompts.append(processor.tokenizer.decode(processor.encode_conversations([turns[:1]])["input_ids"][0]))
+        days.pop(0)
+    assert ["Today is 01 May 2031" in prompts[0], "Today is 22 May 2031" in prompts[1]] == [True, True]
+    assert torch.equal(batches[0]["input_ids"], batches[1]["input_ids"])
+    assert "Today is 26 July 2024" in processor.tokenizer.decode(batches[0]["input_ids"][0])
+    assert labels_of(processor, batches[0]) == "zero<|im_end|>one<|im_end|>"
+    assert processor.chat_template.count("strftime_now") == 2  # the one given is as it was
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_what_a_template_refuses_is_named_by_its_row(tiny_checkpoint, tmp_path, capfd, on_error):
+    """The second of three lines begins with the assistant."""
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(STRICT)
+    answer = {"role": "assistant", "content": "zero"}
+    rows = [[{"role": "user", "content": f"Which of {number}?"}, answer] for number in range(3)]
+    rows[1].insert(0, answer)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    recipe = {"model": str(tmp_path / "model"), "stages": [{"stage": "text"}]}
+    recipe |= {"data": {"train": str(path), "on_error": on_error}, "output_dir": str(tmp_path / "out")}
+    recipe["trainer"] = {"max_steps": 2, "per_device_train_batch_size": 3, "use_cpu": True}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    assert main(["check", str(tmp_path / "recipe.yaml"), "--workers", "0", "--json"]) == 1
+    assert json.loads(capfd.readouterr().out)["groups"][0]["reasons"] == {"sample": 1}
+    status = main(["train", str(tmp_path / "recipe.yaml")])
+    problem = f"{path}:2: the chat template cannot write this conversation: roles must alternate, the user first"
+    err = capfd.readouterr().err
+    if on_error == "raise":
+        assert status == 1
+        assert err.splitlines()[-1] == f"xllm train: {problem}"
+    else:
+        assert status == 0, err
+        assert f"skipped {problem}" in err
 
 
 def test_nothing_that_ends_an_answer_is_an_error():

@@ -13,9 +13,12 @@ its oldest turns, never media, the question or the answer (the published code cu
 the question); what is cut is counted (`cuts`).
 """
 
+import copy
 import math
+import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +37,8 @@ from xllm.training.trainers.distillation import TEACHER, in_words
 TASKS = ("chat", "transcribe", "contrast")
 IGNORE = -100
 CUTS = ("turns", "texts")  # what is left out of samples: turns of "chat", the end of texts of "contrast"
+DAY = datetime(2024, 7, 26)  # noqa: DTZ001  # what Llama 3.2's template writes where there is no clock
+_TODAY = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")  # how chat templates write the date
 logger = logging.get_logger(__name__)
 
 
@@ -81,6 +86,24 @@ def chat_settings(config: Any, generation_config: Any) -> dict[str, Any]:
     ends = getattr(generation_config, "eos_token_id", None)
     stop_ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
     return {"causal": not isinstance(language_model_of(config), PrefixLanguageModel), "stop_ids": stop_ids}
+
+
+def on_one_day(processor: Any) -> Any:
+    """The processor; of one whose chat template writes today's date, a copy that writes the same date every day: a run
+    that goes on tomorrow reads the prompts of today.
+    """
+    template = getattr(processor, "chat_template", None)
+    if not _TODAY.search(str(template)):
+        return processor
+    logger.warning_once(
+        f"the chat template writes the date into prompts: for training it is always {DAY:%d %B %Y}; chat and serve "
+        "write that of the day"
+    )
+    processor = copy.copy(processor)
+    templates = template if isinstance(template, dict) else {"": template}
+    fixed = {name: _TODAY.sub(lambda found: repr(DAY.strftime(found[2])), one) for name, one in templates.items()}
+    processor.chat_template = fixed if isinstance(template, dict) else fixed[""]
+    return processor
 
 
 class XLLMDataCollator:
@@ -132,7 +155,7 @@ class XLLMDataCollator:
             raise ValueError(f"task is {task!r}; choose one of {', '.join(TASKS)}")
         if loss_on not in ("last", "all"):
             raise ValueError(f"loss_on is {loss_on!r}; choose last or all")
-        self.processor, self.task, self.max_length, self.loss_on = processor, task, max_length, loss_on
+        self.processor, self.task, self.max_length, self.loss_on = on_one_day(processor), task, max_length, loss_on
         self.augmentation, self.modality, self.text_tokenizer = augmentation, modality, text_tokenizer
         # A teacher's answers stand in rows of their own, for its prompts have other lengths.
         self.causal, self.stop_ids, self.distills = causal and not distills, tuple(stop_ids), distills
@@ -207,8 +230,8 @@ class XLLMDataCollator:
                 # The text first: accelerate takes the first tensor's length for the number of samples.
                 return {**self._pack(prompts, answers, places), **batch}, rows
             for index in too_long:
-                self._count_cut("turns", f"its oldest turn is left out, max_length is {self.max_length}")
                 kept = self._drop_oldest_turn(rows[index].messages, len(prompts[index]), len(answers[index]))
+                self._count_cut("turns", f"its oldest turn is left out, max_length is {self.max_length}")
                 rows[index] = rows[index]._replace(messages=kept)
 
     def _teacher(self, rows: list["_Row"], equivalents: list[list[str] | None]) -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from torch.utils.data import Dataset
 from transformers.utils import logging
@@ -32,6 +33,7 @@ from xllm.training.saving.lineage import data_fingerprint
 
 
 logger = logging.get_logger(__name__)
+MOST_KEPT = 256 << 20  # bytes
 
 
 class SampleError(MediaError, DataError):
@@ -46,7 +48,21 @@ class SampleError(MediaError, DataError):
 def describe(error: Exception) -> str:
     """An error in one line, with its kind if that says more than that a value is wrong."""
     text = " ".join(str(error).split())
+    if isinstance(error, TemplateError):
+        return f"the chat template cannot write this conversation: {text}"
     return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+class Recordings(dict):
+    """The recordings that spans were cut from lately, as many as 256 MB hold, the last one in any case: segments that
+    follow each other, or are in one batch, do not decode theirs again and again.
+    """
+
+    def __setitem__(self, key: str, medium: Any) -> None:
+        if isinstance(medium, Waveform):
+            super().__setitem__(key, medium)
+        while len(self) > 1 and sum(one.samples.nbytes for one in self.values()) > MOST_KEPT:
+            del self[next(iter(self))]
 
 
 class ChatDataset(Dataset):
@@ -89,6 +105,7 @@ class ChatDataset(Dataset):
         self.cache: dict[str, Any] | None = (
             {} if cache_media is True else None if cache_media is False else cache_media
         )
+        self._recordings = Recordings()
         self._bounds = np.cumsum([0, *(len(source) for source in sources)])
         self.unread_rows: list[str] = []  # places of rows that gave no sample
         # Shared with the workers: the log counts what any of them leaves out, and those that live on learn the epoch.
@@ -214,24 +231,26 @@ class ChatDataset(Dataset):
         kind = part["type"]
         if kind == "text":
             return part
-        medium = _cut(self._load(kind, part_source(part)), part)
+        is_span = "offset" in part or "duration" in part
+        medium = _cut(self._load(kind, part_source(part), self._recordings if is_span else None), part)
         for what in MEDIA_KINDS[kind].augmented_as:
             if self.augmentation is not None and what != "features" and self.augmentation.handles(what):
                 medium = _changed(medium, partial(self.augmentation.apply, what, rng=rng))
         return {"type": kind, kind: medium}
 
-    def _load(self, kind: str, source: Any) -> Any:
-        """A decoded medium, from the cache if it is there."""
+    def _load(self, kind: str, source: Any, recent: dict | None = None) -> Any:
+        """A decoded medium, from the cache, or from what was decoded lately, if it is there."""
         key = f"{kind}:{source.name if isinstance(source, Stored) else source}"
-        if self.cache is None or not isinstance(source, (str, Stored)):
+        kept = recent if self.cache is None else self.cache
+        if kept is None or not isinstance(source, (str, Stored)):
             key = ""
-        elif key in self.cache:
-            return self.cache[key]
+        elif key in kept:
+            return kept[key]
         if isinstance(source, Stored):
             source = read_stored(source)
         medium = self.processor.load(kind, source)
-        if key and self.cache is not None:
-            self.cache[key] = medium
+        if key and kept is not None:
+            kept[key] = medium
         return medium
 
 

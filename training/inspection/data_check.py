@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 
 from xllm.processing.audio_decoding import PYAV_ERRORS, Waveform, open_container
@@ -35,7 +36,7 @@ from xllm.processing.media_kinds import MEDIA_KINDS, PAPER_KINDS, MediaKind
 from xllm.processing.media_sources import MediaError, media_errors, open_media
 from xllm.processing.video_decoding import Frames
 from xllm.training.batches.collator import IGNORE, XLLMDataCollator
-from xllm.training.data.dataset import ChatDataset, read_stored
+from xllm.training.data.dataset import ChatDataset, describe, read_stored
 from xllm.training.data.media_rows import DataError
 from xllm.training.data.plan import DataPlan
 from xllm.training.data.samples import Sample, Stored
@@ -121,6 +122,7 @@ class SampleChecker:
         torch.set_num_threads(1)
         self.processor, self.collators, self.positions = processor, collators, positions
         self.data = ChatDataset([[]], LoadersAlone() if processor is None else processor)
+        self.digests: dict[str, str] = {}  # of recordings
         self.rng = np.random.default_rng(0)  # nothing is drawn: there is no augmentation
 
     def __call__(self, task: tuple[int, Sample]) -> Report:
@@ -156,7 +158,7 @@ class SampleChecker:
             kind, at = MEDIA_KINDS[part["type"]], f"{place}.content[{index}]"
             try:
                 source = _fetched(kind, part_source(part))
-                digests.append(f"{_content_of(source)} {part.get('offset')} {part.get('duration')}")
+                digests.append(f"{self._digest_of(source, part)} {part.get('offset')} {part.get('duration')}")
                 decoded = self.data.decode_part({**part, kind.type: source}, self.rng)
                 medium, seconds = decoded[kind.type], None
                 if isinstance(medium, Waveform):
@@ -173,6 +175,14 @@ class SampleChecker:
                 report.media.append((kind.type, seconds))
                 yield decoded
 
+    def _digest_of(self, source: Any, part: dict) -> str:
+        """See `_content_of`; that of a file that segments are cut from is made once."""
+        if not isinstance(source, str) or not part.keys() & {"offset", "duration"}:
+            return _content_of(source)
+        if source not in self.digests:
+            self.digests[source] = _content_of(source)
+        return self.digests[source]
+
     # ---- what it becomes --------------------------------------------------------------------------------------------
 
     def _collate(self, collator: XLLMDataCollator, item: dict, report: Report) -> None:
@@ -184,9 +194,9 @@ class SampleChecker:
                 self._count(collator([item]), limit, report)
                 collator.max_length = limit
             batch = collator([item])
-        except ValueError as error:
+        except (ValueError, TemplateError) as error:
             is_length = limit is not None and (report.tokens or 0) > limit
-            report.problems.append(Problem("length" if is_length else "sample", "messages", str(error)))
+            report.problems.append(Problem("length" if is_length else "sample", "messages", describe(error)))
             return
         finally:
             collator.max_length = limit
