@@ -123,6 +123,26 @@ def test_four_kinds_that_training_reads(sources, tiny_processor, capsys):
     assert tables["video-text-train"]["columns"] == {"messages": "messages", "videos": "videos"}
 
 
+def test_dialogues_of_visdial_become_spoken_questions(sources):
+    """As they are published: numbers of questions, answers and images."""
+    turns = [{"question": 1, "answer": 0, "answer_options": [0, 1]}, {"question": 0, "answer": 1}]
+    data = {"questions": ["is it day", "what is it"], "answers": ["noise", "no"]}
+    data["dialogs"] = [{"image_id": 7, "caption": "noise", "dialog": turns}]
+    (sources / "visdial_1.0_val.json").write_text(json.dumps({"version": "1.0", "split": "val2018", "data": data}))
+    (sources / "VisualDialog_val2018").mkdir()
+    shutil.copy(sources / "picture0.png", sources / "VisualDialog_val2018" / "VisualDialog_val2018_000000000007.jpg")
+    line = ["build-instructions", str(sources / "out"), "--kind", "image-text-speech", "--held-out", "0"]
+    line += ["--dialogues", str(sources / "visdial_1.0_val.json")]
+    line += ["--synthesiser", f"{sys.executable} {sources / 'synthesiser.py'} {{file}} {{text}}"]
+    assert main(line) == 0
+    rows = rows_of(sources / "out", "image-text-speech", "train")
+    said = {row["messages"][-1]["content"]: [turn["content"] for turn in row["messages"]] for row in rows}
+    assert said.keys() == {"what is it?", "noise", "is it day?", "no"}
+    assert said["no"][:2] == ["<image>what is it?", "noise"]
+    assert said["no"][2].startswith("<audio>")
+    assert main(["check", str(sources / "out" / "image-text-speech.train.jsonl"), "--workers", "0"]) == 0
+
+
 def test_questions_are_spoken_behind_the_turns_before_them(sources):
     output = sources / "out"
     assert main(command(sources, output)) == 0

@@ -6,9 +6,15 @@ import json
 import shutil
 import tarfile
 
+import numpy as np
 import pytest
 from datasets import Dataset
+from media_files import write_wav
 
+from xllm.cli import main
+from xllm.processing import audio_decoding
+from xllm.processing.audio_decoding import load_audio
+from xllm.training.data import dataset
 from xllm.training.data.dataset import ChatDataset
 from xllm.training.data.sources import DataError, load_source
 from xllm.training.recipes.recipe import SourceSpec
@@ -76,7 +82,7 @@ def test_files_between_tags_are_media(folder):
 )  # fmt: skip
 def test_marks_of_others_are_no_words(folder, mark):
     path = write(folder / "a.jsonl", {"messages": ask(f"{mark}What is it?")})
-    with pytest.raises(DataError, match=r"a\.jsonl:1: messages\[0\]: holds .*another program's mark"):
+    with pytest.raises(DataError, match=r"a\.jsonl:1: messages\[0\]: holds .*a mark by which programs"):
         read(path)
     with pytest.raises(DataError, match=r"messages\[1\]: holds"):
         read(write(folder / "b.jsonl", {"messages": ask("What?", f"It is {mark}")}))
@@ -216,6 +222,66 @@ def test_corpora_are_found_from_several_ends(folder):
     shutil.copytree(kaldi, folder / "parent" / "sets" / "train")
     with pytest.raises(DataError, match="without data files; name .*parent/sets/train"):
         read(folder / "parent")
+
+
+def visdial(path, **changes):
+    """A file of VisDial v1.0 as it is published: lists of questions and answers, and their numbers."""
+    words = {"questions": ["what is it", "is it red?", "how many"], "answers": ["a square", "yes", "no"]}
+    turns = [{"question": 0, "answer": 0}, {"question": 1, "answer": 1, "answer_options": [2, 1], "gt_index": 1}]
+    dialogues = [
+        {"image_id": 378466, "caption": "a red square", "dialog": turns},
+        {"image_id": 57, "caption": "blue", "dialog": [{"question": 2, "answer": 2}, {"question": 0}]},
+    ]
+    data = {**words, "dialogs": dialogues, **changes}
+    return write(path, json.dumps({"version": "1.0", "split": "train", "data": data}))
+
+
+def test_visdial_is_read_as_published(folder, caplog):
+    """Images by their number, in the folders of COCO 2014 or beside the file; the test split ends with a question."""
+    (folder / "train2014").mkdir()
+    shutil.copy(folder / "red.png", folder / "train2014" / "COCO_train2014_000000378466.jpg")
+    shutil.copy(folder / "blue.png", folder / "VisualDialog_val2018_000000000057.jpg")
+    path = visdial(folder / "visdial_1.0_train.json")
+    assert read(path) == [
+        "[image COCO_train2014_000000378466.jpg]what is it? | a square | is it red? | yes",
+        "[image VisualDialog_val2018_000000000057.jpg]how many? | no",
+    ]
+    assert "the last question of 1 dialogues has no answer and is left out" in caplog.text
+    assert "nothing reads the columns caption (2)" in caplog.text
+    (folder / "train2014" / "COCO_train2014_000000378466.jpg").rename(folder / "000000378466.jpg")
+    assert read(path)[0].startswith("[image 000000378466.jpg]")
+    (folder / "000000378466.jpg").unlink()
+    with pytest.raises(DataError, match=r"data\.dialogs\[0\]: no such file: .*000000378466\.jpg"):
+        read(path)
+    for change in ({"questions": []}, {"dialogs": [{"image_id": 57, "dialog": [{"question": -1, "answer": 0}]}]}):
+        with pytest.raises(DataError, match=r"data\.dialogs\[0\]: not a dialogue of VisDial v1\.0"):
+            read(visdial(folder / "broken.json", **change))
+
+
+def test_segments_of_a_recording_decode_it_once(folder, tiny_processor, monkeypatch, capsys):
+    """In the order of the file, in one batch, and in `xllm check`; a recording too many is decoded again."""
+    kaldi, names, rng = folder / "kaldi", [f"u{number}" for number in range(3)], np.random.default_rng(0)
+    write(kaldi / "wav.scp", *(f"{name} {folder / name}.wav" for name in names))
+    for name in names:
+        write_wav(folder / f"{name}.wav", [rng.uniform(-0.5, 0.5, 6400)])
+    spans = [(f"{name}-{part}", name, part / 10) for part in range(4) for name in names]
+    write(kaldi / "segments", *(f"{key} {name} {begin} {begin + 0.1:.1f}" for key, name, begin in spans))
+    write(kaldi / "text", *(f"{key} low" for key, *_ in spans))
+    decoded, decode = [], audio_decoding._decode_audio
+    monkeypatch.setattr(audio_decoding, "_decode_audio", lambda *args: decoded.append(args[1]) or decode(*args))
+    data = ChatDataset.from_specs([SourceSpec(path=str(kaldi))], tiny_processor)
+    items = [data[index] for index in range(12)]
+    assert len(decoded) == 3
+    cut = items[3]["messages"][0]["content"][0]["audio"].samples
+    assert (cut == load_audio(str(folder / "u0.wav"))[1600:3200]).all()
+    decoded.clear()
+    assert main(["check", str(kaldi), "--workers", "0"]) == 0
+    assert len(decoded) == 3
+    monkeypatch.setattr(dataset, "MOST_KEPT", 2 * 6400 * 4)
+    data = ChatDataset.from_specs([SourceSpec(path=str(kaldi))], tiny_processor)
+    decoded.clear()
+    assert len([data[index] for index in range(12)]) == len(decoded) == 12
+    assert len(data._recordings) == 2
 
 
 def test_splits_in_the_names_of_folders(folder):

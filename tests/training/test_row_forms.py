@@ -130,7 +130,7 @@ def test_history_and_system_are_turns(media):
             "image, images hold 1, the texts name 0: write <image> where each belongs",
         ),
         (said("<image>?", images=["red.png", "blue.png"]), "hold 2, the texts name 1"),
-        (said("<|image_pad|>What?", images=["red.png"]), r"holds <\|image_pad\|>, another program's mark"),
+        (said("<|image_pad|>What?", images=["red.png"]), r"holds <\|image_pad\|>, a mark by which programs"),
         (said([{"type": "image"}], images=[]), "names more parts of type 'image' than the row holds: 0"),
         (said("<image>", videos=["clip.mp4"]), "names more <image>"),
         ({"instruction": "?", "output": "a", "images": ["red.png"]}, "write <image> where each belongs"),

@@ -11,6 +11,7 @@
 | imagefolder  | `metadata.csv`, `.jsonl`, `.parquet`            | `file_name` and other columns; `split`: a folder   |
 | (others)     | data files of one ending                        | those whose names tell the split, or all           |
 | COCO         | a .json with `images` and `annotations`         | the captions of each image                         |
+| VisDial      | a .json with `dialogs` in `data`                | v1.0: dialogues about images of COCO               |
 
 Commands in wav.scp are never run. A transcript without its recording is an error; recordings without a transcript are
 left out, and counted in a warning.
@@ -39,6 +40,8 @@ _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "te
 _SPLITS |= dict.fromkeys(("dev", "val", "valid", "validation", "eval", "evaluation"), "validation")
 _IN_NAME = re.compile(rf"(?:^|[-._/=\s])({'|'.join(_SPLITS)})(?=[-._/\s\d]|$)", re.IGNORECASE)
 _OTHER_FILES = ("dataset_infos.json", "dataset_info.json", "config.json", "state.json")
+_NUMBERED = re.compile(r"\d{12}\.jpg")
+_COCO_SPLITS = ("COCO_train2014", "COCO_val2014", "VisualDialog_val2018", "VisualDialog_test2018")
 _CHINESE = r"[\u3400-\u9fff\uf900-\ufaff]"
 _BETWEEN_CHINESE = re.compile(rf"(?<={_CHINESE})\s+(?={_CHINESE})")
 
@@ -237,6 +240,58 @@ def coco_rows(value: dict, path: Path) -> Rows:
         yield where, {IMAGE.type: name, "text": texts}
 
 
+# ---- VisDial --------------------------------------------------------------------------------------------------------
+
+
+def is_visdial(value: Any) -> bool:
+    """Whether a JSON value is a file of VisDial v1.0."""
+    data = value.get("data") if isinstance(value, dict) else None
+    return isinstance(data, dict) and isinstance(data.get("dialogs"), list)
+
+
+def visdial_rows(value: dict, path: Path) -> Rows:
+    """The dialogues about images; questions, which are published without it, get their question mark. Those of the
+    test split end with a question that nobody has answered, which is left out. An image is named by its number: see
+    `other_names`.
+    """
+    data, unanswered = value["data"], 0
+    for index, dialogue in enumerate(data["dialogs"]):
+        where = f"{path}: data.dialogs[{index}]"
+        try:
+            turns = dialogue["dialog"]
+            if turns and "answer" not in turns[-1]:
+                turns, unanswered = turns[:-1], unanswered + 1
+            texts = [_listed(data, name, turn) for turn in turns for name in ("question", "answer")]
+            name = f"{int(dialogue['image_id']):012d}.jpg"
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            problem = f"{type(error).__name__}: {error}".rstrip(": ")
+            yield where, DataError(f"{where}: not a dialogue of VisDial v1.0 ({problem})")
+            continue
+        questions = [text if text.rstrip()[-1:] in ("?", ".", "!") else f"{text.rstrip()}?" for text in texts[::2]]
+        if questions:
+            questions[0] = f"<{IMAGE.type}>{questions[0]}"
+        told = [one for pair in zip(questions, texts[1::2]) for one in pair]
+        messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * len(turns), told)]
+        yield where, {IMAGE.type: name, "messages": messages, "caption": dialogue.get("caption")}
+    if unanswered:
+        logger.warning(f"{path}: the last question of {unanswered} dialogues has no answer and is left out")
+
+
+def _listed(data: dict, name: str, turn: dict) -> str:
+    """The question or answer that a turn names by its number."""
+    number = turn[name]
+    if not isinstance(number, int) or number < 0:
+        raise ValueError(f"{name} {number!r}")
+    return str(data[f"{name}s"][number])
+
+
+def other_names(name: str) -> list[str]:
+    """How else an image of COCO, of which the number is known, may be named: as in 2014, in the folders of then."""
+    if not _NUMBERED.fullmatch(name):
+        return []
+    return [f"{folder}{split}_{name}" for split in _COCO_SPLITS for folder in ("", f"{split.removeprefix('COCO_')}/")]
+
+
 def media_folders(path: Path) -> tuple[Path, ...]:
     """Where the media of a data file may lie besides its own folder: Common Voice's clips, COCO's images by split."""
     split = path.name.split(".")[0].split("_")[-1]
@@ -265,4 +320,4 @@ FOLDERS: dict[str, Layout] = {
 }
 
 __all__ = ["FOLDERS", "INDEX_FILES", "Layout", "Rows", "coco_rows", "data_files", "is_coco", "is_kaldi"]
-__all__ += ["media_folders"]
+__all__ += ["is_visdial", "media_folders", "other_names", "visdial_rows"]

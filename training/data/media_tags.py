@@ -99,9 +99,9 @@ class Media:
             return [part for both in zip(texts, [*files, []]) for parts in both for part in parts]
         if found := _FOREIGN.search(self._tag.sub("", text)):
             raise DataError(
-                f"{self.where}: {field}: holds {found[0]}, another program's mark of a medium or a box; for a medium, "
-                "write <image> (or the like) and name the file in a column, or write content parts; for what stands "
-                "in `objects`, write its words"
+                f"{self.where}: {field}: holds {found[0]}, a mark by which programs remember a medium or a box; for a "
+                "medium, write <image> (or the like) and name the file in a column, or write content parts; for what "
+                "stands in `objects`, write its words"
             )
         pieces = self._tag.split(text)
         if len(pieces) == 1:

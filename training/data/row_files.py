@@ -4,7 +4,7 @@
 | ending                          | holds                                                                         |
 |---------------------------------|-------------------------------------------------------------------------------|
 | .jsonl, .ndjson                 | an object per line                                                            |
-| .json                           | a list, `{"data": [...]}`, COCO's captions, or an object per line             |
+| .json                           | a list, `{"data": [...]}`, COCO, VisDial, or an object per line               |
 | .csv, .tsv                      | a line of column names, and cells between `,` `;` `|` or tabs                 |
 | .parquet, .arrow                | columns; media as structs of bytes and path stay in their file                |
 | .tar                            | WebDataset: members of one key are a row; media stay in their file            |
@@ -206,6 +206,9 @@ def _read_json(file: io.TextIOWrapper, path: Path, place: list[str]) -> Iterator
     if corpus_layouts.is_coco(rows):
         yield from corpus_layouts.coco_rows(rows, path)
         return
+    if corpus_layouts.is_visdial(rows):
+        yield from corpus_layouts.visdial_rows(rows, path)
+        return
     rows = rows["data"] if _is_container(rows) else rows
     if not isinstance(rows, list):
         held = f"an object with {', '.join(rows)}"[:200] if isinstance(rows, dict) else type(rows).__name__
@@ -234,7 +237,9 @@ def _is_whole_object(line: str) -> bool:
 
 
 def _is_container(value: Any) -> bool:
-    return isinstance(value, dict) and (isinstance(value.get("data"), list) or corpus_layouts.is_coco(value))
+    if not isinstance(value, dict):
+        return False
+    return isinstance(value.get("data"), list) or corpus_layouts.is_coco(value) or corpus_layouts.is_visdial(value)
 
 
 def _read_table(file: io.TextIOWrapper, path: Path, place: list[str]) -> Iterator[tuple[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from xllm.training.data.corpus_layouts import other_names
 from xllm.training.data.media_rows import DataError, MediaRows
 from xllm.training.data.row_files import Opened, open_source, read_rows
 from xllm.training.data.row_forms import FORMS, NOTES, Form, read_row
@@ -152,7 +153,8 @@ def _placed(where: str, key: str, name: Any, opened: Opened) -> Any:
     if not isinstance(name, str) or _NOT_A_PATH.match(name) or len(name) > _MAX_PATH:
         return name
     try:
-        paths = [root / Path(name).expanduser() for root in opened.roots]
+        names = [Path(name).expanduser(), *map(Path, other_names(name))]
+        paths = [root / one for one in names for root in opened.roots]
         found = next((path for path in paths if path.exists()), None)
     except (OSError, ValueError, RuntimeError) as error:  # a NUL, a name that is too long, ~nobody
         raise DataError(f"{where}: {key}: no such file: {name!r:.120} ({error})") from error
