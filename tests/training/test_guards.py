@@ -5,6 +5,7 @@ import errno
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -171,6 +172,28 @@ def test_a_batch_without_a_target_is_an_error(tiny, clips, tmp_path, monkeypatch
         run_stage(model, processor, stage(clips), tmp_path, progress=False)
     with pytest.raises(SampleError, match="no sample of the data can be used"):
         run_stage(model, processor, stage(clips, on_error="skip"), tmp_path / "b", progress=False)
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_features_that_are_not_finite_are_those_of_a_row(tiny, clips, tmp_path, monkeypatch, on_error):
+    """Samples of 1e30 are finite, their power is not."""
+    model, processor = tiny
+    rows = [{**clips[0], "file": np.sin(np.arange(6400)).astype(np.float32) * 1e30}, *clips]
+    if on_error == "raise":
+        with pytest.raises(SampleError, match=r"dataset\[0\]: input_features holds NaN or Inf"):
+            run_stage(model, processor, stage(rows), tmp_path, progress=False)
+        return
+    result = run_stage(model, processor, stage(rows, on_error="skip"), tmp_path, progress=False, save=False)
+    assert result.skipped == ["dataset[0]"]
+
+
+def test_a_rate_of_nothing_is_said(tiny, clips, tmp_path, caplog):
+    """By the key, or by an entry of `optim` for all that is trained."""
+    model, processor = tiny
+    for change in ({"trainer": {**TRAINER, "learning_rate": 0.0}}, {"optim": [{"match": "*", "lr": 0.0}]}):
+        caplog.clear()
+        run_stage(model, processor, {**stage(clips), **change}, tmp_path / next(iter(change)), progress=False)
+        assert "stage 2 (speech): the learning rate of all that is trained is 0" in caplog.text
 
 
 def test_a_stage_without_data_of_its_modality_is_refused(tiny_checkpoint, clips, tmp_path, caplog):

@@ -8,6 +8,8 @@ the sample whose it is. With `on_error: skip` the next good sample takes its pla
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from xllm.training.batches.collator import IGNORE, XLLMDataCollator
 from xllm.training.data.dataset import SampleError, describe
 
@@ -50,6 +52,9 @@ class NamedBatches:
         batch = self.collator(samples)
         if "labels" in batch and not (batch["labels"] != IGNORE).any():
             raise ValueError("no token of the answer carries loss")
+        for name, value in batch.items():
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.isfinite().all():
+                raise ValueError(f"{name} holds NaN or Inf")
         if self.one_token_per_frame:
             self._check_clips(batch)
         return batch

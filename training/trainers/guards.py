@@ -10,10 +10,11 @@ find the first module whose output is not finite.
 import math
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from transformers import Trainer
 
 from xllm.training.batches.notes import NOTES
@@ -116,8 +117,7 @@ class Guards(Trainer):
             return  # the scaler leaves this step out
         loss = sum(losses)
         what = f"the gradient is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
-        found = gather_object([self._diagnose(step.batches)])
-        culprit = next((text for text in found if text), "what is wrong is gone when the batch is run again")
+        culprit = self._culprit(step.batches)
         names = gather_object(_names(step.batches))
         raise TrainingError(self._message(step.number, [{NOTES: {"where": names}}], f"{what}: {culprit}"))
 
@@ -133,20 +133,19 @@ class Guards(Trainer):
         shown = ", ".join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")
         return f"{self.title}, step {number}: {text}; samples: {shown or 'unknown'}; nothing of this step was saved"
 
-    def _diagnose(self, batches: list[dict]) -> str:
-        """What is first not finite: a weight, an input, the output of a module, the gradient of a weight."""
-        model = self.accelerator.unwrap_model(self.model)
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if not _is_finite(tensor):
-                return f"{name} itself is not finite"
-        for batch in batches:
-            inputs = self._prepare_inputs(batch)
-            for name, tensor in inputs.items():
-                if not _is_finite(tensor):
-                    return f"the input {name} is not finite"
-            if self.home is None and (text := self._run_again(model, inputs)):
+    def _culprit(self, batches: list[dict]) -> str:
+        """What is first not finite: a weight, an input, the output of a module, the gradient of a weight.
+
+        All processes look for the same at the same time: none may wait in a module that they run together for one that
+        has found it already. An engine's weights may have moved; the model at home has those last saved.
+        """
+        model = self.accelerator.unwrap_model(self.model) if self.home is None else self.home
+        inputs = [send_to_device(self._prepare_inputs(batch), model.device) for batch in batches]
+        for look in (partial(_at_sight, model, inputs), *(partial(self._run_again, model, one) for one in inputs)):
+            found = gather_object([look()])
+            if text := next((text for text in found if text), ""):
                 return text
-        return "" if self.home is None else "in which module is not told where FSDP or DeepSpeed holds the model"
+        return "what is wrong is gone when the batch is run again" + (" from the last checkpoint" if self.home else "")
 
     def _run_again(self, model, inputs: dict) -> str:
         outputs: list[str] = []
@@ -189,6 +188,15 @@ def _send(values: torch.Tensor) -> tuple[torch.Tensor, Any]:
     host.copy_(values, non_blocking=True)
     arrived.record()
     return host, arrived
+
+
+def _at_sight(model: Any, batches: list[dict]) -> str:
+    """The first weight or input that is not finite, in a few words."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if not _is_finite(tensor):
+            return f"{name} itself is not finite"
+    inputs = [(name, tensor) for batch in batches for name, tensor in batch.items()]
+    return next((f"the input {name} is not finite" for name, tensor in inputs if not _is_finite(tensor)), "")
 
 
 def _names(batches: list[dict]) -> list[str]:

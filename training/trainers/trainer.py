@@ -7,6 +7,8 @@ Everything works without it too: model + `XLLMDataCollator` + `transformers.Trai
 from contextlib import nullcontext
 from typing import Any
 
+from transformers.utils import logging
+
 from xllm.modeling_xllm.stage_checkpoints import adapted_layers
 from xllm.training.batches.batching import GroupedSampler
 from xllm.training.data.dataset import ChatDataset
@@ -21,6 +23,9 @@ from xllm.training.trainers.optim_groups import OptimSpec, split_groups
 from xllm.training.trainers.processes import SharedSteps
 from xllm.training.trainers.stream_trainer import StreamTrainer
 from xllm.training.trainers.watch import Watch
+
+
+logger = logging.get_logger(__name__)
 
 
 class XLLMTrainer(DistillTrainer, Watch, Guards, SharedSteps, StreamTrainer, WholeCheckpoints, EngineTrainer):
@@ -52,6 +57,8 @@ class XLLMTrainer(DistillTrainer, Watch, Guards, SharedSteps, StreamTrainer, Who
             if any(spec.muon for spec in self.groups):
                 self.optimizer = optimizer = MuonBeside(optimizer)
                 optimizer.register_step_pre_hook(self._leave_unused)
+        if is_new and self.is_world_process_zero() and not any(group["lr"] for group in optimizer.param_groups):
+            logger.warning(f"{self.title}: the learning rate of all that is trained is 0: nothing will be learnt")
         return optimizer
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
