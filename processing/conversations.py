@@ -15,7 +15,6 @@ from .media_kinds import AUDIO, IMAGE, MEDIA_KINDS, VIDEO, is_values, media_kind
 
 
 _MARK = "\ue000answer\ue001"  # stands for an answer, to see what a template writes around it
-_LIKE = 8  # characters by which the ends of two prompts are told to be the same
 # Besides the key named as the type; the first one present counts.
 SOURCE_KEYS = ("bytes", "array", "base64", "url", "path")
 
@@ -145,21 +144,6 @@ def with_media_parts(template: str | dict | None, parts: dict[str, tuple[str, st
     return f"{{%- set media_parts = {unwritten!r} -%}}{convert}{template}"
 
 
-def _space_between(prompt: str, head: str) -> str:
-    """The space that a template puts between a prompt and its answer, `head` being all that stands before the answer.
-    Where the prompt is written in another way then (Mistral's: without the system message), the end of both counts.
-    """
-    if head.startswith(prompt):
-        between = head[len(prompt) :]
-        return between if between.isspace() else ""
-    ends, last = head.rstrip(), prompt.rstrip()[-_LIKE:]
-    if not last or not ends.endswith(last):
-        return ""
-    between = head[len(ends) :]
-    written = prompt[len(prompt.rstrip()) :]
-    return between.removeprefix(written) if between.startswith(written) else ""
-
-
 class ConversationsMixin(ProcessorMixin):
     """For a processor with a tokenizer, `load` and a token per kind of media."""
 
@@ -224,7 +208,8 @@ class ConversationsMixin(ProcessorMixin):
         text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
         if whole.startswith(head) and whole.endswith(tail) and len(head) + len(tail) <= len(whole):
             text = whole[len(head) : len(whole) - len(tail)]  # as the template writes it, e.g. without space around it
-        return _space_between(prompt, head) + text + self._turn_end(tail, stop_ids)
+        between = head.rpartition(prompt[-8:] or head)[2]  # its end: Mistral's prompt is another before an answer
+        return (between if between.isspace() else "") + text + self._turn_end(tail, stop_ids)
 
     def _turn_end(self, tail: str, stop_ids: Collection[int]) -> str:
         tokenizer = self.tokenizer
