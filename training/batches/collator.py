@@ -100,7 +100,7 @@ def on_one_day(processor: Any) -> Any:
         "write that of the day"
     )
     processor = copy.copy(processor)
-    templates = template if isinstance(template, dict) else {"": template}
+    templates: dict[str, Any] = template if isinstance(template, dict) else {"": template}
     fixed = {name: _TODAY.sub(lambda found: repr(DAY.strftime(found[2])), one) for name, one in templates.items()}
     processor.chat_template = fixed if isinstance(template, dict) else fixed[""]
     return processor

@@ -33,7 +33,7 @@ from xllm.training.data.media_rows import DataError
 
 logger = logging.get_logger(__name__)
 
-Rows = Iterator[tuple[str, dict]]
+Rows = Iterator[tuple[str, Any]]
 INDEX_FILES = ("wav.scp", "text", "trans.txt", "segments")  # naming one names its folder
 _ABOVE = ("", "..", "../..")  # the paths of Kaldi's folders begin where its scripts are run
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
