@@ -2,19 +2,20 @@
 """Tiny models and batches in the form that transformers' `ModelTesterMixin` asks for."""
 
 import torch
-from tiny import FACTOR, FRAMES, PIXELS, QUERIES, speech, tiny_config, tiny_text_config
+from tiny import FACTOR, FRAMES, PIXELS, QUERIES, speech, tiny_config, tiny_rows, tiny_text_config
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 
-from xllm import ChatGLMConfig, ChatGLMTokenizer, XLLMConfig
+from xllm import ChatGLMConfig, ChatGLMTokenizer, X2LConfig, XLLMConfig
 from xllm.assembly.tiny import train_sentencepiece
 from xllm.processing.processing_xllm import add_placeholder_tokens
 
 
 # The suites fill rows up with ids below 5, which must be words, and cut the last 15 ids off the vocabulary.
-PAD, MASK, GMASK, SOP, EOP, IMAGE, VIDEO, SPEECH = range(5, 13)
+PAD, MASK, GMASK, SOP, EOP, IMAGE, VIDEO, SPEECH, STATUS = range(5, 14)
 FIRST_WORD, LAST_WORD = 20, 100
-CLIP_FRAMES = 3 * FACTOR
+CLIP_FRAMES, READINGS = 3 * FACTOR, 12
 
 SENTENCES = [
     "This is text to test the tokenizer.",
@@ -85,35 +86,63 @@ class ChatGLMTester:
 
 
 class XLLMTester(ChatGLMTester):
-    """Rows with an image, a video and a spoken clip each."""
+    """Rows with an image, a video, a spoken clip and a status each; every second film lacks its last frame. Towers,
+    language model and interfaces have other widths and depths.
 
-    def __init__(self, parent, text: str):
-        self.text = text
+    Args:
+        text: kind of the language model; tied: whether its head is its embedding.
+    """
+
+    media_names = (
+        "pixel_values", "pixel_values_videos", "video_frame_mask", "input_features", "input_features_mask",
+        "status_values", "status_mask",
+    )  # fmt: skip
+
+    def __init__(self, parent, text: str, tied: bool = False):
+        self.text, self.tied = text, tied
         config = self.get_config()
-        self.vision_config, self.audio_config = config.vision_config.to_dict(), config.audio_config.to_dict()
+        self.vision_config = self.video_config = config.vision_config.to_dict()
+        self.audio_config = config.audio_config.to_dict()
         super().__init__(parent)
 
     def get_config(self) -> XLLMConfig:
         """A fresh config."""
-        config = tiny_config(self.text)
-        with_low_ids(config.text_config)
-        config.set_token_ids(image=IMAGE, video=VIDEO, speech=SPEECH)
+        status = X2LConfig(
+            encoder=None, encoder_hidden_size=READINGS, input_name="status_values", mask_name="status_mask",
+            converter="linear", placeholder_token="<StatusHere>",
+        )  # fmt: skip
+        vision = Blip2VisionConfig(
+            hidden_size=24, intermediate_size=40, num_hidden_layers=1, num_attention_heads=3, image_size=PIXELS,
+            patch_size=14, initializer_range=0.02,
+        )  # fmt: skip
+        text = with_low_ids(tiny_text_config(self.text))
+        text.tie_word_embeddings = self.tied
+        rows = tiny_rows(status=status)
+        config = tiny_config(rows=rows, text_config=text, vision_config=vision, tie_word_embeddings=self.tied)
+        config.set_token_ids(image=IMAGE, video=VIDEO, speech=SPEECH, status=STATUS)
         return config
 
-    def row(self, generator: torch.Generator) -> list[int]:
-        """Words, the placeholders of an image, a video and a clip, words, the end of the prompt, an answer."""
-        words = torch.randint(FIRST_WORD, LAST_WORD, (9,), generator=generator).tolist()
-        media = [IMAGE] * QUERIES + [VIDEO] * (QUERIES * FRAMES) + [SPEECH] * (CLIP_FRAMES // FACTOR)
-        return [*words[:3], *media, *words[3:6], *self.ending(self.get_config().text_config), *words[6:]]
+    def row(self, generator: torch.Generator, frames: int = FRAMES) -> list[int]:
+        """Words, the placeholders of all media, words, the end of the prompt, an answer."""
+        words = torch.randint(FIRST_WORD, LAST_WORD, (9 + QUERIES * FRAMES,), generator=generator).tolist()
+        media = [IMAGE] * QUERIES + [VIDEO] * (QUERIES * frames) + [SPEECH] * (CLIP_FRAMES // FACTOR) + [STATUS] * 2
+        media += words[9 : 9 + QUERIES * (FRAMES - frames)]
+        return [*words[:3], *media, *words[3:6], *self.ending(self.get_config().text_config), *words[6:9]]
 
     def prepare_config_and_inputs_for_common(self) -> tuple:
         """A config and one batch."""
         config, inputs = super().prepare_config_and_inputs_for_common()
         generator = torch.Generator().manual_seed(1)
-        shape = (3, PIXELS, PIXELS)
-        return config, {
-            **inputs,
-            "pixel_values": torch.randn(self.batch_size, *shape, generator=generator),
-            "pixel_values_videos": torch.randn(self.batch_size, FRAMES, *shape, generator=generator),
-            **speech(*[CLIP_FRAMES] * self.batch_size),
-        }
+        shape, frame_mask = (3, PIXELS, PIXELS), torch.ones(self.batch_size, FRAMES, dtype=torch.long)
+        frame_mask[1::2, -1] = 0
+        rows = [self.row(generator, int(frames)) for frames in frame_mask.sum(1)]
+        media = (
+            torch.randn(self.batch_size, *shape, generator=generator),
+            torch.randn(self.batch_size, FRAMES, *shape, generator=generator),
+            frame_mask,
+            *speech(*[CLIP_FRAMES, CLIP_FRAMES - 5] * self.batch_size).values(),
+            torch.randn(self.batch_size, 2, READINGS, generator=generator),
+            torch.ones(self.batch_size, 2, dtype=torch.long),
+        )
+        media = {name: tensor[: self.batch_size] for name, tensor in zip(self.media_names, media)}
+        return config, {**inputs, "input_ids": torch.tensor(rows), **media}
