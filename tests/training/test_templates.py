@@ -65,8 +65,7 @@ DATED = (
 )
 STRICT = (
     EACH + "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('roles must alternate, the user first') }}{% endif %}"
-    "{{ m.role + ': ' + (m.content if m.content is string else m.content[0].text) + '\n' }}{% endfor %}"
+    "{{ raise_exception('roles must alternate, the user first') }}{% endif %}{% endfor %}"
 )
 # Template, special tokens (the end token first), and what the answer " zero" becomes.
 FAMILIES = {
@@ -156,10 +155,11 @@ def test_the_date_in_prompts_is_the_same_on_every_day_of_training(monkeypatch):
 
 
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
-def test_what_a_template_refuses_is_named_by_its_row(tiny_checkpoint, tmp_path, capfd, on_error):
+def test_what_a_template_refuses_is_named_by_its_row(tiny_checkpoint, tmp_path, capfd, caplog, on_error):
     """The second of three lines begins with the assistant."""
     shutil.copytree(tiny_checkpoint, tmp_path / "model")
-    (tmp_path / "model" / "chat_template.jinja").write_text(STRICT)
+    template = tmp_path / "model" / "chat_template.jinja"
+    template.write_text(STRICT + template.read_text())
     answer = {"role": "assistant", "content": "zero"}
     rows = [[{"role": "user", "content": f"Which of {number}?"}, answer] for number in range(3)]
     rows[1].insert(0, answer)
@@ -179,7 +179,7 @@ def test_what_a_template_refuses_is_named_by_its_row(tiny_checkpoint, tmp_path, 
         assert err.splitlines()[-1] == f"xllm train: {problem}"
     else:
         assert status == 0, err
-        assert f"skipped {problem}" in err
+        assert f"skipped {problem}" in caplog.messages
 
 
 def test_nothing_that_ends_an_answer_is_an_error():
