@@ -3,7 +3,8 @@
 
     python -m torch.distributed.run --nproc_per_node 2 tests/several_runs.py lines.json
 
-`lines.json` holds a list of lists of arguments; {"kill": [rank, step]} before one kills a process in that step of it.
+`lines.json` holds a list of lists of arguments; {"kill": [rank, step]} before one kills a process in that step of it,
+{"poison": [module, rank, step]} makes a module give NaN there.
 Nothing is drawn that would depend on the number of processes: hard negatives are the hardest. accelerate shards no
 model on processors; here it is made to, so that its FSDP2 runs on two processes of gloo as it does on GPUs. DeepSpeed
 compiles an operator for processors, which is left out: gloo does without.
@@ -11,6 +12,7 @@ compiles an operator for processors, which is left out: gloo does without.
 
 import importlib
 import json
+import math
 import os
 import signal
 import sys
@@ -55,6 +57,19 @@ def kill_at(rank: int, step: int) -> None:
     XLLMTrainer.training_step = training_step
 
 
+def poison(name: str, rank: int, step: int) -> None:
+    """NaN is what a module gives on the process of this rank from this step on."""
+
+    def training_step(self, *args, **kwargs):
+        if self.args.process_index == rank and self.state.global_step + 1 == step:
+            for model in (self.home, self.accelerator.unwrap_model(self.model)):
+                if model is not None:
+                    model.get_submodule(name).register_forward_hook(lambda module, args, output: output * math.nan)
+        return STEP(self, *args, **kwargs)
+
+    XLLMTrainer.training_step = training_step
+
+
 if __name__ == "__main__":
     without_compiler()
     AcceleratorState.__init__ = begin
@@ -62,6 +77,6 @@ if __name__ == "__main__":
     qformer.draw_hard_negatives = lambda scores, positives, hardest: DRAW(scores, positives, hardest=True)
     for line in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         if isinstance(line, dict):
-            kill_at(*line["kill"])
+            kill_at(*line["kill"]) if "kill" in line else poison(*line["poison"])
         elif status := main(line):
             sys.exit(status)

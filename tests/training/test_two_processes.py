@@ -2,36 +2,30 @@
 """Two processes of gloo train as one does: any mixture of modalities, a recipe of two stages with all its files."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file
+from process_runs import (
+    ALONE,
+    ROOT,
+    TORCHRUN,
+    difference,
+    engine_of,
+    run,
+    several,
+    sources,
+    weights_of,
+    without_dropout,
+    write_data,
+    write_recipe,
+)
 
 from xllm import XLLMForConditionalGeneration
-
-
-ROOT = Path(__file__).resolve().parents[2]
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-
-
-def run(*arguments: str, limit: int = 600) -> subprocess.CompletedProcess:
-    """A script that must end well."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=limit, check=False
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done
 
 
 @pytest.mark.slow
@@ -47,14 +41,6 @@ def test_any_mixture_of_modalities_is_trained_as_by_one_process(kind):
 
 
 ENGINES = ["ddp", "fsdp", "zero2", "zero3"]
-SEVERAL = str(ROOT / "tests/several_runs.py")
-
-
-def several(folder: Path, *lines, processes: int = 2, limit: int = 600) -> subprocess.CompletedProcess:
-    """Command lines of `xllm`, see several_runs.py, on one process or on several."""
-    path = folder / "lines.json"
-    path.write_text(json.dumps(lines))
-    return run(*(TORCHRUN if processes > 1 else ()), SEVERAL, str(path), limit=limit)
 
 
 @pytest.fixture(scope="module")
@@ -62,50 +48,10 @@ def folder(tiny_checkpoint, media, tmp_path_factory) -> Path:
     """A ChatGLM without dropout in `model`, pictures, clips and texts, DeepSpeed's configurations."""
     folder = tmp_path_factory.mktemp("processes")
     model = XLLMForConditionalGeneration.from_pretrained(tiny_checkpoint)
-    for row in model.config.modalities.values():
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "cif_dropout"):
-            if hasattr(row.converter_config, name):
-                setattr(row.converter_config, name, 0.0)
     shutil.copytree(tiny_checkpoint, folder / "model")
-    model.save_pretrained(folder / "model")
-    for index in range(4):
-        picture = np.random.default_rng(index).integers(0, 255, (32, 32, 3), dtype=np.uint8)
-        Image.fromarray(picture).save(folder / f"{index}.png")
-    captions = ("a", "red dog", "one of many words", "b c")  # a mean of means over processes is not that of all words
-    (folder / "pictures.csv").write_text("file,text\n" + "".join(f"{i}.png,{c}\n" for i, c in enumerate(captions)))
-    (folder / "speech.csv").write_text("file,text\n" + f"{media}/low.wav,lo\n{media}/high.wav,hi\n" * 2)
-    for stage in (2, 3):
-        zero = {"stage": stage, "stage3_param_persistence_threshold": 0}
-        (folder / f"zero{stage}.json").write_text(json.dumps({"zero_optimization": zero}))
+    without_dropout(model).save_pretrained(folder / "model")
+    write_data(folder, media)
     return folder
-
-
-def engine_of(kind: str, folder: Path) -> list[str]:
-    """What is added to a command line."""
-    if kind.startswith("zero") and find_spec("deepspeed") is None:
-        pytest.skip("deepspeed is not installed")
-    known = {"ddp": [], "fsdp": ["trainer.fsdp=true"]}
-    return known.get(kind, [f"trainer.deepspeed={folder / kind}.json"])
-
-
-# With its usual epsilon Adam blows up the rounding of the smallest gradients.
-TRAINER = {
-    "num_train_epochs": 2, "per_device_train_batch_size": 1, "learning_rate": 0.5, "adam_epsilon": 1.0,
-    "weight_decay": 0.1, "logging_steps": 1, "use_cpu": True, "save_steps": 1,
-}  # fmt: skip
-
-
-def write_recipe(folder: Path, name: str, stages: list[dict]) -> str:
-    path = folder / f"{name}.yaml"
-    path.write_text(json.dumps({"model": str(folder / "model"), "trainer": TRAINER, "stages": stages}))
-    return str(path)
-
-
-def sources(folder: Path) -> list[dict]:
-    """Pictures and speech, whose prompts are drawn anew in each epoch."""
-    prompts = ["one", "two", "three", ""]
-    common = {"prompts": prompts, "text_equivalent": "{text}"}
-    return [{"path": str(folder / f"{name}.csv"), **common} for name in ("pictures", "speech")]
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +73,7 @@ def recipe(folder) -> str:
     return write_recipe(folder, "recipe", stages)
 
 
-# What one process says to take the steps that two take; the contrast of stage 1 is between all that is in a step.
-ALONE = "trainer.gradient_accumulation_steps=2"
+# The contrast of stage 1 is between all that is in a step.
 CONTRAST = ["stages.1.trainer.per_device_train_batch_size=4", "stages.1.trainer.gradient_accumulation_steps=1"]
 
 
@@ -137,20 +82,6 @@ def one(recipe, folder) -> Path:
     """The run of one process."""
     several(folder, ["train", recipe, f"output_dir={folder / 'one'}", ALONE, *CONTRAST], processes=1)
     return folder / "one"
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    model = XLLMForConditionalGeneration.from_pretrained(folder)
-    heads = [load_file(path) for path in folder.glob("*heads.safetensors")]
-    return {name: tensor for part in [model.state_dict(), *heads] for name, tensor in part.items()}
-
-
-def difference(before: dict, one: dict, two: dict) -> float:
-    """How far `two` is from `one`, relative to how far that went; they hold the same, and went somewhere."""
-    assert one.keys() == two.keys()
-    moved = sum(float((one[key] - before[key]).double().square().sum()) for key in one.keys() & before.keys())
-    assert moved > 1e-6
-    return (sum(float((one[key] - two[key]).double().square().sum()) for key in one) / moved) ** 0.5
 
 
 STAGES = ("stage1-speech", "stage1-image", "stage2-all", "stage3")
@@ -201,6 +132,21 @@ def test_a_process_killed_in_the_middle_ends_the_run_and_it_goes_on(kind, recipe
     done = several(folder, [*line, "--resume"])
     assert "stage2-all/checkpoint-5" in done.stderr
     compare(one, Path(f"{folder / 'killed'}-{kind}"), folder / "model")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ENGINES)
+def test_a_module_that_gives_nan_on_one_process_is_named(kind, folder):
+    """In step 3, the second one; where an engine holds the model, from what is at home."""
+    stage = {"stage": 2, "modalities": ["image"], "data": {"train": str(folder / "pictures.csv")}}
+    line = ["train", write_recipe(folder, "poison", [stage]), f"output_dir={folder / 'poison'}-{kind}"]
+    with pytest.raises(AssertionError) as failed:
+        several(folder, {"poison": ["model.interfaces.image.adapter", 1, 3]}, [*line, *engine_of(kind, folder)])
+    text = (
+        "xllm train: stage 2 (image), step 3: the loss is nan: first in the output of model.interfaces.image.adapter; "
+    )
+    assert text in str(failed.value)
+    assert (Path(f"{folder / 'poison'}-{kind}") / "stage2-image" / "checkpoint-2").is_dir()
 
 
 # Name -> a stage, and what it adds to the command line of one process.
