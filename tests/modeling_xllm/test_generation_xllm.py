@@ -10,7 +10,7 @@ import contextlib
 import pytest
 import torch
 from tiny import FRAMES, IMAGE, PIXELS, QUERIES, SPEECH, VIDEO, left_pad, prompt, speech, tiny_model
-from transformers import Cache, DynamicCache, StaticCache
+from transformers import Cache, DynamicCache, StaticCache, SuppressTokensLogitsProcessor
 
 from xllm.modeling_xllm.language_models import CacheNote
 
@@ -175,3 +175,22 @@ def test_a_later_turn_needs_only_the_media_that_are_not_cached(model):
     assert torch.equal(more, model.generate(**inputs, **GREEDY))
     with pytest.raises(ValueError, match="hold 3 placeholder tokens of a modality that no media is given for"):
         model.generate(some, modality_features=features, **GREEDY)
+
+
+def test_an_answer_holds_no_placeholder_and_ones_own_processors_are_asked_too(model):
+    inputs = one_row()
+    length = inputs["input_ids"].shape[1]
+    answer = model.generate(**inputs, **GREEDY)[0, length:].tolist()
+    likely = {"sequence_bias": [[[token], 1e4] for token in model.model.placeholder_ids()]}
+    assert model.generate(**inputs, **GREEDY, **likely)[0, length:].tolist() == answer
+    forbidden = SuppressTokensLogitsProcessor(answer[:1])
+    assert answer[0] not in model.generate(**inputs, **GREEDY, logits_processor=[forbidden])[0, length:]
+
+
+def test_media_whose_place_is_not_known_are_an_error(model):
+    batch = media_batch()
+    with pytest.raises(ValueError, match="media need input_ids or inputs_embeds: nothing else says where"):
+        model.generate(pixel_values=batch["pixel_values"], **GREEDY)
+    features = {"image": model.encode_media(batch)["image"]}
+    with pytest.raises(ValueError, match="image: got modality_features and new items for 2 rows"):
+        model.generate(**batch, modality_features=features, **GREEDY)

@@ -5,9 +5,19 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_rows
 
-from xllm import X2LConfig
+from xllm import X2LConfig, add_lora
 from xllm.training.saving.lineage import FreezeReceipt, FrozenTensorError
-from xllm.training.stages import LANGUAGE_MODEL, StageError, freeze_for_stage
+from xllm.training.stages import (
+    LANGUAGE_MODEL,
+    Stage,
+    StageError,
+    adapter_parameters,
+    count_parameters,
+    freeze_for_stage,
+    frozen_tensors,
+    part_of_parameter,
+    resolve_stage,
+)
 
 
 def names_below(model, *prefixes):
@@ -121,3 +131,60 @@ def test_the_receipt_sees_statistics_of_a_frozen_encoder():
     norm.running_mean.add_(0.5)
     with pytest.raises(FrozenTensorError, match="running_mean"):
         receipt.check()
+
+
+def test_a_stage_has_a_number_and_a_name():
+    for number, name in enumerate(("text", "convert", "align", "integrate")):
+        assert {resolve_stage(one) for one in (number, str(number), name, name.upper(), Stage(number))} == {number}
+
+
+@pytest.mark.parametrize(("stage", "switches"), [(1, {"train_encoder": True}), (2, {}), (0, {})])
+def test_whatever_is_saved_and_not_trained_is_frozen(stage, switches):
+    """Statistics of a norm that is trained move with it."""
+    model = tiny_model()
+    trained = set(freeze_for_stage(model, stage, ["speech"], **switches))
+    beside_trained = {name.rpartition(".")[0] for name in trained}
+    buffers = {name for name, _ in model.named_buffers() if name.rpartition(".")[0] in beside_trained}
+    saved = model.state_dict(keep_vars=True)
+    expected = {name: tensor for name, tensor in saved.items() if name not in trained | buffers}
+    found = frozen_tensors(model)
+    assert found.keys() == expected.keys()
+    assert all(found[name] is tensor for name, tensor in expected.items())
+    assert any("running_mean" in name for name in saved)
+    assert any("running_mean" in name for name in buffers) == ("train_encoder" in switches)
+
+
+def test_parts_and_their_parameters_are_counted():
+    model = tiny_model()
+    freeze_for_stage(model, 3, ["image"])
+    counts = count_parameters(model)
+    tree = model.model
+    parts = {f"interfaces.{name}": interface for name, interface in tree.interfaces.items()}
+    parts |= {"vision_tower": tree.vision_tower, "audio_tower": tree.audio_tower}
+    sizes = {name: sum(one.numel() for one in part.parameters()) for name, part in parts.items()}
+    sizes["language_model"] = sum(one.numel() for one in [*tree.language_model.parameters(), model.lm_head.weight])
+    assert {name: total for name, (_, total) in counts.items()} == sizes
+    adapter = sum(one.numel() for one in tree.interfaces["image"].adapter.parameters())
+    assert {name: trained for name, (trained, _) in counts.items() if trained} == {"interfaces.image": adapter}
+
+
+def test_a_parameter_s_part_is_its_interface_its_tower_or_its_head():
+    names = ("model.interfaces.image.adapter.weight", "model.extra_towers.a.b.weight", "lm_head.weight", "ctc.weight")
+    parts = ["interfaces.image", "extra_towers.a", "language_model", "ctc"]
+    assert [part_of_parameter(name) for name in names] == parts
+
+
+@pytest.mark.parametrize("train_adapters", [True, False])
+@pytest.mark.parametrize(("stage", "prefix"), [(0, "model.language_model."), (2, IMAGE)])
+def test_adapters_are_trained_and_what_they_are_put_around_is_not(stage, prefix, train_adapters):
+    model = tiny_model()
+    add_lora(model, r=2)
+    adapters = adapter_parameters(model)
+    assert sorted(adapters) == sorted(name for name, _ in model.named_parameters() if ".lora_" in name)
+    names = freeze_for_stage(model, stage, ["image"], train_adapters=train_adapters)
+    plain = names_below(model, prefix, *(("lm_head.",) if stage == 0 else ()))
+    expected = {name for name in plain if ".base_layer." not in name and name not in adapters}
+    assert set(names) == set(trainable(model)) == expected | (set(adapters) if train_adapters else set())
+    frozen = frozen_tensors(model)
+    assert not any(".base_layer." in name for name in frozen)
+    assert "model.language_model.layers.0.attention.query_key_value.weight" in frozen
