@@ -23,6 +23,7 @@ from transformers import initialization as init
 
 from .cif import CIFOutput, CIFState, integrate_and_fire
 from .configuration_cformer import CFormerConfig
+from .host_reads import Asked, true_places
 
 
 class ContinuousIntegrateAndFire(nn.Module):
@@ -213,7 +214,12 @@ class CFormer(PreTrainedModel):
     def _contextualise(self, embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         attention_mask = mask.clone()
         attention_mask[:, 0] = True  # a clip without tokens attends to something, or its softmax is NaN
-        return self.bert(inputs_embeds=embeddings, attention_mask=attention_mask.long()).last_hidden_state
+        if self.bert.config._attn_implementation == "sdpa":  # as it will be: to look whether it is needed is to wait
+            U = mask.shape[1]
+            attention_mask = attention_mask[:, None, None].expand(-1, -1, U, -1)  # (B, 1, U, U)
+        else:
+            attention_mask = attention_mask.long()
+        return self.bert(inputs_embeds=embeddings, attention_mask=attention_mask).last_hidden_state
 
     def _contextualise_windows(self, embeddings, mask, lengths) -> torch.Tensor:
         """The transformer over windows of P positions that overlap by half: linear cost, no untrained positions.
@@ -229,9 +235,10 @@ class CFormer(PreTrainedModel):
         windows_needed = ((lengths - P).clamp(min=0) + step - 1) // step + 1  # (B,)
         needed = torch.arange(W, device=lengths.device) < windows_needed[:, None]  # (B, W)
         token_mask = F.pad(mask, (0, padding)).unfold(1, P, step)  # (B, W, P)
-        contextual = self._contextualise(tokens[needed], token_mask[needed])
-        windows = contextual.new_zeros(B, W, P, H)
-        windows[needed] = contextual
+        places = true_places(needed, *Asked(needed.sum()).values())
+        tokens, token_mask = (tensor.flatten(0, 1).index_select(0, places) for tensor in (tokens, token_mask))
+        contextual = self._contextualise(tokens, token_mask)
+        windows = contextual.new_zeros(B * W, P, H).index_copy(0, places, contextual).unflatten(0, (B, W))
         position = torch.arange(U, device=lengths.device)
         window = ((position - P // 4) // step).clamp(min=0).minimum(windows_needed[:, None] - 1)  # (B, U)
         flat = window * P + (position - window * step).clamp(0, P - 1)

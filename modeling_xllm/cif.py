@@ -39,6 +39,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
+from .host_reads import Asked
+
 
 @dataclass
 class CIFState:
@@ -294,7 +296,7 @@ def _pick_width(alphas, sums, lengths, mask, target_lengths, one_token_per_frame
     if target_lengths is not None:
         room = frames if one_token_per_frame else torch.where(frames > 0, target_lengths, 0)
         missing = (target_lengths - room).clamp(min=0)
-    width, valid, lost = torch.stack([lengths.max(), valid.long(), missing.max()]).tolist()
+    width, valid, lost = Asked(torch.stack([lengths.max(), valid.long(), missing.max()])).values()
     if not valid:
         raise ValueError("alphas must be finite and not negative, got NaN, Inf or less than 0: check the encoder")
     if lost:

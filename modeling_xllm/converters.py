@@ -20,10 +20,11 @@ import torch
 from torch import nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel, PreTrainedConfig
 from transformers import initialization as init
-from transformers.utils import ModelOutput, torch_compilable_check
+from transformers.utils import ModelOutput
 
 from .cformer import CFormer
 from .configuration_cformer import CFormerConfig
+from .host_reads import check
 
 
 @dataclass
@@ -203,12 +204,8 @@ class CFormerConverter(X2LConverter, CFormer):
         finite = inputs.isfinite() if inputs.dim() == 2 else inputs.isfinite().all(-1)
         real = torch.ones_like(finite) if mask is None else mask.bool()
         empty, broken = ~real.any(1), (real & ~finite).any(1)
-        torch_compilable_check(
-            ~empty.any(), lambda: f"{name}: clip {int(empty.int().argmax())} has no frames, or all are masked: drop it"
-        )
-        torch_compilable_check(
-            ~broken.any(), lambda: f"{name}: clip {int(broken.int().argmax())} holds NaN or Inf: check its features"
-        )
+        check(~empty, lambda: f"{name}: clip {int(empty.int().argmax())} has no frames, or all are masked: drop it")
+        check(~broken, lambda: f"{name}: clip {int(broken.int().argmax())} holds NaN or Inf: check its features")
 
     @classmethod
     def forward_options(cls, row: PreTrainedConfig) -> dict:

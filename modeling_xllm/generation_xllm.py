@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.generation import LogitsProcessorList, SuppressTokensLogitsProcessor
+from transformers.generation import LogitsProcessor, LogitsProcessorList
 
+from .host_reads import Asked, reads_together
 from .language_models import CacheNote, LanguageModelGenerationMixin, find_tokens
 from .x2l_interfaces import X2LOutput
 
@@ -43,6 +44,24 @@ def remember_gaps(cache: Any, attention_mask: torch.Tensor) -> None:
         cache.attended = CacheNote([attention_mask.repeat_interleave(beams, dim=0).long()])
 
 
+class SuppressPlaceholders(LogitsProcessor):
+    """Placeholders are never said; transformers' own processor for this compares the whole vocabulary in each step."""
+
+    def __init__(self, ids: list[int], device: torch.device):
+        self.ids = torch.tensor(ids, dtype=torch.long, device=device)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        return scores.index_fill(-1, self.ids.to(scores.device), -torch.inf)
+
+
+def left_padded(mask: torch.Tensor) -> torch.LongTensor | None:
+    """The columns `(B, R)` of a text with its attended tokens last and no more of others than the longest row needs;
+    `None` where that is no shorter. `mask (B, L)`: 1 = attended."""
+    real = mask.bool()
+    width, L = max(1, *Asked(real.sum(1)).values()), mask.shape[1]
+    return None if width == L else real.byte().argsort(dim=1, stable=True)[:, L - width :]
+
+
 class XLLMGenerationMixin(LanguageModelGenerationMixin):
     """`generate` of a model with `model.encode_items` and `model.place_features` over any language model."""
 
@@ -50,6 +69,7 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
     device: Any
 
     @torch.no_grad()
+    @reads_together
     def encode_media(
         self, inputs: Mapping[str, torch.Tensor], earlier: dict[str, X2LOutput] | None = None
     ) -> dict[str, X2LOutput]:
@@ -65,7 +85,7 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
         text: Any = embeds if inputs is None else inputs
         device = self.device if text is None else text.device
         kwargs["logits_processor"] = LogitsProcessorList(
-            [SuppressTokensLogitsProcessor(placeholders, device=device), *(kwargs.get("logits_processor") or [])]
+            [SuppressPlaceholders(placeholders, device), *(kwargs.get("logits_processor") or [])]
         )
         media, features = self.model.media_in(kwargs), kwargs.pop("modality_features", None)
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
@@ -73,9 +93,15 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
             if text is None:
                 raise ValueError("media need input_ids or inputs_embeds: nothing else says where the placeholders are")
             ids = find_tokens(text, self.get_input_embeddings(), placeholders) if inputs is None else inputs
-            features = self.model.encode_items(media, features, rows=ids.shape[0])
-            seen = 0 if cache is None else int(cache.get_seq_length())
-            media_embeds, mask = self.model.place_features(ids, mask, features, seen)
+            may_shorten = embeds is None and self._may_shorten(kwargs)
+            media_embeds, mask, columns = self._read_media(ids, mask, media, features, cache, may_shorten)
+            if columns is not None:
+                kwargs["media_embeds"] = media_embeds.gather(
+                    1, columns[..., None].expand(-1, -1, media_embeds.shape[2])
+                )
+                kwargs["attention_mask"] = mask.gather(1, columns)
+                answers = super().generate(ids.gather(1, columns), *args, **kwargs)[:, columns.shape[1] :]
+                return torch.cat([ids.repeat_interleave(len(answers) // len(ids), 0), answers], 1)
             if embeds is None:
                 kwargs["media_embeds"] = media_embeds
             else:
@@ -93,6 +119,31 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
             remember_gaps(cache, mask)
         remember_gaps(getattr(output, "past_key_values", None), mask)
         return output
+
+    @reads_together
+    def _read_media(self, ids, mask, media, features, cache, may_shorten: bool):
+        """Media over the placeholders `(B, L, D)`, the attention mask without empty ones, and the columns that stay
+        where these can go."""
+        features = self.model.encode_items(media, features, rows=ids.shape[0])
+        seen = 0 if cache is None else int(cache.get_seq_length())
+        media_embeds, mask = self.model.place_features(ids, mask, features, seen)
+        return media_embeds, mask, left_padded(mask) if may_shorten else None
+
+    def _may_shorten(self, kwargs: dict) -> bool:
+        """Whether nobody can tell that `generate` reads a shorter prompt, without placeholders that no token fills."""
+        config, streamer = kwargs.get("generation_config") or self.generation_config, kwargs.get("streamer")
+
+        def asked(name: str) -> Any:
+            return kwargs.get(name, getattr(config, name, None))
+
+        tells = ("return_dict_in_generate", "min_length", "no_repeat_ngram_size", "custom_generate")
+        given = ("past_key_values", "position_ids", "token_type_ids", "stopping_criteria", "prefix_allowed_tokens_fn")
+        if any(map(asked, tells)) or any(kwargs.get(name) is not None for name in given):
+            return False
+        is_alone = len(kwargs["logits_processor"]) == 1 and (
+            streamer is None or getattr(streamer, "skip_prompt", False)
+        )
+        return is_alone and asked("max_new_tokens") is not None
 
     def prepare_inputs_for_generation(self, input_ids, media_embeds=None, inputs_embeds=None, **kwargs) -> dict:
         model_inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)

@@ -5,11 +5,9 @@
 [`PrefixLanguageModel`] one that reads its prompt in both directions, such as ChatGLM (`modeling_chatglm`). Another
 language model with an unusual mask or positions is a subclass and one call of [`register_language_model`].
 
-The rest is what ChatGLM and the composite both do around their layers; in training they compute nothing for padding
-and for placeholders that no token fills. (The authors pad every sample to a fixed length, and a clip owns several
-times the placeholders that it fires: most of a step, otherwise.)
+The rest is what ChatGLM and the composite both do around their layers.
 
-Legend: B rows, L tokens, R most real tokens in a row, D width, V vocabulary.
+Legend: B rows, L tokens, D width, V vocabulary.
 """
 
 from typing import Any
@@ -17,10 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, Cache, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.masking_utils import create_causal_mask, create_masks_for_generate
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.utils import torch_compilable_check
+
+from .host_reads import Asked, check, reads_together, true_places
 
 
 class LanguageModel:
@@ -59,6 +59,17 @@ class LanguageModel:
     ) -> dict[str, Any]:
         """`layout` and mask as the model's `forward` takes them."""
         return {"attention_mask": attention_mask, **layout}
+
+    def counts_alone(self) -> bool:
+        """Whether rows without padding before their tokens need neither mask nor positions in training."""
+        # A loss over all tokens, as routers of experts have, must not count padding behind them.
+        return type(self).inputs is LanguageModel.inputs and not getattr(self.config, "output_router_logits", False)
+
+    def sees_all_before(self) -> bool:
+        """Whether all layers take the mask of scaled dot product attention, `(B, 1, L, M)`, True = seen."""
+        kinds = set(getattr(self.config, "layer_types", None) or ["full_attention"])
+        windows = any(getattr(self.config, name, None) for name in ("sliding_window", "attention_chunk_size", "alibi"))
+        return self.config._attn_implementation == "sdpa" and kinds == {"full_attention"} and not windows
 
     def check_generation(self, generation_config: GenerationConfig) -> None:
         """Raises a `ValueError` for a way of generating that the model does not support."""
@@ -201,6 +212,7 @@ class LanguageModelGenerationMixin(GenerationMixin):
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
         language_model_of(self.config).check_generation(generation_config)
 
+    @reads_together
     def _prompt_layout(self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]) -> dict | None:
         language, input_ids = language_model_of(self.config), model_kwargs.get("input_ids")
         input_ids = inputs_tensor if input_ids is None or input_ids.shape[1] == 0 else input_ids
@@ -247,21 +259,34 @@ class LanguageModelGenerationMixin(GenerationMixin):
 
     def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, inputs_embeds=None, **kwargs):
         """transformers' inputs of one step; drafted tokens (more than one new token) get the model's own positions."""
-        position_ids = kwargs.get("position_ids")
+        language, cache = language_model_of(self.config), kwargs.get("past_key_values")
+        position_ids, mask = kwargs.get("position_ids"), kwargs.get("attention_mask")
         if position_ids is not None and next_sequence_length != 1:
-            kwargs["position_ids"] = language_model_of(self.config).drafted_positions(position_ids)
+            kwargs["position_ids"] = language.drafted_positions(position_ids)
+        elif position_ids is not None and mask is not None and mask.dim() == 2 and language.sees_all_before():
+            layers = getattr(cache, "layers", [])
+            if layers and all(isinstance(layer, DynamicLayer) and not layer.is_sliding for layer in layers):
+                kwargs["attention_mask"] = mask.bool()[
+                    :, None, None
+                ]  # (B, 1, 1, M): whether all are ones is not asked
         kwargs.update(next_sequence_length=next_sequence_length, inputs_embeds=inputs_embeds)
         return super().prepare_inputs_for_generation(input_ids, **kwargs)
 
     def _update_model_kwargs_for_generation(
         self, outputs, model_kwargs: dict[str, Any], is_encoder_decoder: bool = False, num_new_tokens: int = 1
     ) -> dict[str, Any]:
-        """Grow mask, positions and token types by the tokens just generated."""
-        position_ids, token_type_ids = model_kwargs.get("position_ids"), model_kwargs.get("token_type_ids")
+        """Grow mask, positions and token types by the tokens just generated; over a cache, only the last position is
+        kept, from which all others follow."""
+        language, position_ids = language_model_of(self.config), model_kwargs.get("position_ids")
+        grown = None if position_ids is None else language.next_positions(position_ids, num_new_tokens)
+        if grown is not None:
+            del model_kwargs["position_ids"]
+            token_type_ids = model_kwargs.pop("token_type_ids", None)
         update = super()._update_model_kwargs_for_generation
         model_kwargs = update(outputs, model_kwargs, is_encoder_decoder, num_new_tokens)
-        language = language_model_of(self.config)
-        if position_ids is not None and (grown := language.next_positions(position_ids, num_new_tokens)) is not None:
+        if grown is not None and model_kwargs.get("use_cache") and model_kwargs.get("past_key_values") is not None:
+            model_kwargs["position_ids"] = grown[..., -1:].clone(memory_format=torch.contiguous_format)
+        elif grown is not None:
             model_kwargs["position_ids"] = grown
             if token_type_ids is not None:
                 ones = token_type_ids.new_ones((token_type_ids.shape[0], num_new_tokens))
@@ -290,8 +315,8 @@ def embed_tokens(embedding: nn.Embedding, input_ids: torch.LongTensor) -> torch.
     vocabulary."""
     rows = embedding.num_embeddings
     if input_ids.shape[1] > 1:  # single tokens come from our own logits; the check would stall each decoding step
-        torch_compilable_check(
-            ((input_ids >= 0) & (input_ids < rows)).all(),
+        check(
+            (input_ids >= 0) & (input_ids < rows),
             lambda: (
                 f"input_ids must lie in 0..{rows - 1}, got {int(input_ids.min())}..{int(input_ids.max())}: the "
                 "tokenizer is not this model's (ChatGLM-6B was published with two vocabularies, 130528 and 150528)"
@@ -305,6 +330,7 @@ def logits_and_loss(
     hidden_states: torch.Tensor,
     labels: torch.LongTensor | None,
     logits_to_keep: int | torch.Tensor,
+    supervised: "SupervisedTokens | None" = None,
     **kwargs,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Project hidden states `(B, L, D)`, behind the final norm, to the vocabulary with the `lm_head` of `model`.
@@ -313,71 +339,38 @@ def logits_and_loss(
         labels (`(B, L)`): ids to predict, -100 where none; shifted here.
         logits_to_keep: positions to project; 0 = all, or, in train mode with labels, the supervised ones: a row of a
             large vocabulary costs more than all layers' activations of a token.
+        supervised: the latter, as `supervised_tokens` finds them before the layers run.
 
     Returns:
         logits `(B, positions, V)`, or `None` where only supervised positions were projected; the loss, if labels.
     """
-    wants_all = not isinstance(logits_to_keep, int) or logits_to_keep != 0 or kwargs.get("shift_labels") is not None
-    if labels is None or wants_all or not model.training:
+    if labels is None or supervised is None:
         logits = model.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
         if labels is None:
             return logits, None
         return logits, model.loss_function(logits, labels, vocab_size=logits.shape[-1], **kwargs)
-    supervised = labels[:, 1:] != -100
-    logits = model.lm_head(hidden_states[:, :-1][supervised])
-    targets = labels[:, 1:][supervised]
+    places = supervised.places()
+    logits = model.lm_head(hidden_states.flatten(0, 1).index_select(0, places.to(hidden_states.device)))
+    targets = supervised.targets.index_select(0, places)
     return None, model.loss_function(logits, None, vocab_size=logits.shape[-1], shift_labels=targets, **kwargs)
 
 
-class RealTokens:
-    """The attended tokens of each row moved together, `(B, L)` to `(B, R)`; in `attention_mask (B, L)` 1 = real."""
+class SupervisedTokens:
+    """The tokens behind which `labels (B, L)` ask for a token, and `targets (B * L)`, what they ask for."""
 
-    def __init__(self, attention_mask: torch.Tensor):
-        real = attention_mask.bool()
-        counts = real.sum(1)
-        self.place = real.cumsum(1) - 1  # of each column's last real token among the R
-        width = max(1, int(counts.max()))
-        self.columns = (~real).byte().argsort(dim=1, stable=True)[:, :width]
-        self.mask = torch.arange(width, device=real.device) < counts[:, None]
+    def __init__(self, labels: torch.Tensor):
+        self.targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100).flatten()
+        self.count = None if torch.compiler.is_compiling() else Asked((self.targets != -100).sum())
 
-    def take(self, values: torch.Tensor) -> torch.Tensor:
-        """`(..., B, L)` to `(..., B, R)`, e.g. positions."""
-        return values.gather(-1, self.columns.expand(*values.shape[:-1], -1))
-
-    def take_states(self, states: torch.Tensor) -> torch.Tensor:
-        """`(B, L, D)` to `(B, R, D)`."""
-        return states.gather(1, self.columns[..., None].expand(-1, -1, states.shape[2]))
-
-    def seen(self, *_) -> torch.Tensor:
-        """The attention mask `(B, R)`."""
-        return self.mask.long()
-
-    def put_back(self, states: torch.Tensor) -> torch.Tensor:
-        """`(B, R, D)` to `(B, L, D)`. Where nothing was computed stands the state of the real token before, so that a
-        token behind a gap is predicted from what it follows; zero if there is none.
-        """
-        whole = states.gather(1, self.place.clamp(min=0)[..., None].expand(-1, -1, states.shape[2]))
-        return whole.masked_fill(self.place[..., None] < 0, 0)
+    def places(self) -> torch.LongTensor:
+        """Where they are in `(B * L)`."""
+        wanted = self.targets != -100
+        return wanted.nonzero()[:, 0] if self.count is None else true_places(wanted, *self.count.values())
 
 
-def computes_real_tokens_only(
-    model, attention_mask: torch.Tensor | None, past_key_values: Cache | None, use_cache: bool | None, kwargs: dict
-) -> bool:
-    """Whether padding may be left out: not outside training, with a cache or a 4-D mask, where the states of all
-    layers are asked for, or in a compiled graph.
-    """
-    names = ("output_hidden_states", "output_attentions")
-    wants_states = any(kwargs.get(name, getattr(model.config, name, False)) for name in names)
-    if not model.training or past_key_values is not None or use_cache or torch.compiler.is_compiling() or wants_states:
-        return False
-    return attention_mask is not None and attention_mask.dim() == 2
-
-
-def real_tokens(model, attention_mask: torch.Tensor | None, *how) -> RealTokens | None:
-    """What `model` should compute of a batch, or `None` for all of it: where padding may not be left out, or there is
-    none.
-    """
-    if attention_mask is None or not computes_real_tokens_only(model, attention_mask, *how):
-        return None
-    tokens = RealTokens(attention_mask)
-    return tokens if tokens.mask.shape[1] < attention_mask.shape[1] else None
+def supervised_tokens(
+    model: PreTrainedModel, labels: torch.Tensor | None, logits_to_keep: int | torch.Tensor, kwargs: dict
+) -> SupervisedTokens | None:
+    """What `logits_and_loss` is to project, asked before the layers run; `None`: all that `logits_to_keep` says."""
+    wants_all = not isinstance(logits_to_keep, int) or logits_to_keep != 0 or kwargs.get("shift_labels") is not None
+    return None if labels is None or wants_all or not model.training else SupervisedTokens(labels)

@@ -31,11 +31,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, torch_compilable_check
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_chatglm import ChatGLMConfig
+from .host_reads import check, reads_together
 from .language_models import (
     CacheNote,
     LanguageModelGenerationMixin,
@@ -43,9 +44,10 @@ from .language_models import (
     embed_tokens,
     find_tokens,
     logits_and_loss,
-    real_tokens,
     register_language_model,
+    supervised_tokens,
 )
+from .real_tokens import real_tokens
 
 
 def chatglm_positions(
@@ -93,7 +95,7 @@ def chatglm_positions(
 def _checked_places(place: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     place = place.expand_as(keep)
     falls = (place.diff(dim=1) < 0) & keep[:, 1:] & keep[:, :-1]
-    torch_compilable_check(~falls.any(), "position_ids fall within a row: ChatGLM reads no rows packed into one")
+    check(~falls, lambda: "position_ids fall within a row: ChatGLM reads no rows packed into one")
     return place
 
 
@@ -107,8 +109,8 @@ def _check_layout(keep: torch.Tensor, has_sop: torch.Tensor, has_mask: torch.Ten
     # CODEPATH: every checkpoint takes both; short inputs need no look at the values.
     if keep.shape[1] > config.max_position_embeddings:
         lengths = keep.sum(-1)
-        torch_compilable_check(
-            (lengths <= config.max_position_embeddings).all(),
+        check(
+            lengths <= config.max_position_embeddings,
             lambda: (
                 f"input_ids has {int(lengths.max())} tokens in a row, the model takes max_sequence_length="
                 f"{config.max_position_embeddings}: cut the history from the left or use fewer frames"
@@ -118,8 +120,8 @@ def _check_layout(keep: torch.Tensor, has_sop: torch.Tensor, has_mask: torch.Ten
     masks = f"[gMASK] (id {config.gmask_token_id}) nor [MASK] (id {config.mask_token_id})"
     for found, wanted in ((has_sop, f"<sop> (id {config.bos_token_id})"), (has_mask, masks)):
         ok = found | ~keep.any(-1, keepdim=True)  # or an empty row
-        torch_compilable_check(
-            ok.all(),
+        check(
+            ok,
             lambda ok=ok, wanted=wanted: (
                 f"row {int((~ok).int().argmax())} of input_ids has no {wanted}: a ChatGLM prompt ends with "
                 "[gMASK]<sop>, which its tokenizer appends (add_special_tokens=True) and its chat template writes; "
@@ -134,7 +136,9 @@ def freeze_answer(position_ids: torch.LongTensor) -> torch.LongTensor:
     channel_0, channel_1 = position_ids
     sop_place = channel_0.gather(1, (channel_1 == 1).int().argmax(-1, keepdim=True))
     prefix_end = channel_0.masked_fill(channel_1 > 0, 0).amax(-1, keepdim=True)
-    return torch.stack((torch.where(channel_1 > 1, torch.minimum(sop_place, prefix_end), channel_0), channel_1))
+    # Where `<sop>` is not among them, all are behind it, the first one in its place.
+    behind = torch.where((channel_1 <= 1).any(-1, keepdim=True), torch.minimum(sop_place, prefix_end), sop_place)
+    return torch.stack((torch.where(channel_1 > 1, behind, channel_0), channel_1))
 
 
 class ChatGLMRotaryEmbedding(nn.Module):
@@ -308,6 +312,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @reads_together
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -340,12 +345,13 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds, got neither")
             inputs_embeds = embed_tokens(self.word_embeddings, input_ids)
+        is_laid_out = position_ids is not None and token_type_ids is not None  # by a composite, padding left out
         position_ids, token_type_ids = self._complete_positions(
             input_ids, inputs_embeds, attention_mask, position_ids, token_type_ids, past_key_values
         )
-        tokens = real_tokens(self, attention_mask, past_key_values, use_cache, kwargs)
+        tokens = None if is_laid_out else real_tokens(self, attention_mask, past_key_values, use_cache, kwargs)
         if tokens is not None:
-            inputs_embeds, attention_mask = tokens.take_states(inputs_embeds), tokens.mask.to(attention_mask.dtype)
+            inputs_embeds, attention_mask = tokens.take_states(inputs_embeds), tokens.real()
             position_ids, token_type_ids = tokens.take(position_ids), tokens.take(token_type_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -423,6 +429,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, LanguageModelGener
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @reads_together
     @can_return_tuple
     def forward(
         self,
@@ -450,6 +457,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, LanguageModelGener
         """
         if self.training and labels is not None and use_cache is None:
             use_cache = False
+        supervised = supervised_tokens(self, labels, logits_to_keep, kwargs)
         outputs: BaseModelOutputWithPast = self.transformer(  # by name: hooks read them so
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -460,7 +468,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, LanguageModelGener
             use_cache=use_cache,
             **kwargs,
         )
-        logits, loss = logits_and_loss(self, outputs.last_hidden_state, labels, logits_to_keep, **kwargs)
+        logits, loss = logits_and_loss(self, outputs.last_hidden_state, labels, logits_to_keep, supervised, **kwargs)
         return CausalLMOutputWithPast(
             loss, logits, outputs.past_key_values, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -505,7 +513,11 @@ class ChatGLMLanguageModel(PrefixLanguageModel):
         return {"attention_mask": attention_mask, **layout}
 
     def next_positions(self, position_ids: torch.LongTensor, number: int) -> torch.LongTensor:
-        return freeze_answer(super().next_positions(position_ids, number))
+        grown = super().next_positions(position_ids, number)
+        if position_ids.shape[-1] > 1:
+            return freeze_answer(grown)
+        grown[0] = position_ids[0]  # the last of an answer: all others follow at its place
+        return grown
 
     def drafted_positions(self, position_ids: torch.LongTensor) -> torch.LongTensor:
         return freeze_answer(position_ids) if position_ids.dim() == 3 else position_ids

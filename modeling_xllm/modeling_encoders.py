@@ -20,6 +20,7 @@ from transformers.utils import can_return_tuple
 
 from .configuration_xllm import ATTENTION_OF_ALL_PARTS, XLLMConfig
 from .converters import X2LConverter, converter_class
+from .host_reads import Asked, true_places
 from .speech_encoders import blank_sequence, encode_sequences
 from .stage_checkpoints import StageCheckpointMixin
 from .x2l_interfaces import X2LInterface, X2LOutput, place_frames
@@ -186,13 +187,14 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
                         train_unless_frozen(child, mode)
         return self
 
-    def encode(self, modality: str, inputs: torch.Tensor, mask: torch.Tensor | None = None, **kwargs):
+    def encode(self, modality: str, inputs: torch.Tensor, mask: torch.Tensor | None = None, real=None, **kwargs):
         """Run the tower of `modality`, without gradient memory where the tower is frozen.
 
         Args:
             inputs: `(N, 3, H, W)` pictures, `(N, F, 3, H, W)` series of pictures, `(N, frames, features)` sequences or
                 `(N, samples)` waveforms; mask: 1 at real ones. Speech without any, or with NaN or Inf, is a
                 `ValueError`.
+            real ([`Asked`]): the number of real pictures in series, where it has been asked for.
 
         Returns:
             the tower's output, its `last_hidden_state` being `(N, T, E)`, or `(R, T, E)` for the R real pictures of
@@ -208,7 +210,10 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
             if row.num_frames is not None:
                 pictures = inputs.flatten(0, 1)  # (N, F, 3, H, W) -> (N * F, 3, H, W)
                 if mask is not None and not torch.compiler.is_compiling():  # a graph cannot wait for their number
-                    pictures = pictures[mask.bool().flatten()]
+                    real = Asked(mask.bool().sum()) if real is None else real
+                    (count,) = real.values()
+                    if count < len(pictures):
+                        pictures = pictures[true_places(mask.bool(), count)]
                 return tower(pictures, **kwargs), None
             if inputs.dim() == 4:
                 return tower(inputs, **kwargs), None

@@ -19,12 +19,13 @@ from torch import nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .cformer import world_size
 from .configuration_xllm import X2LConfig, XLLMConfig
 from .generation_xllm import XLLMGenerationMixin, hide_gaps, remember_gaps
-from .language_models import embed_tokens, find_tokens, language_model_of, logits_and_loss
+from .host_reads import Asked, check, reads_together
+from .language_models import embed_tokens, find_tokens, language_model_of, logits_and_loss, supervised_tokens
 from .modeling_chatglm import ChatGLMLanguageModel
 from .modeling_encoders import FeatureGetters, XLLMEncoderModel, XLLMPreTrainedModel, is_trainable, train_unless_frozen
 from .packing import computed_tokens
@@ -75,8 +76,10 @@ class XLLMModel(XLLMEncoderModel):
 
     def placeholder_mask(self, input_ids: torch.LongTensor, without: Iterable[str] = ()) -> torch.BoolTensor:
         """True at the placeholder tokens of any modality but those of `without`, `(B, L)`."""
-        ids = torch.tensor(self.placeholder_ids(without), dtype=input_ids.dtype, device=input_ids.device)
-        return torch.isin(input_ids, ids)
+        found = torch.zeros_like(input_ids, dtype=torch.bool)
+        for token_id in self.placeholder_ids(without):  # a tensor of the ids would have to be sent to the device
+            found = found | (input_ids == token_id)
+        return found
 
     def encode_items(
         self,
@@ -95,19 +98,25 @@ class XLLMModel(XLLMEncoderModel):
                 the table, so that they meet.
         """
         features = dict(earlier or {})
-        for name in dict.fromkeys([*self.config.modalities, *media]):
+        series = {name for name, row in self.config.modalities.items() if row.num_frames is not None}
+        # How many pictures they hold is asked first and read last: with what a C-Former has to know, if there is one.
+        masks = {} if torch.compiler.is_compiling() else {name: media[name][1] for name in series.intersection(media)}
+        real = {name: {"real": Asked(mask.bool().sum())} for name, mask in masks.items() if mask is not None}
+        for name in sorted(dict.fromkeys([*self.config.modalities, *media]), key=series.__contains__):
             if name not in media:
                 if stand_ins is not None and (stand_in := self.stand_in(name)) is not None:
                     stand_ins.append(stand_in)
                 continue
-            new = self._features(name, *media[name])
+            new = self._features(name, *media[name], **real.get(name, {}))
             if name in features and rows > 1:
                 raise ValueError(
                     f"{name}: got modality_features and new items for {rows} rows, but which row holds which is "
                     "unknown; answer one row at a time, or give all items as modality_features"
                 )
             features[name] = join_items(features[name], new) if name in features else new
-        return features
+        return {
+            name: features[name] for name in dict.fromkeys([*self.config.modalities, *features]) if name in features
+        }
 
     def place_features(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, features: dict[str, X2LOutput], seen=0
@@ -139,8 +148,8 @@ class XLLMModel(XLLMEncoderModel):
             keep = nn.functional.pad(keep, (attention_mask.shape[1] - keep.shape[1], 0), value=True)
             attention_mask = attention_mask * keep.to(attention_mask)
         orphans = self.placeholder_mask(input_ids, without=features)[:, seen:]
-        torch_compilable_check(
-            ~orphans.any(),
+        check(
+            ~orphans,
             lambda: f"input_ids hold {int(orphans.sum())} placeholder tokens of a modality that no media is given for",
         )
         return media_embeds, attention_mask
@@ -165,8 +174,9 @@ class XLLMModel(XLLMEncoderModel):
         if features:
             media_embeds, attention_mask = self.place_features(input_ids, attention_mask, features)
         placeholders = self.placeholder_mask(input_ids)  # (B, L)
-        if media_embeds is None:  # behind a prompt, a drafted or compiled step may read anything
-            torch_compilable_check(
+        # Behind a prompt, a drafted or compiled step may read anything.
+        if media_embeds is None and (isinstance(past_length, torch.Tensor) or past_length == 0):
+            check(
                 ~(placeholders.any() & (past_length == 0)),
                 lambda: f"input_ids hold {int(placeholders.sum())} placeholder tokens but no media is given",
             )
@@ -177,6 +187,7 @@ class XLLMModel(XLLMEncoderModel):
             inputs_embeds = torch.where(placeholders[..., None], media_embeds, inputs_embeds)  # (B, L, D)
         return inputs_embeds, attention_mask
 
+    @reads_together
     @can_return_tuple
     def forward(
         self,
@@ -217,7 +228,7 @@ class XLLMModel(XLLMEncoderModel):
         if computed is not None:
             inputs_embeds = computed.take_states(inputs_embeds)  # (B, L, D) -> (B, R, D)
             layout = {name: computed.take(value) for name, value in layout.items()}  # (..., B, L) -> (..., B, R)
-            seen = computed.seen(language, inputs_embeds, layout)
+            seen = computed.seen(language, inputs_embeds, layout, position_ids is None)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             past_key_values=past_key_values,
@@ -299,6 +310,7 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
         train_unless_frozen(self.lm_head, mode)
         return self
 
+    @reads_together
     @can_return_tuple
     def forward(
         self,
@@ -346,6 +358,9 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
         """
         media = (pixel_values, pixel_values_videos, video_frame_mask, input_features, input_features_mask)
         media = dict(zip(MEDIA_ARGUMENTS, media))
+        if labels is not None:  # collators that copy input_ids would teach it to say placeholders
+            labels = labels.masked_fill(self.model.placeholder_mask(labels), -100)
+        supervised = supervised_tokens(self, labels, logits_to_keep, kwargs)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -359,9 +374,7 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
             **media,
             **kwargs,
         )
-        if labels is not None:  # collators that copy input_ids would teach it to say placeholders
-            labels = labels.masked_fill(self.model.placeholder_mask(labels), -100)
-        logits, loss = logits_and_loss(self, outputs.last_hidden_state, labels, logits_to_keep, **kwargs)
+        logits, loss = logits_and_loss(self, outputs.last_hidden_state, labels, logits_to_keep, supervised, **kwargs)
         others = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         return XLLMCausalLMOutputWithPast(loss=loss, logits=logits, **others)
 

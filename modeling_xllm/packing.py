@@ -16,13 +16,9 @@ from transformers import Cache
 from transformers.masking_utils import create_causal_mask, create_masks_for_generate
 from transformers.utils.generic import is_flash_attention_requested
 
-from .language_models import (
-    LanguageModel,
-    PrefixLanguageModel,
-    RealTokens,
-    computes_real_tokens_only,
-    real_tokens,
-)
+from .host_reads import Asked, true_places
+from .language_models import LanguageModel, PrefixLanguageModel
+from .real_tokens import RealTokens, computes_real_tokens_only, real_tokens
 
 
 MOST_PADDING = 1.05  # positions computed for each real token
@@ -40,24 +36,27 @@ class PackedTokens:
     def __init__(self, attention_mask: torch.Tensor, width: int, in_one: bool = False):
         real = attention_mask.bool()
         place = real.cumsum(1) - 1  # of each column's last real token in its sample
-        rows = _shared_rows(real.sum(1).tolist(), width, in_one)
-        lengths = [sum(length for _, length in row) for row in rows]
-        P, W = len(rows), max(1, *lengths)
-        first = [0] * len(real)  # where each sample begins, row after row
+        lengths = Asked(real.sum(1)).values()
+        rows = _shared_rows(lengths, width, in_one)
+        P, W = len(rows), max(1, *(sum(length for _, length in row) for row in rows))
+        first = torch.zeros(len(real), dtype=torch.long, device="cpu")  # where each sample begins, row after row
+        owners, places = torch.full((P, W), -1, device="cpu"), torch.zeros(P, W, dtype=torch.long, device="cpu")
         for number, row in enumerate(rows):
-            start = number * W
+            start = 0
             for sample, length in row:
-                first[sample], start = start, start + length
-        target = torch.tensor(first, device=real.device)[:, None] + place  # (B, L)
+                first[sample], end = number * W + start, start + length
+                owners[number, start:end], places[number, start:end] = sample, torch.arange(length, device="cpu")
+                start = end
+        # The number of the sample's first real token among all, one row after another; where no token is, that of one.
+        before = torch.tensor([0, *lengths], device="cpu").cumsum(0)[:-1]
+        order = before[owners.clamp(min=0)] + places
+        host = torch.cat([first, owners.flatten(), places.flatten(), order.flatten()])
+        parts = host.to(real.device, non_blocking=True).split([len(first), P * W, P * W, P * W])
+        target = parts[0][:, None] + place  # (B, L)
         self.shape, self.empty = (P, W), place < 0
         self.target = target.masked_fill(self.empty, 0)
-        self.source = torch.zeros(P * W, dtype=torch.long, device=real.device)  # filled up with a token that is there
-        self.source[target[real]] = real.flatten().nonzero()[:, 0]
-        owners = torch.full((P * W,), -1, device=real.device)
-        owners[target[real]] = real.nonzero()[:, 0]
-        places = torch.zeros(P * W, dtype=torch.long, device=real.device)
-        places[target[real]] = place[real]
-        self.owners, self.places = owners.view(P, W), places.view(P, W)  # sample (-1: none), and place in it
+        self.owners, self.places = parts[1].view(P, W), parts[2].view(P, W)  # sample (-1: none), and place in it
+        self.source = true_places(real, max(1, sum(lengths)))[parts[3].clamp(max=max(0, sum(lengths) - 1))]
         self.mask = self.owners >= 0
 
     def take(self, values: torch.Tensor) -> torch.Tensor:
@@ -73,14 +72,25 @@ class PackedTokens:
         """`(P, W, D)` to `(B, L, D)`; see `RealTokens.put_back`."""
         return states.flatten(0, 1)[self.target].masked_fill(self.empty[..., None], 0)
 
-    def seen(self, language: LanguageModel, inputs_embeds: torch.Tensor, layout: dict[str, torch.Tensor]) -> Any:
+    def seen(
+        self, language: LanguageModel, inputs_embeds: torch.Tensor, layout: dict[str, torch.Tensor], _=True
+    ) -> Any:
         """What the language model takes as `attention_mask` of `(P, W, D)`: each sample sees itself as ever."""
+        types = layout.get("token_type_ids") if isinstance(language, PrefixLanguageModel) else None
+        prefix = None if types is None else self.owners.masked_fill(types != 0, -1)
+        if language.sees_all_before():  # transformers would look whether samples share rows, and wait
+            same = self.owners[:, None, :, None] == self.owners[:, None, None, :]  # (P, 1, W, W)
+            seen = self.places[:, None, :, None] >= self.places[:, None, None, :]
+            return same & (
+                seen if prefix is None else seen | ((prefix >= 0)[:, None, :, None] & (prefix >= 0)[:, None, None])
+            )
         given: Any = {"config": language.config, "inputs_embeds": inputs_embeds, "attention_mask": None}
         given |= {"past_key_values": None, "position_ids": self.places}
-        types = layout.get("token_type_ids")
-        if isinstance(language, PrefixLanguageModel) and types is not None:
-            return create_causal_mask(**given, block_sequence_ids=self.owners.masked_fill(types != 0, -1))
-        return create_masks_for_generate(**given)
+        return (
+            create_masks_for_generate(**given)
+            if prefix is None
+            else create_causal_mask(**given, block_sequence_ids=prefix)
+        )
 
 
 def _shared_rows(lengths: list[int], width: int, in_one: bool) -> list[list[tuple[int, int]]]:

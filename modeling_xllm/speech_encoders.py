@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import torch_compilable_check
+
+from .host_reads import Asked, check, true_places
 
 
 # An encoder without a rule may lose the margin of a convolution without padding, not more.
@@ -124,16 +125,17 @@ def encode_sequences(
     lengths, L = mask.long().sum(-1), inputs.shape[1]
     expected, frames = rule.num_frames(L), rule.num_frames(lengths)
     if known:
-        torch_compilable_check(
-            (frames > 0).all(),
+        check(
+            frames > 0,
             lambda: f"a clip has {int(lengths.min())} positions; {tower.config.model_type} needs {rule.shortest}",
         )
     if rule.window is not None:
         outputs = _encode_windows(tower, inputs, mask, rule.window)
     elif rule.one_by_one:
-        clips = [tower(clip[None, :length]).last_hidden_state[0] for clip, length in zip(inputs, lengths.tolist())]
+        numbers = Asked(lengths).values()
+        clips = [tower(clip[None, :length]).last_hidden_state[0] for clip, length in zip(inputs, numbers)]
         outputs = BaseModelOutput(last_hidden_state=torch.nn.utils.rnn.pad_sequence(clips, batch_first=True))
-        expected = rule.num_frames(int(lengths.max()))
+        expected = rule.num_frames(max(numbers))
     else:
         accepted = inspect.signature(tower.forward).parameters
         mask_names = [name for name in ("attention_mask", "input_features_mask") if name in accepted]
@@ -180,8 +182,9 @@ def _encode_windows(tower: PreTrainedModel, inputs, mask, window: int) -> BaseMo
             "them with silence before its features are computed, as the processor does"
         )
     used = mask.bool().reshape(N, -1, window).any(-1)  # (N, W)
-    windows = inputs.reshape(N, L // window, window, -1)[used]
+    (count,) = Asked(used.sum()).values()
+    places = true_places(used, count)
+    windows = inputs.reshape(N * (L // window), window, -1).index_select(0, places)
     states = tower(windows.transpose(1, 2)).last_hidden_state
-    placed = states.new_zeros(*used.shape, *states.shape[1:])
-    placed[used] = states
-    return BaseModelOutput(last_hidden_state=placed.flatten(1, 2))
+    placed = states.new_zeros(used.numel(), *states.shape[1:]).index_copy(0, places, states)
+    return BaseModelOutput(last_hidden_state=placed.unflatten(0, used.shape).flatten(1, 2))

@@ -18,10 +18,10 @@ from torch import nn
 from torch.nn.functional import pad
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import torch_compilable_check
 
 from .configuration_xllm import X2LConfig
 from .converters import converter_class
+from .host_reads import check
 
 
 @dataclass
@@ -135,7 +135,7 @@ def place_media(
     embeddings, mask, owned = (tensor.to(token_mask.device) for tensor in items)
     N, K, D = embeddings.shape
     written, expected = token_mask.sum(), owned.sum()
-    torch_compilable_check(
+    check(
         written == expected,
         lambda: (
             f"{name}: the text holds {int(written)} placeholder tokens, but the {N} item(s) given need {int(expected)}"

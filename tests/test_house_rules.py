@@ -24,8 +24,8 @@ HUB_FOLDERS = ("modeling_xllm", "processing")
 HUB_ENTRIES = (
     "modeling_xllm/modeling_xllm.py", "processing/processing_xllm.py", "processing/tokenization_chatglm.py"
 )  # fmt: skip
-MOST_HUB_FILES, MOST_HUB_LINES = 29, 7_340
-LONGER = {"modeling_xllm/modeling_chatglm.py": 525}
+MOST_HUB_FILES, MOST_HUB_LINES = 31, 7_630
+LONGER = {"modeling_xllm/modeling_chatglm.py": 536}
 
 MEDIA_WORDS = {"image", "video", "speech", "audio"}
 # The two tables, layouts of published files, and the demo's own content.
@@ -43,7 +43,8 @@ OTHER_WORDS = {
 }
 # Lines of each room, tests aside: a room grows by a decision, not by accident.
 MOST_LINES = {
-    "modeling_xllm": 6_840,  # stop tokens: 20, several processes: 155, every way to generate: 175, packing: 160
+    # stop tokens: 20, several processes: 155, every way to generate: 175, packing: 160, fewer waits: 270
+    "modeling_xllm": 7_110,
     "processing": 3_050,  # the ends of answers: 30, sounds that are kept: 10
     "hub_cards": 530,
     "xllm": 3_550,  # check, explain, build-instructions: 240, answers: 40, signs of life, forks: 25

@@ -104,6 +104,8 @@ def test_windows_keep_context_and_tokens_in_place():
     seen = []
 
     class Spy(torch.nn.Module):
+        config = cformer.bert.config
+
         def forward(self, inputs_embeds, attention_mask):
             seen.append(inputs_embeds.shape)
             index = inputs_embeds[..., :1]

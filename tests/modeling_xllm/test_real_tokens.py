@@ -7,7 +7,7 @@ from fixtures.chatglm_helpers import ROWS, build, pad
 from tiny import EOP, SOP, batch_of, gradients, mixed_rows, tiny_model
 
 from xllm import freeze_for_stage
-from xllm.modeling_xllm.language_models import RealTokens
+from xllm.modeling_xllm.real_tokens import RealTokens
 
 
 def test_real_tokens_by_hand():
