@@ -214,12 +214,13 @@ class CFormer(PreTrainedModel):
     def _contextualise(self, embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         attention_mask = mask.clone()
         attention_mask[:, 0] = True  # a clip without tokens attends to something, or its softmax is NaN
-        if self.bert.config._attn_implementation == "sdpa":  # as it will be: to look whether it is needed is to wait
+        bert: Any = self.bert
+        if bert.config._attn_implementation == "sdpa":  # as it will be: to look whether it is needed is to wait
             U = mask.shape[1]
             attention_mask = attention_mask[:, None, None].expand(-1, -1, U, -1)  # (B, 1, U, U)
         else:
             attention_mask = attention_mask.long()
-        return self.bert(inputs_embeds=embeddings, attention_mask=attention_mask).last_hidden_state
+        return bert(inputs_embeds=embeddings, attention_mask=attention_mask).last_hidden_state
 
     def _contextualise_windows(self, embeddings, mask, lengths) -> torch.Tensor:
         """The transformer over windows of P positions that overlap by half: linear cost, no untrained positions.

@@ -80,6 +80,7 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
     @torch.no_grad()
     def generate(self, inputs: torch.Tensor | None = None, *args, **kwargs):
         """`GenerationMixin.generate`; media are encoded once, and placeholders are never part of an answer."""
+        generate: Any = super().generate
         placeholders = self.model.placeholder_ids()
         inputs, embeds = kwargs.pop("input_ids", None) if inputs is None else inputs, kwargs.get("inputs_embeds")
         text: Any = embeds if inputs is None else inputs
@@ -100,7 +101,7 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
                     1, columns[..., None].expand(-1, -1, media_embeds.shape[2])
                 )
                 kwargs["attention_mask"] = mask.gather(1, columns)
-                answers = super().generate(ids.gather(1, columns), *args, **kwargs)[:, columns.shape[1] :]
+                answers = generate(ids.gather(1, columns), *args, **kwargs)[:, columns.shape[1] :]
                 return torch.cat([ids.repeat_interleave(len(answers) // len(ids), 0), answers], 1)
             if embeds is None:
                 kwargs["media_embeds"] = media_embeds
@@ -108,13 +109,13 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
                 is_medium = self.model.placeholder_mask(ids)[..., None]  # (B, L, 1)
                 kwargs["inputs_embeds"] = torch.where(is_medium, media_embeds.to(embeds), embeds)
         elif not hasattr(cache, "attended"):
-            return super().generate(inputs, *args, **kwargs)
+            return generate(inputs, *args, **kwargs)
         if mask is None:
             mask = torch.ones(text.shape[:2], dtype=torch.long, device=device)
         kwargs["attention_mask"] = mask = hide_gaps(cache, mask)
         getattr(cache, "__dict__", {}).pop("attended", None)  # while it is generated the mask tells it
         try:
-            output = super().generate(inputs, *args, **kwargs)
+            output = generate(inputs, *args, **kwargs)
         finally:
             remember_gaps(cache, mask)
         remember_gaps(getattr(output, "past_key_values", None), mask)

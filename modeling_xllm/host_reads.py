@@ -66,7 +66,8 @@ def reads_together(function: Callable) -> Callable:
     def wrapper(*args, **kwargs) -> Any:
         if is_tracing() or _WAITING.asked is not None:
             return function(*args, **kwargs)
-        _WAITING.asked = waiting = []
+        waiting: list[Asked] = []
+        _WAITING.asked = waiting
         try:
             result = function(*args, **kwargs)
         except Exception as error:
