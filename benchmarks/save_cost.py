@@ -4,10 +4,10 @@
     python benchmarks/save_cost.py [--frozen 0.5] [--trained 0.25] [--repeats 5]
 
 A model of so many GB of frozen and of trained tensors (one interface, float32) is saved by `XLLMTrainer` as in the
-middle of a stage, with the state of its optimizer. Printed: seconds per GB (medians; the parts take turns in one
-process) of taking the receipt, of one SHA-256 over the same tensors one after the other, of the whole save, of
-`safetensors.save_file`, `torch.save` and a flush of the same bytes; and their ratios. How often each byte of frozen
-tensors, and of files, is hashed in a save is counted.
+middle of a stage, with the state of its optimizer; what is frozen is in its sources, as after `xllm init`. Printed:
+seconds per GB (medians; the parts take turns in one process) of taking the receipt, of one SHA-256 over the same
+tensors one after the other, of the whole save, of `safetensors.save_file`, `torch.save` and a flush of the same bytes;
+and their ratios. How often each byte of frozen tensors, and of files, is hashed in a save is counted.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from transformers.utils import logging
 from xllm.assembly.opening import load_checkpoint
 from xllm.assembly.tiny import build_tiny
 from xllm.modeling_xllm import weight_files
+from xllm.modeling_xllm.tower_sources import part_of
 from xllm.training.batches.collator import XLLMDataCollator
 from xllm.training.saving import checkpoints, lineage
 from xllm.training.saving.lineage import FreezeReceipt
@@ -60,12 +61,14 @@ def plain_hash(tensors: list[torch.Tensor]) -> None:
 
 
 def plain_save(folder: Path, tensors: dict[str, torch.Tensor], state: dict) -> None:
-    """What has to be written, flushed."""
-    save_file(tensors, folder / "plain.safetensors")
-    torch.save(state, folder / "plain.pt")
+    """What has to be written, flushed; what was written before goes when it is whole, as of checkpoints."""
     for name in ("plain.safetensors", "plain.pt"):
-        with (folder / name).open("rb") as file:
+        aside = folder / f"next-{name}"
+        save_file(tensors, aside) if name.endswith("safetensors") else torch.save(state, aside)
+        with aside.open("rb") as file:
             os.fsync(file.fileno())
+    for name in ("plain.safetensors", "plain.pt"):
+        os.replace(folder / f"next-{name}", folder / name)
 
 
 def counted_save(trainer: XLLMTrainer) -> dict[str, float]:
@@ -108,6 +111,8 @@ def main() -> None:
         folder = Path(name)
         model, processor = load_checkpoint(str(build_tiny(folder / "tiny")))
         enlarge(model, args)
+        parts = {part_of(name) for name, _ in model.named_parameters()} - {"interfaces"}
+        model.config.towers = {part: {"name_or_path": str(folder / "tiny"), "revision": None} for part in parts}
         freeze_for_stage(model, 2, "image")
         how = {"output_dir": str(folder / "run"), "report_to": "none", "use_cpu": True, "save_total_limit": 1}
         arguments = TrainingArguments(**how, remove_unused_columns=False, label_names=["labels"])
