@@ -3,17 +3,19 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from xllm.cli import main
 from xllm.demo import run as demo
+from xllm.demo.corpus import Turn, build_tokenizer, encode_sample, prompt_of, random_text_sample
 from xllm.demo.dataset import held_out_pairs, write_data
-from xllm.demo.questions import TASKS, Facts, answer
+from xllm.demo.questions import CANNOT_TELL, TASKS, Facts, answer, unanswerable
 from xllm.demo.run import format_table, run_demo
-from xllm.demo.settings import DemoScale, Optimisation
-from xllm.demo.waveforms import read_wave
+from xllm.demo.settings import DemoScale, Optimisation, build_config, build_model_processor
+from xllm.demo.waveforms import quiet_waveform, read_wave
 from xllm.processing.audio_decoding import load_audio
 from xllm.training.instructions.speech_synthesis import split_voices
 
@@ -77,11 +79,11 @@ def test_held_out_pairs_hold_each_digit_twice_on_either_side():
 def test_no_training_file_shows_a_pair_of_the_test(data):
     sums = {"train": set(), "test": set()}
     for split, name in (("train", "integrate.jsonl"), ("test", "test_cross.jsonl")):
-        for user, reply in rows(data, name):
-            kinds = [part["type"] for part in user["content"] if part["type"] != "text"]
-            if kinds == ["image", "audio"]:
-                sums[split].add((user["content"][0]["path"], user["content"][1]["path"], reply["content"][0]["text"]))
-    assert len(sums["test"]) > 0
+        for messages in rows(data, name):
+            shown = [part for turn in messages for part in turn["content"] if part["type"] != "text"]
+            if [part["type"] for part in shown] == ["image", "audio"]:
+                sums[split].add((*(part["path"] for part in shown), messages[-1]["content"][0]["text"]))
+    assert min(len(sums["train"]), len(sums["test"])) > 0
     paths = {split: {path for entry in entries for path in entry[:2]} for split, entries in sums.items()}
     assert paths["train"] & paths["test"] == set()
     assert all("/train-" in path for path in paths["train"])
@@ -105,6 +107,13 @@ def test_voices_of_the_test_never_speak_in_training():
         ("video_text", Facts(video=4, motion="up"), "4 moves up"),
         ("image_place", Facts(image=4, place="left"), "left"),
         ("image_next", Facts(image=9), "10"),
+        ("speech_text", Facts(silent=True), ""),
+        ("speech_count", Facts(silent=True), "0"),
+        ("cross_sum", Facts(image=4, silent=True), CANNOT_TELL),
+        ("cross_sum", Facts(image=4), CANNOT_TELL),
+        ("speech_digits", Facts(image=4), CANNOT_TELL),
+        ("video_motion", Facts(image=4, place="left"), CANNOT_TELL),
+        ("image_digit", Facts(), CANNOT_TELL),
     ],
 )
 def test_answers_are_right(task, facts, expected):
@@ -112,12 +121,73 @@ def test_answers_are_right(task, facts, expected):
     assert task in TASKS
 
 
+def test_what_cannot_be_told_names_what_is_not_there():
+    assert unanswerable(()).keys() == TASKS.keys()
+    assert unanswerable(("image", "speech", "video")) == {}
+    assert not {"image_digit", "cross_sum"} & unanswerable(("image", "speech")).keys()
+    assert "Add one to this digit." not in unanswerable(("speech",))["image_next"]  # the spoken one, perhaps
+    assert "image_digit" not in unanswerable(("video",))  # a frame shows it
+
+
+def test_training_talks_in_turns_and_some_questions_have_no_answer(tmp_path_factory):
+    data = write_data(tmp_path_factory.mktemp("more"), replace(SMOKE, num_images=300), seed=0)
+    samples = rows(data, "align_image.jsonl")
+    turns = [len(messages) // 2 for messages in samples]
+    assert {1, 2, 3} == set(turns)
+    assert 0.15 < sum(count > 1 for count in turns) / len(turns) < 0.35
+    told = [messages[-1]["content"][0]["text"] != CANNOT_TELL for messages in samples]
+    assert 0.8 < sum(told) / len(told) < 0.97
+
+
+def test_a_language_model_reads_its_corpus_as_the_processor_writes_it(tmp_path):
+    tokenizer = build_tokenizer(tmp_path)
+    processor = build_model_processor(build_config(tokenizer, SMOKE), tokenizer, SMOKE)
+    rng = np.random.default_rng(0)
+    for sample in [random_text_sample(rng) for _ in range(60)]:
+        messages = []
+        for turn in sample:
+            media = prompt_of((turn._replace(question=""),))
+            messages.append({"role": "user", "content": media + turn.question})
+            messages.append({"role": "assistant", "content": turn.answer})
+        prompt = processor.encode_conversations([messages[:-1]])["input_ids"][0].tolist()
+        ids, labels, described = encode_sample(tokenizer, sample)
+        assert prompt + processor.encode_answers([messages])[0] == ids
+        assert [label for label in labels if label >= 0] == ids[len(prompt) - 1 :]
+        words = [token for token, is_inside in zip(ids, described) if is_inside]
+        assert tokenizer.decode(words).split() == [
+            word for turn in sample for _, text in turn.media for word in text.split()
+        ]
+
+
+def test_nothing_is_said_by_the_stop_token_alone(tmp_path):
+    tokenizer = build_tokenizer(tmp_path)
+    ids, labels, _ = encode_sample(tokenizer, (Turn((("speech", ""),), "What is said?", ""),))
+    assert [label for label in labels if label >= 0] == [tokenizer.bos_token_id, tokenizer.eos_token_id] == ids[-2:]
+
+
+def test_silence_is_short_long_constant_and_noisy(data):
+    paths = sorted((data / "speech").glob("train-silence-*.wav"))
+    assert len(paths) == SMOKE.num_recordings // 16
+    transcripts = {
+        user["content"][0]["path"]: reply["content"][0]["text"] for user, reply in rows(data, "convert_speech.jsonl")
+    }
+    assert {transcripts[f"speech/{path.name}"] for path in paths} == {""}
+    waves = [quiet_waveform(kind, 2.0, np.random.default_rng(kind)) for kind in range(40)]
+    assert len(waves[0]) == 1
+    assert not waves[8].any()
+    assert waves[16].std() < 1e-6 < abs(waves[16]).max()
+    assert sum(wave.std() > 0 for wave in waves) == 35
+    assert max(map(len, waves)) <= 2 * 16000
+    assert read_wave(paths[0]).shape == (1,)
+
+
 @pytest.mark.slow
 def test_the_whole_demo_at_a_reduced_scale(tmp_path, capsys):
     results = run_demo(tmp_path / "demo", seed=1, scale=SMOKE)
     written = json.loads((tmp_path / "demo" / "results.json").read_text())
     assert written == results
-    assert list(results["tasks"]) == ["image", "speech", "video", "cross", "cross_zero_shot"]
+    names = ["image", "speech", "video", "cross", "again", "silence", "cannot_tell", "cross_zero_shot"]
+    assert list(results["tasks"]) == names
     for name, cell in results["tasks"].items():
         assert cell["metric"] == ("cer" if name == "speech" else "accuracy")
         assert cell["n"] == 10

@@ -6,7 +6,8 @@
 The language model learns to read a description, to count, add and compare, and never meets an image or a sound. Later
 an X2L interface has to write "7" in its language (paper, section 1: media as foreign languages), and then the same
 skill answers about what is seen and heard. Descriptions are as loose as an interface will be: words repeat, come in
-any order and stand among words that mean nothing.
+any order and stand among words that mean nothing. A fifth of the samples are conversations of two or three turns
+about the same media; a part of the questions asks about what is not there, and is answered by `CANNOT_TELL`.
 """
 
 import re
@@ -19,7 +20,15 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from xllm.assembly.tiny import WRAPPER_PIECES, train_text_pieces
-from xllm.demo.questions import NUMBER_WORDS, TASKS, Facts, answer, random_question
+from xllm.demo.questions import (
+    CANNOT_TELL,
+    NUMBER_WORDS,
+    TASKS,
+    Facts,
+    answer,
+    random_question,
+    random_unanswerable,
+)
 from xllm.processing.tokenization_chatglm import ChatGLMTokenizer, append_pieces
 
 
@@ -35,17 +44,27 @@ _PLACES = {
     "up": ("bottom", "middle", "top"),
 }
 PLACES = ("left", "right", "top", "bottom", "middle")
-_WEIGHTS = {"cross_sum": 3.0, "cross_larger": 5.0, "speech_text": 3.0, "speech_digits": 2.0, "video_text": 2.0}
-_TASK_SHARES = np.array([_WEIGHTS.get(task, 1.0) for task in TASKS]) / sum(_WEIGHTS.get(task, 1.0) for task in TASKS)
+_WEIGHTS = {
+    "image_place": 5.0, "speech_text": 3.0, "speech_digits": 2.0, "video_text": 2.0, "cross_sum": 8.0,
+    "cross_larger": 12.0,
+}  # fmt: skip
 IGNORE = -100
+# Of all samples: sums of plain numbers, conversations; of all turns: questions that cannot be answered; of recordings:
+# those in which nobody speaks.
+_SUMS, _CONVERSATIONS, _UNANSWERABLE, _SILENT = 0.04, 0.2, 0.1, 0.06
+# Of a conversation: how ChatGLM's template opens a turn, and what goes before its answer.
+_ROUND, _REPLY = "[Round {}]\n问：", "\n答："
 
 
-class TextSample(NamedTuple):
-    """One question about described media, each a modality and its description, and the right answer."""
+class Turn(NamedTuple):
+    """A question, what is described right before it (modality, description), and the right answer."""
 
     media: tuple[tuple[str, str], ...]
     question: str
     answer: str
+
+
+TextSample = tuple[Turn, ...]  # a conversation, often of a single turn; its last answer is what is learnt
 
 
 def describe_image(digit: int, rng: np.random.Generator, place: str | None = None) -> str:
@@ -53,15 +72,15 @@ def describe_image(digit: int, rng: np.random.Generator, place: str | None = Non
     forms = (str(digit), NUMBER_WORDS["en"][digit], NUMBER_WORDS["zh"][digit])
     name = forms[int(rng.choice(3, p=(0.8, 0.1, 0.1)))]
     words = (name,) if place is None else (name, place)
-    return " ".join(_loosely(words, int(rng.integers(len(words), 7)), rng))
+    return " ".join(_loosely(words, int(rng.integers(len(words), 6)), rng))
 
 
 def describe_video(digit: int, motion: str, rng: np.random.Generator) -> str:
     """Digit and place of each frame: "3 left 3 middle 3 right"."""
-    num_frames = int(rng.integers(3, 7))
+    num_frames = int(rng.integers(3, 6))
     steps = np.sort(np.clip(np.linspace(0.0, 1.0, num_frames) + rng.uniform(-0.12, 0.12, size=num_frames), 0.0, 0.999))
     steps[0], steps[-1] = 0.0, 0.999
-    length = int(rng.integers(2, 6))
+    length = int(rng.integers(2, 5))
     words = []
     for step in steps:
         place = _PLACES[motion][int(step * 3)]
@@ -78,38 +97,78 @@ def _loosely(words: tuple[str, ...], length: int, rng: np.random.Generator) -> l
     return [chosen[index] for index in rng.permutation(len(chosen))]
 
 
-def random_facts(task: str, rng: np.random.Generator) -> Facts:
-    """Facts that a task can be asked about, all digits equally likely."""
-    media = TASKS[task][0]
-    length = 1 if "image" in media else int(rng.integers(1, 4))
-    has_place = task == "image_place" or ("image" in media and rng.random() < 0.3)
+def random_facts(media: tuple[str, ...], rng: np.random.Generator) -> Facts:
+    """Facts of media of these modalities, all digits equally likely."""
+    silent = "speech" in media and rng.random() < _SILENT
+    length = 0
+    if "speech" in media and not silent:
+        length = 1 if len(media) > 1 else (1, 2, 2, 3, 3, 3)[int(rng.integers(6))]
+    has_place = "image" in media and rng.random() < 0.3
     return Facts(
         image=int(rng.integers(10)) if "image" in media else None,
         place=str(rng.choice(PLACES)) if has_place else None,
         video=int(rng.integers(10)) if "video" in media else None,
         motion=str(rng.choice(tuple(_PLACES))) if "video" in media else None,
-        speech=tuple(int(digit) for digit in rng.integers(10, size=length)) if "speech" in media else (),
+        speech=tuple(int(digit) for digit in rng.integers(10, size=length)),
         language=str(rng.choice(("en", "zh"))),
+        silent=silent,
     )
 
 
-def random_text_sample(rng: np.random.Generator, disturbance: float = 0.15) -> TextSample:
-    """A sample of the corpus; one in twenty asks about plain numbers without any medium."""
-    if rng.random() < 0.05:
-        first, second = (int(digit) for digit in rng.integers(10, size=2))
-        form = ("{} plus {}", "{} + {}", "What is {} plus {}?", "What is the sum of {} and {}?")[int(rng.integers(4))]
-        return TextSample((), form.format(first, second), str(first + second))
-    task = tuple(TASKS)[int(rng.choice(len(TASKS), p=_TASK_SHARES))]
-    facts = random_facts(task, rng)
+def random_task(facts: Facts, rng: np.random.Generator) -> str:
+    """A task that can be asked about media that say this."""
+    tasks = [task for task, (media, _) in TASKS.items() if facts.media.issuperset(media)]
+    tasks = [task for task in tasks if task != "image_place" or facts.place is not None]
+    shares = np.array([_WEIGHTS.get(task, 1.0) for task in tasks])
+    return tasks[int(rng.choice(len(tasks), p=shares / shares.sum()))]
+
+
+def random_turn(
+    facts: Facts, rng: np.random.Generator, disturbance: float, unanswerable: float = _UNANSWERABLE
+) -> tuple[str, str]:
+    """A question about media that say this, and the right answer; a share of the questions is `unanswerable`."""
+    if not facts.media or rng.random() < unanswerable:
+        return random_unanswerable(facts.media, rng, disturbance), CANNOT_TELL
+    task = random_task(facts, rng)
     question = random_question(task, rng, disturbance)
+    return question, answer(task, facts, question)
+
+
+def _describe(facts: Facts, rng: np.random.Generator) -> tuple[tuple[str, str], ...]:
+    """Descriptions of the media that say this."""
     media = []
     if facts.image is not None:
         media.append(("image", describe_image(facts.image, rng, facts.place)))
     if facts.video is not None and facts.motion is not None:
         media.append(("video", describe_video(facts.video, facts.motion, rng)))
-    if facts.speech:
+    if "speech" in facts.media:
         media.append(("speech", " ".join(NUMBER_WORDS[facts.language][digit] for digit in facts.speech)))
-    return TextSample(tuple(media), question, answer(task, facts, question))
+    return tuple(media)
+
+
+# Modalities of a sample, and how often they come; () are questions about nothing at all.
+_MEDIA = {("image",): 5, ("speech",): 10, ("video",): 4, ("image", "speech"): 11, (): 0.7}
+
+
+def random_text_sample(rng: np.random.Generator, disturbance: float = 0.15) -> TextSample:
+    """A sample of the corpus."""
+    if rng.random() < _SUMS:
+        first, second = (int(digit) for digit in rng.integers(10, size=2))
+        form = ("{} plus {}", "{} + {}", "What is {} plus {}?", "What is the sum of {} and {}?")[int(rng.integers(4))]
+        return (Turn((), form.format(first, second), str(first + second)),)
+    shares = np.array([*_MEDIA.values()])
+    facts = random_facts([*_MEDIA][int(rng.choice(len(shares), p=shares / shares.sum()))], rng)
+    media = list(_describe(facts, rng))
+    num_turns = (2, 2, 3)[int(rng.integers(3))] if media and rng.random() < _CONVERSATIONS else 1
+    # One of two media may come in a later turn.
+    split = int(rng.integers(1, num_turns)) if num_turns > 1 and len(media) > 1 and rng.random() < 0.5 else 0
+    turns: list[Turn] = []
+    for index in range(num_turns):
+        shown = media[:1] if split and index < split else media
+        known = facts if len(shown) == len(media) else Facts(image=facts.image, place=facts.place)
+        new = tuple(medium for medium in shown if not any(medium in turn.media for turn in turns))
+        turns.append(Turn(new, *random_turn(known, rng, disturbance)))
+    return tuple(turns)
 
 
 def build_tokenizer(folder: str | Path, seed: int = 0, vocab_size: int = 400) -> ChatGLMTokenizer:
@@ -121,14 +180,22 @@ def build_tokenizer(folder: str | Path, seed: int = 0, vocab_size: int = 400) ->
     rng = np.random.default_rng([seed, 3])
     wordings = [wording for _, wordings in TASKS.values() for wording in wordings]
     text = wordings + [random_question(task, rng, 0.3) for task in TASKS for _ in range(20)]
-    text += list(FILLERS) + [sample.answer for sample in (random_text_sample(rng) for _ in range(500))]
+    text += [*FILLERS, CANNOT_TELL, _ROUND, _REPLY]
+    text += [turn.answer for _ in range(500) for turn in random_text_sample(rng)]
     trained = train_text_pieces(text, vocab_size, bos_id=-1, eos_id=-1, pad_id=1)
     known = sentencepiece.SentencePieceProcessor(model_proto=trained)
     english, mandarin = NUMBER_WORDS["en"], NUMBER_WORDS["zh"]
     words = [*map(str, range(28)), *english, *sorted(PLACES), *FILLERS, "even", "odd", "moves", "up", "down"]
     asked = (word for wording in wordings for word in re.findall(r"[A-Za-z]+", wording))
     words.extend(form for word in asked for form in (word, word.lower()))
-    whole = [*dict.fromkeys(f"▁{word}" for word in (*words, *mandarin)), *mandarin]
+    words.extend(re.findall(r"\w+", CANNOT_TELL))
+    # What stands behind a wrapper or the mark of a turn has no space before it. A word whose form with a space was
+    # learnt goes without: the space and its piece of score 0 would win over that.
+    bare = [*(wording.split(" ")[0] for wording in wordings if " " in wording), *map(str, range(19)), *english]
+    bare += [word.lower() for word in bare] + ["[Round", "]", "问", "答", ":", "odd", "even", "I", *PLACES]
+    trained_pieces = {known.id_to_piece(index) for index in range(len(known))}
+    bare = [word for word in bare if f"▁{word}" not in trained_pieces]
+    whole = [*dict.fromkeys([*(f"▁{word}" for word in (*words, *mandarin)), *mandarin, *bare])]
     proto = append_pieces(
         trained,
         user_defined=(*WRAPPER_PIECES, "<n>"),
@@ -141,25 +208,33 @@ def build_tokenizer(folder: str | Path, seed: int = 0, vocab_size: int = 400) ->
     return ChatGLMTokenizer(vocab_file=str(vocab_file))
 
 
+def prompt_of(sample: TextSample) -> str:
+    """What stands before the last answer, written as the processor writes it with real media."""
+    texts = []
+    for index, turn in enumerate(sample):
+        media = "".join(f"<{name.title()}>{' ' * bool(text)}{text}</{name.title()}>" for name, text in turn.media)
+        opening, reply = (_ROUND.format(index), _REPLY) if len(sample) > 1 else ("", "")
+        earlier = f"{turn.answer}\n" if index + 1 < len(sample) else ""
+        texts.append(f"{opening}{media}{turn.question}{reply}{earlier}")
+    return "".join(texts)
+
+
 def encode_sample(tokenizer: ChatGLMTokenizer, sample: TextSample) -> tuple[list[int], list[int], list[bool]]:
-    """Ids of the whole sample, written as the processor writes it with real media.
+    """Ids of the whole sample, as the tokenizer gives them.
 
     Returns:
         ids, labels (-100 outside `<sop>` answer `<eop>`) and whether each id belongs to a description.
     """
     encode = tokenizer.sp_model.encode
-    ids, described = [], []
-    for modality, description in sample.media:
-        name = modality.title()
-        for part, inside in ((f"<{name}>", False), (description, True), (f"</{name}>", False)):
-            pieces = encode(part)
-            ids += pieces
-            described += [inside] * len(pieces)
-    ids += [*encode(sample.question), tokenizer.gmask_token_id]
-    reply = [tokenizer.bos_token_id, *encode(sample.answer), tokenizer.eos_token_id]
-    labels = [IGNORE] * len(ids) + reply
-    ids += reply
-    return ids, labels, described + [False] * (len(ids) - len(described))
+    ids = [*encode(prompt_of(sample).replace("\n", "<n>")), tokenizer.gmask_token_id]
+    wrappers = {tokenizer.sp_model.piece_to_id(piece): not piece.startswith("</") for piece in WRAPPER_PIECES}
+    described, inside = [], False
+    for token in ids:
+        described.append(inside and token not in wrappers)
+        inside = wrappers.get(token, inside)
+    text = sample[-1].answer
+    reply = [tokenizer.bos_token_id, *(encode(text) if text else ()), tokenizer.eos_token_id]
+    return ids + reply, [IGNORE] * len(ids) + reply, described + [False] * len(reply)
 
 
 def collate_text(tokenizer: ChatGLMTokenizer, samples: list[TextSample]) -> dict[str, torch.Tensor]:

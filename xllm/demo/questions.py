@@ -1,10 +1,12 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Questions of the demo, in many wordings, and their right answers; the same for text, image, video and speech.
 
-A task belongs to the media it is asked about; its answer follows from their facts.
+A task belongs to the media it is asked about; its answer follows from their facts. Where they say nothing of what is
+asked about, the right answer is `CANNOT_TELL`; of a recording without speech nothing is transcribed.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,8 @@ NUMBER_WORDS = {
     "en": ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
     "zh": ("零", "一", "二", "三", "四", "五", "六", "七", "八", "九"),
 }
+
+CANNOT_TELL = "I cannot tell."
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,17 @@ class Facts:
     motion: str | None = None  # where that moves
     speech: tuple[int, ...] = ()  # spoken digits
     language: str = "en"  # of the speech; or "zh"
+    silent: bool = False  # there is a recording, and nobody speaks in it
+
+    @property
+    def media(self) -> frozenset[str]:
+        """Modalities of the media that say this."""
+        known = {
+            "image": self.image is not None,
+            "video": self.video is not None,
+            "speech": self.speech or self.silent,
+        }
+        return frozenset(name for name, is_known in known.items() if is_known)
 
 
 # task -> (media it is asked about, wordings). A wording with Chinese characters gets a Chinese answer where they
@@ -131,13 +146,43 @@ def is_chinese(text: str) -> bool:
     return any("\u4e00" <= character <= "\u9fff" for character in text)
 
 
-def random_question(task: str, rng: np.random.Generator, disturbance: float = 0.0) -> str:
-    """One wording of a task.
+# Words by which a question names what it asks about: "Add one to this digit." may mean a spoken digit too.
+_NAMED = {
+    "image": re.compile("image|picture|you see|written|图"),
+    "speech": re.compile("hear|said|spoken|speech|say|recording|语音|音频"),
+    "video": re.compile("video|mov|motion|go|视频|移动"),
+}
+
+
+def unanswerable(media: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Tasks, and their wordings, that cannot be answered from `media` alone, and do not seem to be about them."""
+    found = {}
+    for task, (wanted, wordings) in TASKS.items():
+        if set(wanted) <= set(media) or wanted == ("image",) and "video" in media:  # a frame is a picture
+            continue
+        if media and len(wanted) == 1:
+            wordings = tuple(wording for wording in wordings if _NAMED[wanted[0]].search(wording))
+        if wordings:
+            found[task] = wordings
+    return found
+
+
+def random_unanswerable(media: Collection[str], rng: np.random.Generator, disturbance: float = 0.0) -> str:
+    """A question that cannot be answered from media of these modalities."""
+    tasks = unanswerable(media)
+    task = str(rng.choice(list(tasks)))
+    return random_question(task, rng, disturbance, tasks[task])
+
+
+def random_question(
+    task: str, rng: np.random.Generator, disturbance: float = 0.0, wordings: tuple[str, ...] = ()
+) -> str:
+    """One wording of a task, or of the given ones.
 
     `disturbance` is the chance of each of: words before it, words after it, lower case, no mark at its end, an unknown
     word somewhere. A stranger's question is like none of the wordings, and is to be understood still.
     """
-    wordings = TASKS[task][1]
+    wordings = wordings or TASKS[task][1]
     question = wordings[int(rng.integers(len(wordings)))]
     chances = rng.random(5) < disturbance
     if chances[4] and not is_chinese(question):
@@ -155,17 +200,18 @@ def random_question(task: str, rng: np.random.Generator, disturbance: float = 0.
 
 
 def answer(task: str, facts: Facts, question: str = "") -> str:
-    """The right answer.
+    """The right answer; `CANNOT_TELL` where the facts say nothing of what the task asks about.
 
     Raises:
-        ValueError: an unknown task, or facts that lack what it asks about.
+        ValueError: an unknown task.
     """
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
-    if missing := [medium for medium in TASKS[task][0] if getattr(facts, medium) in (None, ())]:
-        raise ValueError(
-            f"the task {task} asks about {' and '.join(missing)}, of which the facts say nothing: {facts}"
-        )
+    wanted = TASKS[task][0]
+    if not facts.media.issuperset(wanted) or (task == "image_place" and facts.place is None):
+        return CANNOT_TELL
+    if len(wanted) > 1 and facts.silent:
+        return CANNOT_TELL
     chinese = _CHINESE_ANSWERS.get(task) if is_chinese(question) else None
     return (chinese or _ANSWERS[task])(facts)
 

@@ -40,10 +40,13 @@ def branch(name: str, output: Path, scale: DemoScale, seed: int) -> dict[str, An
     """Stages 1 and 2 of the modalities of a branch."""
     data = output / "data"
     if name == "speech":
+        # The second stage is to be no worse than the first one, which answers by its own heads.
+        test = {"path": str(data / "test_speech.jsonl")}
+        unseen = [{"name": "unseen_voices", "task": "asr", "data": [test], "max_new_tokens": 24, "batch_size": 50}]
         stages = [
             # The encoder is frozen: CTC would only train a head that is thrown away.
-            _stage(1, "speech", data, scale.speech_convert, objective={"ctc_weight": 0.0}),
-            _stage(2, "speech", data, scale.speech_align),
+            _stage(1, "speech", data, scale.speech_convert, objective={"ctc_weight": 0.0}, evaluate=unseen),
+            _stage(2, "speech", data, scale.speech_align, evaluate=unseen),
         ]
     else:
         objective = {"projection_size": 64, "max_text_length": 8}

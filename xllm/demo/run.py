@@ -1,11 +1,11 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """The demo from nothing to its table: world, stand-in towers, stages 1, 2 and 3, questions about what was never seen.
 
-    text ──────────────────┐                          image: stage 1 ─ stage 2 ─ video: stage 2 ┐
-    world ─ image encoder  ├─ compose (towers frozen) ┤                                         ├─ stage 3 ─ test
-          └ speech encoder ┘                          speech: stage 1 ─ stage 2 ────────────────┘
+    text ── language model ── pictures ── image encoder ┐        ┌ image: stages 1, 2 ─ video: stage 2 ┐
+                                                        ├ frozen ┤                                     ├ stage 3 ─ test
+                              speech ── speech encoder ─┘        └ speech: stages 1, 2 ────────────────┘
 
-Towers, and the interfaces of stages 1 and 2, know nothing of each other; they are trained in two processes at a time.
+What stands in two lines is done in two processes; at the end the model is asked about what was never seen.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from transformers.utils import logging
 from xllm.assembly.opening import load_checkpoint
 from xllm.assembly.processors import save
 from xllm.demo import recipes
-from xllm.demo.dataset import write_data
+from xllm.demo.dataset import write_lines, write_pictures, write_speech
+from xllm.demo.questions import CANNOT_TELL
 from xllm.demo.settings import DemoScale, build_config, build_model_processor
 from xllm.demo.towers import make_image_encoder, make_language_model, make_speech_encoder
 from xllm.modeling_xllm.configuration_xllm import XLLMConfig
@@ -47,6 +48,7 @@ NUM_PROCESSES = 2
 DEFAULT_SCALE = DemoScale()
 # Task of the table, which has a test file -> task of `xllm.training.evaluation.evaluation`.
 QUESTIONS = {"image": "qa", "speech": "asr", "video": "qa", "cross": "qa"}
+TURNS = 3  # of the conversations of the test
 
 
 class Progress:
@@ -123,17 +125,31 @@ def _call(job: tuple[str, Callable, tuple]) -> tuple[str, Any]:
 
 
 def _make_towers(pool, output: Path, scale: DemoScale, seed: int, progress: Progress) -> None:
-    towers, data = output / "towers", output / "data"
-    text = pool.apply_async(make_language_model, (towers / "text", scale, seed))
-    pool.apply(write_data, (data, scale, seed))
-    progress.say(f"data: {sum(1 for _ in data.rglob('*.*'))} files", 8)
-    jobs = [
-        ("speech encoder", make_speech_encoder, (towers / "audio", scale, seed, data)),
-        ("image encoder", make_image_encoder, (towers / "vision", scale, seed)),
+    """Media and towers; each line of the picture above is a task of a process."""
+    media: dict[str, dict] = {}
+    jobs = [(name, task, (output, scale, seed)) for name, task in (("speech", _listen), ("pictures", _look))]
+    for name, (found, lines) in pool.imap_unordered(_call, jobs):
+        media[name] = found
+        progress.say("; ".join(lines), 22)
+    write_lines(output / "data", media["pictures"], media["speech"], scale, seed)
+
+
+def _listen(output: Path, scale: DemoScale, seed: int) -> tuple[dict, list[str]]:
+    """Recordings and the speech encoder; what was recorded, and lines of progress."""
+    speech = write_speech(output / "data", scale, seed)
+    found = make_speech_encoder(output / "towers" / "audio", scale, seed, output / "data", speech["train"])
+    return speech, [
+        f"{len(speech['train']['speech']) + len(speech['train']['silence'])} recordings",
+        f"speech encoder: {found}",
     ]
-    for name, found in pool.imap_unordered(_call, jobs):
-        progress.say(f"{name}: {found}", 15)
-    progress.say(f"language model, on text alone: {text.get()}", 6)
+
+
+def _look(output: Path, scale: DemoScale, seed: int) -> tuple[dict, list[str]]:
+    """The language model, pictures and their encoder; what was drawn, and lines of progress."""
+    text = make_language_model(output / "towers" / "text", scale, seed)
+    pictures = write_pictures(output / "data", scale, seed)
+    found = make_image_encoder(output / "towers" / "vision", scale, seed)
+    return pictures, [f"language model, on text alone: {text}", f"image encoder: {found}"]
 
 
 def _compose(output: Path, scale: DemoScale, seed: int) -> None:
@@ -176,7 +192,13 @@ def _integrate(output: Path, scale: DemoScale, seed: int, progress: Progress) ->
     progress.say("stage 3", 16)
     model, processor = load_checkpoint(str(final))
     checkpoint = output / "checkpoint"
-    tasks = {task: _ask(model, processor, output, task, output / "samples") for task in QUESTIONS}
+    samples = output / "samples"
+    tasks = {task: _ask(model, processor, output, task, samples) for task in QUESTIONS}
+    tasks["again"] = _ask_again(model, processor, output, samples)
+    for task in ("silence", "cannot_tell"):
+        _ask(model, processor, output, task, samples)
+    tasks["silence"] = _told_apart(samples, "silence", ("speech",), "")
+    tasks["cannot_tell"] = _told_apart(samples, "cannot_tell", QUESTIONS, CANNOT_TELL)
     model.config.towers = None  # a checkpoint that needs nothing beside it
     save(model, processor, checkpoint)
     shutil.copy(final / "losses.png", checkpoint / "losses.png")
@@ -187,17 +209,47 @@ def _integrate(output: Path, scale: DemoScale, seed: int, progress: Progress) ->
 
 def _ask(model, processor, output: Path, task: str, folder: Path) -> dict[str, Any]:
     """Answers to a test file: one cell of the table."""
-    kind, path = QUESTIONS[task], output / "data" / f"test_{task}.jsonl"
+    kind, path = QUESTIONS.get(task, "qa"), output / "data" / f"test_{task}.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     spec = EvaluationSpec(name=task, task=kind, data=[SourceSpec(path=str(path))], max_new_tokens=24, batch_size=25)
     found = run_evaluation(model, processor, spec, folder=folder)
     return {"metric": found["metric"], "value": found["value"], "n": found["n"], "chance": _chance(path, kind)}
 
 
+def _ask_again(model, processor, output: Path, folder: Path) -> dict[str, Any]:
+    """Questions about a picture in turns 2 and 3 of conversations; the answers before them are the model's own."""
+    data = output / "data"
+    rows = _read_lines(data / "test_again.jsonl")
+    cells = []
+    for turn in range(1, TURNS + 1):
+        name = f"again{turn}"
+        lines = [json.dumps({"messages": row["messages"][: 2 * turn]}, ensure_ascii=False) + "\n" for row in rows]
+        (data / f"test_{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        cells.append(_ask(model, processor, output, name, folder))
+        for row, sample in zip(rows, _read_lines(folder / f"samples-{name}.jsonl")):
+            row["messages"][2 * turn - 1]["content"][0]["text"] = sample["answer"]
+    later = cells[1:]  # of as many questions each
+    value, chance = (sum(cell[key] for cell in later) / len(later) for key in ("value", "chance"))
+    return {"metric": "accuracy", "value": value, "n": sum(cell["n"] for cell in later), "chance": chance}
+
+
+def _told_apart(folder: Path, task: str, others: Iterable[str], reply: str) -> dict[str, Any]:
+    """How often `reply` is given where it must be, in the samples of `task`, and not in as many of the `others`."""
+    wanted = [sample["answer"] == reply for sample in _read_lines(folder / f"samples-{task}.jsonl")]
+    others = zip(*(_read_lines(folder / f"samples-{name}.jsonl") for name in others))
+    unwanted = [sample["answer"] != reply for samples in others for sample in samples][: len(wanted)]
+    right = wanted + unwanted
+    parts = {"given_where_due": sum(wanted) / len(wanted), "given_elsewhere": 1 - sum(unwanted) / len(unwanted)}
+    return {"metric": "accuracy", "value": sum(right) / len(right), "n": len(right), "chance": 0.5, **parts}
+
+
+def _read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def _chance(path: Path, kind: str) -> float:
     """What one gets who knows the test's answers but neither sees nor hears: always the most frequent one."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    answers = [row["messages"][-1]["content"][0]["text"] for row in rows]
+    answers = [row["messages"][-1]["content"][0]["text"] for row in _read_lines(path)]
     if kind == "asr":
         return min(cer(answers, [guess] * len(answers)).value for guess in set(answers))
     # A number, a place, a yes: what kind of answer is wanted can be told from the question alone.

@@ -11,7 +11,6 @@ Each is made in a process of its own and left as a folder that `from_pretrained`
 alone.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from torch.nn import functional as F
 from transformers import BlipImageProcessor, ParakeetEncoder
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 
-from xllm.demo.corpus import build_tokenizer, collate_text, random_text_sample
+from xllm.demo.corpus import build_tokenizer, collate_text, prompt_of, random_text_sample
+from xllm.demo.dataset import Item
 from xllm.demo.digits import draw_digit, draw_image, load_scans, random_style
 from xllm.demo.questions import NUMBER_WORDS
 from xllm.demo.settings import HIGHEST_HERTZ, DemoScale, Optimisation, build_config, speech_config, vision_config
@@ -112,7 +112,7 @@ def _text_batches(tokenizer, batch_size: int, rng: np.random.Generator, pool: in
     """Batches of samples of similar length, so that little is padding."""
     while True:
         samples = [random_text_sample(rng) for _ in range(pool * batch_size)]
-        samples.sort(key=lambda sample: sum(len(text) for _, text in sample.media) + len(sample.question))
+        samples.sort(key=lambda sample: len(prompt_of(sample)))
         for start in rng.permutation(pool) * batch_size:
             yield collate_text(tokenizer, samples[start : start + batch_size])
 
@@ -169,9 +169,13 @@ def _start_vision(model: Blip2VisionModel, scale: DemoScale) -> None:
     weight.copy_((filters / filters.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).expand_as(weight))
 
 
-def make_speech_encoder(folder: Path, scale: DemoScale, seed: int, data: Path) -> str:
-    """A Conformer whose frames spell the words of the training recordings (CTC)."""
-    clips, words = _recordings(data)
+def make_speech_encoder(folder: Path, scale: DemoScale, seed: int, data: Path, recordings: dict) -> str:
+    """A Conformer whose frames spell the words of the training recordings (CTC), and nothing where nobody speaks.
+
+    Args:
+        recordings: the items of `write_speech`'s training side, files below `data`.
+    """
+    clips, words = _recordings(data, [*recordings["speech"], *recordings["silence"]])
     plan = scale.speech
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 9])
@@ -189,7 +193,7 @@ def make_speech_encoder(folder: Path, scale: DemoScale, seed: int, data: Path) -
         mask = (torch.arange(features.shape[1]) < lengths[:, None]).long()  # (B, frames)
         output = model(input_features=features + 0.1 * torch.randn_like(features), attention_mask=mask)
         log_probs = head(output.last_hidden_state).log_softmax(-1).transpose(0, 1)
-        targets = torch.tensor([word for index in chosen for word in words[index]])
+        targets = torch.tensor([word for index in chosen for word in words[index]], dtype=torch.long)
         sizes = torch.tensor([len(words[index]) for index in chosen])
         frames = output.attention_mask.sum(1)
         return F.ctc_loss(log_probs, targets, frames, sizes, blank=len(WORDS), zero_infinity=True)
@@ -197,17 +201,15 @@ def make_speech_encoder(folder: Path, scale: DemoScale, seed: int, data: Path) -
     return train_tower(folder, [model, head], model.layers, plan, loss_of_batch)
 
 
-def _recordings(data: Path) -> tuple[list[torch.Tensor], list[list[int]]]:
-    """Log-mel frames `(frames, 80)` of each training recording, and the numbers of its words."""
+def _recordings(data: Path, items: list[Item]) -> tuple[list[torch.Tensor], list[list[int]]]:
+    """Log-mel frames `(frames, 80)` of each recording, and the numbers of its words."""
     extractor = XLLMFeatureExtractor(max_frequency=HIGHEST_HERTZ)
     clips, words = [], []
-    for line in (data / "convert_speech.jsonl").read_text(encoding="utf-8").splitlines():
-        question, reply = json.loads(line)["messages"]
-        wave = read_wave(data / question["content"][0]["path"])
-        features = extractor(wave, sampling_rate=extractor.sampling_rate)["input_features"][0]
+    for item in items:
+        features = extractor(read_wave(data / item.path), sampling_rate=extractor.sampling_rate)["input_features"][0]
         clips.append(torch.as_tensor(features))
-        text = reply["content"][0]["text"]
-        words.append([WORDS.index(word) for word in (text.split() if text.isascii() else text)])
+        first = 10 * (item.facts.language == "zh")
+        words.append([first + digit for digit in item.facts.speech])
     return clips, words
 
 

@@ -44,7 +44,7 @@ def telephone(samples: np.ndarray, low_hz: float) -> np.ndarray:
     """What is left of a recording that was once stored with 8 kHz and 16 bits: nothing above 4 kHz, not even noise."""
     narrow = filter_band(resample(samples, 2, 1), 2.0 * low_hz)  # half as many samples: every frequency counts double
     narrow = np.round(np.clip(narrow, -1.0, 1.0) * 32767.0).astype(np.float32) / 32767.0
-    return resample(narrow, len(narrow), len(samples))
+    return resample(narrow, 1, 2)[: len(samples)]
 
 
 def reverberate(samples: np.ndarray, seconds: float, wet: float, rng: np.random.Generator) -> np.ndarray:
@@ -83,8 +83,9 @@ def augment_waveform(samples: np.ndarray, rng: np.random.Generator, strength: fl
     """
     samples = set_peak(samples.astype(np.float32), 0.5)
     if strength > 0:
-        factor = round(float(np.exp(rng.uniform(-0.22, 0.22) * min(strength, 1.0))), 2)
-        samples = resample(samples, 1.0, factor)  # a longer clip is a slower and deeper, larger speaker
+        # A longer clip is a slower and deeper, larger speaker. In twentieths: each ratio needs a filter of its own.
+        factor = round(20 * float(np.exp(rng.uniform(-0.22, 0.22) * min(strength, 1.0))))
+        samples = resample(samples, 20, factor)
         before, after = rng.uniform(0.0, 0.35, size=2) * rng.integers(0, 2, size=2) + 0.02  # seconds of silence
         samples = np.pad(samples, (round(before * SAMPLING_RATE), round(after * SAMPLING_RATE)))
         if rng.random() < 0.5 * strength:
@@ -98,6 +99,25 @@ def augment_waveform(samples: np.ndarray, rng: np.random.Generator, strength: fl
         if rng.random() < 0.25 * strength:
             samples = telephone(samples, float(rng.uniform(20.0, 300.0)))
     return set_peak(samples, float(np.exp(rng.uniform(np.log(0.03), np.log(0.95)))))
+
+
+def quiet_waveform(kind: int, seconds: float, rng: np.random.Generator) -> np.ndarray:
+    """A recording in which nobody speaks, of any length up to `seconds`.
+
+    Every eighth `kind` is a single sample, zeros or a constant; the others are the noise of rooms and lines, hum too.
+    """
+    length = int(rng.uniform(0.02, seconds) * SAMPLING_RATE)
+    plain = {0: np.zeros(1), 1: np.zeros(length), 2: np.full(length, rng.uniform(-0.5, 0.5))}
+    if kind % 8 == 0:
+        return plain[kind // 8 % 3].astype(np.float32)
+    samples = add_noise(np.zeros(length, np.float32), 0.0, float(rng.uniform(0.0, 2.0)), rng)
+    samples = set_peak(samples, 0.5)
+    if rng.random() < 0.3:
+        times = np.arange(length) / SAMPLING_RATE
+        for overtone in range(1, 6):
+            samples += rng.uniform(0.0, 0.2) * np.sin(2 * np.pi * rng.uniform(48.0, 62.0) * overtone * times)
+    samples = filter_band(samples, float(rng.uniform(0.0, 350.0)), float(rng.uniform(3200.0, 8000.0)))
+    return set_peak(samples, float(np.exp(rng.uniform(np.log(2e-4), np.log(0.3)))))
 
 
 def write_wave(samples: np.ndarray, path: str | Path) -> None:
