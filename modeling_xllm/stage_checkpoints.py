@@ -12,8 +12,9 @@ the language model beside it stays frozen, has the same names and values as with
 import copy
 import importlib
 import os
+import sys
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +120,8 @@ class StageCheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
         try:
             if is_adapted and is_writer:
                 config.adapter["sha256"] = self._save_adapter(Path(save_directory, ADAPTER), whole)
-            super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+            with redirect_stdout(sys.stderr):  # accelerate imports DeepSpeed, if it is there, which talks
+                super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
         except SafetensorError as error:  # no space left, say
             raise OSError(f"{save_directory}: cannot write the weights: {error}") from error
         finally:

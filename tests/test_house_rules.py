@@ -47,7 +47,7 @@ MOST_LINES = {
     "modeling_xllm": 7_110,
     "processing": 3_070,  # the ends of answers: 30, sounds that are kept: 10, the filterbank: 20
     "hub_cards": 530,
-    "xllm": 3_830,  # check, explain, build-instructions: 240; the demo talks, hears silence, cannot tell: 280
+    "xllm": 3_870,  # check, explain, build-instructions: 240; the demo talks, hears silence, cannot tell: 310
 }
 
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))

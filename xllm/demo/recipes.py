@@ -25,13 +25,31 @@ def _trainer(plan: Optimisation) -> dict[str, Any]:
     }
 
 
+def _data(number: int) -> dict[str, bool]:
+    return {"cache_media": True, **({} if number == 1 else {"packing": True})}
+
+
+def _optim(plan: Optimisation) -> list[dict[str, Any]]:
+    """Muon for all matrices; a converter that has learnt already moves more slowly than its adapter."""
+    entries = [{"match": "*", "muon": True, "lr": plan.muon_rate * plan.learning_rate}]
+    if plan.converter_rate != 1.0:
+        rate = plan.converter_rate * plan.learning_rate
+        entries = [
+            {"match": "interfaces.*.converter", "muon": True, "lr": plan.muon_rate * rate},
+            {"match": "interfaces.*.converter", "lr": rate},
+            *entries,
+        ]
+    return entries
+
+
 def _stage(number: int, modality: str, data: Path, plan: Optimisation, **more: Any) -> dict[str, Any]:
     name = {1: "convert", 2: "align"}[number]
     return {
         "stage": number,
         "modalities": [modality],
-        "data": {"train": [{"path": str(data / f"{name}_{modality}.jsonl")}], "cache_media": True},
+        "data": {"train": [{"path": str(data / f"{name}_{modality}.jsonl")}], **_data(number)},
         "trainer": _trainer(plan),
+        "optim": _optim(plan),
         **more,
     }
 
@@ -64,8 +82,10 @@ def integration(aligned: Path, output: Path, scale: DemoScale, seed: int) -> dic
     path = str(output / "data" / "integrate.jsonl")
     stage = {
         "stage": 3,
-        "data": {"train": [{"path": path}], "cache_media": True},
-        "trainer": _trainer(scale.integrate),
+        "data": {"train": [{"path": path}], **_data(3)},
+        # The only stage that has the machine to itself.
+        "trainer": {**_trainer(scale.integrate), "dataloader_num_workers": 1},
+        "optim": _optim(scale.integrate),
     }
     return {"model": str(aligned), "output_dir": str(output / "stages"), "seed": seed, "stages": [stage]}
 

@@ -101,8 +101,8 @@ def run_demo(output: str | Path, seed: int = 0, scale: DemoScale = DEFAULT_SCALE
             (name, _train, (plan, output / "recipes" / f"{name}.yaml", SharedLines())) for name, plan in plans.items()
         ]
         for name, _ in pool.imap_unordered(_call, jobs):
-            progress.say(f"stages 1 and 2: {name}", 18)
-    torch.set_num_threads(NUM_PROCESSES)
+            progress.say(f"stages 1 and 2: {name}", 14)
+    torch.set_num_threads(1)  # the other core has the loader; two threads wait for each other where it is busy
     try:
         results = _integrate(output, scale, seed, progress)
     finally:
@@ -130,7 +130,7 @@ def _make_towers(pool, output: Path, scale: DemoScale, seed: int, progress: Prog
     jobs = [(name, task, (output, scale, seed)) for name, task in (("speech", _listen), ("pictures", _look))]
     for name, (found, lines) in pool.imap_unordered(_call, jobs):
         media[name] = found
-        progress.say("; ".join(lines), 22)
+        progress.say("; ".join(lines), {"speech": 40, "pictures": 20}[name])
     write_lines(output / "data", media["pictures"], media["speech"], scale, seed)
 
 
@@ -189,7 +189,7 @@ def _integrate(output: Path, scale: DemoScale, seed: int, progress: Progress) ->
 
     recipe = recipes.integration(aligned, output, scale, seed)
     final = _train(recipe, output / "recipes" / "integrate.yaml", progress=True)
-    progress.say("stage 3", 16)
+    progress.say("stage 3", 8)
     model, processor = load_checkpoint(str(final))
     checkpoint = output / "checkpoint"
     samples = output / "samples"

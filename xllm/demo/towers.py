@@ -26,10 +26,9 @@ from xllm.demo.corpus import build_tokenizer, collate_text, prompt_of, random_te
 from xllm.demo.dataset import Item
 from xllm.demo.digits import draw_digit, draw_image, load_scans, random_style
 from xllm.demo.questions import NUMBER_WORDS
-from xllm.demo.settings import HIGHEST_HERTZ, DemoScale, Optimisation, build_config, speech_config, vision_config
+from xllm.demo.settings import DemoScale, Optimisation, build_config, feature_extractor, speech_config, vision_config
 from xllm.demo.waveforms import read_wave
 from xllm.modeling_xllm.modeling_chatglm import ChatGLMForConditionalGeneration
-from xllm.processing.feature_extraction_xllm import XLLMFeatureExtractor
 from xllm.training.progress import ProgressLine, SharedLines
 
 
@@ -45,13 +44,11 @@ def train_tower(
     layers: nn.Module,
     plan: Optimisation,
     loss_of_batch: Callable[[], torch.Tensor],
-    muon_rate: float = 20.0,
 ) -> str:
     """Train all of `modules` (warm-up, a plateau, a straight line down to nearly 0) and save the first in `folder`.
 
     Matrices of `layers` are trained with Muon, everything else with AdamW: from random weights and at this size it
-    needs a third of the steps. Muon's updates have unit spectral norm; `muon_rate`, its rate relative to AdamW's, was
-    found on the language model. Returns the mean loss of the last tenth, for a line of progress.
+    needs a third of the steps. Returns the mean loss of the last tenth, for a line of progress.
     """
     module = nn.ModuleList(modules)
     parameters = list(module.parameters())
@@ -61,7 +58,7 @@ def train_tower(
     others = [parameter for parameter in parameters if id(parameter) not in chosen]
     rate = plan.learning_rate
     optimisers = [
-        torch.optim.Muon(matrices, lr=muon_rate * rate, weight_decay=0.005, momentum=0.95),
+        torch.optim.Muon(matrices, lr=plan.muon_rate * rate, weight_decay=0.005, momentum=0.95),
         torch.optim.AdamW(others, lr=rate, weight_decay=0.02, betas=(0.9, 0.98)),
     ]
     warm_up, fall = max(1.0, 0.06 * plan.steps), 0.7 * plan.steps
@@ -134,7 +131,7 @@ def make_image_encoder(folder: Path, scale: DemoScale, seed: int) -> str:
         loss = F.cross_entropy(which(pooled), digits[chosen], label_smoothing=0.05)
         return loss + 5.0 * F.mse_loss(where(pooled), centres[chosen])
 
-    return train_tower(folder, [model, which, where], model.encoder, plan, loss_of_batch, muon_rate=10.0)
+    return train_tower(folder, [model, which, where], model.encoder, plan, loss_of_batch)
 
 
 def _drawings(scale: DemoScale, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -188,7 +185,7 @@ def make_speech_encoder(folder: Path, scale: DemoScale, seed: int, data: Path, r
     def loss_of_batch() -> torch.Tensor:
         start = int(rng.integers(len(clips) - window + 1))  # clips of similar length
         chosen = rng.choice(by_length[start : start + window], min(plan.batch_size, window), replace=False)
-        features = nn.utils.rnn.pad_sequence([clips[index] for index in chosen], batch_first=True)  # (B, frames, 80)
+        features = nn.utils.rnn.pad_sequence([clips[index] for index in chosen], batch_first=True)  # (B, frames, mels)
         lengths = torch.tensor([len(clips[index]) for index in chosen])
         mask = (torch.arange(features.shape[1]) < lengths[:, None]).long()  # (B, frames)
         output = model(input_features=features + 0.1 * torch.randn_like(features), attention_mask=mask)
@@ -202,8 +199,8 @@ def make_speech_encoder(folder: Path, scale: DemoScale, seed: int, data: Path, r
 
 
 def _recordings(data: Path, items: list[Item]) -> tuple[list[torch.Tensor], list[list[int]]]:
-    """Log-mel frames `(frames, 80)` of each recording, and the numbers of its words."""
-    extractor = XLLMFeatureExtractor(max_frequency=HIGHEST_HERTZ)
+    """Log-mel frames `(frames, mels)` of each recording, and the numbers of its words."""
+    extractor = feature_extractor()
     clips, words = [], []
     for item in items:
         features = extractor(read_wave(data / item.path), sampling_rate=extractor.sampling_rate)["input_features"][0]
