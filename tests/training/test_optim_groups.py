@@ -185,8 +185,8 @@ def test_muon_moves_matrices_and_the_other_optimizer_all_else():
 
 
 def test_a_run_with_muon_goes_on_where_it_stopped(recipe, tmp_path, monkeypatch):
-    recipe["optim"] = [{"match": "interfaces", "muon": True, "lr": 0.02}]
-    recipe["trainer"] = {**QUICK, "save_steps": 2, "save_strategy": "steps"}
+    recipe["optim"] = [{"match": "interfaces", "muon": True, "lr": 1e-3}]
+    recipe["trainer"] = {**QUICK, "learning_rate": 1e-4, "save_steps": 2, "save_strategy": "steps"}
     folder = train(recipe, progress=False).checkpoint
     run = XLLMTrainer.train
     monkeypatch.setattr(XLLMTrainer, "train", lambda self: run(self, str(folder / "checkpoint-2")))
