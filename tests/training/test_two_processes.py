@@ -121,6 +121,18 @@ def test_all_stages_of_a_recipe_give_what_one_process_gives(kind, recipe, one, f
 
 
 @pytest.mark.slow
+def test_muon_on_two_processes_steps_as_on_one(folder):
+    optim = [{"match": "interfaces", "muon": True, "lr": 0.01}]
+    stages = [{"stage": 2, "data": {"train": sources(folder)}, "optim": optim}]
+    path = write_recipe(folder, "muon", stages)
+    several(folder, ["train", path, f"output_dir={folder / 'muon-one'}", ALONE], processes=1)
+    several(folder, ["train", path, f"output_dir={folder / 'muon-two'}"])
+    start = weights_of(folder / "model")
+    one, two = (weights_of(folder / name / "stage2-all") for name in ("muon-one", "muon-two"))
+    assert difference(start, one, two) <= 1e-6
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ENGINES)
 def test_a_process_killed_in_the_middle_ends_the_run_and_it_goes_on(kind, recipe, one, folder):
     """SIGKILL for the second process in step 6 of stage 2."""

@@ -16,8 +16,7 @@ from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
 
 
 # Mel bins end where telephones and many old recordings do: normalised, bins without any sound would be loud noise.
-# More than 40 below it show the harmonics of a voice, who speaks instead of what is said: 5.9 % CER on unseen voices
-# after stage 1, 8.5 % with 80.
+# More than 40 below it show the harmonics of a voice: who speaks instead of what is said.
 NUM_MEL_BINS = 40
 HIGHEST_HERTZ = 4000.0
 
@@ -74,7 +73,7 @@ class DemoScale:
     speech_convert: Optimisation = Optimisation(300, 32, 1e-3)
     image_align: Optimisation = Optimisation(320, 64, 1e-3, converter_rate=0.2)
     video_align: Optimisation = Optimisation(340, 32, 1e-3, converter_rate=0.5)
-    # The converter knows the training voices only, and forgets the others where it moves fast: 12 % CER, not 9.
+    # The converter meets training voices only, and unlearns others where it moves fast (seed 0: 12 % CER, not 9).
     speech_align: Optimisation = Optimisation(380, 32, 2e-3, converter_rate=0.01)
     integrate: Optimisation = Optimisation(260, 64, 1e-3)
 
