@@ -172,12 +172,16 @@ def integrate_and_fire(
     return output
 
 
-def _paired_dots(table: torch.Tensor, index: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-    """`table[index[i]] . vectors[i]` for all i, in blocks that stay in a CPU's cache; at least in float32."""
-    exact = torch.promote_types(vectors.dtype, torch.float32)  # fp16 products overflow
-    step = max(1, (1 << 18 if vectors.device.type == "cpu" else 1 << 26) // vectors.shape[1])
-    blocks = zip(index.split(step), vectors.split(step))
-    return torch.cat([(table.index_select(0, ids).to(exact) * block.to(exact)).sum(-1) for ids, block in blocks])
+def _paired_dots(
+    first: torch.Tensor, ids: torch.Tensor, second: torch.Tensor, other_ids: torch.Tensor
+) -> torch.Tensor:
+    """`first[ids[i]] . second[other_ids[i]]` for all i in float32, as fp16 products overflow; in blocks that stay in a
+    CPU's cache."""
+    step = max(1, (1 << 18 if first.device.type == "cpu" else 1 << 26) // first.shape[1])
+    blocks = zip(ids.split(step), other_ids.split(step))
+    return torch.cat(
+        [(first.index_select(0, one).float() * second.index_select(0, two).float()).sum(-1) for one, two in blocks]
+    )
 
 
 class _WeightedSegmentSum(torch.autograd.Function):
@@ -209,7 +213,7 @@ class _WeightedSegmentSum(torch.autograd.Function):
         first = torch.zeros_like(rows)
         token_starts = (torch.cat([first, close_slots[:, :-1] + 1], 1) + rows * (T + U)).flatten()
         frame_starts = (torch.cat([first, open_slots[:, :-1] + 1], 1) + rows * (T + U)).flatten()
-        ctx.save_for_backward(hidden, weights, token_ids, frame_starts, source, fired, close_frames)
+        ctx.save_for_backward(hidden, weights, frame_ids, token_ids, frame_starts, open_slots, close_slots)
         out = F.embedding_bag(
             frame_ids, hidden.reshape(B * T, D), token_starts, mode="sum", per_sample_weights=weights
         )
@@ -218,20 +222,24 @@ class _WeightedSegmentSum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        hidden, weights, token_ids, frame_starts, source, fired, close_frames = ctx.saved_tensors
+        hidden, weights, frame_ids, token_ids, frame_starts, open_slots, close_slots = ctx.saved_tensors
         B, T, D = hidden.shape
         U = grad.shape[1]
         hidden, grad = hidden.reshape(B * T, D), grad.reshape(B * U, D).to(hidden.dtype)
-        rows = torch.arange(B, device=hidden.device)[:, None]
         grad_hidden = grad_open = grad_close = None
         if ctx.needs_input_grad[0]:
             grad_hidden = F.embedding_bag(token_ids, grad, frame_starts, mode="sum", per_sample_weights=weights)
             grad_hidden = grad_hidden.view(B, T, D)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            token_of_frame = (fired.clamp(max=U - 1) + rows * U).flatten()
-            frame_of_token = (close_frames + rows * T).flatten()
-            grad_open = _paired_dots(grad, token_of_frame, hidden).view(B, T)
-            grad_close = _paired_dots(hidden, frame_of_token, grad).view(B, U)
+            if hidden.dtype.itemsize < 4:
+                dots = _paired_dots(grad, token_ids, hidden, frame_ids)
+            else:
+                starts = torch.zeros(1, dtype=torch.long, device=hidden.device)  # not read: `token_ids` says all
+                dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+                    grad, hidden, frame_ids, starts, token_ids, 0
+                )
+            dots = dots.view(B, T + U)
+            grad_open, grad_close = dots.gather(1, open_slots), dots.gather(1, close_slots)
         return grad_hidden, grad_open, grad_close, None, None, None
 
 
