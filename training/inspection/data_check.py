@@ -187,13 +187,14 @@ class SampleChecker:
 
     def _collate(self, collator: XLLMDataCollator, item: dict, report: Report) -> None:
         """Makes the batch of a sample as training does, and counts its tokens."""
-        limit, before = collator.max_length, collator.cuts()
+        limit, before, batch = collator.max_length, collator.cuts(), None
         try:
             if collator.task == "chat":
                 collator.max_length = None
-                self._count(collator([item]), limit, report)
+                self._count(batch := collator([item]), limit, report)
                 collator.max_length = limit
-            batch = collator([item])
+            if batch is None or limit is not None and (report.tokens or 0) > limit:
+                batch = collator([item])
         except (ValueError, TemplateError) as error:
             is_length = limit is not None and (report.tokens or 0) > limit
             report.problems.append(Problem("length" if is_length else "sample", "messages", describe(error)))
