@@ -19,6 +19,7 @@ from transformers.utils import chat_template_utils
 
 from xllm import XLLMForConditionalGeneration
 from xllm.cli import main
+from xllm.training.batches import collator
 from xllm.training.batches.collator import XLLMDataCollator
 from xllm.training.data.augmentation import Augmentation
 
@@ -130,7 +131,8 @@ def test_a_system_message_that_stands_in_the_last_question_is_prompt():
         assert processor.tokenizer.decode(prompt).count("Be short.") == 1
 
 
-def test_the_date_in_prompts_is_the_same_on_every_day_of_training(monkeypatch):
+@pytest.mark.parametrize("dated", [DATED, "{% set how = '%d %B %Y' %}" + DATED.replace("'%d %B %Y'", "how")])
+def test_the_date_in_prompts_is_the_same_on_every_day_of_training(monkeypatch, caplog, dated):
     """A run that goes on tomorrow learns from the same prompts; who asks the model is told the day."""
 
     class Clock(datetime):
@@ -139,7 +141,8 @@ def test_the_date_in_prompts_is_the_same_on_every_day_of_training(monkeypatch):
             return cls(2031, 5, days[0])
 
     monkeypatch.setattr(chat_template_utils, "datetime", Clock)
-    _, processor = composed(DATED, ["<|im_end|>", "<|im_start|>"])
+    collator.logger.warning_once.cache_clear()
+    _, processor = composed(dated, ["<|im_end|>", "<|im_start|>"])
     turns = [turn("user", "Which?"), turn("assistant", "zero"), turn("user", "And?"), turn("assistant", "one")]
     batches, prompts, days = [], [], [1, 22]
     while days:
@@ -151,7 +154,8 @@ def test_the_date_in_prompts_is_the_same_on_every_day_of_training(monkeypatch):
     assert torch.equal(batches[0]["input_ids"], batches[1]["input_ids"])
     assert "Today is 26 July 2024" in processor.tokenizer.decode(batches[0]["input_ids"][0])
     assert labels_of(processor, batches[0]) == "zero<|im_end|>one<|im_end|>"
-    assert processor.chat_template.count("strftime_now") == 2  # the one given is as it was
+    assert processor.chat_template.endswith(dated)  # the one given is as it was
+    assert [message.count("it is always 26 July 2024") for message in caplog.messages] == [1]
 
 
 @pytest.mark.parametrize("on_error", ["raise", "skip"])

@@ -15,7 +15,6 @@ the question); what is cut is counted (`cuts`).
 
 import copy
 import math
-import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from datetime import datetime
@@ -38,7 +37,18 @@ TASKS = ("chat", "transcribe", "contrast")
 IGNORE = -100
 CUTS = ("turns", "texts")  # what is left out of samples: turns of "chat", the end of texts of "contrast"
 DAY = datetime(2024, 7, 26)  # noqa: DTZ001  # what Llama 3.2's template writes where there is no clock
-_TODAY = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")  # how chat templates write the date
+_PARTS_OF_DATES = {f"%{code}": DAY.strftime(f"%{code}") for code in "aAbBcdHIjmMpSUwWxXyY"}
+_PARTS_OF_DATES |= {
+    "%-d": str(DAY.day),
+    "%-m": str(DAY.month),
+    "%F": str(DAY.date()),
+}  # not of every system's strftime
+# In front of a chat template: its function that writes today's date writes that day's.
+_ON_ONE_DAY = (
+    "{%- macro strftime_now(format) -%}{%- set ns = namespace(text=format) -%}"
+    f"{{%- for code, part in {_PARTS_OF_DATES!r}.items() -%}}"
+    "{%- set ns.text = ns.text.replace(code, part) -%}{%- endfor -%}{{- ns.text -}}{%- endmacro -%}"
+)
 logger = logging.get_logger(__name__)
 
 
@@ -93,16 +103,15 @@ def on_one_day(processor: Any) -> Any:
     that goes on tomorrow reads the prompts of today.
     """
     template = getattr(processor, "chat_template", None)
-    if not _TODAY.search(str(template)):
+    if "strftime_now" not in str(template):
         return processor
     logger.warning_once(
         f"the chat template writes the date into prompts: for training it is always {DAY:%d %B %Y}; chat and serve "
         "write that of the day"
     )
     processor = copy.copy(processor)
-    templates: dict[str, Any] = template if isinstance(template, dict) else {"": template}
-    fixed = {name: _TODAY.sub(lambda found: repr(DAY.strftime(found[2])), one) for name, one in templates.items()}
-    processor.chat_template = fixed if isinstance(template, dict) else fixed[""]
+    fixed = {name: _ON_ONE_DAY + one for name, one in template.items()} if isinstance(template, dict) else None
+    processor.chat_template = fixed or f"{_ON_ONE_DAY}{template}"
     return processor
 
 
