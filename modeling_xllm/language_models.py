@@ -266,9 +266,8 @@ class LanguageModelGenerationMixin(GenerationMixin):
         elif position_ids is not None and mask is not None and mask.dim() == 2 and language.sees_all_before():
             layers = getattr(cache, "layers", [])
             if layers and all(isinstance(layer, DynamicLayer) and not layer.is_sliding for layer in layers):
-                kwargs["attention_mask"] = mask.bool()[
-                    :, None, None
-                ]  # (B, 1, 1, M): whether all are ones is not asked
+                # (B, 1, 1, M): whether all are ones is not asked
+                kwargs["attention_mask"] = mask.bool()[:, None, None]
         kwargs.update(next_sequence_length=next_sequence_length, inputs_embeds=inputs_embeds)
         return super().prepare_inputs_for_generation(input_ids, **kwargs)
 

@@ -5,7 +5,6 @@ Muon (K. Jordan et al., 2024; `torch.optim.Muon`) steps along the orthogonalised
 start from random weights need about a third of AdamW's steps with it.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,9 +16,9 @@ def matrices_of(model: nn.Module) -> set[int]:
     return {id(layer.weight) for layer in model.modules() if isinstance(layer, nn.Linear)}
 
 
-def muon_settings(parameters: Iterable[nn.Parameter]) -> dict[str, Any]:
-    """What a group of matrices holds beside its own rate and decay. A `ValueError` names a shape that is no matrix."""
-    return {**torch.optim.Muon(parameters).defaults, "muon": True}
+def muon_settings() -> dict[str, Any]:
+    """What a group of matrices holds beside its own rate and decay."""
+    return {**torch.optim.Muon([torch.empty(1, 1)]).defaults, "muon": True}
 
 
 class MuonBeside(torch.optim.Optimizer):

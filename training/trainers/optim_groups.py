@@ -114,6 +114,7 @@ def split_groups(
     entries, decayed = entry_of_each(specs, model), {_plain(name) for name in decayed}
     names = {id(parameter): _plain(name) for name, parameter in model.named_parameters()}
     groups: dict[tuple, dict] = {}
+    of_muon = muon_settings()
     for number, group in enumerate(optimizer.param_groups):
         for parameter in group["params"]:
             name = names[id(parameter)]
@@ -122,7 +123,7 @@ def split_groups(
             settings = {} if entry is None else {"lr": specs[entry].lr, "weight_decay": specs[entry].weight_decay}
             settings = {field: value for field, value in settings.items() if value is not None}
             if entry is not None and specs[entry].muon:
-                settings = {**muon_settings([parameter]), "weight_decay": group["weight_decay"], **settings}
+                settings = {**of_muon, "weight_decay": group["weight_decay"], **settings}
             if name not in decayed:
                 settings["weight_decay"] = 0.0
             groups.setdefault(key, {**group, **settings, "params": []})["params"].append(parameter)
