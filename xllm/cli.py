@@ -20,6 +20,7 @@ EXTRAS = {
     **dict.fromkeys(("jiwer", "matplotlib", "peft", "datasets"), "train"),
     **dict.fromkeys(("sklearn", "espeakng_loader"), "demo"),
     **dict.fromkeys(("bitsandbytes", "torchao"), "quantization"),
+    **dict.fromkeys(("jsonschema", "llguidance"), "device"),
     **dict.fromkeys(("fastapi", "openai", "uvicorn"), "serve"),
 }
 # Commands that make a model take a user's modules; those that open one may also run the code beside it.

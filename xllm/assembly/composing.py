@@ -1,7 +1,7 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """What `xllm init` composes: published towers, named by a preset or by Hub id or folder, with new interfaces."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from transformers import AutoTokenizer, ParakeetEncoderConfig
 from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 
+from xllm.assembly.modules import SHIPPED, import_modules
 from xllm.assembly.processors import add_tokens, build_processor, save
 from xllm.modeling_xllm.composition.towers import by_tower, text_config
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, default_modalities
@@ -46,7 +47,7 @@ PRESETS = {
 def compose(
     towers: Towers,
     output_dir: str | Path,
-    kinds: Iterable[str] = (),
+    kinds: Sequence[str] = (),
     size: tuple[int, int] | None = None,
     reserved: dict[str, str] | None = None,
 ) -> Path:
@@ -82,19 +83,21 @@ def compose(
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # Llama has none; padding is masked
     add_tokens(model.config, tokenizer, reserved)
     sources = by_tower(towers.encoders, model.config.modalities)
-    processor = build_processor(model.config, tokenizer, model.config.vision_config.image_size, sources)
+    pixels = model.config.vision_config.image_size
+    processor = build_processor(model.config, tokenizer, pixels, sources, read_from(kinds))
     save(model, processor, output_dir)
     return Path(output_dir)
 
 
 def added_rows(kinds: Iterable[str]) -> dict[str, X2LConfig]:
-    """The rows that kinds, given by type or row name, declare for a new model.
+    """The rows that kinds, given by type or row name (and a file, see `read_from`), declare for a new model.
 
     Raises:
         ValueError: there is no such kind, or it declares no row.
     """
     rows = {}
-    for name in kinds:
+    for name in (given.partition("=")[0] for given in kinds):
+        import_modules(home for home, kind in SHIPPED.values() if kind == name and kind not in MEDIA_KINDS)
         kind = next((kind for kind in MEDIA_KINDS.values() if name in (kind.type, kind.row_name)), None)
         if kind is None or not kind.row:
             known = [kind.type for kind in MEDIA_KINDS.values() if kind.row]
@@ -105,6 +108,23 @@ def added_rows(kinds: Iterable[str]) -> dict[str, X2LConfig]:
         named = {"input_name": kind.input_name, "mask_name": kind.mask_name, "placeholder_token": kind.placeholder}
         rows[kind.row_name] = X2LConfig(**{**named, **kind.row})
     return rows
+
+
+def read_from(kinds: Iterable[str]) -> dict[str, Any]:
+    """The readers of kinds that are given with the file that describes them, `status=DEVICE.json`, by type.
+
+    Raises:
+        ValueError: a kind whose reader takes no file, or a file that describes none.
+    """
+    readers = {}
+    for name, equals, file in (given.partition("=") for given in kinds):
+        kind = next((kind for kind in MEDIA_KINDS.values() if name in (kind.type, kind.row_name)), None)
+        if kind is None or not equals:
+            continue
+        if not hasattr(kind.reader_class, "from_file"):
+            raise ValueError(f"--modality {name}={file}: the reader of {name} takes no file: give --modality {name}")
+        readers[kind.type] = kind.reader_class.from_file(file)
+    return readers
 
 
 def transformer_sizes(width: int, layers: int) -> dict[str, Any]:

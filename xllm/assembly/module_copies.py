@@ -19,6 +19,7 @@ from transformers.utils import HF_MODULES_CACHE, logging
 import xllm
 import xllm.modeling_xllm
 import xllm.processing
+from xllm.assembly.modules import SHIPPED
 from xllm.modeling_xllm.converters import CONVERTERS
 from xllm.modeling_xllm.weight_files import read_json, write_json
 from xllm.processing.media_kinds import MEDIA_KINDS
@@ -123,7 +124,10 @@ def user_modules(folder: Path, config: dict, processor: dict) -> list[Path]:
     found: dict[str, Path] = {}
     for item in classes:
         name = getattr(item, "__module__", None) or "builtins"
-        if name.split(".")[0] in ("xllm", "transformers", "transformers_modules", "builtins", "functools"):
+        shipped = any(name == home for home, _ in SHIPPED.values())
+        if not shipped and name.split(".")[0] in (
+            "xllm", "transformers", "transformers_modules", "builtins", "functools",
+        ):  # fmt: skip
             continue
         file = getattr(sys.modules.get(name), "__file__", None)
         if name == "__main__" or file is None:

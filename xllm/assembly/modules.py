@@ -8,6 +8,11 @@ from pathlib import Path
 from types import ModuleType
 
 
+# Modules of the package that only some models need, by the name under which they travel beside these as a user's do:
+# what to import, and the kind of media that it registers.
+SHIPPED = {"device_status": ("xllm.device.device_status", "status")}
+
+
 def import_modules(names: Iterable[str]) -> list[ModuleType]:
     """Imports each module once; what it registers is known from then on.
 

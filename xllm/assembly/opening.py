@@ -14,7 +14,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
 from xllm.assembly.module_copies import native_module
-from xllm.assembly.modules import import_modules
+from xllm.assembly.modules import SHIPPED, import_modules
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
 from xllm.modeling_xllm.weight_files import split_source
 from xllm.processing.processing_xllm import XLLMProcessor
@@ -131,6 +131,9 @@ def _import_user_modules(shown: str, name: str, revision: str | None, modules: A
         if module in sys.stdlib_module_names or hasattr(sys.modules.get(module), "__path__"):
             raise CheckpointError(f"{shown}: config.json: modules: {module} is a library, not a module of one file")
         if module in sys.modules:
+            continue
+        if module in SHIPPED:
+            import_modules(SHIPPED[module][:1])
             continue
         if not trusted:
             raise CheckpointError(

@@ -52,14 +52,20 @@ def processor_rows(config: XLLMConfig) -> dict[str, dict]:
 
 
 def build_processor(
-    config: XLLMConfig, tokenizer, image_size: int, sources: dict[str, str] | None = None, **fields
+    config: XLLMConfig,
+    tokenizer,
+    image_size: int,
+    sources: dict[str, str] | None = None,
+    readers: dict[str, Any] | None = None,
+    **fields,
 ) -> XLLMProcessor:
     """The processor whose rows are those of `config`, for `image_size` pixels.
 
     If the tokenizer already has a token under a row's name, such as a reserved one of its vocabulary, it replaces the
     row's.
 
-    `sources` says where encoders are published, often with their feature extractors; `fields` are of `XLLMProcessor`.
+    `sources` says where encoders are published, often with their feature extractors; `readers` are those of kinds of
+    one's own, by type, where they are not made without arguments; `fields` are of `XLLMProcessor`.
     """
     rows = processor_rows(config)
     for name, attribute in token_names(complete_rows(rows)).items():
@@ -77,9 +83,10 @@ def build_processor(
             else speech_extractor((sources or {}).get(row.encoder or ""), config.encoder_config(row.encoder))
         ),
     }
-    readers = {kind.reader: make(models[kind.type]) for kind, make in ours.items() if kind.type in models}
-    own = {part: media_kind(part).reader_class() for part in models if media_kind(part) not in ours}
-    return XLLMProcessor(**readers, tokenizer=tokenizer, readers=own, modalities=rows, **fields)
+    made = {kind.reader: make(models[kind.type]) for kind, make in ours.items() if kind.type in models}
+    own = dict(readers or {})
+    own |= {part: media_kind(part).reader_class() for part in models.keys() - own if media_kind(part) not in ours}
+    return XLLMProcessor(**made, tokenizer=tokenizer, readers=own, modalities=rows, **fields)
 
 
 def add_tokens(config: XLLMConfig, tokenizer, reserved: dict[str, str] | None = None) -> None:

@@ -2,7 +2,7 @@
 """Small models with random weights around a ChatGLM, and their vocabularies: `--preset tiny`, demo, and `init:`."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import sentencepiece
 from transformers import ParakeetEncoderConfig
 from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 
-from xllm.assembly.composing import added_rows, sized_modalities, transformer_sizes
+from xllm.assembly.composing import added_rows, read_from, sized_modalities, transformer_sizes
 from xllm.assembly.processors import add_tokens, build_processor, save
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig, default_modalities
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
@@ -28,7 +28,7 @@ WRAPPER_PIECES = ("<Image>", "</Image>", "<Video>", "</Video>", "<Speech>", "</S
 SENTENCES = ("What is this?", "What do you see and hear?", "这是什么？", "请识别该语音", "图片里有什么")
 
 
-def build_tiny(output_dir: str | Path, kinds: Iterable[str] = ()) -> Path:
+def build_tiny(output_dir: str | Path, kinds: Sequence[str] = ()) -> Path:
     """A tiny ChatGLM with tiny towers and interfaces, all weights random: every command runs on it in seconds.
 
     Its vocabulary is that of a few sentences; it knows nothing until it is trained. It has the paper's rows, and one
@@ -39,7 +39,8 @@ def build_tiny(output_dir: str | Path, kinds: Iterable[str] = ()) -> Path:
     sentences = [*SENTENCES, " ".join("0123456789"), *map(chr, range(33, 127))]
     tokenizer = ChatGLMTokenizer(str(train_sentencepiece(sentences, output_dir, vocab_size=256, byte_fallback=True)))
     config = tiny_config(tokenizer, rows)
-    save(XLLMForConditionalGeneration(config), build_processor(config, tokenizer, PIXELS), output_dir)
+    processor = build_processor(config, tokenizer, PIXELS, readers=read_from(kinds))
+    save(XLLMForConditionalGeneration(config), processor, output_dir)
     return output_dir
 
 

@@ -4,6 +4,10 @@
 KIND is what a row of the model reads: --image, --video and --speech for the paper's rows, others with --module;
 `xllm inspect MODEL` lists them. Without QUESTION it reads questions from standard input, one a line; `/KIND FILE` adds
 a file to the next question, `/new` starts over, `/quit` ends. With --json, each answer is one line of JSON.
+
+With --commands an answer is text or a command that the model's device declares, as JSON, and nothing in between. It is
+printed and not executed, unless --execute names a device: that is made of the last status given, and its new state, or
+why it refuses, is printed.
 """
 
 import argparse
@@ -20,6 +24,9 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--sample", action="store_true", help="sample (top_p 0.7, temperature 0.95, as published)")
     parser.add_argument("--seed", type=int, default=0, help="seed of --sample")
+    parser.add_argument("--commands", action="store_true", help="answer with text, or a valid command to the device")
+    what = "class that executes the commands, e.g. xllm.device.phone:Phone (with --commands)"
+    parser.add_argument("--execute", metavar="MODULE:CLASS", help=what)
 
 
 def media_options(modalities: dict) -> dict[str, str]:
@@ -36,12 +43,19 @@ class Chat:
 
     def __init__(self, model, processor, args: argparse.Namespace):
         self.model, self.processor, self.args = model, processor, args
+        self.device = None
+        if args.commands or args.execute:
+            from xllm.device.session import DeviceSession
+
+            self.device = DeviceSession(processor, args.execute)
         self.reset()
 
     def reset(self) -> None:
         """Forget what was said and shown."""
         self.turns: list[dict] = []
         self.features: dict[str, Any] = {}  # row -> what its media have been encoded to
+        if self.device:
+            self.device.reset()
 
     def ask(self, question: str, media: list[dict]) -> str:
         """The model's answer to a question about `media` (content parts) and what was said before."""
@@ -52,6 +66,8 @@ class Chat:
 
         # Files are opened once; later turns hold what was decoded.
         content = [{"type": p["type"], p["type"]: self.processor.load(p["type"], part_source(p))} for p in media]
+        if self.device:
+            self.device.look(content)
         turns = [*self.turns, {"role": "user", "content": [*content, {"type": "text", "text": question}]}]
         # "<ImageHere>" typed by a user is text.
         inputs = self.processor.encode_conversations([turns], sanitize_control_tokens=True).to(self.model.device)
@@ -65,6 +81,8 @@ class Chat:
         # The prompt is read anew each turn (ChatGLM reads it in both directions), media are encoded once.
         features = self.model.encode_media(self._new_media(inputs), earlier=self.features)
         text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        if self.device:
+            sampling |= self.device.decoding(self.model)
         sampling |= {"streamer": streamer, "max_new_tokens": self.args.max_new_tokens}
         output = self.model.generate(**text, modality_features=features, **sampling)
         new_tokens = output[0, inputs["input_ids"].shape[1] :]
@@ -121,8 +139,11 @@ def run(args: argparse.Namespace) -> None:
 
 def _answer(chat: Chat, question: str, media: list[dict]) -> None:
     answer = chat.ask(question, media)
+    done = chat.device.act(answer) if chat.device else {}
     if chat.args.json:
-        sys.stdout.write(json.dumps({"question": question, "answer": answer}, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps({"question": question, "answer": answer, **done}, ensure_ascii=False) + "\n")
+    else:
+        sys.stdout.writelines(f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in done.items())
     sys.stdout.flush()
 
 

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for option, metavar, meaning in (
         ("--encoder", "NAME=ID", "e.g. vision=Salesforce/blip2-opt-6.7b or speech=openai/whisper-small"),
         ("--interface", "NAME=ID", "e.g. speech=bert-base-chinese"),
-        ("--modality", "KIND", "add a row for a kind that --module registers"),
+        ("--modality", "KIND[=FILE]", "add a row for status (FILE: its device), or a kind that --module registers"),
         ("--reserve", "ROW=TOKEN", placeholder),
     ):
         parser.add_argument(option, action="append", default=[], metavar=metavar, help=meaning)
