@@ -6,7 +6,8 @@ import io
 import json
 import subprocess
 import sys
-import time
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -247,24 +248,38 @@ def test_processes_that_never_begin_end_the_work():
 @pytest.mark.slow  # a process of its own, with processes
 def test_a_killed_process_is_replaced_and_said_so(files):
     psutil = pytest.importorskip("psutil")
-    data = write(files, [ask(str(number), image="good.jpg") for number in range(1500)])
-    command = [sys.executable, "-m", "xllm", "check", data, "--workers", "1", "--json"]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    killed = None
-    while killed is None and child.poll() is None:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            servers = [one for one in psutil.Process(child.pid).children() if "forkserver" in str(one.cmdline())]
-            for worker in [
-                one for server in servers for one in server.children() if one.cmdline() == server.cmdline()
-            ]:
-                worker.kill()
-                killed = worker.pid
-        time.sleep(0.01)
-    out, err = child.communicate(timeout=300)
+    asked, goes_on = threading.Event(), threading.Event()
+
+    class Slow(BaseHTTPRequestHandler):
+        """Keeps the first to ask waiting: that is when a process is sure to be at a row."""
+
+        def do_GET(self):
+            asked.set()
+            goes_on.wait(120)
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(ConnectionError):  # the first one is dead
+                self.wfile.write((files / "good.jpg").read_bytes())
+
+        def log_message(self, *arguments):
+            """Nothing of this on the terminal."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        rows = [ask(str(number), image="good.jpg") for number in range(30)]
+        rows[20] = ask("20", image=f"http://127.0.0.1:{server.server_port}/slow.jpg")
+        command = [sys.executable, "-m", "xllm", "check", write(files, rows), "--workers", "1", "--json"]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert asked.wait(120)
+        (forkserver,) = [one for one in psutil.Process(child.pid).children() if "forkserver" in str(one.cmdline())]
+        (worker,) = forkserver.children()
+        worker.kill()
+        goes_on.set()
+        out, err = child.communicate(timeout=300)
+        server.shutdown()
     report = json.loads(out)
-    assert killed is not None
     assert report["workers_died"] == ["killed by SIGKILL"]
-    assert (report["bad"], report["groups"][0]["rows"], child.returncode) == (0, 1500, 0)
+    assert (report["bad"], report["groups"][0]["rows"], child.returncode) == (0, 30, 0)
     assert "a process was killed by SIGKILL; its rows were checked again" in err
 
 
