@@ -30,6 +30,7 @@ from xllm.demo.settings import DemoScale, Optimisation, build_config, feature_ex
 from xllm.demo.waveforms import read_wave
 from xllm.modeling_xllm.modeling_chatglm import ChatGLMForConditionalGeneration
 from xllm.training.progress import ProgressLine, SharedLines
+from xllm.training.trainers.muon import MuonBeside, muon_settings
 
 
 DRAWINGS_PER_SCAN = 5  # in the middle, and as many anywhere
@@ -57,16 +58,15 @@ def train_tower(
     chosen = {id(matrix) for matrix in matrices}
     others = [parameter for parameter in parameters if id(parameter) not in chosen]
     rate = plan.learning_rate
-    optimisers = [
-        torch.optim.Muon(matrices, lr=plan.muon_rate * rate, weight_decay=0.005, momentum=0.95),
-        torch.optim.AdamW(others, lr=rate, weight_decay=0.02, betas=(0.9, 0.98)),
-    ]
+    muon = {**muon_settings(), "params": matrices, "lr": plan.muon_rate * rate, "weight_decay": 0.005}
+    groups = [{"params": others}, muon]
+    optimiser = MuonBeside(torch.optim.AdamW(groups, lr=rate, weight_decay=0.02, betas=(0.9, 0.98)))
     warm_up, fall = max(1.0, 0.06 * plan.steps), 0.7 * plan.steps
 
     def factor(step: int) -> float:
         return min(1.0, (step + 1) / warm_up) * max(0.01, min(1.0, (plan.steps - step) / fall))
 
-    schedules = [torch.optim.lr_scheduler.LambdaLR(optimiser, factor) for optimiser in optimisers]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
     losses: list[float] = []
     progress = ProgressLine(f"tower {folder.name}", "step", plan.steps, SharedLines())
     for step in range(plan.steps):
@@ -74,9 +74,8 @@ def train_tower(
         module.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 2.0)
-        for optimiser, schedule in zip(optimisers, schedules):
-            optimiser.step()
-            schedule.step()
+        optimiser.step()
+        schedule.step()
         losses.append(loss.item())
         progress.update(step + 1, f"loss {losses[-1]:.4f}")
     modules[0].eval().save_pretrained(folder)
