@@ -10,13 +10,14 @@ import pytest
 
 from xllm.cli import main
 from xllm.demo import run as demo
-from xllm.demo.corpus import Turn, build_tokenizer, encode_sample, prompt_of, random_text_sample
+from xllm.demo.corpus import Turn, build_tokenizer, encode_sample, random_text_sample
 from xllm.demo.dataset import held_out_pairs, write_data
 from xllm.demo.questions import CANNOT_TELL, TASKS, Facts, answer, unanswerable
 from xllm.demo.run import format_table, run_demo
 from xllm.demo.settings import DemoScale, Optimisation, build_config, build_model_processor
 from xllm.demo.waveforms import quiet_waveform, read_wave
 from xllm.processing.audio_decoding import load_audio
+from xllm.processing.media_kinds import PAPER_KINDS
 from xllm.training.instructions.speech_synthesis import split_voices
 
 
@@ -143,20 +144,27 @@ def test_a_language_model_reads_its_corpus_as_the_processor_writes_it(tmp_path):
     tokenizer = build_tokenizer(tmp_path)
     processor = build_model_processor(build_config(tokenizer, SMOKE), tokenizer, SMOKE)
     rng = np.random.default_rng(0)
+    placeholders = {kind.row_name: tokenizer.convert_tokens_to_ids(kind.placeholder) for kind in PAPER_KINDS}
     for sample in [random_text_sample(rng) for _ in range(60)]:
         messages = []
         for turn in sample:
-            media = prompt_of((turn._replace(question=""),))
-            messages.append({"role": "user", "content": media + turn.question})
+            parts = [{"type": name} for name, _ in turn.media]
+            messages.append({"role": "user", "content": [*parts, {"type": "text", "text": turn.question}]})
             messages.append({"role": "assistant", "content": turn.answer})
-        prompt = processor.encode_conversations([messages[:-1]])["input_ids"][0].tolist()
+        prompt = processor.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+        expected = tokenizer(prompt)["input_ids"]
+        words = [(placeholders[name], tokenizer.sp_model.encode(text)) for turn in sample for name, text in turn.media]
+        for placeholder, description in words:
+            place = expected.index(placeholder)
+            expected[place : place + 1] = description
+        expected += processor.encode_answers([messages])[0]
         ids, labels, described = encode_sample(tokenizer, sample)
-        assert prompt + processor.encode_answers([messages])[0] == ids
-        assert [label for label in labels if label >= 0] == ids[len(prompt) - 1 :]
-        words = [token for token, is_inside in zip(ids, described) if is_inside]
-        assert tokenizer.decode(words).split() == [
-            word for turn in sample for _, text in turn.media for word in text.split()
-        ]
+        assert ids == expected
+        answer_length = sum(label >= 0 for label in labels)
+        assert labels == [-100] * (len(ids) - answer_length) + ids[-answer_length:]
+        assert ids[-answer_length] == tokenizer.bos_token_id
+        inside = [token for token, is_inside in zip(ids, described) if is_inside]
+        assert inside == [token for _, description in words for token in description]
 
 
 def test_nothing_is_said_by_the_stop_token_alone(tmp_path):

@@ -1,7 +1,7 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Text alone, on which the demo's language model is pretrained: descriptions in place of media, questions and answers.
 
-    <Image> thin 7 dark</Image><Speech> five</Speech>What is the sum?[gMASK]<sop> 12<eop>
+    <Image>thin 7 dark</Image><Speech>five</Speech>What is the sum?[gMASK]<sop> 12<eop>
 
 The language model learns to read a description, to count, add and compare, and never meets an image or a sound. Later
 an X2L interface has to write "7" in its language (paper, section 1: media as foreign languages), and then the same
@@ -65,6 +65,7 @@ class Turn(NamedTuple):
 
 
 TextSample = tuple[Turn, ...]  # a conversation, often of a single turn; its last answer is what is learnt
+EncodedSample = tuple[list[int], list[int], list[bool]]
 
 
 def describe_image(digit: int, rng: np.random.Generator, place: str | None = None) -> str:
@@ -189,8 +190,8 @@ def build_tokenizer(folder: str | Path, seed: int = 0, vocab_size: int = 400) ->
     asked = (word for wording in wordings for word in re.findall(r"[A-Za-z]+", wording))
     words.extend(form for word in asked for form in (word, word.lower()))
     words.extend(re.findall(r"\w+", CANNOT_TELL))
-    # What stands behind a wrapper or the mark of a turn has no space before it. A word whose form with a space was
-    # learnt goes without: the space and its piece of score 0 would win over that.
+    # What stands behind the mark of a turn has no space before it. A word whose form with a space was learnt goes
+    # without: the space and its piece of score 0 would win over that.
     bare = [*(wording.split(" ")[0] for wording in wordings if " " in wording), *map(str, range(19)), *english]
     bare += [word.lower() for word in bare] + ["[Round", "]", "问", "答", ":", "odd", "even", "I", *PLACES]
     trained_pieces = {known.id_to_piece(index) for index in range(len(known))}
@@ -208,42 +209,41 @@ def build_tokenizer(folder: str | Path, seed: int = 0, vocab_size: int = 400) ->
     return ChatGLMTokenizer(vocab_file=str(vocab_file))
 
 
-def prompt_of(sample: TextSample) -> str:
-    """What stands before the last answer, written as the processor writes it with real media."""
-    texts = []
-    for index, turn in enumerate(sample):
-        media = "".join(f"<{name.title()}>{' ' * bool(text)}{text}</{name.title()}>" for name, text in turn.media)
-        opening, reply = (_ROUND.format(index), _REPLY) if len(sample) > 1 else ("", "")
-        earlier = f"{turn.answer}\n" if index + 1 < len(sample) else ""
-        texts.append(f"{opening}{media}{turn.question}{reply}{earlier}")
-    return "".join(texts)
+def _rounds(sample: TextSample) -> str:
+    """Questions and earlier answers, as ChatGLM's template writes them behind the media."""
+    if len(sample) == 1:
+        return sample[0].question
+    rounds = [f"{_ROUND.format(index)}{turn.question}{_REPLY}{turn.answer}\n" for index, turn in enumerate(sample)]
+    return "".join(rounds).removesuffix(f"{sample[-1].answer}\n")
 
 
-def encode_sample(tokenizer: ChatGLMTokenizer, sample: TextSample) -> tuple[list[int], list[int], list[bool]]:
-    """Ids of the whole sample, as the tokenizer gives them.
+def encode_sample(tokenizer: ChatGLMTokenizer, sample: TextSample) -> EncodedSample:
+    """Ids of the whole sample, as the processor gives them for real media: those stand before all text, and each
+    stretch between placeholders and wrappers is encoded on its own.
 
     Returns:
         ids, labels (-100 outside `<sop>` answer `<eop>`) and whether each id belongs to a description.
     """
     encode = tokenizer.sp_model.encode
-    ids = [*encode(prompt_of(sample).replace("\n", "<n>")), tokenizer.gmask_token_id]
-    wrappers = {tokenizer.sp_model.piece_to_id(piece): not piece.startswith("</") for piece in WRAPPER_PIECES}
-    described, inside = [], False
-    for token in ids:
-        described.append(inside and token not in wrappers)
-        inside = wrappers.get(token, inside)
+    parts = []
+    for name, description in (medium for turn in sample for medium in turn.media):
+        parts += [(f"<{name.title()}>", False), (description, True), (f"</{name.title()}>", False)]
+    parts.append((_rounds(sample).replace("\n", "<n>"), False))
+    encoded = [(encode(text), is_described) for text, is_described in parts if text]
+    ids = [*(token for tokens, _ in encoded for token in tokens), tokenizer.gmask_token_id]
+    described = [*(is_described for tokens, is_described in encoded for _ in tokens), False]
     text = sample[-1].answer
     reply = [tokenizer.bos_token_id, *(encode(text) if text else ()), tokenizer.eos_token_id]
     return ids + reply, [IGNORE] * len(ids) + reply, described + [False] * len(reply)
 
 
-def collate_text(tokenizer: ChatGLMTokenizer, samples: list[TextSample]) -> dict[str, torch.Tensor]:
+def collate_text(tokenizer: ChatGLMTokenizer, encoded: list[EncodedSample]) -> dict[str, torch.Tensor]:
     """A batch padded on the left, `(B, L)`: ids, mask, `labels`, and `described` (1 in a description)."""
 
     def pad(rows, value: int) -> torch.Tensor:
         return pad_sequence([torch.tensor(row) for row in rows], True, value, padding_side="left")
 
-    ids, labels, described = zip(*(encode_sample(tokenizer, sample) for sample in samples))
+    ids, labels, described = zip(*encoded)
     return {
         "input_ids": pad(ids, tokenizer.pad_token_id),
         "attention_mask": pad(([1] * len(row) for row in ids), 0),

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import BlipImageProcessor, ParakeetEncoder
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 
-from xllm.demo.corpus import build_tokenizer, collate_text, prompt_of, random_text_sample
+from xllm.demo.corpus import build_tokenizer, collate_text, encode_sample, random_text_sample
 from xllm.demo.dataset import Item
 from xllm.demo.digits import draw_digit, draw_image, load_scans, random_style
 from xllm.demo.questions import NUMBER_WORDS
@@ -107,8 +107,8 @@ def make_language_model(folder: Path, scale: DemoScale, seed: int) -> str:
 def _text_batches(tokenizer, batch_size: int, rng: np.random.Generator, pool: int = 8) -> Iterator[dict]:
     """Batches of samples of similar length, so that little is padding."""
     while True:
-        samples = [random_text_sample(rng) for _ in range(pool * batch_size)]
-        samples.sort(key=lambda sample: len(prompt_of(sample)))
+        samples = [encode_sample(tokenizer, random_text_sample(rng)) for _ in range(pool * batch_size)]
+        samples.sort(key=lambda sample: len(sample[0]))
         for start in rng.permutation(pool) * batch_size:
             yield collate_text(tokenizer, samples[start : start + batch_size])
 
