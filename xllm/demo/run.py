@@ -1,9 +1,9 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """The demo from nothing to its table: world, stand-in towers, stages 1, 2 and 3, questions about what was never seen.
 
-    text ── language model ── pictures ── image encoder ┐        ┌ image: stages 1, 2 ─ video: stage 2 ┐
-                                                        ├ frozen ┤                                     ├ stage 3 ─ test
-                              speech ── speech encoder ─┘        └ speech: stages 1, 2 ────────────────┘
+        text ── language model ── image encoder ┐        ┌ image: stages 1, 2 ─ video: stage 2 ┐
+                                                ├ frozen ┤                                     ├ stage 3 ─ test
+        speech ── speech encoder ── pictures ───┘        └ speech: stages 1, 2 ────────────────┘
 
 What stands in two lines is done in two processes; at the end the model is asked about what was never seen.
 """
@@ -127,29 +127,30 @@ def _call(job: tuple[str, Callable, tuple]) -> tuple[str, Any]:
 def _make_towers(pool, output: Path, scale: DemoScale, seed: int, progress: Progress) -> None:
     """Media and towers; each line of the picture above is a task of a process."""
     media: dict[str, dict] = {}
-    jobs = [(name, task, (output, scale, seed)) for name, task in (("speech", _listen), ("pictures", _look))]
+    tasks = {"media": _listen_and_draw, "towers": _read_and_look}
+    jobs = [(name, task, (output, scale, seed)) for name, task in tasks.items()]
     for name, (found, lines) in pool.imap_unordered(_call, jobs):
-        media[name] = found
-        progress.say("; ".join(lines), {"speech": 40, "pictures": 20}[name])
+        media |= found
+        progress.say("; ".join(lines), {"media": 30, "towers": 27}[name])
     write_lines(output / "data", media["pictures"], media["speech"], scale, seed)
 
 
-def _listen(output: Path, scale: DemoScale, seed: int) -> tuple[dict, list[str]]:
-    """Recordings and the speech encoder; what was recorded, and lines of progress."""
+def _listen_and_draw(output: Path, scale: DemoScale, seed: int) -> tuple[dict[str, dict], list[str]]:
+    """All media and the speech encoder; what there is, and lines of progress."""
     speech = write_speech(output / "data", scale, seed)
     found = make_speech_encoder(output / "towers" / "audio", scale, seed, output / "data", speech["train"])
-    return speech, [
+    pictures = write_pictures(output / "data", scale, seed)
+    return {"speech": speech, "pictures": pictures}, [
         f"{len(speech['train']['speech']) + len(speech['train']['silence'])} recordings",
         f"speech encoder: {found}",
     ]
 
 
-def _look(output: Path, scale: DemoScale, seed: int) -> tuple[dict, list[str]]:
-    """The language model, pictures and their encoder; what was drawn, and lines of progress."""
+def _read_and_look(output: Path, scale: DemoScale, seed: int) -> tuple[dict[str, dict], list[str]]:
+    """The language model and the image encoder, which draws for itself; no media, and lines of progress."""
     text = make_language_model(output / "towers" / "text", scale, seed)
-    pictures = write_pictures(output / "data", scale, seed)
     found = make_image_encoder(output / "towers" / "vision", scale, seed)
-    return pictures, [f"language model, on text alone: {text}", f"image encoder: {found}"]
+    return {}, [f"language model, on text alone: {text}", f"image encoder: {found}"]
 
 
 def _compose(output: Path, scale: DemoScale, seed: int) -> None:
@@ -189,7 +190,7 @@ def _integrate(output: Path, scale: DemoScale, seed: int, progress: Progress) ->
 
     recipe = recipes.integration(aligned, output, scale, seed)
     final = _train(recipe, output / "recipes" / "integrate.yaml", progress=True)
-    progress.say("stage 3", 8)
+    progress.say("stage 3", 9)
     model, processor = load_checkpoint(str(final))
     checkpoint = output / "checkpoint"
     samples = output / "samples"
@@ -202,7 +203,7 @@ def _integrate(output: Path, scale: DemoScale, seed: int, progress: Progress) ->
     model.config.towers = None  # a checkpoint that needs nothing beside it
     save(model, processor, checkpoint)
     shutil.copy(final / "losses.png", checkpoint / "losses.png")
-    progress.say("questions about the test", 3)
+    progress.say("questions about the test", 5)
     unchanged = _digest(output / "towers" / "text", "") == _digest(checkpoint, "model.language_model.")
     return {"tasks": {**tasks, "cross_zero_shot": zero_shot}, "language_model_unchanged": unchanged}
 

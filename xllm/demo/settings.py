@@ -73,9 +73,9 @@ class DemoScale:
     speech_convert: Optimisation = Optimisation(300, 32, 1e-3)
     image_align: Optimisation = Optimisation(320, 64, 1e-3, converter_rate=0.2)
     video_align: Optimisation = Optimisation(340, 32, 1e-3, converter_rate=0.5)
-    # The converter meets training voices only, and unlearns others where it moves fast (seed 0: 12 % CER, not 9).
+    # The converter meets training voices only, and unlearns others where it moves fast.
     speech_align: Optimisation = Optimisation(380, 32, 2e-3, converter_rate=0.01)
-    integrate: Optimisation = Optimisation(260, 64, 1e-3)
+    integrate: Optimisation = Optimisation(150, 64, 1e-3)
 
 
 def _sizes(width: int, layers: int, expansion: int) -> dict[str, Any]:

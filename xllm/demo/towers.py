@@ -187,6 +187,7 @@ def make_speech_encoder(folder: Path, scale: DemoScale, seed: int, data: Path, r
         features = nn.utils.rnn.pad_sequence([clips[index] for index in chosen], batch_first=True)  # (B, frames, mels)
         lengths = torch.tensor([len(clips[index]) for index in chosen])
         mask = (torch.arange(features.shape[1]) < lengths[:, None]).long()  # (B, frames)
+        features = _spoken_otherwise(features)
         output = model(input_features=features + 0.1 * torch.randn_like(features), attention_mask=mask)
         log_probs = head(output.last_hidden_state).log_softmax(-1).transpose(0, 1)
         targets = torch.tensor([word for index in chosen for word in words[index]], dtype=torch.long)
@@ -195,6 +196,21 @@ def make_speech_encoder(folder: Path, scale: DemoScale, seed: int, data: Path, r
         return F.ctc_loss(log_probs, targets, frames, sizes, blank=len(WORDS), zero_infinity=True)
 
     return train_tower(folder, [model, head], model.layers, plan, loss_of_batch)
+
+
+def _spoken_otherwise(features: torch.Tensor) -> torch.Tensor:
+    """Log-mel frames `(B, frames, mels)` as of larger and smaller speakers, and without a band of frequencies.
+
+    The first is vocal tract length perturbation (Jaitly and Hinton, 2013), the second SpecAugment (Park et al., 2019).
+    """
+    clips, frames, mels = features.shape
+    places = torch.arange(mels) * (0.88 + 0.24 * torch.rand(clips, 1))
+    below = places.long().clamp(max=mels - 2)  # (B, mels)
+    share = (places - below).clamp(max=1.0)[:, None]
+    low, high = (features.gather(2, at[:, None].expand(-1, frames, -1)) for at in (below, below + 1))
+    width, start = torch.randint(7, (clips, 1)), torch.randint(mels, (clips, 1))
+    heard = (torch.arange(mels) < start) | (torch.arange(mels) >= start + width)
+    return torch.lerp(low, high, share) * heard[:, None]
 
 
 def _recordings(data: Path, items: list[Item]) -> tuple[list[torch.Tensor], list[list[int]]]:
