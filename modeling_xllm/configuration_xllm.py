@@ -66,9 +66,13 @@ class X2LConfig(PreTrainedConfig):
         placeholder_token, token_id: what stands for one quasi-linguistic embedding in the text.
         num_query_tokens: tokens per image or frame (Q-Former only; 32 in the paper).
         num_frames: given for items that are series of pictures: frames the processor samples.
-        subsampling_factor: input frames (or samples) per encoder frame; a clip of n owns ceil(n / factor)
-            placeholders, where the converter gives no fixed number. Filled in for the encoders that `speech_encoders`
-            knows; 1 for others.
+        subsampling_factor: input frames (or samples) per encoder frame, times `frames_per_token`; a clip of n owns
+            ceil(n / factor) placeholders, where the converter gives no fixed number. Filled in for the encoders that
+            `speech_encoders` knows; 1 for others.
+        frames_per_token: encoder frames that become one token together: of a linear converter their mean, of a
+            Q-Former with `num_query_tokens=1` what its query reads in them. By default a linear converter makes a
+            token of each, and a Q-Former reads the whole item.
+        vectors_per_frame: that the encoder gives (patches of a spectrum); filled in.
         token_level: C-Former without an encoder only: the inputs `(clips, U, cif_hidden_size)` are tokens that a CIF
             has fired before, such as the authors' `.npy` features; neither encoder nor CIF is run.
         adapter_activation: activation after the adapter's Linear; "relu" for the S-Adapter.
@@ -94,6 +98,8 @@ class X2LConfig(PreTrainedConfig):
     num_query_tokens: int = 32
     num_frames: int | None = None
     subsampling_factor: int | None = None
+    frames_per_token: int | None = None
+    vectors_per_frame: int = 1
     token_level: bool = False
     adapter_activation: str | None = None
     converter_config: dict | PreTrainedConfig | None = None
@@ -143,6 +149,11 @@ class X2LConfig(PreTrainedConfig):
 
     qformer_config = _older_name("qformer_config")
     cformer_config = _older_name("cformer_config")
+
+    @property
+    def positions_per_frame(self) -> int:
+        """Input positions per encoder frame."""
+        return (self.subsampling_factor or 1) // (self.frames_per_token or 1)
 
     @property
     def tokens_per_item(self) -> int | None:
@@ -258,7 +269,11 @@ class XLLMConfig(PreTrainedConfig):
         """Fill in the widths that follow from the towers, and check each row against the rest of the table."""
         for name, row in self.modalities.items():
             self._complete_width(f"modalities[{name!r}]", row)
-            row.subsampling_factor = row.subsampling_factor or 1
+            joined = row.frames_per_token or 1
+            row.subsampling_factor = row.subsampling_factor or joined
+            if row.subsampling_factor % joined:
+                many = f"is no multiple of frames_per_token ({joined})"
+                raise ValueError(f"modalities[{name!r}].subsampling_factor is {row.subsampling_factor}, which {many}")
             row.language_hidden_size = self.text_config.hidden_size
         for name, row in self.modalities.items():
             self._check_shared_row(f"modalities[{name!r}]", row)
@@ -284,10 +299,11 @@ class XLLMConfig(PreTrainedConfig):
             raise ValueError(f"{where}.encoder_hidden_size is {given}, {wide}")
         row.encoder_hidden_size = width
         if (rule := speech_input(encoder)) is not None:
-            if row.subsampling_factor not in (None, rule.stride):
+            factor, row.vectors_per_frame = rule.stride * (row.frames_per_token or 1), rule.vectors
+            if row.subsampling_factor not in (None, factor):
                 rate = f"{encoder.model_type} gives one frame for {rule.stride} of its inputs; leave it out"
                 raise ValueError(f"{where}.subsampling_factor is {row.subsampling_factor}, but {rate}")
-            row.subsampling_factor = rule.stride
+            row.subsampling_factor = factor
 
     def _check_shared_row(self, where: str, row: X2LConfig) -> None:
         if (name := row.shares_converter_with) is None:
@@ -363,6 +379,10 @@ class XLLMConfig(PreTrainedConfig):
             output[field] = {name: value.to_diff_dict() for name, value in getattr(self, field).items()}
             for value in output[field].values():
                 value.pop("transformers_version")
+                # Rows without them look as they did before there were any.
+                for added in ("frames_per_token", "vectors_per_frame"):
+                    if added in value and value[added] == getattr(X2LConfig, added):
+                        del value[added]
         if "AutoConfig" in output.get("auto_map", {}):  # transformers names this file; its package is not the model's
             output["auto_map"]["AutoConfig"] = "modeling_xllm.XLLMConfig"
         return output

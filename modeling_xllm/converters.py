@@ -3,9 +3,11 @@
 
     | name    | class              | tokens                                   | stage 1     |
     |---------|--------------------|------------------------------------------|-------------|
-    | qformer | `QFormerConverter` | `num_query_tokens` per picture or item   | contrast    |
+    | qformer | `QFormerConverter` | `num_query_tokens` per picture or item,  | contrast    |
+    |         |                    | or one per `frames_per_token` frames     |             |
     | cformer | `CFormerConverter` | as many as its CIF fires                 | recognition |
-    | linear  | `LinearConverter`  | one per feature vector                   | none        |
+    | linear  | `LinearConverter`  | one per feature vector, or per           | none        |
+    |         |                    | `frames_per_token` frames: their mean    |             |
 
 Your own converter is a subclass of [`X2LConverter`] and one call of [`register_converter`]; configuration, model,
 stages and checkpoints ask the class and compare no names.
@@ -18,6 +20,7 @@ from typing import ClassVar
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 from transformers import Blip2QFormerConfig, Blip2QFormerModel, PreTrainedConfig
 from transformers import initialization as init
 from transformers.utils import ModelOutput
@@ -47,6 +50,7 @@ class X2LConverter(nn.Module):
         token_level_sizes: what `token_level` rows have in `converter_config`; empty: there are none.
         query_parameter: name of the query tokens, which `train_query_tokens` trains in stage 3.
         shares_in_part: whether a row that shares another's converter still has some parameters to itself.
+        joins_frames: whether it takes rows with `frames_per_token`, or with several vectors per frame.
 
     Args:
         row, owner_row (`X2LConfig`): the row that this module belongs to, and the one with the sizes: the same unless
@@ -59,6 +63,7 @@ class X2LConverter(nn.Module):
     token_level_sizes: ClassVar[dict] = {}
     query_parameter: str | None = None
     shares_in_part = False
+    joins_frames = False
 
     def __init__(self, row: PreTrainedConfig, owner_row: PreTrainedConfig):
         super().__init__()
@@ -81,12 +86,22 @@ class X2LConverter(nn.Module):
                 "token_level=True needs converter='cformer', encoder=None and subsampling_factor=1, got "
                 f"{row.converter!r}, {row.encoder!r} and {row.subsampling_factor}"
             )
+        if row.frames_per_token is not None and (not cls.joins_frames or row.frames_per_token < 1):
+            raise ValueError(
+                f"frames_per_token={row.frames_per_token}: expected a whole number of at least 1, and a converter "
+                f"that joins frames, got {row.converter!r}"
+            )
 
     @classmethod
     def check_table(cls, row: PreTrainedConfig, owner_row: PreTrainedConfig) -> None:
         """The same once the table is complete: `encoder_hidden_size` is known, the converter's owner too."""
         if (shared := owner_row.encoder_hidden_size) != (own := row.encoder_hidden_size):
             raise ValueError(f"encoder_hidden_size is {own}, but the converter that it shares reads {shared}")
+        own, theirs = row.frames_per_token, owner_row.frames_per_token
+        if not cls.shares_in_part and (own or 1) != (theirs or 1):
+            raise ValueError(f"frames_per_token is {own}, but the converter that it shares joins {theirs}")
+        if row.vectors_per_frame > 1 and not cls.joins_frames:
+            raise ValueError(f"its encoder gives several vectors per frame, which {row.converter!r} cannot join")
         if row is owner_row and hasattr(row.converter_config, "encoder_hidden_size"):
             row.converter_config.encoder_hidden_size = row.encoder_hidden_size
 
@@ -113,35 +128,51 @@ class X2LConverter(nn.Module):
         """Initialise the parameters that are not in a sub-module."""
 
 
+def in_windows(hidden: torch.Tensor, mask: torch.Tensor | None, size: int) -> tuple[torch.Tensor, torch.BoolTensor]:
+    """Vectors `(N, T, E)` with their mask `(N, T)`, or `None`, as `(N, W, size, E)` and `(N, W, size)`; what the last
+    window lacks is not real."""
+    mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device) if mask is None else mask.bool()
+    more = -hidden.shape[1] % size
+    windows = pad(hidden, (0, 0, 0, more)).unflatten(1, (-1, size))
+    return windows, pad(mask, (0, more)).unflatten(1, (-1, size))
+
+
 class QFormerConverter(X2LConverter):
     """Query tokens that read an encoder's features through a Q-Former (BLIP-2; paper section 3.1).
 
-    A row that shares another's converter has its own query tokens and no `qformer`.
+    A row that shares another's converter has its own query tokens and no `qformer`. With `frames_per_token`, one query
+    reads so many frames at a time: a long sound is as many tokens as it takes, in the order of time.
     """
 
     config_class = Blip2QFormerConfig
     config_key = "qformer_config"
     stage_one = "contrast"
     query_parameter = "query_tokens"
-    shares_in_part = True
+    shares_in_part = joins_frames = True
 
     def __init__(self, row: PreTrainedConfig, owner_row: PreTrainedConfig):
         super().__init__(row, owner_row)
         width = owner_row.converter_config.hidden_size
         self.query_tokens = nn.Parameter(torch.zeros(1, row.num_query_tokens, width))  # (1, Q, C)
         self.query_std = owner_row.converter_config.initializer_range
+        self.window = None if row.frames_per_token is None else row.frames_per_token * row.vectors_per_frame
         if row is owner_row:
             self.qformer = Blip2QFormerModel._from_config(row.converter_config)
 
     @classmethod
-    def tokens_per_item(cls, row: PreTrainedConfig) -> int:
-        return row.num_query_tokens
+    def tokens_per_item(cls, row: PreTrainedConfig) -> int | None:
+        return row.num_query_tokens if row.frames_per_token is None else None
 
     @classmethod
     def check_row(cls, row: PreTrainedConfig) -> None:
         super().check_row(row)
         if row.num_query_tokens < 1:
             raise ValueError(f"num_query_tokens must be positive, got {row.num_query_tokens}")
+        if row.frames_per_token is not None and (row.num_query_tokens != 1 or row.num_frames is not None):
+            raise ValueError(
+                f"frames_per_token={row.frames_per_token} makes one token of so many frames of a sound: it needs "
+                f"num_query_tokens=1 and no num_frames, got {row.num_query_tokens} and {row.num_frames}"
+            )
 
     @classmethod
     def output_size(cls, owner_row: PreTrainedConfig) -> int:
@@ -151,14 +182,21 @@ class QFormerConverter(X2LConverter):
         init.normal_(self.query_tokens, std=self.query_std)
 
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None) -> ConverterOutput:
-        """(N, T, E), mask (N, T) or None -> (N, Q, C)."""
+        """(N, T, E), mask (N, T) or None -> (N, Q, C); with `frames_per_token`, (N, W, C) and mask (N, W)."""
+        if self.window is not None:
+            windows, real = in_windows(hidden, mask, self.window)  # (N, W, window, E)
+            read = self._read(windows.flatten(0, 1), real.flatten(0, 1))  # (N * W, 1, C)
+            return ConverterOutput(embeddings=read.view(*windows.shape[:2], -1), mask=real.any(-1))
+        return ConverterOutput(embeddings=self._read(hidden, mask))
+
+    def _read(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         qformer = self.qformer if hasattr(self, "qformer") else self._shared_interface[0].converter.qformer
         output = qformer(
             query_embeds=self.query_tokens.expand(hidden.shape[0], -1, -1),  # (N, Q, C)
             encoder_hidden_states=hidden,
             encoder_attention_mask=None if mask is None else mask.to(hidden.dtype),
         )
-        return ConverterOutput(embeddings=output.last_hidden_state)
+        return output.last_hidden_state
 
 
 class CFormerConverter(X2LConverter, CFormer):
@@ -213,15 +251,23 @@ class CFormerConverter(X2LConverter, CFormer):
 
 
 class LinearConverter(X2LConverter):
-    """One token per feature vector: LayerNorm and a Linear of the same width (device status, pooled features)."""
+    """LayerNorm and a Linear of the same width over each feature vector (device status, pooled features), or over the
+    mean of the vectors of `frames_per_token` frames."""
+
+    joins_frames = True
 
     def __init__(self, row: PreTrainedConfig, owner_row: PreTrainedConfig):
         super().__init__(row, owner_row)
+        self.window = (row.frames_per_token or 1) * row.vectors_per_frame
         self.layernorm = nn.LayerNorm(row.encoder_hidden_size)
         self.dense = nn.Linear(row.encoder_hidden_size, row.encoder_hidden_size)
 
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None) -> ConverterOutput:
-        """(N, T, E), mask (N, T) -> (N, T, E) and the same mask."""
+        """(N, T, E), mask (N, T) -> (N, T, E) and the same mask, or one for each window of vectors."""
+        if self.window > 1:
+            windows, real = in_windows(hidden, mask, self.window)
+            total = windows.masked_fill(~real[..., None], 0).sum(2)
+            hidden, mask = total / real.sum(-1, keepdim=True).clamp(min=1), real.any(-1)
         return ConverterOutput(embeddings=self.dense(self.layernorm(hidden)), mask=mask)
 
 

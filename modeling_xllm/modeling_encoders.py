@@ -23,6 +23,7 @@ from .converters import X2LConverter, converter_class
 from .host_reads import Asked, true_places
 from .speech_encoders import blank_sequence, encode_sequences
 from .stage_checkpoints import StageCheckpointMixin
+from .tower_sources import TOWER_CLASSES
 from .x2l_interfaces import X2LInterface, X2LOutput, place_frames
 
 
@@ -158,12 +159,13 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
 
     @staticmethod
     def _build_tower(config) -> PreTrainedModel:
-        # CODEPATH: AutoModel does not know BLIP-2's ViT (Salesforce/blip2-*); it knows every other tower.
-        if config.model_type != "blip_2_vision_model":
+        # CODEPATH: AutoModel does not know the towers of blip2-opt-2.7b and clap-htsat-unfused by themselves.
+        if config.model_type not in TOWER_CLASSES:
             tower = AutoModel.from_config(config)
             return tower.get_encoder() if config.is_encoder_decoder else tower  # of Whisper, the half that listens
-        tower = Blip2VisionModel._from_config(config)
-        tower.post_layernorm.eps = LN_VISION_EPS
+        tower = TOWER_CLASSES[config.model_type]._from_config(config)
+        if isinstance(tower, Blip2VisionModel):
+            tower.post_layernorm.eps = LN_VISION_EPS
         return tower
 
     def tower(self, name: str) -> PreTrainedModel:
@@ -217,7 +219,7 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
                 return tower(pictures, **kwargs), None
             if inputs.dim() == 4:
                 return tower(inputs, **kwargs), None
-            return encode_sequences(tower, inputs, mask, row.subsampling_factor, **kwargs)
+            return encode_sequences(tower, inputs, mask, row.positions_per_frame, **kwargs)
 
     def _features(self, modality: str, inputs, mask=None, target_lengths=None, **kwargs) -> X2LOutput:
         if (row := self.config.modalities.get(modality)) is None:
@@ -271,7 +273,7 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
                 picture = torch.zeros(1, channels, height, width, device=weight.device)
                 features = self._features(modality, picture if mask is None else picture[None], mask)
             else:
-                features = self._features(modality, blank_sequence(tower, row.subsampling_factor).to(weight.device))
+                features = self._features(modality, blank_sequence(tower, row.positions_per_frame).to(weight.device))
         return features.embeddings.flatten()[:0].sum()  # of no values: 0 also where a value is NaN or Inf
 
     @can_return_tuple

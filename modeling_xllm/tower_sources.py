@@ -12,15 +12,22 @@ from contextlib import contextmanager
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
+from transformers.models.clap.modeling_clap import ClapAudioModel
 
 from .language_models import LANGUAGE_MODELS, LanguageModel
 from .weight_files import StageCheckpointError, check_fit, read_tensors
 
 
 NAMED_TOWERS = ("vision_tower", "audio_tower")  # the others are in `extra_towers`
+# Towers that AutoModel does not know, by their `model_type`.
+TOWER_CLASSES: dict[str | None, type[PreTrainedModel]] = {
+    "blip_2_vision_model": Blip2VisionModel,
+    "clap_audio_model": ClapAudioModel,
+}
 # Published models that hold a tower beside other things, and under which names.
 TOWER_PREFIXES = {
     "blip-2": "vision_model.",
+    "clap": "audio_model.",
     "parakeet_ctc": "encoder.",
     "parakeet_tdt": "encoder.",
     "fun_asr_nano": "model.audio_tower.",
@@ -99,8 +106,8 @@ def read_tower(part: str, name_or_path: str, revision: str | None = None, **hub)
             prefix = TOWER_PREFIXES[model_type]
             tensors = read_tensors(name_or_path, revision, lambda key: key.startswith(prefix), **hub)
             return {f"model.{part}.{key.removeprefix(prefix)}": value for key, value in tensors.items()}
-        if model_type == "blip_2_vision_model":
-            tower = load_whole(Blip2VisionModel, name_or_path, revision, **hub)
+        if model_type in TOWER_CLASSES:
+            tower = load_whole(TOWER_CLASSES[model_type], name_or_path, revision, **hub)
         else:
             whole = AutoConfig.from_pretrained(name_or_path, revision=revision, **hub)
             tower = load_whole(AutoModel, name_or_path, revision, config=tower_config(whole), **hub)

@@ -120,6 +120,10 @@ class MediaKind:
         """Attribute of tokenizer and processor that holds the placeholder."""
         return f"{self.type}_token"
 
+    def class_of_reader(self, name: str | None) -> Any:
+        """The class of a saved reader, by its name."""
+        return next((own for own in self.own_readers if own.__name__ == name), self.reader_class)
+
     def flatten(self, media: Any) -> list[Any]:
         """Media in nested lists (one per row of text, or not) to a flat list."""
         if media is None:
@@ -190,6 +194,11 @@ def _load_sound(source: Any, reader: Any, source_rate: int | None = None) -> Any
     return Waveform(load_audio(source, reader.sampling_rate, source_rate), reader.sampling_rate)
 
 
+def _read_sound(reader: Any, clips: list[Any], **kwargs: Any) -> dict[str, Any]:
+    """`extract_speech` under names of its own."""
+    return {name.replace("input", "sound"): value for name, value in extract_speech(reader, clips, **kwargs).items()}
+
+
 IMAGE = register_media_kind(
     MediaKind(
         type="image",
@@ -253,3 +262,28 @@ AUDIO = register_media_kind(
     )
 )
 PAPER_KINDS = (IMAGE, VIDEO, AUDIO)
+# What is heard beside speech: by default a token per five frames of an encoder of its own (half a second of AST's).
+SOUND = register_media_kind(
+    MediaKind(
+        type="sound",
+        inputs="sounds",
+        reader_class=AutoFeatureExtractor,
+        own_readers=(XLLMFeatureExtractor,),
+        load=_load_sound,
+        read=_read_sound,
+        count=num_positions,
+        row={
+            "encoder": "sound",
+            "converter": "qformer",
+            "num_query_tokens": 1,
+            "frames_per_token": 5,
+            "input_name": "sound_features",
+            "mask_name": "sound_features_mask",
+        },
+        extensions=AUDIO.extensions,
+        prompts=("What do you hear?",),
+        example="sound.wav",
+        augmented_as=("waveform", "features"),
+    )
+)
+OWN_KINDS = (*PAPER_KINDS, SOUND)

@@ -227,8 +227,9 @@ class PlaceholdersMixin(ProcessorMixin):
         return "".join(f"<{row.wrapper}>{run}</{row.wrapper}>" for row, run in zip(rows, runs))
 
     def create_mm_token_type_ids(self, input_ids: list) -> list[list[int]]:
-        """0 for text, else the place of the kind in `MEDIA_KINDS` from 1: image, video, audio, then your own."""
-        numbers = {name: number for number, name in enumerate(MEDIA_KINDS, 1)}
+        """0 for text, else the number of the kind from 1: image, video, audio, then others that are read here."""
+        others = [kind.type for kind in MEDIA_KINDS.values() if kind not in PAPER_KINDS and self.rows_of(kind)]
+        numbers = {name: number for number, name in enumerate([kind.type for kind in PAPER_KINDS] + others, 1)}
         types = {token_id: numbers[kind] for token_id, kind in self._kinds_of_ids.items()}
         rows = (row.tolist() if hasattr(row, "tolist") else row for row in input_ids)
         return [[types.get(token_id, 0) for token_id in row] for row in rows]

@@ -314,8 +314,7 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
             if settings is None:
                 arguments.append(None)
                 continue
-            saved = settings.get(f"{kind.reader}_type")
-            part_class = next((own for own in kind.own_readers if own.__name__ == saved), kind.reader_class)
+            part_class = kind.class_of_reader(settings.get(f"{kind.reader}_type"))
             arguments.append(part_class.from_pretrained(source, subfolder=subfolder, **kwargs))
         arguments.append(cls._load_tokenizer_from_pretrained("tokenizer", source, subfolder, **kwargs))
         if names := processor_dict.get("readers"):
@@ -336,7 +335,8 @@ def _load_readers(names: dict[str, str], source: str, subfolder: str, kwargs: di
         patterns = [posixpath.join(subfolder, name, "*") for name in names]
         source = snapshot_download(source, allow_patterns=patterns, **access)
     folders = {name: os.path.join(source, subfolder, name) for name in names}
-    return {name: MEDIA_KINDS[name].reader_class.from_pretrained(folder) for name, folder in folders.items()}
+    classes = {name: MEDIA_KINDS[name].class_of_reader(saved) for name, saved in names.items()}
+    return {name: classes[name].from_pretrained(folder) for name, folder in folders.items()}
 
 
 __all__ = ["XLLMProcessor", "add_placeholder_tokens"]

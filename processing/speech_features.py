@@ -1,24 +1,47 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Waveforms to the inputs of any speech encoder, and from what CIF fired back to seconds.
+"""Waveforms to the inputs of any audio encoder, and from what CIF fired back to seconds.
 
 transformers' extractors differ in names (`input_features`, `input_values`), layout (Whisper's mel bins come first),
 masks and padding; the model reads `input_features` `(clips, time, features)`, or `(clips, samples)` for encoders of
 the waveform itself, with `input_features_mask` `(clips, time)`. Each clip goes through the extractor alone, so that a
 batch cannot change it. A clip longer than Whisper's 30 s is not cut: it gets as many windows as it needs, the last one
-filled with silence, as Whisper's own extractor fills it; the model encodes window by window.
+filled with silence, as Whisper's own extractor fills it; the model encodes window by window. So for the spectrograms
+of AST and CLAP, which have a fixed size: their extractors would cut what is longer, or draw a part of it by chance.
 """
 
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import BatchFeature, ProcessorMixin, WhisperFeatureExtractor
+from transformers import (
+    ASTFeatureExtractor,
+    BatchFeature,
+    ClapFeatureExtractor,
+    ProcessorMixin,
+    WhisperFeatureExtractor,
+)
 
 from .audio_decoding import Waveform
 from .feature_extraction_xllm import ClipFeatureExtractor, XLLMCIFFeatureExtractor
 
 
 MASK_NAMES = ("attention_mask", "input_features_mask")
+
+
+def _windows(extractor: Any, samples: np.ndarray) -> list[tuple[np.ndarray, int | None]]:
+    """The parts of a clip that an extractor reads at a time, and how many frames of each are of the clip; `None` where
+    the extractor says so itself."""
+    if isinstance(extractor, ASTFeatureExtractor):  # Kaldi's frames: 25 ms every 10 ms
+        frame, hop = extractor.sampling_rate // 40, extractor.sampling_rate // 100
+        step = extractor.max_length * hop
+        size = step + frame - hop
+    elif isinstance(extractor, ClapFeatureExtractor):  # frames around every hop; a shorter clip is repeated
+        frame, hop = 0, extractor.hop_length
+        size = step = extractor.nb_max_samples
+    else:
+        return [(samples, None)]
+    parts = [samples[start : start + size] for start in range(0, max(1, len(samples) - (size - step)), step)]
+    return [(np.pad(part, (0, max(0, frame - len(part)))), 1 + max(0, len(part) - frame) // hop) for part in parts]
 
 
 def extract_speech(extractor: Any, clips: list[Any], return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
@@ -33,16 +56,23 @@ def extract_speech(extractor: Any, clips: list[Any], return_tensors: str | None 
     if isinstance(extractor, ClipFeatureExtractor):
         return extractor(clips, return_tensors=return_tensors, **kwargs)
     name, windows = extractor.model_input_names[0], {}
+    kwargs.setdefault("sampling_rate", extractor.sampling_rate)
     if isinstance(extractor, WhisperFeatureExtractor):  # fills whole windows instead of cutting after the first
         windows = {"padding": "longest", "truncation": False, "pad_to_multiple_of": extractor.n_samples}
     features, masks = [], []
     for clip in clips:
-        batch = extractor(clip.samples, return_tensors="np", return_attention_mask=True, **windows, **kwargs)
-        values = np.asarray(batch[name][0], np.float32)
-        values = values.T if isinstance(extractor, WhisperFeatureExtractor) else values
-        mask = next((batch[key][0] for key in MASK_NAMES if key in batch), np.ones(len(values)))
-        features.append(torch.from_numpy(np.ascontiguousarray(values)))
-        masks.append(torch.from_numpy(np.asarray(mask).astype(np.int64)))
+        parts = []
+        for samples, length in _windows(extractor, clip.samples):
+            batch = extractor(samples, return_tensors="np", return_attention_mask=True, **windows, **kwargs)
+            values = np.asarray(batch[name][0], np.float32)
+            values = values.T if isinstance(extractor, WhisperFeatureExtractor) else values
+            values = values[0] if values.ndim == 3 else values  # of CLAP's views, the whole
+            own = np.ones(len(values)) if length is None else np.arange(len(values)) < length
+            mask = next((batch[key][0] for key in MASK_NAMES if key in batch), own)
+            parts.append((np.ascontiguousarray(values), np.asarray(mask).astype(np.int64)))
+        values, mask = map(np.concatenate, zip(*parts))
+        features.append(torch.from_numpy(values))
+        masks.append(torch.from_numpy(mask))
     pad = torch.nn.utils.rnn.pad_sequence
     padded = pad(features, batch_first=True, padding_value=float(extractor.padding_value))
     data = {"input_features": padded, "input_features_mask": pad(masks, batch_first=True)}

@@ -107,7 +107,10 @@ def test_init_and_inspect_name_the_row(status_folder, tmp_path, capsys):
     # Two Linear layers of the converter (3 -> 16 -> 16) and the adapter (16 -> 64), with their biases.
     assert report["trainable_in_stage"]["2 status"] == (3 * 16 + 16) + (16 * 16 + 16) + (16 * 64 + 64)
     assert main(["init", str(tmp_path / "new"), "--preset", "tiny", "--modality", "smell"]) == 1
-    assert "--modality smell: no kind of this name declares a row; those that do are status" in capsys.readouterr().err
+    assert (
+        "--modality smell: no kind of this name declares a row; those that do are sound, status"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "new").exists()
 
 

@@ -167,6 +167,53 @@ def replaced(row: X2LConfig, **fields) -> X2LConfig:
     return X2LConfig(**{**row.to_dict(), **fields})
 
 
+def heard(converter: str, **fields) -> X2LConfig:
+    """A row over feature vectors of width 6, three of them a token."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    given = {"encoder": None, "encoder_hidden_size": 6, "input_name": "status_values", "mask_name": "status_mask"}
+    given |= {"placeholder_token": "<StatusHere>", "token_id": STATUS, "frames_per_token": 3, "converter": converter}
+    return X2LConfig(**given, **({"num_query_tokens": 1, "qformer_config": sizes} if converter == "qformer" else {}))
+
+
+@pytest.mark.parametrize("converter", ["linear", "qformer"])
+def test_frames_joined_to_tokens(converter):
+    """Seven vectors are three tokens, each of what its own three vectors say, whatever stands in the padding."""
+    model = tiny_model(rows=tiny_rows(status=heard(converter)))
+    values, mask = torch.randn(2, 8, 6), torch.tensor([[1] * 7 + [0], [1, 1] + [0] * 6])
+    tokens = model.get_features("status", values, mask).pooler_output
+    assert [len(own) for own in tokens] == [3, 1]
+    interface = model.model.interfaces["status"]
+    for number, part in enumerate((values[0, :3], values[0, 3:6], values[0, 6:7])):
+        if converter == "linear":
+            one = interface.converter.dense(interface.converter.layernorm(part.mean(0, keepdim=True)))
+        else:
+            whole = interface.converter.qformer
+            one = whole(query_embeds=interface.converter.query_tokens, encoder_hidden_states=part[None])
+            one = one.last_hidden_state[0]
+        torch.testing.assert_close(tokens[0][number], interface.adapter(one)[0], atol=1e-5, rtol=1e-4)
+    noisy = values.masked_fill(mask[..., None] == 0, 9.0)
+    for own, other in zip(tokens, model.get_features("status", noisy, mask).pooler_output):
+        torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-4)
+    ids = torch.tensor([prompt([STATUS] * 3, TEXT)])
+    alone = {"status_values": values[:1], "status_mask": mask[:1]}
+    assert model(input_ids=ids, **alone).logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"converter": "qformer", "num_query_tokens": 2, "frames_per_token": 3}, "needs num_query_tokens=1"),
+        ({"converter": "cformer", "frames_per_token": 3}, "a converter that joins frames, got 'cformer'"),
+        ({"converter": "linear", "frames_per_token": 0}, "at least 1"),
+        ({"converter": "linear", "frames_per_token": 2, "subsampling_factor": 3}, "no multiple of frames_per_token"),
+    ],
+)
+def test_rows_that_cannot_join_frames(fields, message):
+    row = {"encoder": None, "encoder_hidden_size": 6, "input_name": "a", "placeholder_token": "<A>", **fields}
+    with pytest.raises(ValueError, match=message):
+        XLLMConfig(modalities={"a": row})
+
+
 def test_names_of_rows_carry_no_meaning():
     model = tiny_model()
     rows = tiny_rows()

@@ -18,6 +18,7 @@ from transformers import (
     ParakeetFeatureExtractor,
     PretrainedConfig,
     SeamlessM4TFeatureExtractor,
+    SEWConfig,
     Wav2Vec2BertConfig,
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
@@ -59,6 +60,11 @@ FAMILIES = {
     "wav2vec2 with a norm over time": (Wav2Vec2Config(vocab_size=8, **WAVE), Wav2Vec2FeatureExtractor(), 75),
     "hubert": (HubertConfig(vocab_size=8, **WAVE), Wav2Vec2FeatureExtractor(), 75),
     "wav2vec2-bert": (WAVE_BERT, SeamlessM4TFeatureExtractor(), 74),  # 148 whole frames of 25 ms, two by two
+    "sew": (
+        SEWConfig(vocab_size=8, squeeze_factor=2, feat_extract_norm="layer", **WAVE),
+        Wav2Vec2FeatureExtractor(return_attention_mask=True),
+        75,
+    ),
     "moonshine": (MOONSHINE, Wav2Vec2FeatureExtractor(do_normalize=False), 63),  # samples by 384
     "fun_asr_nano": (FUN_ASR, FunAsrNanoFeatureExtractor(), 25),  # 148 frames by 6
 }

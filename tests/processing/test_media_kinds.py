@@ -17,7 +17,7 @@ from transformers import AutoProcessor, BlipImageProcessor
 from xllm.processing import audio_decoding, media_kinds
 from xllm.processing.audio_decoding import Waveform
 from xllm.processing.feature_extraction_xllm import FiredTokens, XLLMCIFFeatureExtractor, XLLMFeatureExtractor
-from xllm.processing.media_kinds import MEDIA_KINDS, MediaKind, media_kind, register_media_kind
+from xllm.processing.media_kinds import MEDIA_KINDS, PAPER_KINDS, MediaKind, media_kind, register_media_kind
 from xllm.processing.media_rows import add_placeholder_tokens
 from xllm.processing.media_sources import open_media
 from xllm.processing.processing_xllm import XLLMProcessor
@@ -254,7 +254,7 @@ def test_names_of_kinds():
         register_media_kind(MediaKind("my kind"))
     with pytest.raises(ValueError, match="'text' is taken"):
         register_media_kind(MediaKind("text"))
-    assert {kind.token_name: kind.placeholder for kind in MEDIA_KINDS.values()} == PLACEHOLDERS
+    assert {kind.token_name: kind.placeholder for kind in PAPER_KINDS} == PLACEHOLDERS
 
 
 # ---- decoded once ---------------------------------------------------------------------------------------------------

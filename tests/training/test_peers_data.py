@@ -77,7 +77,7 @@ def test_files_between_tags_are_media(folder):
 @pytest.mark.parametrize(
     "mark",
     ["<ImageHere>", "<IMAGE>", "<Image>", "<image_1>", "<image 2>", "<img>", "</image>", "<image_placeholder>",
-     "<start_of_image>", "<image_soft_token>", "<IMG_CONTEXT>", "<im_patch>", "<SpeechHere>", "<sound>", "[IMG]",
+     "<start_of_image>", "<image_soft_token>", "<IMG_CONTEXT>", "<im_patch>", "<SpeechHere>", "[IMG]",
      "<|image_pad|>", "<ref-object>", "<bbox>"],
 )  # fmt: skip
 def test_marks_of_others_are_no_words(folder, mark):

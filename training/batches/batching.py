@@ -66,9 +66,9 @@ def _media_tokens(where: str, part: dict, processor: Any) -> int:
             positions = reader.num_frames
         elif all(row.tokens_per_item is not None for row in rows):
             positions = 1
-        elif kind is AUDIO and isinstance(reader, XLLMCIFFeatureExtractor):
+        elif isinstance(reader, XLLMCIFFeatureExtractor):
             positions = _num_vectors(part_source(part))
-        elif kind is AUDIO and kind.count is not None:
+        elif kind.count is not None and hasattr(reader, "sampling_rate"):
             positions = kind.count(reader, round(_seconds(part) * reader.sampling_rate))
         else:
             raise MediaError(f"only the reader of {kind.type} parts can tell how long one is")

@@ -14,13 +14,19 @@ class DataError(ValueError):
     """A data file or row that cannot be used; the message names file and line."""
 
 
+class _AnyRow(dict):
+    """The rows where there is no model: of two kinds with the same files, the first in the table is meant."""
+
+
 @dataclass(frozen=True)
 class MediaRows:
     """Rows of the model -> the type of content part that each reads (without a model, those of the table of kinds);
     and the rows that the stage trains: if there is only one, a plain table belongs to it.
     """
 
-    rows: Mapping[str, str] = field(default_factory=lambda: {k.row_name: k.type for k in MEDIA_KINDS.values()})
+    rows: Mapping[str, str] = field(
+        default_factory=lambda: _AnyRow({k.row_name: k.type for k in MEDIA_KINDS.values()})
+    )
     trained: tuple[str, ...] = ()
 
     @cached_property
@@ -48,13 +54,17 @@ class MediaRows:
         """The rows, for messages."""
         return ", ".join(self.rows) or "none"
 
+    def parts_with(self, ending: str) -> list[str]:
+        """The types of content parts, among those that are read, whose files may have this ending."""
+        parts = [part for part in dict.fromkeys(self.rows.values()) if part in MEDIA_KINDS]
+        found = [part for part in parts if ending in MEDIA_KINDS[part].extensions]
+        return found[:1] if isinstance(self.rows, _AnyRow) else found
+
     def part_of_file(self, where: str, medium: Any) -> str:
         """The type of content part of a file: of the one row that is trained, or else by the file's extension."""
         if len(self.trained) == 1:
             return self.part(where, self.trained[0])
-        suffix = Path(medium).suffix.lower() if isinstance(medium, str) else ""
-        parts = [part for part in dict.fromkeys(self.rows.values()) if part in MEDIA_KINDS]
-        found = [part for part in parts if suffix in MEDIA_KINDS[part].extensions]
+        found = self.parts_with(Path(medium).suffix.lower()) if isinstance(medium, str) else []
         if len(found) != 1:
             raise DataError(
                 f"{where}: cannot tell the modality of {medium!r:.80} by its name; set `modality` of the source: "

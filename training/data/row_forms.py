@@ -281,7 +281,7 @@ def _fill(template: str, where: str, row: Row) -> str:
 
 def _from_members(spec: SourceSpec, where: str, row: Row, media: MediaRows) -> Sample:
     """WebDataset: media by their extensions, the text of `.txt`, or whatever form the columns of `.json` have."""
-    parts = {ending: kind.type for kind in MEDIA_KINDS.values() for ending in kind.extensions}
+    known = {ending for kind in MEDIA_KINDS.values() for ending in kind.extensions}
     columns: dict[str, Any] = {}
     members: dict[str, str] = {}
     for name in row:
@@ -294,14 +294,14 @@ def _from_members(spec: SourceSpec, where: str, row: Row, media: MediaRows) -> S
         elif not name.startswith("__"):
             columns[name] = row[name]
     for file, name in sorted(members.items()):
-        part = parts.get(PurePath(file).suffix.lower())
-        if part is None:
+        if PurePath(file).suffix.lower() not in known:
             row.unread.add(name)
         elif (named := next((key for key, value in columns.items() if _names(value, file)), None)) is not None:
             value = columns[named]  # the .json says which column it belongs to
             is_list = isinstance(value, list)
             columns[named] = [row[name] if one == file else one for one in value] if is_list else row[name]
         else:
+            part = _part_of_member(spec, where, file, media)
             columns[part] = [*columns.get(part, ()), row[name]]
     inner = Row(columns)
     try:
@@ -313,6 +313,17 @@ def _from_members(spec: SourceSpec, where: str, row: Row, media: MediaRows) -> S
         ) from error
     row.unread |= inner.unread
     return sample
+
+
+def _part_of_member(spec: SourceSpec, where: str, file: str, media: MediaRows) -> str:
+    ending = PurePath(file).suffix.lower()
+    every = [kind.type for kind in MEDIA_KINDS.values() if ending in kind.extensions]
+    found = media.parts_with(ending) or every[:1]  # what no row reads is refused with its row
+    wanted = [media.names.get(name) for name in (media.trained if spec.modality is None else [spec.modality])]
+    chosen = found if len(found) == 1 else [part for part in found if wanted == [part]]
+    if not chosen:
+        raise DataError(f"{where}: {file} may be {' or '.join(found)}; set `modality` of the source to one of them")
+    return chosen[0]
 
 
 def _names(value: Any, file: str) -> bool:

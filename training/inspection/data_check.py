@@ -32,7 +32,7 @@ from PIL import Image
 from xllm.processing.audio_decoding import PYAV_ERRORS, Waveform, open_container
 from xllm.processing.conversations import part_source
 from xllm.processing.feature_extraction_xllm import FiredTokens, load_cif_features
-from xllm.processing.media_kinds import MEDIA_KINDS, PAPER_KINDS, MediaKind
+from xllm.processing.media_kinds import MEDIA_KINDS, OWN_KINDS, MediaKind
 from xllm.processing.media_sources import MediaError, media_errors, open_media
 from xllm.processing.video_decoding import Frames
 from xllm.training.batches.collator import IGNORE, XLLMDataCollator
@@ -254,7 +254,7 @@ def _fetched(kind: MediaKind, source: Any) -> Any:
     """A medium behind an http(s) URL, or in another file, as its bytes, so that it is read once."""
     if isinstance(source, Stored):
         return read_stored(source)
-    if kind in PAPER_KINDS and isinstance(source, str) and source.startswith(("http://", "https://")):
+    if kind in OWN_KINDS and isinstance(source, str) and source.startswith(("http://", "https://")):
         with open_media(source) as (file, _):
             return {"bytes": file.read(), "url": source}
     return source
@@ -293,7 +293,7 @@ class LoadersAlone:
     def load(self, name: str, source: Any) -> Any:
         """A decoded medium."""
         kind = MEDIA_KINDS[name]
-        if kind not in PAPER_KINDS:
+        if kind not in OWN_KINDS:
             return kind.load(source, self.own.setdefault(name, kind.reader_class()))
         if isinstance(source, (str, dict)) and (width := _vector_width(source)) is not None:
             return FiredTokens(load_cif_features(source, width))

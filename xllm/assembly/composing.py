@@ -15,7 +15,7 @@ from xllm.modeling_xllm.composition.towers import by_tower, text_config
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, default_modalities
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
 from xllm.modeling_xllm.weight_files import split_source
-from xllm.processing.media_kinds import AUDIO, IMAGE, MEDIA_KINDS
+from xllm.processing.media_kinds import AUDIO, IMAGE, MEDIA_KINDS, OWN_KINDS
 
 
 @dataclass
@@ -54,7 +54,7 @@ def compose(
     """Compose published towers into a checkpoint folder (interfaces stored, towers named by id and revision).
 
     Its modalities are those whose encoder or interface is named, or, where none is, the paper's three; each of `kinds`
-    adds a row.
+    adds a row, and so does an encoder or interface named for a kind that declares one.
 
     Args:
         size: width and layers of what starts from no source; default those of BERT base, or of the language model if
@@ -65,6 +65,9 @@ def compose(
     width, layers = size or (min(768, text.hidden_size), min(12, text.num_hidden_layers))
     sizes = transformer_sizes(width, layers) if size is not None or width < 768 else {}
     rows = sized_modalities(sizes) if sizes else default_modalities()
+    asked = {*towers.encoders, *towers.interfaces}
+    declared = {kind.row_name for kind in MEDIA_KINDS.values() if kind.row} - rows.keys()
+    added = added_rows([*kinds, *sorted(asked & declared)], sizes)
     named = {rows[key].encoder if key in rows else key for key in towers.encoders}
     read = {name: row for name, row in rows.items() if row.encoder in named or name in towers.interfaces}
     encoders: dict[str, Any] = {}  # those of that size, where no source is named for one
@@ -75,7 +78,7 @@ def compose(
         language_model=towers.language_model,
         encoders=towers.encoders,
         interfaces=towers.interfaces,
-        modalities={**(read or rows), **added_rows(kinds)},
+        modalities={**(read or ({} if asked and asked <= added.keys() else rows)), **added},
         **encoders,
     )
     name, revision = split_source(towers.language_model)
@@ -89,8 +92,9 @@ def compose(
     return Path(output_dir)
 
 
-def added_rows(kinds: Iterable[str]) -> dict[str, X2LConfig]:
-    """The rows that kinds, given by type or row name (and a file, see `read_from`), declare for a new model.
+def added_rows(kinds: Iterable[str], sizes: dict[str, Any] | None = None) -> dict[str, X2LConfig]:
+    """The rows that kinds, given by type or row name (and a file, see `read_from`), declare for a new model;
+    converters of ours get its `sizes`.
 
     Raises:
         ValueError: there is no such kind, or it declares no row.
@@ -106,7 +110,8 @@ def added_rows(kinds: Iterable[str]) -> dict[str, X2LConfig]:
                 f"{', '.join(known) or 'none'} (--module FILE registers more)"
             )
         named = {"input_name": kind.input_name, "mask_name": kind.mask_name, "placeholder_token": kind.placeholder}
-        rows[kind.row_name] = X2LConfig(**{**named, **kind.row})
+        own = {"converter_config": sizes} if sizes and kind in OWN_KINDS else {}
+        rows[kind.row_name] = X2LConfig(**{**named, **own, **kind.row})
     return rows
 
 

@@ -12,14 +12,14 @@ from xllm.modeling_xllm.converters import converter_class
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
 from xllm.modeling_xllm.weight_files import split_source
 from xllm.processing.feature_extraction_xllm import XLLMCIFFeatureExtractor, XLLMFeatureExtractor
-from xllm.processing.media_kinds import AUDIO, IMAGE, VIDEO, MediaKind, media_kind, part_of_row
+from xllm.processing.media_kinds import AUDIO, IMAGE, PAPER_KINDS, SOUND, VIDEO, MediaKind, media_kind, part_of_row
 from xllm.processing.media_rows import complete_rows, token_names
 from xllm.processing.processing_xllm import XLLMProcessor, add_placeholder_tokens
 from xllm.processing.video_processing_xllm import XLLMVideoProcessor
 
 
 def speech_extractor(source: str | None, encoder: PreTrainedConfig):
-    """What computes the inputs of a published speech encoder: its own feature extractor, from the same source.
+    """What computes the inputs of a published audio encoder: its own feature extractor, from the same source.
 
     Raises:
         ValueError: the source has none, and the encoder is not a Parakeet, for which ours stands in.
@@ -74,19 +74,24 @@ def build_processor(
     for name, row in rows.items():
         models.setdefault(row["part"], config.modalities[name])
     size = {"height": image_size, "width": image_size}
+
+    def extractor(row: X2LConfig) -> Any:
+        if row.encoder is None or (encoder := config.encoder_config(row.encoder)) is None:
+            return XLLMFeatureExtractor(feature_size=row.encoder_hidden_size or 80)
+        return speech_extractor((sources or {}).get(row.encoder), encoder)
+
     ours: dict[MediaKind, Callable[[X2LConfig], Any]] = {
         IMAGE: lambda row: BlipImageProcessor(size=size),
         VIDEO: lambda row: XLLMVideoProcessor(size=size, num_frames=row.num_frames),
-        AUDIO: lambda row: (
-            XLLMCIFFeatureExtractor(row.encoder_hidden_size)
-            if row.token_level
-            else speech_extractor((sources or {}).get(row.encoder or ""), config.encoder_config(row.encoder))
-        ),
+        AUDIO: lambda row: XLLMCIFFeatureExtractor(row.encoder_hidden_size) if row.token_level else extractor(row),
+        SOUND: extractor,
     }
-    made = {kind.reader: make(models[kind.type]) for kind, make in ours.items() if kind.type in models}
+    made = {kind: make(models[kind.type]) for kind, make in ours.items() if kind.type in models}
+    paper = {kind.reader: made[kind] for kind in made if kind in PAPER_KINDS}
     own = dict(readers or {})
-    own |= {part: media_kind(part).reader_class() for part in models.keys() - own if media_kind(part) not in ours}
-    return XLLMProcessor(**made, tokenizer=tokenizer, readers=own, modalities=rows, **fields)
+    kinds = [media_kind(part) for part in models.keys() - own]
+    own |= {kind.type: made.get(kind) or kind.reader_class() for kind in kinds if kind not in PAPER_KINDS}
+    return XLLMProcessor(**paper, tokenizer=tokenizer, readers=own, modalities=rows, **fields)
 
 
 def add_tokens(config: XLLMConfig, tokenizer, reserved: dict[str, str] | None = None) -> None:

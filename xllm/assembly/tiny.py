@@ -24,6 +24,7 @@ PUBLISHED: dict[str, Any] = {
     "split_digits": True, "normalization_rule_name": "identity", "bos_id": 1, "eos_id": 2, "pad_id": 3,
     "user_defined_symbols": ["<n>"],
 }  # fmt: skip
+TINY: dict[str, Any] = {**transformer_sizes(64, 2), "intermediate_size": 128}
 WRAPPER_PIECES = ("<Image>", "</Image>", "<Video>", "</Video>", "<Speech>", "</Speech>")
 SENTENCES = ("What is this?", "What do you see and hear?", "这是什么？", "请识别该语音", "图片里有什么")
 
@@ -34,7 +35,7 @@ def build_tiny(output_dir: str | Path, kinds: Sequence[str] = ()) -> Path:
     Its vocabulary is that of a few sentences; it knows nothing until it is trained. It has the paper's rows, and one
     for each of `kinds`.
     """
-    rows, output_dir = added_rows(kinds), Path(output_dir)
+    rows, output_dir = added_rows(kinds, TINY), Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     sentences = [*SENTENCES, " ".join("0123456789"), *map(chr, range(33, 127))]
     tokenizer = ChatGLMTokenizer(str(train_sentencepiece(sentences, output_dir, vocab_size=256, byte_fallback=True)))
@@ -46,8 +47,10 @@ def build_tiny(output_dir: str | Path, kinds: Sequence[str] = ()) -> Path:
 
 def tiny_config(tokenizer: ChatGLMTokenizer, added: dict[str, X2LConfig] | None = None) -> XLLMConfig:
     """Sizes of the tiny preset, with the ids of `tokenizer`, which gets placeholders for the rows that are added."""
-    sizes: dict[str, Any] = {**transformer_sizes(64, 2), "intermediate_size": 128}
+    sizes: dict[str, Any] = TINY
     rows = sized_modalities(sizes)
+    hearing = ParakeetEncoderConfig(subsampling_conv_channels=32, layerdrop=0.0, **sizes)
+    towers = {row.encoder for row in (added or {}).values()} - {None, *(row.encoder for row in rows.values())}
     for row in rows.values():
         if row.tokens_per_item is not None:
             row.num_query_tokens = 4
@@ -59,7 +62,8 @@ def tiny_config(tokenizer: ChatGLMTokenizer, added: dict[str, X2LConfig] | None 
         text={"max_position_embeddings": 1024, **sizes},
         rows={**rows, **(added or {})},
         vision_config=Blip2VisionConfig(image_size=PIXELS, patch_size=8, initializer_range=0.02, **sizes),
-        audio_config=ParakeetEncoderConfig(subsampling_conv_channels=32, layerdrop=0.0, **sizes),
+        audio_config=hearing,
+        extra_encoders=dict.fromkeys(sorted(map(str, towers)), hearing),
     )
 
 
