@@ -52,8 +52,11 @@ def _read(waiting: list[Asked]) -> None:
 
 
 def check(ok: torch.Tensor, message: Callable[[], str]) -> None:
-    """A `ValueError` with `message()` unless all of `ok` are true, at the latest at the end of what reads together."""
-    if _WAITING.asked is None or is_tracing():
+    """A `ValueError` with `message()` unless all of `ok` are true, at the latest at the end of what reads together.
+    A graph asserts it on the device, without the message: it would break where something is read."""
+    if is_tracing():
+        torch._assert_async(ok.all(), "an input that a check refuses: it is named where this runs without a graph")
+    elif _WAITING.asked is None:
         torch_compilable_check(ok.all(), message)
     else:
         Asked(ok.all(), message)

@@ -5,10 +5,10 @@ import functools
 
 import pytest
 import torch
-from tiny import STATUS, VIDEO, batch_of, mixed_rows, tiny_model, tiny_rows
+from tiny import STATUS, VIDEO, batch_of, gradients, mixed_rows, tiny_model, tiny_rows
 from torch import nn
 
-from xllm import X2LConfig
+from xllm import X2LConfig, freeze_for_stage
 
 
 WIDTH = 16  # of the encoders' features
@@ -100,3 +100,26 @@ def test_the_whole_model_is_one_graph_whatever_the_values(kind, way):
     for batch in batches():
         torch.testing.assert_close(graph(**batch).logits, model(**batch).logits, atol=1e-5, rtol=1e-4)
     assert len(graphs) == (way == "compile")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["chatglm", "llama"])
+def test_a_training_step_of_stage_2_compiles_with_three_breaks_at_most(kind):
+    """Of a batch of every kind; what is trained gets the gradients of the model as it is."""
+    model, graphs = tiny_model(kind), []
+    freeze_for_stage(model, 2)
+    for layer in model.train().modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+        elif hasattr(layer, "attention_dropout"):
+            layer.attention_dropout = 0.0
+    batch = batch_of([(ids + [30], media) for ids, media in mixed_rows()])
+    batch["labels"] = batch["input_ids"].where(batch["input_ids"] == 30, -100)
+    plain, expected = gradients(model, **batch)
+    torch.compiler.reset()
+    graph = torch.compile(model, backend=lambda module, _: graphs.append(module) or module.forward)
+    loss, found = gradients(graph, **batch)
+    torch.testing.assert_close(loss, plain)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[f"_orig_mod.{name}"], gradient, atol=1e-5, rtol=1e-3)
+    assert 1 <= len(graphs) <= 4
