@@ -1,5 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Llama and Qwen3 under FSDP2 and ZeRO-2, also with towers in half precision, give what one process gives."""
+"""Llama and Qwen3 under every engine, towers in half precision, `accelerate launch`, fewer processes than before."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,7 @@ from process_runs import (
     TRAINER,
     difference,
     engine_of,
+    run,
     several,
     sources,
     weights_of,
@@ -80,7 +81,7 @@ def apart(folder: Path, one: Path, two: Path, name: str) -> list[float]:
     return [difference(start, *(weights_of(run / name / stage) for run in (one, two))) for stage in STAGES]
 
 
-@pytest.mark.parametrize("kind", ["fsdp", "zero2"])
+@pytest.mark.parametrize("kind", ["fsdp", "zero2", "zero3"])
 def test_llama_and_qwen3_under_an_engine(kind, folder, one):
     """And, with bfloat16 in every tower, the interfaces in full precision; rounding is that of the towers then."""
     several(folder, *lines(folder, kind, *engine_of(kind, folder)))
@@ -91,3 +92,32 @@ def test_llama_and_qwen3_under_an_engine(kind, folder, one):
     assert config["towers"].keys() == {"vision_tower", "audio_tower", "language_model"}
     weights = weights_of(folder / kind / "bf16" / "stage3")
     assert {value.dtype for key, value in weights.items() if ".interfaces." in key} == {torch.float32}
+
+
+def test_accelerate_launch_is_torchrun(folder, one):
+    """As on several GPUs; with --cpu accelerate starts one process, whatever number it is given."""
+    launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "xllm"]
+    (line,) = lines(folder, "launched", names=["llama"])
+    done = run(*launch, *line)
+    assert max(apart(folder, one, folder / "launched", "llama")) <= 1e-6
+    assert len(done.stdout.splitlines()) == 2  # a line per stage: the first process alone prints
+
+
+def test_a_run_of_two_processes_goes_on_with_one(folder, one):
+    """Killed in step 3 of 4; a step takes as many batches as before. A run of an engine goes on with that engine."""
+    (line,) = lines(folder, "fewer", names=["qwen3"])
+    with pytest.raises(AssertionError, match="Signal 9"):
+        several(folder, {"kill": [1, 3]}, line)
+    with pytest.raises(AssertionError, match="a step takes 1 batches .* in the run to go on with 2 "):
+        several(folder, [*line, "--resume"], processes=1)
+    done = several(folder, [*line, ALONE, "--resume"], processes=1)
+    assert "was saved by 2 processes and goes on with 1" in done.stderr
+    assert "stage2-all/checkpoint-2" in done.stderr
+    assert max(apart(folder, one, folder / "fewer", "qwen3")) <= 1e-6
+    (line,) = lines(folder, "fewer-zero2", *engine_of("zero2", folder), names=["qwen3"])
+    with pytest.raises(AssertionError, match="Signal 9"):
+        several(folder, {"kill": [1, 3]}, line)
+    (line,) = lines(folder, "fewer-zero2", ALONE, names=["qwen3"])
+    with pytest.raises(AssertionError, match="trainer.deepspeed is None, but the run to go on with has"):
+        several(folder, [*line, "--resume"], processes=1)
