@@ -150,7 +150,9 @@ def _decode_stream(
     check_end(container, end, name)
 
 
-def _decode_audio(file: BinaryIO, name: str, sampling_rate: int) -> np.ndarray:
+def decode_blocks(file: BinaryIO, name: str, sampling_rate: int) -> Iterator[np.ndarray]:
+    """A file of sound of any length from its start, in bounded memory: mono float32 blocks `(n,)` at `sampling_rate`
+    Hz, of which `load_audio` is the whole. What is wrong with the file is a `MediaError`, at the latest at its end."""
     _check_head(file, name)
     with open_container(file, name) as container:
         stream = best_stream(container, "audio", av.AudioStream, "sound", name)
@@ -165,8 +167,7 @@ def _decode_audio(file: BinaryIO, name: str, sampling_rate: int) -> np.ndarray:
             if stream.codec_context.channels > 64:
                 raise MediaError(name, f"{stream.codec_context.channels} channels, expected at most 64")
             resampler.push(samples)
-            if resampler.pushed > MAX_SECONDS * rate:
-                raise MediaError(name, f"longer than the limit of {MAX_SECONDS} s")
+            yield from resampler.take()
         if resampler is None or resampler.pushed == 0:
             raise MediaError(name, "holds no sound: 0 samples")
         seconds = resampler.pushed / resampler.source_rate
@@ -174,7 +175,17 @@ def _decode_audio(file: BinaryIO, name: str, sampling_rate: int) -> np.ndarray:
             raise MediaError(
                 name, f"damaged or cut off: {seconds:.2f} of the promised {promised:.2f} s can be decoded"
             )
-        return resampler.finish()
+        yield resampler.finish()
+
+
+def _decode_audio(file: BinaryIO, name: str, sampling_rate: int) -> np.ndarray:
+    blocks, size = [], 0
+    for block in decode_blocks(file, name, sampling_rate):
+        blocks.append(block)
+        size += len(block)
+        if size > MAX_SECONDS * sampling_rate:
+            raise MediaError(name, f"longer than the limit of {MAX_SECONDS} s")
+    return np.concatenate(blocks)
 
 
 def _array_to_mono(values: Any, name: str) -> np.ndarray:
@@ -277,7 +288,7 @@ class StreamResampler:
     def __init__(self, source_rate: int, target_rate: int):
         self.source_rate = source_rate
         self.target_rate = target_rate
-        self.pushed = 0
+        self.pushed = self._taken = 0
         self._done: list[np.ndarray] = []
         self._ratio = _ratio(source_rate, target_rate)
         if self._ratio == 1:
@@ -304,11 +315,17 @@ class StreamResampler:
             waiting = waiting[self._block :]
         self._waiting, self._size = [waiting], len(waiting)
 
+    def take(self) -> list[np.ndarray]:
+        """What is finished and has not been taken."""
+        done, self._done = self._done, []
+        self._taken += sum(map(len, done))
+        return done
+
     def finish(self) -> np.ndarray:
-        """The whole result, float32: `ceil(samples * target_rate / source_rate)` of them."""
-        length = math.ceil(self.pushed * self.target_rate / self.source_rate)
+        """The rest, float32; with what was taken `ceil(samples * target_rate / source_rate)` of them."""
+        length = math.ceil(self.pushed * self.target_rate / self.source_rate) - self._taken
         if self._ratio != 1:
             rest = np.concatenate([*self._waiting, np.zeros(self._margin, np.float32)])
             self._done.append(_convert(rest, self._ratio)[self._out.start :])
-        result = np.concatenate(self._done)[:length]
+        result = np.concatenate([np.empty(0, np.float32), *self._done])[:length]
         return np.pad(result, (0, length - len(result)))

@@ -21,6 +21,7 @@ _PUBLIC = {
     "ChatGLMTokenizer": "processing.tokenization_chatglm",
     "ContinuousIntegrateAndFire": "modeling_xllm.cformer",
     "MediaError": "processing.media_sources",
+    "Windowing": "training.data.sound_windows",
     "X2LConfig": "modeling_xllm.configuration_xllm",
     "XLLMCIFFeatureExtractor": "processing.feature_extraction_xllm",
     "XLLMConfig": "modeling_xllm.configuration_xllm",
@@ -36,8 +37,10 @@ _PUBLIC = {
     "add_lora": "training.adapters",
     "freeze_for_stage": "training.stages",
     "integrate_and_fire": "modeling_xllm.cif",
+    "join_segments": "training.evaluation.transcription",
     "merge_lora": "training.adapters",
     "publish": "hub_cards.publish",
+    "transcribe": "training.evaluation.transcription",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -10,7 +10,7 @@ went wrong counts.
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -21,7 +21,9 @@ from xllm.training.data.dataset import ChatDataset
 from xllm.training.data.media_rows import MediaRows, media_rows
 from xllm.training.data.sources import Sample, load_source
 from xllm.training.evaluation.metrics import METRICS
+from xllm.training.evaluation.row_windows import Answer, SoundsInFiles, by_windows, named, questions
 from xllm.training.evaluation.tasks import TASKS
+from xllm.training.evaluation.transcription import check_lengths, generated
 from xllm.training.recipes.recipe import EvaluationSpec, RecipeError
 
 
@@ -77,16 +79,18 @@ def run_evaluation(
         raise RecipeError(
             f"evaluate: after stage 1 only {able} can be evaluated, not {spec.task}: there is no text without the LLM"
         )
-    data = ChatDataset(sources, processor, weights=[source.weight for source in spec.data])
-    samples: list[dict[str, str]] = []
-    for start in range(0, len(data), spec.batch_size):
-        batch = [data[index] for index in range(start, min(start + spec.batch_size, len(data)))]
-        rows = [sample["messages"] for sample in batch]
-        answers = answer_rows(model, processor, rows, spec.max_new_tokens, stage_one)
-        for sample, row, answer in zip(batch, rows, answers):
-            question = text_of(row[-2]) if len(row) > 1 else ""
-            texts = {"question": question, "reference": text_of(row[-1]), "answer": answer}
-            samples.append({"where": sample["where"], **texts})
+    data_class = ChatDataset if spec.window is None else SoundsInFiles
+    data = data_class(sources, processor, weights=[source.weight for source in spec.data])
+    samples: list[dict] = []
+
+    def answer(rows: list[list[dict]]) -> list[dict]:
+        if stage_one is None:
+            return generated(model, processor, questions(rows), spec.max_new_tokens)
+        return [{"text": text} for text in _transcribe(stage_one, processor, rows)]
+
+    for place, row, said in _by_batches(data, answer, spec) if spec.window is None else by_windows(data, answer, spec):
+        question = text_of(row[-2]) if len(row) > 1 else ""
+        samples.append({"where": place, "question": question, "reference": text_of(row[-1]), **said})
         if progress and sys.stderr.isatty():
             end = "\n" if len(samples) == len(data) else ""
             sys.stderr.write(f"\r{spec.name}: {len(samples)}/{len(data)}\033[K{end}")
@@ -97,6 +101,19 @@ def run_evaluation(
         path.write_text("".join(lines), encoding="utf-8")
     references, answers = ([sample[key] for sample in samples] for key in ("reference", "answer"))
     return {"task": spec.task, **_score(TASKS[spec.task].metric, references, answers)}
+
+
+def _by_batches(data: ChatDataset, answer: Answer, spec: EvaluationSpec) -> Iterator[tuple[str, list[dict], dict]]:
+    """Place, messages and answer of each row."""
+    advice = "give --window SECONDS (in a recipe: window) to hear it window by window"
+    for start in range(0, len(data), spec.batch_size):
+        batch = []
+        for index in range(start, min(start + spec.batch_size, len(data))):
+            batch.append(data[index])
+            with named(batch[-1]["where"]):
+                check_lengths((part for turn in batch[-1]["messages"] for part in turn["content"]), advice)
+        rows = [sample["messages"] for sample in batch]
+        yield from ((s["where"], row, {"answer": said["text"]}) for s, row, said in zip(batch, rows, answer(rows)))
 
 
 def _score(metric: str, references: list[str], answers: list[str]) -> dict:
@@ -114,11 +131,7 @@ def answer_rows(model, processor, rows: list[list[dict]], max_new_tokens: int, s
 
 def generate_answers(model, processor, rows: list[list[dict]], max_new_tokens: int) -> list[str]:
     """Greedy answers to conversations; a last turn of the assistant is left out of the question."""
-    questions = [row[:-1] if row[-1]["role"] == "assistant" else row for row in rows]
-    batch = processor.encode_conversations(questions, add_generation_prompt=True).to(model.device)
-    output = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
-    new = output[:, batch["input_ids"].shape[1] :]
-    return [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
+    return [found["text"] for found in generated(model, processor, questions(rows), max_new_tokens)]
 
 
 def _transcribe(stage_one, processor, rows: list[list[dict]]) -> list[str]:

@@ -137,7 +137,8 @@ class DataSpec:
 class EvaluationSpec:
     """An evaluation by generation after the stage: `task` of `xllm.training.evaluation.evaluation.TASKS` on `data`.
 
-    With `when`, only if that is anything but null, false or empty: `when: ${holdout}`.
+    With `when`, only if that is anything but null, false or empty: `when: ${holdout}`. With `window`, sounds are heard
+    in windows of at most so many seconds (docs/long_media.md).
     """
 
     name: str
@@ -146,6 +147,7 @@ class EvaluationSpec:
     data: list[SourceSpec] = field(default_factory=list, metadata={"of": SourceSpec})
     max_new_tokens: int = 64
     batch_size: int = 16
+    window: float | None = None
 
 
 @dataclass(kw_only=True)

@@ -8,11 +8,16 @@ a file to the next question, `/new` starts over, `/quit` ends. With --json, each
 With --commands an answer is text or a command that the model's device declares, as JSON, and nothing in between. It is
 printed and not executed, unless --execute names a device: that is made of the last status given, and its new state, or
 why it refuses, is printed.
+
+With --window the question is asked about each window of a recording of any length (without a question, what is said
+there), and each answer is printed with its time; what is silent is said to be silence.
 """
 
 import argparse
 import json
 import sys
+from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 
@@ -24,6 +29,8 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--sample", action="store_true", help="sample (top_p 0.7, temperature 0.95, as published)")
     parser.add_argument("--seed", type=int, default=0, help="seed of --sample")
+    what = "ask about windows of at most so many seconds of a recording, one after the other"
+    parser.add_argument("--window", type=float, metavar="SECONDS", help=what)
     parser.add_argument("--commands", action="store_true", help="answer with text, or a valid command to the device")
     what = "class that executes the commands, e.g. xllm.device.phone:Phone (with --commands)"
     parser.add_argument("--execute", metavar="MODULE:CLASS", help=what)
@@ -63,9 +70,11 @@ class Chat:
         from transformers import TextStreamer
 
         from xllm.processing.conversations import part_source
+        from xllm.training.evaluation.transcription import check_lengths
 
         # Files are opened once; later turns hold what was decoded.
         content = [{"type": p["type"], p["type"]: self.processor.load(p["type"], part_source(p))} for p in media]
+        check_lengths(content, "--window 20 asks about it window by window")
         if self.device:
             self.device.look(content)
         turns = [*self.turns, {"role": "user", "content": [*content, {"type": "text", "text": question}]}]
@@ -107,13 +116,15 @@ def run(args: argparse.Namespace) -> None:
     from xllm.assembly.opening import default_device, load_checkpoint, open_config
 
     options = media_options(open_config(args.model, args.trust_remote_code)[2].modalities)
-    pending = []
-    for option, file in args.media:
-        if option not in (known := [f"--{name}" for name in options]):
-            args.wrong_usage(f"argument {option}: this model takes {', '.join(known) or 'no media'}")
-        pending.append({"type": options[option.removeprefix("--")], "path": file})
+    pending = _media_given(args, options)
+    if args.window is not None and (len(pending) != 1 or args.commands or args.execute):
+        args.wrong_usage("argument --window: it takes one recording, and no --commands")
     place = args.device or default_device()
-    chat = Chat(*load_checkpoint(args.model, args.trust_remote_code, place, args.dtype), args)
+    model, processor = load_checkpoint(args.model, args.trust_remote_code, place, args.dtype)
+    if args.window is not None:
+        _ask_by_windows(model, processor, args, pending[0])
+        return
+    chat = Chat(model, processor, args)
     if args.question is not None:
         _answer(chat, args.question, pending)
         return
@@ -135,6 +146,36 @@ def run(args: argparse.Namespace) -> None:
             except ValueError as error:  # a file that cannot be read ends the question, not the conversation
                 sys.stderr.write(f"{error}\n")
             pending = []
+
+
+def _media_given(args: argparse.Namespace, options: dict[str, str]) -> list[dict]:
+    for option, _ in args.media:
+        if option not in (known := [f"--{name}" for name in options]):
+            args.wrong_usage(f"argument {option}: this model takes {', '.join(known) or 'no media'}")
+    return [{"type": options[option.removeprefix("--")], "path": file} for option, file in args.media]
+
+
+def _ask_by_windows(model, processor, args: argparse.Namespace, part: dict) -> None:
+    """Print the answer about each window of a recording as it comes, and what became of the windows."""
+    import torch
+
+    from xllm.training.evaluation.transcription import transcribe
+
+    options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens}
+    if args.sample:
+        torch.manual_seed(args.seed)
+        options |= {"do_sample": True, "top_p": 0.7, "temperature": 0.95}
+    given = {"prompt": args.question, "kind": part["type"], "window": args.window}
+    counts: Counter = Counter()
+    for segment in transcribe(model, processor, part["path"], **given, **options):
+        counts.update(["windows"], silent=segment.silent, divided=segment.divides, cut=segment.is_cut)
+        fields = {name: value for name, value in asdict(segment).items() if value is not None}
+        sys.stdout.write((json.dumps(fields, ensure_ascii=False) if args.json else str(segment)) + "\n")
+        sys.stdout.flush()
+    sys.stderr.write(
+        f"{counts['windows']} windows: {counts['silent']} of silence, {counts['divided']} that end in the midst of "
+        f"sound, {counts['cut']} whose answer was cut after {args.max_new_tokens} tokens\n"
+    )
 
 
 def _answer(chat: Chat, question: str, media: list[dict]) -> None:

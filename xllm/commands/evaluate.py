@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="only the first rows")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=16)
+    what = "hear recordings in windows of at most so many seconds, one after the other"
+    parser.add_argument("--window", type=float, metavar="SECONDS", help=what)
     parser.add_argument("--output", metavar="DIR", help="write every question, reference and answer there")
 
 
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     given = {name: getattr(args, name) for name in ("file_column", "text_column", "media_root", "limit")}
     given |= {"modality": args.modality or row_of_task(args.task, rows), "where": where, "exclude": exclude}
     source = SourceSpec(path=args.data, prompts=None if args.prompt is None else [args.prompt], **given)
-    sizes = {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size}
+    sizes = {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size, "window": args.window}
     spec = EvaluationSpec(name=args.task, task=args.task, data=[source], **sizes)
     sources = check_evaluation(spec, MediaRows(parts_of_rows(rows)))
     place = args.device or default_device()
