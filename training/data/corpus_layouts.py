@@ -62,7 +62,7 @@ class Layout:
 # ---- Kaldi, AISHELL -------------------------------------------------------------------------------------------------
 
 
-def _pairs(path: Path) -> Iterator[tuple[int, str, str]]:
+def keyed_lines(path: Path) -> Iterator[tuple[int, str, str]]:
     """(line number, key, rest) of a file of Kaldi's."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -83,7 +83,7 @@ def _pairs(path: Path) -> Iterator[tuple[int, str, str]]:
 
 def _transcribed(path: Path, transcripts: Path, places: dict[str, dict], what: str) -> Rows:
     left = set(places)
-    for number, key, text in _pairs(transcripts):
+    for number, key, text in keyed_lines(transcripts):
         where = f"{transcripts}:{number}"
         if key not in places:
             raise DataError(f"{where}: {key} is not in {what}")
@@ -94,7 +94,7 @@ def _transcribed(path: Path, transcripts: Path, places: dict[str, dict], what: s
 
 def _kaldi_recordings(path: Path) -> dict[str, dict]:
     found = {}
-    for number, key, file in _pairs(path / "wav.scp"):
+    for number, key, file in keyed_lines(path / "wav.scp"):
         where = f"{path / 'wav.scp'}:{number}"
         if file.endswith("|") or file == "-":
             raise DataError(
@@ -111,7 +111,7 @@ def _kaldi_rows(path: Path, transcripts: str) -> Rows:
     places, segments = recordings, path / "segments"
     if segments.is_file():
         places = {}
-        for number, key, rest in _pairs(segments):
+        for number, key, rest in keyed_lines(segments):
             recording, *times = rest.split()
             try:
                 begin, end = map(float, times)
@@ -137,7 +137,7 @@ def _aishell_rows(path: Path, split: str | None) -> Rows:
     if not found:
         raise DataError(f"{path / 'wav' / chosen}: no .wav file; unpack the archives of the corpus first")
     untold = set(found)
-    for number, key, text in _pairs(files[0]):
+    for number, key, text in keyed_lines(files[0]):
         if key in found:  # the file has the transcripts of all splits
             untold.discard(key)
             text = _BETWEEN_CHINESE.sub("", text)

@@ -69,7 +69,7 @@ def open_source(spec: SourceSpec) -> Opened:
     if spec.path is None:
         return _of_dataset(spec.dataset, spec.name or "dataset", Path(spec.media_root or ".").expanduser())
     path = Path(spec.path).expanduser()
-    if spec.path.startswith(_HUB) or (_HUB_ID.fullmatch(spec.path) and not path.exists() and not _is_data_file(path)):
+    if spec.path.startswith(_HUB) or (_HUB_ID.fullmatch(spec.path) and not path.exists() and not is_data_file(path)):
         name = spec.path.removeprefix(_HUB).removeprefix("datasets/")
         opened = _of_dataset(*open_hub(name, spec.config, spec.split), Path("."))
     else:
@@ -143,7 +143,8 @@ def _kind_of_file(path: Path) -> tuple[str, bool]:
     return PurePosixPath(plain).suffix, plain != name
 
 
-def _is_data_file(path: Path) -> bool:
+def is_data_file(path: Path) -> bool:
+    """Whether a file's ending is that of a data file."""
     return _kind_of_file(path)[0] in READERS
 
 
