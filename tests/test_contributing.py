@@ -19,10 +19,10 @@ from xllm.modeling_xllm.speech_encoders import SpeechInput, speech_input
 from xllm.training.data.augmentation import AUGMENTATIONS, Augmentation
 from xllm.training.data.row_forms import FORMS, Form, with_columns
 from xllm.training.data.sources import Sample, load_source
-from xllm.training.evaluation.evaluation import _score
+from xllm.training.evaluation.evaluation import score_samples
 from xllm.training.evaluation.metrics import METRICS
 from xllm.training.evaluation.tasks import TASKS, Task
-from xllm.training.recipes.recipe import SourceSpec
+from xllm.training.recipes.recipe import EvaluationSpec, SourceSpec
 from xllm.training.stages import TRAINED_PARTS, Stage, freeze_for_stage
 
 
@@ -60,11 +60,13 @@ def test_a_metric(monkeypatch):
 
     monkeypatch.setitem(METRICS, "length", length)
     monkeypatch.setitem(TASKS, "brief", Task("length", "summarization"))
-    assert _score(TASKS["brief"].metric, ["ab", "cd"], ["ab", "cdefgh"]) == {
+    samples = [{"reference": "ab", "answer": "ab"}, {"reference": "cd", "answer": "cdefgh"}]
+    assert score_samples(EvaluationSpec(name="x", task="brief"), samples) == {
         "metric": "length",
         "value": 2.0,
         "accuracy": 0.5,
         "n": 2,
+        "skipped": 0,
     }
 
 

@@ -18,8 +18,7 @@ from xllm.training.data.augmentation import Augmentation
 from xllm.training.data.dataset import ChatDataset
 from xllm.training.data.long_media import LongMedia
 from xllm.training.data.media_rows import DataError, MediaRows, media_rows
-from xllm.training.data.sources import Sample
-from xllm.training.evaluation.evaluation import check_evaluation
+from xllm.training.evaluation.evaluation import EvaluationData, check_evaluation
 from xllm.training.feature_cache import check_cached_rows
 from xllm.training.recipes.recipe import RecipeError, StageSpec
 from xllm.training.stage_one import build_stage_one, stage_one_task
@@ -50,7 +49,7 @@ class Prepared:
     eval: ChatDataset | None
     augmentation: Augmentation
     arguments: dict[str, Any]
-    evaluations: list[list[list[Sample]]]  # samples of each evaluation, by source
+    evaluations: list[EvaluationData]
 
     @property
     def keeps_checkpoints(self) -> bool:

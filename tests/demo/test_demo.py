@@ -203,7 +203,7 @@ def test_the_whole_demo_at_a_reduced_scale(tmp_path, capsys):
     assert results["language_model_unchanged"] is True
     assert (results["seed"], results["seconds"] > 0) == (1, True)
     assert "bit-identical" in format_table(results)
-    for name in ("results.png", "samples/samples-cross.jsonl", "recipes/speech.yaml", "checkpoint/losses.png"):
+    for name in ("results.png", "samples/samples_cross.jsonl", "recipes/speech.yaml", "checkpoint/losses.png"):
         assert (tmp_path / "demo" / name).stat().st_size > 0
     # The checkpoint stands alone and answers about files.
     (tmp_path / "demo" / "towers").rename(tmp_path / "elsewhere")

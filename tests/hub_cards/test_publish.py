@@ -38,7 +38,7 @@ def stage2(tiny_folder, tmp_path):
     folder = shutil.copytree(tiny_folder, tmp_path / "run" / "stage2-image")
     set_stage(folder, 2)
     (folder / "log.jsonl").write_text('{"step": 1}\n')
-    (folder / "samples-all.jsonl").write_text('{"where": "secret.csv:1"}\n')
+    (folder / "samples_all.jsonl").write_text('{"where": "secret.csv:1"}\n')
     (folder / "results.json").write_text(
         json.dumps({"all": {"task": "qa", "metric": "accuracy", "value": 0.5, "n": 8}})
     )
@@ -66,7 +66,7 @@ def test_a_stage_is_pushed_pinned_and_loaded_by_its_tag_and_then_offline(hub, st
     assert hub.repos[REPO].tags == {"stage2": commit.oid}
     files = files_of(hub, "stage2")
     assert {"README.md", "config.json", "model.safetensors", "modeling_xllm.py", "results.json"} <= files.keys()
-    assert not {"log.jsonl", "samples-all.jsonl"} & files.keys()
+    assert not {"log.jsonl", "samples_all.jsonl"} & files.keys()
     assert files["model.safetensors"].content is None, "by LFS"
 
     set_stage(stage2, 3)
@@ -275,7 +275,7 @@ def test_only_what_a_checkpoint_consists_of_is_pushed(hub, stage2, tmp_path, cap
     (stage2 / "ice_text.model").symlink_to(shared)  # as in the cache of the Hub
     assert main(["push", str(stage2), REPO]) == 0
     files = files_of(hub, "stage2")
-    left = {*strays, "innocent.json", "log.jsonl", "samples-all.jsonl"}
+    left = {*strays, "innocent.json", "log.jsonl", "samples_all.jsonl"}
     assert not left & files.keys()
     assert not [name for name in files if name.startswith("checkpoint-5")]
     assert {"ice_text.model", "tokenizer_config.json", "results.json", "README.md"} <= files.keys()

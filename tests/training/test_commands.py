@@ -41,10 +41,10 @@ def test_train_then_evaluate(recipe, media, tmp_path, capsys):
     assert main([*command, "--where", "speaker=ann", "--output", str(tmp_path / "eval"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["metric"], found["n"], found["reference"]) == ("cer", 1, 3)
-    (sample,) = (tmp_path / "eval" / "samples-asr.jsonl").read_text().splitlines()
-    assert {**json.loads(sample), "where": "", "answer": ""} == {
-        "where": "", "question": "请忠实地识别该语音", "reference": "low", "answer": "",
-    }  # fmt: skip
+    (sample,) = (tmp_path / "eval" / "samples_asr.jsonl").read_text().splitlines()
+    sample = json.loads(sample)
+    assert sample.keys() == {"n", "where", "question", "media", "reference", "answer", "cer"}
+    assert (sample["question"], sample["reference"]) == ("请忠实地识别该语音", "low")
     assert main([*command, "--exclude", "speaker=ann,carl"]) == 0
     line = capsys.readouterr().out
     assert line.startswith("asr: cer ")

@@ -15,7 +15,7 @@ import xllm
 from xllm.cli import main
 from xllm.processing.audio_decoding import Waveform, load_audio
 from xllm.training.data.sound_windows import Windowing, plan_windows, powers, sound_windows
-from xllm.training.evaluation.evaluation import generate_answers
+from xllm.training.evaluation.answers import answer_rows
 from xllm.training.evaluation.transcription import Segment
 from xllm.training.stage_one import build_stage_one
 
@@ -129,7 +129,7 @@ def test_each_window_is_answered_as_if_it_were_alone(tiny, recording):
             continue
         wave = Waveform(whole[round(segment.start * RATE) : round(segment.end * RATE)], RATE)
         asked = [{"role": "user", "content": [{"type": "audio", "audio": wave}, {"type": "text", "text": PROMPT}]}]
-        assert [segment.text] == generate_answers(model, processor, [asked], 3)
+        assert [segment.text] == answer_rows(model, processor, [asked], 3)
         assert segment.is_cut  # random weights do not stop
 
 
@@ -190,7 +190,7 @@ def test_evaluate_hears_long_rows_by_windows_and_short_ones_as_ever(
         out = tmp_path / "-".join(["out", *window])
         arguments = ["--data", str(tmp_path / "rows.jsonl"), "--output", str(out), "--max-new-tokens", "3", *window]
         assert main(["evaluate", str(tiny_checkpoint), "--task", "asr", "--file-column", "audio", *arguments]) == 0
-        lines = (out / "samples-asr.jsonl").read_text().splitlines()
+        lines = (out / "samples_asr.jsonl").read_text().splitlines()
         found[window[-1] if window else None] = [json.loads(line) for line in lines]
     whole, cut, long = (found[key] for key in (None, "3", "60"))
     assert [row["where"] for row in whole] == [row["where"] for row in cut]

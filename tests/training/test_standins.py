@@ -62,7 +62,7 @@ def test_spoken_digits_from_nothing(media, tmp_path):
         found = {name: (one["metric"], one["n"]) for name, one in stage.evaluations.items()}
         assert found == {"unknown_speaker": ("cer", 4), "new_takes": ("cer", 2)}
     samples = [
-        json.loads(line) for line in (result.checkpoint / "samples-unknown_speaker.jsonl").read_text().splitlines()
+        json.loads(line) for line in (result.checkpoint / "samples_unknown_speaker.jsonl").read_text().splitlines()
     ]
     bob = {f"{manifest}:{number}" for number, row in enumerate(rows, start=1) if row["speaker"] == "bob"}
     assert {sample["where"] for sample in samples} == bob

@@ -182,7 +182,7 @@ def test_evaluations_after_a_stage(tiny_checkpoint, table, tmp_path, monkeypatch
         found = stage.evaluations["all"]
         assert (found["metric"], found["n"], found["reference"]) == ("cer", 2, len("low") + len("high"))
         assert found == json.loads((stage.folder / "results.json").read_text())["all"]
-        samples = [json.loads(line) for line in (stage.folder / "samples-all.jsonl").read_text().splitlines()]
+        samples = [json.loads(line) for line in (stage.folder / "samples_all.jsonl").read_text().splitlines()]
         assert [sample["reference"] for sample in samples] == ["low", "high"]
     assert len(read) == 4  # of each stage the training data and the evaluation's, once
     out = io.StringIO()
@@ -199,7 +199,7 @@ def test_weighted_samples_of_an_evaluation_are_written_with_their_own_rows(tiny,
     found = run_evaluation(
         *tiny, EvaluationSpec(name="x", task="qa", data=data, max_new_tokens=1, batch_size=2), folder=tmp_path
     )
-    samples = [json.loads(line) for line in (tmp_path / "samples-x.jsonl").read_text().splitlines()]
+    samples = [json.loads(line) for line in (tmp_path / "samples_x.jsonl").read_text().splitlines()]
     asked = [(sample["where"], sample["question"], sample["reference"]) for sample in samples]
     first, second = ("a[0]", "one", "one"), ("a[1]", "two", "two")
     assert asked == [first, second, first, second, ("b[0]", "three", "three")]

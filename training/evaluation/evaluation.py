@@ -8,27 +8,46 @@ Deviation from the authors' evaluation: nothing is cut to 20 characters, batches
 went wrong counts.
 """
 
-import json
-import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from xllm.modeling_xllm.converters import converter_class
-from xllm.training.batches.collator import XLLMDataCollator, text_of
-from xllm.training.data.dataset import ChatDataset
-from xllm.training.data.media_rows import MediaRows, media_rows
+from xllm.processing.conversations import part_source
+from xllm.processing.media_sources import describe_source
+from xllm.training.batches.batching import token_lengths
+from xllm.training.batches.collator import text_of
+from xllm.training.data.dataset import ChatDataset, describe
+from xllm.training.data.media_rows import DataError, MediaRows, media_rows
 from xllm.training.data.sources import Sample, load_source
-from xllm.training.evaluation.metrics import METRICS
-from xllm.training.evaluation.row_windows import Answer, SoundsInFiles, by_windows, named, questions
+from xllm.training.data.text_normalizers import normalizer
+from xllm.training.evaluation.answer_log import AnswerLog
+from xllm.training.evaluation.answers import answerer
+from xllm.training.evaluation.metrics import METRICS, accuracy, bootstrap_interval
+from xllm.training.evaluation.row_windows import Answer, SoundsInFiles, by_batch, by_windows
 from xllm.training.evaluation.tasks import TASKS
-from xllm.training.evaluation.transcription import check_lengths, generated
+from xllm.training.progress import ProgressLine
 from xllm.training.recipes.recipe import EvaluationSpec, RecipeError
 
 
-def check_evaluation(spec: EvaluationSpec, media: MediaRows) -> list[list[Sample]]:
-    """The samples of an evaluation, by source, before anything is trained; `media` is what the model reads.
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class EvaluationData:
+    """Samples by source, and the rows that are none: `{"where", "skipped": why}`."""
+
+    sources: list[list[Sample]]
+    unread: list[dict]
+
+
+def check_evaluation(spec: EvaluationSpec, media: MediaRows) -> EvaluationData:
+    """The samples of an evaluation, before anything is trained; `media` is what the model reads.
 
     Raises:
         RecipeError: an unknown task. DataError: its data cannot be read.
@@ -37,7 +56,17 @@ def check_evaluation(spec: EvaluationSpec, media: MediaRows) -> list[list[Sample
         raise RecipeError(f"evaluate: task is {spec.task!r}; choose one of {', '.join(TASKS)}")
     if not spec.data:
         raise RecipeError(f"evaluate: {spec.name} has no data")
-    return [load_source(source, media) for source in spec.data]
+    if spec.on_error not in ("raise", "skip"):
+        raise RecipeError(f"evaluate: on_error is {spec.on_error!r}; choose raise or skip")
+    _normalizer(spec)
+    unread: list[dict] = []
+
+    def skip(where: str, error: DataError) -> None:
+        logger.warning(f"skipped {error}")
+        unread.append({"where": where, "skipped": describe(error).removeprefix(f"{where}: ")})
+
+    on_bad = skip if spec.on_error == "skip" else None
+    return EvaluationData([load_source(source, media, on_bad) for source in spec.data], unread)
 
 
 def row_of_task(task: str, modalities: dict) -> str | None:
@@ -57,20 +86,30 @@ def run_evaluation(
     folder: Path | None = None,
     stage_one=None,
     progress: bool = False,
-    sources: list[list[Sample]] | None = None,
+    sources: EvaluationData | None = None,
+    settings: dict | None = None,
+    share: tuple[int, int] = (0, 1),
+    wait: Callable[[], Any] = lambda: None,
 ) -> dict:
     """Answer every sample and compare.
 
     Args:
         modalities: rows in question, for plain tables whose modality is not given.
-        folder (`Path`, *optional*): gets `samples-<name>.jsonl` with question, reference and answer of each sample.
+        folder (`Path`, *optional*): gets `samples_<name>.jsonl` with question, media, reference, answer, their
+            normalised forms and the errors of each sample.
         stage_one (`XLLMForSpeechRecognition`, *optional*): transcribes with the heads of stage 1 instead of the LLM.
-        progress (`bool`): show how far it is on standard error, if that is a terminal.
+        progress (`bool`): show how far it is on standard error.
         sources (*optional*): what `check_evaluation` returned; without it the data files are read here.
+        settings (*optional*): what the answers depend on, the model above all: answers that were given under the same
+            settings and lie in `folder` are not asked for again.
+        share, wait: number of this process and of all, each of which answers its share; `wait` waits for all of them.
 
     Returns:
-        `{"task", "metric", "value", "n"}`, for cer also `substitutions`, `deletions`, `insertions`, `reference`,
-        `accuracy` (answers without any error).
+        `{"task", "metric", "value", "interval", "n", "skipped", "seconds"}`, for error rates also `substitutions`,
+        `deletions`, `insertions`, `reference`, `accuracy` (answers without any error).
+
+    Raises:
+        SampleError: a sample that cannot be used; with `on_error: skip` it is left out, counted and listed.
     """
     if sources is None:
         sources = check_evaluation(spec, media_rows(processor, modalities))
@@ -80,67 +119,93 @@ def run_evaluation(
             f"evaluate: after stage 1 only {able} can be evaluated, not {spec.task}: there is no text without the LLM"
         )
     data_class = ChatDataset if spec.window is None else SoundsInFiles
-    data = data_class(sources, processor, weights=[source.weight for source in spec.data])
-    samples: list[dict] = []
+    data = data_class(sources.sources, processor, weights=[source.weight for source in spec.data])
+    answer = answerer(model, processor, spec.max_new_tokens, stage_one)
+    log = AnswerLog(folder, spec.name, settings) if folder is not None else None
+    answers = {} if log is None else log.answers
+    begun, found = time.monotonic(), len(answers)
+    left = [number for number in _by_length(data, processor)[share[0] :: share[1]] if number not in answers]
+    line = ProgressLine(spec.name, "sample", len(left)) if progress else None
+    for start in range(0, len(left), spec.batch_size):
+        some = list(_answered(data, left[start : start + spec.batch_size], answer, spec))
+        log.add(some) if log is not None else answers.update({sample["n"]: sample for sample in some})
+        if line is not None:
+            done = start + len(some)
+            line.update(done, is_last=done == len(left))
+    wait()
+    samples = [answers[number] for number in sorted(answers)] if log is None else log.join()
+    samples += [{"n": len(data) + place, **row} for place, row in enumerate(sources.unread)]
+    result = {"task": spec.task, **score_samples(spec, samples), "seconds": round(time.monotonic() - begun, 2)}
+    if found:
+        result["found"] = found
+    if log is not None and share[0] == 0:
+        log.finish(samples)
+    return result
 
-    def answer(rows: list[list[dict]]) -> list[dict]:
-        if stage_one is None:
-            return generated(model, processor, questions(rows), spec.max_new_tokens)
-        return [{"text": text} for text in _transcribe(stage_one, processor, rows)]
 
-    for place, row, said in _by_batches(data, answer, spec) if spec.window is None else by_windows(data, answer, spec):
+def _by_length(data: ChatDataset, processor) -> list[int]:
+    """The samples, those of about one length together; the longest first, so that too little memory shows at once."""
+    samples = [data.samples[place] for place in data.order]
+    try:
+        lengths = token_lengths(samples, processor)
+    except DataError:  # cannot be told without reading everything
+        lengths = [0] * len(samples)
+    return sorted(range(len(samples)), key=lambda number: -lengths[number])
+
+
+def _answered(data: ChatDataset, numbers: list[int], answer: Answer, spec: EvaluationSpec) -> Iterator[dict]:
+    """The lines of some samples: answered, or why one was skipped."""
+    try:
+        found = list((by_batch if spec.window is None else by_windows)(data, numbers, answer, spec))
+    except (ValueError, OSError) as error:
+        if spec.on_error != "skip":
+            raise
+        if len(numbers) > 1:  # which one it is
+            for number in numbers:
+                yield from _answered(data, [number], answer, spec)
+            return
+        where = data.samples[data.order[numbers[0]]].where
+        reason = describe(error).removeprefix(f"{where}: ")
+        logger.warning(f"skipped {where}: {reason}")
+        yield {"n": numbers[0], "where": where, "skipped": reason}
+        return
+    for number, (where, row, said) in zip(numbers, found):
+        parts = data.samples[data.order[number]].parts()
+        media = [describe_source(part_source(part)) for part in parts if part["type"] != "text"]
         question = text_of(row[-2]) if len(row) > 1 else ""
-        samples.append({"where": place, "question": question, "reference": text_of(row[-1]), **said})
-        if progress and sys.stderr.isatty():
-            end = "\n" if len(samples) == len(data) else ""
-            sys.stderr.write(f"\r{spec.name}: {len(samples)}/{len(data)}\033[K{end}")
-    if folder is not None:
-        path = Path(folder, f"samples-{spec.name}.jsonl")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
-        path.write_text("".join(lines), encoding="utf-8")
-    references, answers = ([sample[key] for sample in samples] for key in ("reference", "answer"))
-    return {"task": spec.task, **_score(TASKS[spec.task].metric, references, answers)}
+        yield {
+            "n": number,
+            "where": where,
+            "question": question,
+            "media": media,
+            "reference": text_of(row[-1]),
+            **said,
+        }
 
 
-def _by_batches(data: ChatDataset, answer: Answer, spec: EvaluationSpec) -> Iterator[tuple[str, list[dict], dict]]:
-    """Place, messages and answer of each row."""
-    advice = "give --window SECONDS (in a recipe: window) to hear it window by window"
-    for start in range(0, len(data), spec.batch_size):
-        batch = []
-        for index in range(start, min(start + spec.batch_size, len(data))):
-            batch.append(data[index])
-            with named(batch[-1]["where"]):
-                check_lengths((part for turn in batch[-1]["messages"] for part in turn["content"]), advice)
-        rows = [sample["messages"] for sample in batch]
-        yield from ((s["where"], row, {"answer": said["text"]}) for s, row, said in zip(batch, rows, answer(rows)))
+def _normalizer(spec: EvaluationSpec) -> Callable[[str], str] | None:
+    return None if spec.normalizer in (None, "none") else normalizer(spec.normalizer)
 
 
-def _score(metric: str, references: list[str], answers: list[str]) -> dict:
-    same = METRICS["accuracy"]([text.strip() for text in references], [text.strip() for text in answers])
-    found = same if metric == "accuracy" else {**METRICS[metric](references, answers), "accuracy": same["value"]}
-    return {"metric": metric, **found, "n": len(references)}
+def score_samples(spec: EvaluationSpec, samples: list[dict]) -> dict:
+    """The figures; each sample gets its normalised texts, if they differ, and its errors."""
+    metric, scored = TASKS[spec.task].metric, [sample for sample in samples if "skipped" not in sample]
+    if not scored:
+        raise DataError(f"evaluate: {spec.name} has no sample that can be used: all {len(samples)} were skipped")
+    normalize = _normalizer(spec) or (str.strip if metric == "accuracy" else str)
+    references, answers = ([normalize(sample[key]) for sample in scored] for key in ("reference", "answer"))
+    found = METRICS[metric](references, answers)
+    rows = found.pop("rows", None)
+    for number, sample in enumerate(scored):
+        if _normalizer(spec) is not None:
+            sample |= {"normalized_reference": references[number], "normalized_answer": answers[number]}
+        if rows is not None:
+            sample[metric] = list(rows[number])
+    if rows is not None:
+        found["interval"] = list(bootstrap_interval(rows))
+    if metric != "accuracy":
+        found["accuracy"] = accuracy(*([text.strip() for text in side] for side in (references, answers)))
+    return {"metric": metric, **found, "n": len(scored), "skipped": len(samples) - len(scored)}
 
 
-def answer_rows(model, processor, rows: list[list[dict]], max_new_tokens: int, stage_one=None) -> list[str]:
-    """Greedy answers to conversations, or with `stage_one` (`XLLMForSpeechRecognition`) what it hears in them."""
-    if stage_one is None:
-        return generate_answers(model, processor, rows, max_new_tokens)
-    return _transcribe(stage_one, processor, rows)
-
-
-def generate_answers(model, processor, rows: list[list[dict]], max_new_tokens: int) -> list[str]:
-    """Greedy answers to conversations; a last turn of the assistant is left out of the question."""
-    return [found["text"] for found in generated(model, processor, questions(rows), max_new_tokens)]
-
-
-def _transcribe(stage_one, processor, rows: list[list[dict]]) -> list[str]:
-    modality = stage_one.config.modality
-    row = stage_one.config.modalities[modality]
-    batch = XLLMDataCollator(processor, task="transcribe", modality=modality)([{"messages": row} for row in rows])
-    inputs = [batch[name].to(stage_one.device) for name in (row.input_name, row.mask_name) if name is not None]
-    ids = stage_one.transcribe(*inputs)
-    return [text.strip() for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
-
-
-__all__ = ["answer_rows", "check_evaluation", "generate_answers", "row_of_task", "run_evaluation"]
+__all__ = ["check_evaluation", "row_of_task", "run_evaluation", "score_samples"]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from jiwer import process_words
 from jiwer.transforms import AbstractTransform
 
@@ -26,16 +27,22 @@ class ErrorRate:
 
 def cer(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorRate:
     """Character error rate of a corpus: all errors over all reference characters; spaces count as characters."""
-    return _error_rate(references, hypotheses, list, "character")
+    return _error_rate(references, hypotheses, list, "character")[0]
 
 
 def wer(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorRate:
     """Word error rate of a corpus: all errors over all reference words, which are what white space separates."""
-    return _error_rate(references, hypotheses, str.split, "word")
+    return _error_rate(references, hypotheses, str.split, "word")[0]
 
 
-def _error_rate(references: Sequence[str], hypotheses: Sequence[str], split: Callable, unit: str) -> ErrorRate:
-    """Raises a `ValueError` for different numbers of texts, or where the references hold no unit at all."""
+def _error_rate(
+    references: Sequence[str], hypotheses: Sequence[str], split: Callable, unit: str
+) -> tuple[ErrorRate, list[tuple[int, int]]]:
+    """And (errors, units of the reference) of each row.
+
+    Raises:
+        ValueError: different numbers of texts, or the references hold no unit at all.
+    """
     _check_lengths(references, hypotheses)
     units = [split(text) for text in references]
     length = sum(map(len, units))
@@ -48,7 +55,12 @@ def _error_rate(references: Sequence[str], hypotheses: Sequence[str], split: Cal
 
     found = process_words(list(references), list(hypotheses), Split(), Split())
     errors = (found.substitutions, found.deletions, found.insertions)
-    return ErrorRate(sum(errors) / length, *errors, length)
+    rows = [sum(_size(chunk) for chunk in chunks if chunk.type != "equal") for chunks in found.alignments]
+    return ErrorRate(sum(errors) / length, *errors, length), list(zip(rows, map(len, units)))
+
+
+def _size(chunk: Any) -> int:
+    return max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
 
 
 def accuracy(references: Sequence, hypotheses: Sequence) -> float:
@@ -64,12 +76,32 @@ def _check_lengths(references: Sequence, hypotheses: Sequence) -> None:
         raise ValueError(f"{len(references)} references and {len(hypotheses)} hypotheses: expected as many of each")
 
 
-# A metric of `xllm evaluate`: references and answers to its figures, "value" among them.
+def bootstrap_interval(rows: Sequence[tuple[float, float]], draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval (percentiles) of sum(a) / sum(b) over rows (a, b): as many are drawn anew, `draws` times."""
+    values, rng = np.asarray(rows, np.float64), np.random.default_rng(seed)
+    sums = [values[rng.integers(len(values), size=len(values))].sum(0) for _ in range(draws)]
+    low, high = np.percentile([above / below for above, below in sums if below] or [0.0], (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _rates(split: Callable, unit: str) -> Callable[[list[str], list[str]], dict]:
+    def metric(references: list[str], answers: list[str]) -> dict:
+        rate, rows = _error_rate(references, answers, split, unit)
+        return {**asdict(rate), "rows": rows}
+
+    return metric
+
+
+# A metric of `xllm evaluate`: references and answers to its figures, "value" among them; those with "rows", pairs
+# (a, b) of each row with value = sum(a) / sum(b), get an interval.
 METRICS: dict[str, Callable[[list[str], list[str]], dict]] = {
-    "cer": lambda references, answers: asdict(cer(references, answers)),
-    "wer": lambda references, answers: asdict(wer(references, answers)),
-    "accuracy": lambda references, answers: {"value": accuracy(references, answers)},
+    "cer": _rates(list, "character"),
+    "wer": _rates(str.split, "word"),
+    "accuracy": lambda references, answers: {
+        "value": accuracy(references, answers),
+        "rows": [(a == b, 1) for a, b in zip(references, answers)],
+    },
 }
 
 
-__all__ = ["METRICS", "ErrorRate", "accuracy", "cer", "wer"]
+__all__ = ["METRICS", "ErrorRate", "accuracy", "bootstrap_interval", "cer", "wer"]

@@ -95,7 +95,7 @@ def parse_scores(text: str) -> Scores | None:
     if found:
         return float(found[1]), float(found[2])
     first, second = ({float(value) for value in pattern.findall(text)} for pattern in _OF_EACH)
-    return (*first, *second) if len(first) == len(second) == 1 else None
+    return (first.pop(), second.pop()) if len(first) == len(second) == 1 else None
 
 
 def _parsed(review: Review) -> Scores | None:

@@ -2,7 +2,7 @@
 """Rows of data whose sounds are heard window by window: the answers are joined to the answer of the row."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import groupby
@@ -17,7 +17,7 @@ from xllm.processing.media_sources import MediaError
 from xllm.training.data.dataset import ChatDataset, SampleError, read_stored
 from xllm.training.data.samples import Stored
 from xllm.training.data.sound_windows import Window, Windowing
-from xllm.training.evaluation.transcription import hear, join_segments, windows_of
+from xllm.training.evaluation.transcription import check_lengths, hear, join_segments, windows_of
 from xllm.training.recipes.recipe import EvaluationSpec
 
 
@@ -67,13 +67,27 @@ def _windows(processor: Any, sample: dict, windowing: Windowing) -> Iterator[tup
         yield window, None if wave is None else asked
 
 
-def by_windows(data: ChatDataset, answer: Answer, spec: EvaluationSpec) -> Iterator[tuple[str, list[dict], dict]]:
+Answered = Iterator[tuple[str, list[dict], dict]]
+
+
+def by_batch(data: ChatDataset, numbers: Iterable[int], answer: Answer, spec: EvaluationSpec) -> Answered:
+    """Place, messages and answer of rows that share a batch."""
+    advice, batch = "give --window SECONDS (in a recipe: window) to hear it window by window", []
+    for number in numbers:
+        batch.append(data[number])
+        with named(batch[-1]["where"]):
+            check_lengths((part for turn in batch[-1]["messages"] for part in turn["content"]), advice)
+    answers = answer([sample["messages"] for sample in batch])
+    yield from ((one["where"], one["messages"], {"answer": said["text"]}) for one, said in zip(batch, answers))
+
+
+def by_windows(data: ChatDataset, numbers: Iterable[int], answer: Answer, spec: EvaluationSpec) -> Answered:
     """Place, messages and answer of each row, with its `segments` where there are several. Windows of several rows
     share a batch."""
     windowing, owners = Windowing(cast(float, spec.window)), deque[tuple[int, dict]]()
 
     def windows() -> Iterator[tuple[Window, list[dict] | None]]:
-        for index in range(len(data)):
+        for index in numbers:
             sample = data[index]
             with named(sample["where"]):
                 for found in _windows(data.processor, sample, windowing):
@@ -90,4 +104,4 @@ def by_windows(data: ChatDataset, answer: Answer, spec: EvaluationSpec) -> Itera
         yield sample["where"], sample["messages"], said
 
 
-__all__ = ["SoundsInFiles", "by_windows"]
+__all__ = ["Answer", "SoundsInFiles", "by_batch", "by_windows", "questions"]

@@ -72,7 +72,8 @@ def mixed_units(text: str) -> list[str]:
         if text[place] in _PUNCTUATION or text[place] in " \t\r\n" or category in ("Zs", "Cn"):
             place += 1
             continue
-        run = text[place] if category == "Lo" else _RUN.match(text, place)[0]
+        found = _RUN.match(text, place) if category != "Lo" else None
+        run = found[0] if found else text[place]
         place += len(run)
         units.append(_TAG.sub("", run.upper()))
     return [unit for unit in units if unit]

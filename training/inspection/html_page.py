@@ -7,6 +7,7 @@ page's policy lets a browser load nothing and run nothing.
 
 import base64
 import io
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -81,6 +82,13 @@ def safe_text(text: object) -> str:
     return f'<bdi dir="auto">{escape(visible(str(text)))}</bdi>'
 
 
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table of texts from outside; a head of empty texts is none."""
+    cells = "".join(f"<th>{safe_text(name)}</th>" for name in head)
+    lines = "".join("<tr>" + "".join(f"<td>{safe_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table>{f'<tr>{cells}</tr>' if any(head) else ''}{lines}</table>"
+
+
 def figure(medium: Medium) -> str:
     """A medium as the model gets it: pictures, a film, a player."""
     shown = ""
@@ -131,4 +139,4 @@ def _webm(pictures: np.ndarray) -> bytes | None:
     return file.getvalue()
 
 
-__all__ = ["document", "figure", "safe_text", "write_page"]
+__all__ = ["document", "figure", "safe_text", "table", "write_page"]

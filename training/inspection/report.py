@@ -21,9 +21,9 @@ from transformers.utils import logging
 
 from xllm.training.batches.collator import XLLMDataCollator, text_of
 from xllm.training.data.dataset import ChatDataset, describe
-from xllm.training.evaluation.evaluation import answer_rows
+from xllm.training.evaluation.answers import answer_rows
 from xllm.training.inspection.explain import media_of_sample
-from xllm.training.inspection.html_page import document, figure, safe_text, write_page
+from xllm.training.inspection.html_page import document, figure, safe_text, table, write_page
 from xllm.training.preparing import Prepared
 from xllm.training.saving.checkpoints import is_full
 from xllm.training.stages import Stage, count_parameters
@@ -115,7 +115,7 @@ class StageReport:
         ]
         total = [sum(values) for values in zip(*self.begun["parameters"].values())]
         counts.append(("in all", f"{total[0]:,}", f"{total[1]:,}", f"{total[0] / total[1]:.1%}"))
-        yield _table(("part", "trained parameters", "parameters", "share"), counts)
+        yield table(("part", "trained parameters", "parameters", "share"), counts)
         yield (
             f"<p>{frozen['tensors']} tensors were frozen, and are bit for bit what they were (frozen.json; SHA-256 "
             f"over all of them {safe_text(frozen['sha256'])}).</p>"
@@ -124,10 +124,10 @@ class StageReport:
         if evaluations:
             yield "<h2>Evaluations</h2>"
             found = [(name, one["metric"], f"{one['value']:.2%}", one["n"]) for name, one in evaluations.items()]
-            yield _table(("name", "metric", "value", "samples"), found)
+            yield table(("name", "metric", "value", "samples"), found)
         yield from self._shown()
         yield "<h2>Environment</h2>"
-        yield _table(("", ""), environment())
+        yield table(("", ""), environment())
         settings = yaml.safe_dump(_written(asdict(self.prepared.spec)), sort_keys=False, allow_unicode=True)
         yield f"<details><summary>The stage's recipe</summary><pre>{safe_text(settings)}</pre></details>"
 
@@ -137,7 +137,7 @@ class StageReport:
             plot = base64.b64encode((folder / PLOT_NAME).read_bytes()).decode()
             yield f'<p><img class="plot" alt="losses by step" src="data:image/png;base64,{plot}"></p>'
         values = [(name, f"{value:.6g}") for name, value in log.items() if isinstance(value, (int, float))]
-        yield f"<details><summary>The last entry of the log</summary>{_table(('', ''), values)}</details>"
+        yield f"<details><summary>The last entry of the log</summary>{table(('', ''), values)}</details>"
         entries = [entry for _, entry in read_log(folder / LOG_NAME)] if (folder / LOG_NAME).is_file() else []
         last = entries[-1] if entries else {}
         for name, count in last.items():
@@ -159,13 +159,7 @@ class StageReport:
             told.append(("wanted", text_of(messages[-1])))
             if after:
                 told += [("before", self.begun["before"].get(where, "(not asked)")), ("after", after[number])]
-            yield _table(("", ""), told)
-
-
-def _table(head: tuple, rows) -> str:
-    cells = "".join(f"<th>{safe_text(name)}</th>" for name in head)
-    lines = "".join("<tr>" + "".join(f"<td>{safe_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table>{f'<tr>{cells}</tr>' if any(head) else ''}{lines}</table>"
+            yield table(("", ""), told)
 
 
 def _written(value: Any) -> Any:

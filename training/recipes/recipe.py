@@ -138,7 +138,9 @@ class EvaluationSpec:
     """An evaluation by generation after the stage: `task` of `xllm.training.evaluation.evaluation.TASKS` on `data`.
 
     With `when`, only if that is anything but null, false or empty: `when: ${holdout}`. With `window`, sounds are heard
-    in windows of at most so many seconds (docs/long_media.md).
+    in windows of at most so many seconds (docs/long_media.md). `normalizer` is one of
+    `xllm.training.data.text_normalizers`, for references and answers. A sample that cannot be used ends the run, or is
+    left out and counted with `on_error: skip`.
     """
 
     name: str
@@ -148,6 +150,8 @@ class EvaluationSpec:
     max_new_tokens: int = 64
     batch_size: int = 16
     window: float | None = None
+    normalizer: str | None = None
+    on_error: str = "raise"
 
 
 @dataclass(kw_only=True)

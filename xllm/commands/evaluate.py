@@ -2,7 +2,9 @@
 """`xllm evaluate MODEL --task asr|caption|qa --data FILE`: answer the samples of a data file and give one figure."""
 
 import argparse
+import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -24,7 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     what = "hear recordings in windows of at most so many seconds, one after the other"
     parser.add_argument("--window", type=float, metavar="SECONDS", help=what)
-    parser.add_argument("--output", metavar="DIR", help="write every question, reference and answer there")
+    parser.add_argument("--normalizer", default="none", help="of both sides: none, basic, english or mandarin")
+    what = "a sample that cannot be used ends the evaluation, or is left out, counted and listed"
+    parser.add_argument("--on-error", choices=("raise", "skip"), default="raise", help=what)
+    what = "results.json, samples_TASK.jsonl, report.html, cer.txt; an evaluation that was killed goes on there"
+    parser.add_argument("--output", metavar="DIR", help=what)
+    parser.add_argument("--examples", type=int, default=20, help="how many samples report.html shows (default: 20)")
 
 
 def _columns(pairs: list[str], option: str) -> dict[str, list[str]]:
@@ -43,6 +50,8 @@ def _columns(pairs: list[str], option: str) -> dict[str, list[str]]:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate and print."""
+    from accelerate import PartialState
+
     from xllm.assembly.opening import default_device, load_checkpoint, open_config
     from xllm.training.data.media_rows import MediaRows, parts_of_rows
     from xllm.training.evaluation.evaluation import check_evaluation, row_of_task, run_evaluation
@@ -51,23 +60,79 @@ def run(args: argparse.Namespace) -> None:
 
     if args.task not in TASKS:
         raise ValueError(f"task is {args.task!r}; choose one of {', '.join(TASKS)}")
+    folder = None if args.output is None else Path(args.output)
+    if folder is not None and (folder / "config.json").exists():
+        raise ValueError(f"--output {folder}: a checkpoint lies there; choose another folder")
     where, exclude = _columns(args.where, "--where"), _columns(args.exclude, "--exclude")
-    rows = open_config(args.model, args.trust_remote_code)[2].modalities
+    config = open_config(args.model, args.trust_remote_code)[2]
+    rows = config.modalities
     given = {name: getattr(args, name) for name in ("file_column", "text_column", "media_root", "limit")}
     given |= {"modality": args.modality or row_of_task(args.task, rows), "where": where, "exclude": exclude}
     source = SourceSpec(path=args.data, prompts=None if args.prompt is None else [args.prompt], **given)
-    sizes = {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size, "window": args.window}
-    spec = EvaluationSpec(name=args.task, task=args.task, data=[source], **sizes)
+    how = {name: getattr(args, name) for name in ("max_new_tokens", "batch_size", "window", "normalizer", "on_error")}
+    spec = EvaluationSpec(name=args.task, task=args.task, data=[source], **how)
     sources = check_evaluation(spec, MediaRows(parts_of_rows(rows)))
-    place = args.device or default_device()
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    state = PartialState(cpu=str(args.device or default_device()) == "cpu") if several else None
+    share = (0, 1) if state is None else (state.process_index, state.num_processes)
+    place = args.device or (default_device() if state is None else str(state.device))
     model, processor = load_checkpoint(args.model, args.trust_remote_code, place, args.dtype)
-    folder = None if args.output is None else Path(args.output)
-    found = run_evaluation(model, processor, spec, folder=folder, progress=True, sources=sources)
+    settings = _settings(args, config, model, sources)
+    found = run_evaluation(
+        model, processor, spec, folder=folder, progress=share[0] == 0, sources=sources, settings=settings, share=share,
+        wait=(lambda: None) if state is None else state.wait_for_everyone,
+    )  # fmt: skip
+    if share[0] == 0:
+        if folder is not None:
+            _write(args, folder, found, settings, processor, sources)
+        _print(args, found)
+    if state is not None:
+        state.destroy_process_group()
+
+
+def _settings(args: argparse.Namespace, config, model, sources) -> dict:
+    """What the answers depend on: the model by what config.json says (the digests of its weights too), the data."""
+    from xllm.training.saving.lineage import data_fingerprint
+
+    written = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    return {
+        "model": args.model,
+        "model_sha256": hashlib.sha256(written.encode()).hexdigest(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "data": args.data,
+        "data_sha256": data_fingerprint(sample for source in sources.sources for sample in source)["sha256"],
+        "max_new_tokens": args.max_new_tokens,
+        "window": args.window,
+    }
+
+
+def _write(args: argparse.Namespace, folder: Path, found: dict, settings: dict, processor, sources) -> None:
+    from xllm.training.data.dataset import ChatDataset
+    from xllm.training.evaluation.answer_log import samples_of
+    from xllm.training.evaluation.results import write_alignments, write_report, write_results
+
+    samples = samples_of(folder, args.task)
+    run = {
+        "device": args.device,
+        "batch_size": args.batch_size,
+        "normalizer": args.normalizer,
+        "seconds": found["seconds"],
+    }
+    write_results(folder, args.task, found, settings, {"model": "xllm", "model_args": args.model, **run})
+    if "substitutions" in found:
+        write_alignments(folder, samples)
+    write_report(folder, args.task, found, samples, ChatDataset(sources.sources, processor), args.examples)
+
+
+def _print(args: argparse.Namespace, found: dict) -> None:
     if args.json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
         return
     errors = ""
-    if found["metric"] == "cer":
+    if "substitutions" in found:
         kinds = ", ".join(f"{found[kind]} {kind}" for kind in ("substitutions", "deletions", "insertions"))
         errors = f" ({kinds} in {found['reference']} characters; {100 * found['accuracy']:.1f} % without error)"
-    sys.stdout.write(f"{args.task}: {found['metric']} {100 * found['value']:.2f} %, n = {found['n']}{errors}\n")
+    between = " [{:.2f}, {:.2f}]".format(*(100 * bound for bound in found["interval"])) if "interval" in found else ""
+    skipped = f", {found['skipped']} skipped" if found["skipped"] else ""
+    figure = f"{found['metric']} {100 * found['value']:.2f} %{between}"
+    sys.stdout.write(f"{args.task}: {figure}, n = {found['n']}{skipped}{errors}\n")

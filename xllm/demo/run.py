@@ -227,7 +227,7 @@ def _ask_again(model, processor, output: Path, folder: Path) -> dict[str, Any]:
         lines = [json.dumps({"messages": row["messages"][: 2 * turn]}, ensure_ascii=False) + "\n" for row in rows]
         (data / f"test_{name}.jsonl").write_text("".join(lines), encoding="utf-8")
         cells.append(_ask(model, processor, output, name, folder))
-        for row, sample in zip(rows, _read_lines(folder / f"samples-{name}.jsonl")):
+        for row, sample in zip(rows, _read_lines(folder / f"samples_{name}.jsonl")):
             row["messages"][2 * turn - 1]["content"][0]["text"] = sample["answer"]
     later = cells[1:]  # of as many questions each
     value, chance = (sum(cell[key] for cell in later) / len(later) for key in ("value", "chance"))
@@ -236,8 +236,8 @@ def _ask_again(model, processor, output: Path, folder: Path) -> dict[str, Any]:
 
 def _told_apart(folder: Path, task: str, others: Iterable[str], reply: str) -> dict[str, Any]:
     """How often `reply` is given where it must be, in the samples of `task`, and not in as many of the `others`."""
-    wanted = [sample["answer"] == reply for sample in _read_lines(folder / f"samples-{task}.jsonl")]
-    others = zip(*(_read_lines(folder / f"samples-{name}.jsonl") for name in others))
+    wanted = [sample["answer"] == reply for sample in _read_lines(folder / f"samples_{task}.jsonl")]
+    others = zip(*(_read_lines(folder / f"samples_{name}.jsonl") for name in others))
     unwanted = [sample["answer"] != reply for samples in others for sample in samples][: len(wanted)]
     right = wanted + unwanted
     parts = {"given_where_due": sum(wanted) / len(wanted), "given_elsewhere": 1 - sum(unwanted) / len(unwanted)}

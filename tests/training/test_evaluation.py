@@ -1,0 +1,179 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""`xllm evaluate`: killed and gone on with, on two processes, rows that cannot be used, what its folder holds."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+
+import jiwer
+import pytest
+from killed_runs import in_child
+from process_runs import TORCHRUN, run
+
+from xllm.cli import main
+from xllm.training.evaluation.answer_log import AnswerLog
+from xllm.training.evaluation.metrics import bootstrap_interval
+
+
+TEXTS = ["one", "two words", "a red dog", "b", "low", "high", "three", "what is this", "yes", "no", "left", "right"]
+
+
+@pytest.fixture
+def data(media, tmp_path):
+    """A folder with the media of its own."""
+    return shutil.copytree(media, tmp_path / "data")
+
+
+@pytest.fixture
+def command(data, tiny_checkpoint):
+    """An evaluation of twelve rows: clips, pictures and a film, in messages."""
+    files = [("audio", "low.wav"), ("image", "red.png"), ("audio", "high.wav"), ("image", "blue.png")]
+    files.append(("video", "clip.mp4"))
+    lines = []
+    for number, text in enumerate(TEXTS):
+        kind, file = files[number % len(files)]
+        content = [{"type": kind, "path": file}, {"type": "text", "text": "what " * (number % 3) + "is this"}]
+        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": text}]
+        lines.append(json.dumps({"messages": messages}) + "\n")
+    (data / "rows.jsonl").write_text("".join(lines))
+    options = ["--data", str(data / "rows.jsonl"), "--batch-size", "2", "--max-new-tokens", "4"]
+    return ["evaluate", str(tiny_checkpoint), "--task", "asr", *options]
+
+
+def without_time(folder):
+    return (folder / "samples_asr.jsonl").read_text()
+
+
+def test_an_evaluation_that_was_killed_goes_on(command, tmp_path, capfd):
+    """SIGKILL at ten moments, in the middle of a line too; nothing is asked twice, and the file is the same."""
+    assert in_child(lambda: main([*command, "--output", str(tmp_path / "whole")])) == 0
+    whole, rng = without_time(tmp_path / "whole"), random.Random(0)
+    for moment in range(10):
+        folder, after, torn = tmp_path / str(moment), rng.randint(1, 5), rng.random() < 0.5
+
+        def killed(folder=folder, after=after, torn=torn):
+            add, count = AnswerLog.add, [0]
+
+            def add_and_die(self, lines):
+                add(self, lines)
+                count[0] += 1
+                if count[0] == after:
+                    if torn:
+                        self._own.write('{"n": 99, "whe')
+                        self._own.flush()
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            AnswerLog.add = add_and_die
+            main([*command, "--output", str(folder)])
+
+        assert in_child(killed) == -signal.SIGKILL
+        assert not (folder / "samples_asr.jsonl").exists()
+        capfd.readouterr()
+        assert in_child(lambda folder=folder: main([*command, "--output", str(folder), "--json"])) == 0
+        assert json.loads(capfd.readouterr().out)["found"] == 2 * after
+        assert without_time(folder) == whole
+        assert {path.name for path in folder.iterdir()} == {
+            "samples_asr.jsonl", "results.json", "report.html", "cer.txt", ".answers_asr.json",
+        }  # fmt: skip
+
+
+def test_a_finished_evaluation_is_scored_anew_without_the_model(command, tmp_path, capsys, monkeypatch):
+    folder = ["--output", str(tmp_path / "out"), "--json"]
+    assert main([*command, *folder]) == 0
+    first = json.loads(capsys.readouterr().out)
+    monkeypatch.setattr("xllm.training.evaluation.answers.generated", None)
+    assert main([*command, *folder, "--normalizer", "basic"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["found"] == len(TEXTS)
+    assert again["reference"] <= first["reference"]
+    sample = json.loads((tmp_path / "out/samples_asr.jsonl").read_text().splitlines()[0])
+    assert sample["normalized_reference"] == "one"
+    for changed in (["--max-new-tokens", "5"], ["--limit", "3"]):
+        assert main([*command, *folder, *changed]) == 1
+        err = capsys.readouterr().err
+        assert re.search(r"answers of another evaluation called asr, with other (max_new_tokens|data_sha256);", err)
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(command, tmp_path, capsys):
+    assert main([*command, "--output", str(tmp_path / "one"), "--json"]) == 0
+    one = json.loads(capsys.readouterr().out)
+    done = run(*TORCHRUN, "-m", "xllm", *command, "--output", str(tmp_path / "two"), "--json")
+    two = json.loads(done.stdout)  # the first process alone prints
+    assert {**two, "seconds": 0} == {**one, "seconds": 0}
+    assert without_time(tmp_path / "two") == without_time(tmp_path / "one")
+
+
+def test_what_the_folder_holds(command, tmp_path, capsys):
+    folder = tmp_path / "out"
+    assert main([*command, "--output", str(folder), "--json", "--examples", "5"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    samples = [json.loads(line) for line in without_time(folder).splitlines()]
+    assert [sample["reference"] for sample in samples] == TEXTS
+    assert [sample["n"] for sample in samples] == list(range(len(TEXTS)))
+    assert samples[4]["media"][0].endswith("clip.mp4")
+    references, answers = ([sample[key] for sample in samples] for key in ("reference", "answer"))
+    assert found["value"] == pytest.approx(jiwer.cer(references, answers))
+    errors = sum(found[key] for key in ("substitutions", "deletions", "insertions"))
+    assert sum(sample["cer"][0] for sample in samples) == errors
+    assert sum(sample["cer"][1] for sample in samples) == found["reference"]
+    low, high = found["interval"]
+    assert low <= found["value"] <= high
+
+    results = json.loads((folder / "results.json").read_text())
+    assert {"results", "configs", "versions", "n-samples", "config", "date"} == results.keys()
+    assert results["results"]["asr"]["cer,none"] == found["value"]
+    assert results["n-samples"]["asr"] == {"original": len(TEXTS), "effective": len(TEXTS)}
+    aligned = (folder / "cer.txt").read_text(encoding="utf-8")
+    assert f"N={sum(len(text.split()) for text in TEXTS)} " in aligned.splitlines()[-3]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert f"asr: cer {found['value']:.2%}" in page
+    assert page.count("<h3>") == 5
+    assert "<audio" in page or "<img" in page
+    # a second task beside the first
+    assert main([*command[:3], "qa", *command[4:], "--output", str(folder)]) == 0
+    assert json.loads((folder / "results.json").read_text())["results"].keys() == {"asr", "qa"}
+
+
+def test_rows_that_cannot_be_used(command, data, tmp_path, capsys):
+    """A clip that is none, found when it is decoded; later, a file that is not there, found before."""
+    lines = (data / "rows.jsonl").read_text().splitlines(keepends=True)
+    lines[2] = lines[2].replace("high.wav", "broken.wav")
+    (data / "rows.jsonl").write_text("".join(lines))
+    assert main([*command, "--output", str(tmp_path / "out")]) == 1
+    assert re.search(r"rows\.jsonl:3: .*broken\.wav", capsys.readouterr().err)
+    assert main([*command, "--output", str(tmp_path / "out"), "--on-error", "skip"]) == 0
+    assert "n = 11, 1 skipped" in capsys.readouterr().out
+    sample = json.loads(without_time(tmp_path / "out").splitlines()[2])
+    assert sample.keys() == {"n", "where", "skipped"}
+    assert "broken.wav" in sample["skipped"]
+    assert "broken.wav" in (tmp_path / "out/report.html").read_text()
+    shutil.copy(data / "high.wav", data / "broken.wav")  # what was skipped is tried again
+    assert main([*command, "--output", str(tmp_path / "out"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["n"], found["found"], found["skipped"]) == (12, 11, 0)
+
+    (data / "clip.mp4").unlink()
+    assert main([*command, "--output", str(tmp_path / "other")]) == 1
+    assert re.search(r"rows\.jsonl:5: no such file: .*clip\.mp4", capsys.readouterr().err)
+    assert main([*command, "--output", str(tmp_path / "other"), "--on-error", "skip", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["n"], found["skipped"]) == (10, 2)
+    last = json.loads(without_time(tmp_path / "other").splitlines()[-1])
+    assert last["where"].endswith("rows.jsonl:10")
+    assert "clip.mp4" in last["skipped"]
+
+
+def test_a_checkpoint_is_no_folder_of_results(command, tiny_checkpoint, capsys):
+    assert main([*command, "--output", str(tiny_checkpoint)]) == 1
+    assert "a checkpoint lies there; choose another folder" in capsys.readouterr().err
+
+
+def test_the_interval_of_a_proportion():
+    """Of 100 draws with p = 0.3, by the normal approximation 0.3 +- 1.96 * sqrt(0.3 * 0.7 / 100)."""
+    low, high = bootstrap_interval([(1, 1)] * 30 + [(0, 1)] * 70)
+    assert (low, high) == pytest.approx((0.21, 0.39), abs=0.02)
+    assert bootstrap_interval([(0, 5)] * 4) == (0.0, 0.0)

@@ -1,0 +1,112 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""What an evaluation leaves in its folder, beside the samples: figures, alignments, a page.
+
+`results.json` has the keys of lmms-eval (`results`, `configs`, `versions`, `n-samples`, `config`), and holds every
+evaluation of the folder; `cer.txt` is laid out as WeNet's scoring (see `transcripts`); `report.html` shows the figures
+and the samples with the most errors, with their pictures and players.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from xllm.modeling_xllm.weight_files import read_json, replacing, write_json
+from xllm.training.batches.collator import XLLMDataCollator
+from xllm.training.data.dataset import ChatDataset, describe
+from xllm.training.data.samples import Sample
+from xllm.training.evaluation.transcripts import Scored, align, count_errors, mixed_units, report_lines
+from xllm.training.inspection.explain import media_of_sample
+from xllm.training.inspection.html_page import document, figure, safe_text, table, write_page
+from xllm.training.inspection.report import environment
+
+
+RESULTS, REPORT, ALIGNED = "results.json", "report.html", "cer.txt"
+VERSION = 1  # of the tasks: how they ask and score
+_FIGURES = ("value", "interval", "accuracy", "substitutions", "deletions", "insertions", "reference")
+
+
+def write_results(folder: Path, name: str, result: Mapping, settings: Mapping, config: Mapping) -> None:
+    """Put an evaluation into `results.json`.
+
+    Args:
+        result: what `run_evaluation` returned. settings: what the answers depend on. config: of the run: the model,
+            device, precision, batch size.
+    """
+    path, metric = folder / RESULTS, result["metric"]
+    whole = read_json(path)
+    figures = {f"{metric}{'' if key == 'value' else '_' + key},none": result[key] for key in _FIGURES if key in result}
+    entry = {
+        "results": {"alias": name, **figures},
+        "configs": {"task": name, "metric": metric, "output_type": "generate_until", **settings},
+        "versions": VERSION,
+        "n-samples": {"original": result["n"] + result["skipped"], "effective": result["n"]},
+    }
+    for key, value in entry.items():
+        whole.setdefault(key, {})[name] = value
+    whole["config"] = {**config, "environment": dict(environment())}
+    whole["date"] = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(path, whole)
+
+
+def write_alignments(folder: Path, samples: Iterable[Mapping]) -> None:
+    """`cer.txt`: the mixed units of every reference and answer, one above the other."""
+    pairs = {}
+    for sample in (sample for sample in samples if "skipped" not in sample):
+        texts = (sample.get(f"normalized_{key}", sample[key]) for key in ("reference", "answer"))
+        pairs[f"{sample['n']}:{sample['where']}"] = align(*map(mixed_units, texts))
+    rate = count_errors([pair for row in pairs.values() for pair in row])
+    with replacing(folder / ALIGNED) as partial:
+        partial.write_text("\n".join(report_lines(Scored({"mixed": rate}, pairs))) + "\n", encoding="utf-8")
+
+
+def write_report(folder: Path, name: str, result: Mapping, samples: list[dict], data: ChatDataset, shown: int) -> None:
+    """`report.html`: the figures, `shown` samples that went worst, those that were skipped."""
+    body = "".join(_body(name, result, samples, data, shown))
+    write_page(folder / REPORT, document(f"{name}: {result['metric']} {result['value']:.2%}", body))
+
+
+def _body(name: str, result: Mapping, samples: list[dict], data: ChatDataset, shown: int) -> Iterator[str]:
+    metric, answered = result["metric"], [sample for sample in samples if "skipped" not in sample]
+    low, high = result.get("interval", (None, None))
+    yield f"<h1>{safe_text(name)}: {metric} {result['value']:.2%}</h1>"
+    between = f"95 % of resampled data between {low:.2%} and {high:.2%}; " if low is not None else ""
+    yield f'<p class="soft">{between}{result["n"]} samples, {result["skipped"]} skipped</p>'
+    yield table(("", ""), [(key, _shown(result[key])) for key in result if key not in ("value", "interval")])
+    order = sorted(answered, key=lambda sample: (-_badness(sample, metric), sample["n"]))
+    yield f"<h2>The {min(shown, len(order))} samples with the most errors</h2>"
+    for number, sample in enumerate(order[:shown], 1):
+        yield f"<h3>{number}. {safe_text(sample['where'])}</h3>{_media(data, sample)}"
+        rows = [(key, sample[key]) for key in ("question", "reference", "answer")]
+        rows += [(key, sample[key]) for key in sample if key.startswith("normalized_")]
+        errors, of = sample.get(metric, ("", ""))
+        rows.append(("right" if metric == "accuracy" else "errors", f"{int(errors)} of {of}" if of != "" else "-"))
+        yield table(("", ""), rows)
+    if left := [sample for sample in samples if "skipped" in sample]:
+        yield "<h2>Skipped</h2>"
+        yield table(("sample", "reason"), [(sample["where"], sample["skipped"]) for sample in left])
+
+
+def _badness(sample: Mapping, metric: str) -> float:
+    errors, of = sample.get(metric, (0, 1))
+    return -errors if metric == "accuracy" else errors / max(1, of)
+
+
+def _media(data: ChatDataset, sample: Mapping) -> str:
+    """The media of a sample as the model got them; what cannot be shown is said."""
+    if "segments" in sample:
+        return f"<p>heard in {len(sample['segments'])} windows, not shown: {safe_text(', '.join(sample['media']))}</p>"
+    try:
+        one: Sample = data.samples[data.order[sample["n"]]]
+        item = data[sample["n"]]
+        media = media_of_sample(data.processor, one, item, XLLMDataCollator(data.processor)([item]))
+    except (ValueError, OSError) as error:
+        return f"<p>its media cannot be shown: {safe_text(describe(error))}</p>"
+    return f'<div class="media">{"".join(map(figure, media))}</div>' if media else ""
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+__all__ = ["ALIGNED", "REPORT", "RESULTS", "write_alignments", "write_report", "write_results"]
