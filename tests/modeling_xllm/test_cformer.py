@@ -4,6 +4,7 @@
 import pytest
 import torch
 
+from xllm.modeling_xllm import cformer as cformer_module
 from xllm.modeling_xllm.cformer import CFormer
 from xllm.modeling_xllm.configuration_cformer import CFormerConfig
 
@@ -82,10 +83,15 @@ def test_a_clip_does_not_depend_on_its_batch(attention, positions):
         torch.testing.assert_close(alone.embeddings[0], out.embeddings[b, : out.lengths[b]], atol=2e-6, rtol=1e-5)
 
 
-def test_clips_that_fire_nothing():
-    cformer = tiny_cformer()
-    out = cformer(torch.randn(2, 5, 8), torch.zeros(2, 5))
-    assert out.embeddings.shape == (2, 0, 16)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_clips_that_fire_nothing(monkeypatch, processes):
+    """On several processes there is room for a token, so that every layer is run."""
+    monkeypatch.setattr(cformer_module, "world_size", lambda: processes)
+    out = tiny_cformer()(torch.randn(2, 5, 8), torch.zeros(2, 5))
+    width = processes - 1
+    assert out.embeddings.shape == (2, width, 16)
+    assert out.mask.shape == out.fire_frames.shape == (2, width)
+    assert not out.mask.any()
     assert out.lengths.tolist() == [0, 0]
 
 
@@ -149,9 +155,26 @@ def test_missing_weights_get_their_own_initialisation(tmp_path):
     assert {key.split(".")[0] for key in info["missing_keys"]} == {"cif"}
     assert not info["unexpected_keys"]
     assert 0.4 < loaded.cif.output_proj.weight.abs().max() <= (6 / 32) ** 0.5
-    assert loaded.cif.conv.weight.abs().max() > 0.15
+    conv = loaded.cif.conv.weight
+    assert 0.94 < conv.abs().max() * conv[0].numel() ** 0.5 <= 1  # as torch begins a convolution
     assert not loaded.cif.weight_proj.bias.any()
     assert torch.equal(loaded.pre_proj.weight, cformer.pre_proj.weight)
+
+
+@pytest.mark.parametrize("kind", ["conv", "dense", "linear"])
+def test_weights_are_dropped_out_of_a_predictor_with_layers(kind):
+    cformer = tiny_cformer(cif_predictor=kind, cif_predictor_size=5, cif_dropout=0.5).train()
+    hidden, mask = clips(20)
+    first, second = (cformer.cif.predict_alphas(hidden, mask) for _ in range(2))
+    assert torch.equal(first, second) is (kind == "linear")
+
+
+def test_token_level_features_are_those_given():
+    """Padding may hold anything."""
+    hidden, mask = clips(4, 2)
+    out = tiny_cformer(transformer="none", cif_predictor="none")(hidden.masked_fill(~mask[..., None], 9.0), mask)
+    assert torch.equal(out.embeddings, hidden * mask[..., None])
+    assert torch.equal(out.mask, mask)
 
 
 def test_round_trip(tmp_path):

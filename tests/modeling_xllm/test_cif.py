@@ -116,6 +116,20 @@ def test_exactly_the_target_comes_out(dtype, T, one_token_per_frame, per_frame):
     torch.testing.assert_close(out.embeddings[out.mask].float(), torch.ones(targets.sum(), 1), atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
+def test_gradients_in_half_precision(dtype, tolerance):
+    """Relative to the same values in float32, over several blocks of products."""
+    hidden, alphas = torch.randn(3, 700, 257).to(dtype), (torch.rand(3, 700) * 0.6).to(dtype)
+    toward = torch.randn(3, 250, 257).to(dtype)
+    found = []
+    for kind in (dtype, torch.float32):
+        given = [value.detach().to(kind).requires_grad_() for value in (hidden, alphas)]
+        out = integrate_and_fire(*given, None, torch.tensor([250, 200, 100])).embeddings
+        found.append([grad.float() for grad in torch.autograd.grad(out, given, toward.to(kind)[:, : out.shape[1]])])
+    for half, full in zip(*found):
+        assert (half - full).norm() <= tolerance * full.norm()
+
+
 def test_no_drift_over_twenty_thousand_frames():
     alphas = torch.rand(2, 20_000) * 0.6
     hidden = torch.randn(2, 20_000, 4)

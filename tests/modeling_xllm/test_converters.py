@@ -199,6 +199,26 @@ def test_frames_joined_to_tokens(converter):
     assert model(input_ids=ids, **alone).logits.isfinite().all()
 
 
+@pytest.mark.parametrize("joined", [None, 1, 2])
+def test_a_linear_converter_joins_as_many_frames_as_its_row_says(joined):
+    row = replaced(heard("linear"), frames_per_token=joined, subsampling_factor=joined)
+    model = tiny_model(rows=tiny_rows(status=row))
+    values = torch.randn(1, 4, 6)
+    (tokens,) = model.get_features("status", values, torch.ones(1, 4)).pooler_output
+    interface = model.model.interfaces["status"]
+    means = values[0].unflatten(0, (-1, joined or 1)).mean(1)
+    expected = interface.adapter(interface.converter.dense(interface.converter.layernorm(means)))
+    torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [None, 1])
+def test_tokens_that_were_fired_before_are_not_subsampled(factor):
+    row = X2LConfig(converter="cformer", encoder=None, token_level=True, subsampling_factor=factor)
+    assert XLLMConfig(modalities={"speech": row}).modalities["speech"].subsampling_factor == 1
+    with pytest.raises(ValueError, match="token_level=True needs .* subsampling_factor=1, got 'cformer', None and 2"):
+        XLLMConfig(modalities={"speech": replaced(row, subsampling_factor=2)})
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -159,27 +159,56 @@ def test_a_tuple_holds_what_the_output_holds():
 
 
 def test_the_trainer_evaluates_mixed_batches_with_metrics(tmp_path):
-    """`modality_features` are no predictions: batches with other media could not be joined."""
-    model = tiny_model("llama")
-    rows = [{"input_ids": torch.tensor([ids]), **media} for ids, media in mixed_rows()]
-    longest = max(row["input_ids"].shape[1] for row in rows)
+    """Batches of other media are joined (`modality_features` are no predictions), and say what each row does alone."""
+    model, rows = tiny_model("llama"), mixed_rows()
+    longest = max(len(ids) for ids, _ in rows)
     seen = {}
 
-    def collate(batch: list[dict]) -> dict:
-        (row,) = batch
-        padding = (longest - row["input_ids"].shape[1], 0)
-        ids = torch.nn.functional.pad(row["input_ids"], padding, value=PAD)
-        mask = torch.nn.functional.pad(torch.ones_like(row["input_ids"]), padding)
-        return {**row, "input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+    def collate(some: list[tuple]) -> dict:
+        batch = batch_of([(ids, media) for ids, media in some])
+        padding = (longest - batch["input_ids"].shape[1], 0)
+        ids = torch.nn.functional.pad(batch.pop("input_ids"), padding, value=PAD)
+        mask = torch.nn.functional.pad(batch.pop("attention_mask"), padding)
+        return {**batch, "input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
 
     def compute_metrics(prediction) -> dict:
-        seen["shape"] = prediction.predictions.shape
+        seen["logits"], seen["labels"] = map(torch.from_numpy, (prediction.predictions, prediction.label_ids))
         return {"right": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
     arguments = TrainingArguments(
-        tmp_path, per_device_eval_batch_size=1, remove_unused_columns=False, report_to=[], use_cpu=True
+        tmp_path, per_device_eval_batch_size=2, remove_unused_columns=False, report_to=[], use_cpu=True
     )
     trainer = Trainer(model, arguments, data_collator=collate, eval_dataset=rows, compute_metrics=compute_metrics)
     metrics = trainer.evaluate()
-    assert seen["shape"] == (len(rows), longest, VOCAB)
-    assert 0 <= metrics["eval_right"] <= 1
+    assert seen["logits"].shape == (len(rows), longest, VOCAB)
+    right = 0
+    for row, logits, labels in zip(rows, seen["logits"], seen["labels"], strict=True):
+        (alone,) = model(**batch_of([row])).logits.detach()
+        words = torch.tensor(row[0]) < IMAGE  # placeholders that no token fills have scores of no meaning
+        torch.testing.assert_close(logits[-len(alone) :][words], alone[words], atol=1e-4, rtol=1e-4)
+        right += int((logits.argmax(-1) == labels).sum())
+    assert metrics["eval_right"] == pytest.approx(right / seen["labels"].numel())
+
+
+@pytest.mark.parametrize("name", ["image", "video", "speech"])
+@pytest.mark.parametrize("trains_tower", [False, True])
+def test_a_process_without_a_modality_runs_what_others_train(name, trains_tower, monkeypatch):
+    """Zero, with a gradient of zero for each trained parameter; the tower is run only if it is trained."""
+    monkeypatch.setattr("xllm.modeling_xllm.cformer.world_size", lambda: 2)
+    model = tiny_model("llama").requires_grad_(False)
+    assert model.model.stand_in(name) is None  # nothing is trained
+    encoder, interface = model.model, model.model.interfaces[name]
+    interface.requires_grad_(True)
+    tower = encoder.tower(model.config.modalities[name].encoder)
+    tower.requires_grad_(trains_tower)
+    runs = []
+    tower.register_forward_hook(lambda *_: runs.append(1))
+    model.train()
+    loss = encoder.stand_in(name)
+    assert loss.item() == 0
+    loss.backward()
+    assert len(runs) == trains_tower
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    reached = [parameter.grad for parameter in trained if parameter.grad is not None]
+    assert not any(grad.any() for grad in reached)
+    assert len(reached) >= 0.9 * len(trained)  # an encoder's pooler, say, has no part in it

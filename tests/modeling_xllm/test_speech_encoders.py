@@ -153,6 +153,8 @@ def speech_rows(**changes):
         (PARAKEET, 17, 3, 8),  # 17 -> 9 -> 5 -> 3
         (WHISPER, 5, 3, 2),  # 5 -> 5 -> 3
         (WAVE_LAYER, 16_000, 50, 320),  # (16000 - 10) // 80 + 1 = 200; (200 - 4) // 4 + 1 = 50
+        # 16,000 samples are 200, then 50 frames; of two adapter layers 50 -> 25 -> 13
+        (Wav2Vec2Config(add_adapter=True, num_adapter_layers=2, **WAVE), 16_000, 13, 1280),
         (MOONSHINE, 16_000, 40, 384),  # 249 -> 81 -> 40
         (FUN_ASR, 9, 9, 1),
         (Wav2Vec2BertConfig(add_adapter=True), 9, 5, 2),  # one adapter layer: 9 -> 5

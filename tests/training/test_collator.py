@@ -1,13 +1,17 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Batches: which tokens carry loss, what is cut when a sample is too long, and the batches of stage 1."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
+from transformers import GenerationConfig, LlamaConfig
 
-from xllm.training.batches.collator import XLLMDataCollator, text_ids
+from xllm.modeling_xllm.configuration_xllm import XLLMConfig
+from xllm.training.batches.collator import DAY, TEACHER, XLLMDataCollator, chat_settings, on_one_day, text_ids
 from xllm.training.data.augmentation import Augmentation
 
 
@@ -75,6 +79,7 @@ def test_mixed_batch_keeps_media_in_order_and_pads_behind(tiny_processor):
     real = batch["attention_mask"].bool()
     assert (batch["labels"][~real] == -100).all()
     assert (batch["attention_mask"][:, 1:] <= batch["attention_mask"][:, :-1]).all()
+    assert (batch["input_ids"][~real] == tiny_processor.tokenizer.pad_token_id).all()
 
 
 def test_only_the_last_answer_or_one_row_per_answer(tiny_processor):
@@ -200,3 +205,35 @@ def test_captions_that_are_cut_are_counted(tiny_processor, caplog):
     assert batch["attention_mask"].sum(1).max() == 8
     assert collate.cuts() == {"texts": 1}
     assert "texts: a sample is too long and was cut" in caplog.text
+
+
+@pytest.mark.parametrize(("ends", "stop_ids"), [(None, []), (2, [2]), ([2, 7], [2, 7])])
+def test_settings_that_follow_from_a_model(ends, stop_ids):
+    generation = GenerationConfig(eos_token_id=ends)
+    assert chat_settings(XLLMConfig(), generation) == {"causal": False, "stop_ids": stop_ids}  # ChatGLM's prefix
+    causal = XLLMConfig(text_config=LlamaConfig(hidden_size=16, num_attention_heads=2))
+    assert chat_settings(causal, generation) == {"causal": True, "stop_ids": stop_ids}
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_today_is_one_day_in_every_template(tiny_processor, named, caplog):
+    template = "{{ strftime_now('%d %B %Y') }}"
+    processor = copy.copy(tiny_processor)
+    processor.chat_template = {"default": template, "tools": f"{template}!"} if named else template
+    fixed = on_one_day(processor)
+    assert processor.chat_template != fixed.chat_template
+    templates = fixed.chat_template.values() if named else [fixed.chat_template]
+    written = {fixed.apply_chat_template([user("What?")], chat_template=one, tokenize=False) for one in templates}
+    assert written == ({f"{DAY:%d %B %Y}", f"{DAY:%d %B %Y}!"} if named else {f"{DAY:%d %B %Y}"})
+    assert on_one_day(tiny_processor) is tiny_processor
+
+
+def test_a_teacher_reads_what_the_media_say(tiny_processor):
+    """Rows without such a text are marked: their answers are no lesson."""
+    rows = [[user(clip(), "Say it"), assistant("b")], [user("Only text?"), assistant("yes")]]
+    samples = [{"messages": row, "equivalents": texts} for row, texts in zip(rows, (["one two"], None))]
+    batch = XLLMDataCollator(tiny_processor, distills=True)(samples)[TEACHER]
+    assert batch["rows"].tolist() == [True, False]
+    text = tiny_processor.tokenizer.decode(batch["input_ids"][0])
+    assert "one two" in text
+    assert tiny_processor.audio_token not in text
