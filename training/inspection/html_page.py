@@ -32,6 +32,7 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back); max-width: 64rem;
   margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.35rem; overflow-wrap: anywhere; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+h3 { font-size: 1rem; margin-bottom: .3rem; }
 p { margin: .3rem 0; } .soft { color: var(--soft); } bdi { unicode-bidi: isolate; }
 .media { display: flex; flex-wrap: wrap; gap: 1rem; }
 figure { margin: 0; padding: .8rem; border: 1px solid var(--line); border-radius: 8px; background: var(--box);
