@@ -27,7 +27,7 @@ EXTRAS = {
 MAKING = ("init",)
 ANSWERING = ("chat", "evaluate")  # choose device and precision
 OPENING = ("check", "explain", "estimate", "train", "chat", "serve", "evaluate", "inspect", "convert", "push")
-COMMANDS = (*MAKING, "demo", "build-instructions", "score", *OPENING)
+COMMANDS = (*MAKING, "test-interface", "demo", "build-instructions", "score", *OPENING)
 REPORTING = set(COMMANDS) - {"init", "explain", "serve"}
 
 
