@@ -9,6 +9,7 @@ import shutil
 import signal
 
 import jiwer
+import numpy as np
 import pytest
 from killed_runs import in_child
 from process_runs import TORCHRUN, run
@@ -30,8 +31,9 @@ def data(media, tmp_path):
 @pytest.fixture
 def command(data, tiny_checkpoint):
     """An evaluation of twelve rows: clips, pictures and a film, in messages."""
+    shutil.copy(data / "clip.mp4", data / "other.mp4")
     files = [("audio", "low.wav"), ("image", "red.png"), ("audio", "high.wav"), ("image", "blue.png")]
-    files.append(("video", "clip.mp4"))
+    files += [("video", "clip.mp4"), ("video", "other.mp4")]
     lines = []
     for number, text in enumerate(TEXTS):
         kind, file = files[number % len(files)]
@@ -163,7 +165,7 @@ def test_rows_that_cannot_be_used(command, data, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert (found["n"], found["skipped"]) == (10, 2)
     last = json.loads(without_time(tmp_path / "other").splitlines()[-1])
-    assert last["where"].endswith("rows.jsonl:10")
+    assert last["where"].endswith("rows.jsonl:11")
     assert "clip.mp4" in last["skipped"]
 
 
@@ -177,3 +179,61 @@ def test_the_interval_of_a_proportion():
     low, high = bootstrap_interval([(1, 1)] * 30 + [(0, 1)] * 70)
     assert (low, high) == pytest.approx((0.21, 0.39), abs=0.02)
     assert bootstrap_interval([(0, 5)] * 4) == (0.0, 0.0)
+
+
+def test_questions_with_other_media_than_their_own(command, tmp_path, capsys, monkeypatch):
+    """What the model is given is looked at: it answers with the media that it got."""
+    given = []
+
+    def answer(model, processor, rows, max_new_tokens):
+        media = [[part for turn in row for part in turn["content"] if part["type"] != "text"] for row in rows]
+        given.extend(media)
+        return [{"text": "one" if parts else "x"} for parts in media]
+
+    monkeypatch.setattr("xllm.training.evaluation.answers.generated", answer)
+    run = [*command, "--output", str(tmp_path / "out"), "--json"]
+    assert main(run) == 0
+    capsys.readouterr()
+    samples = {}
+    for choice in ("shuffled", "blank", "absent"):
+        given.clear()
+        assert main([*run, "--media", choice]) == 0
+        found = json.loads(capsys.readouterr().out)
+        lines = (tmp_path / f"out/samples_asr-{choice}.jsonl").read_text().splitlines()
+        samples[choice] = [json.loads(line) for line in lines]
+        assert found["difference"]["n"] == len(TEXTS) == len(samples[choice])
+        if choice == "blank":
+            values = [np.asarray(medium_of(part)) for parts in given for part in parts]
+            assert len(values) == len(TEXTS)
+            assert all((value == (128 if value.dtype == np.uint8 else 0)).all() for value in values)
+    real = [json.loads(line) for line in without_time(tmp_path / "out").splitlines()]
+    for own, other in zip(real, samples["shuffled"]):
+        assert own["question"] == other["question"]
+        assert own["media"] != other["media"]
+        assert own["media"][0][-3:] == other["media"][0][-3:]  # of the same kind
+    assert all(sample["media"] == [] and sample["answer"] == "x" for sample in samples["absent"])
+    assert found["difference"]["value"] == pytest.approx(found["value"] - jiwer.cer(TEXTS, ["one"] * len(TEXTS)))
+    assert (tmp_path / "out/report_asr-absent.html").is_file()
+    assert "asr-absent: cer" in (tmp_path / "out/report_asr-absent.html").read_text()
+    assert "asr: cer" in (tmp_path / "out/report.html").read_text()
+
+
+def medium_of(part):
+    medium = part[part["type"]]
+    return getattr(medium, "samples", getattr(medium, "frames", medium))
+
+
+def test_media_that_cannot_be_shuffled(command, data, capsys):
+    lines = [line for line in (data / "rows.jsonl").read_text().splitlines(keepends=True) if "red.png" in line]
+    (data / "rows.jsonl").write_text("".join(lines))
+    assert main([*command, "--media", "shuffled"]) == 1
+    assert "rows.jsonl:1: no other row has other media of its kinds (image) to shuffle with" in capsys.readouterr().err
+    assert main([*command, "--media", "none"]) == 1
+    assert "media is 'none'; choose one of real, shuffled, blank, absent" in capsys.readouterr().err
+
+
+def test_the_interval_of_a_difference_is_paired():
+    """Rows that go up and down together differ by little, however much they vary."""
+    rows = [(number % 10, 10) for number in range(100)]
+    low, high = bootstrap_interval([(a + 1, b) for a, b in rows], rows)
+    assert (low, high) == pytest.approx((0.1, 0.1))

@@ -235,7 +235,7 @@ class ChatDataset(Dataset):
         medium = _cut(self._load(kind, part_source(part), self._recordings if is_span else None), part)
         for what in MEDIA_KINDS[kind].augmented_as:
             if self.augmentation is not None and what != "features" and self.augmentation.handles(what):
-                medium = _changed(medium, partial(self.augmentation.apply, what, rng=rng))
+                medium = changed(medium, partial(self.augmentation.apply, what, rng=rng))
         return {"type": kind, kind: medium}
 
     def _load(self, kind: str, source: Any, recent: dict | None = None) -> Any:
@@ -278,7 +278,7 @@ def _cut(medium: Any, part: dict) -> Any:
     return replace(medium, samples=medium.samples[round(begin * rate) : round(end * rate)])
 
 
-def _changed(medium: Any, change: Callable[[np.ndarray], np.ndarray]) -> Any:
+def changed(medium: Any, change: Callable[[np.ndarray], np.ndarray]) -> Any:
     """A decoded medium with its values changed; what else is known of it stays."""
     if isinstance(medium, Image.Image):
         return Image.fromarray(change(np.asarray(medium)))
@@ -289,4 +289,4 @@ def _changed(medium: Any, change: Callable[[np.ndarray], np.ndarray]) -> Any:
     return change(medium)
 
 
-__all__ = ["ChatDataset"]
+__all__ = ["ChatDataset", "changed"]

@@ -28,7 +28,8 @@ from xllm.training.data.sources import Sample, load_source
 from xllm.training.data.text_normalizers import normalizer
 from xllm.training.evaluation.answer_log import AnswerLog
 from xllm.training.evaluation.answers import answerer
-from xllm.training.evaluation.metrics import METRICS, accuracy, bootstrap_interval
+from xllm.training.evaluation.metrics import METRICS, accuracy, bootstrap_interval, ratio
+from xllm.training.evaluation.other_media import MEDIA_CHOICES, BlankMedia, with_media
 from xllm.training.evaluation.row_windows import Answer, SoundsInFiles, by_batch, by_windows
 from xllm.training.evaluation.tasks import TASKS
 from xllm.training.progress import ProgressLine
@@ -58,6 +59,10 @@ def check_evaluation(spec: EvaluationSpec, media: MediaRows) -> EvaluationData:
         raise RecipeError(f"evaluate: {spec.name} has no data")
     if spec.on_error not in ("raise", "skip"):
         raise RecipeError(f"evaluate: on_error is {spec.on_error!r}; choose raise or skip")
+    if spec.media not in MEDIA_CHOICES:
+        raise RecipeError(f"evaluate: media is {spec.media!r}; choose one of {', '.join(MEDIA_CHOICES)}")
+    if spec.media == "blank" and spec.window is not None:
+        raise RecipeError("evaluate: media: blank are whole, and window hears recordings in parts; leave one out")
     _normalizer(spec)
     unread: list[dict] = []
 
@@ -66,7 +71,8 @@ def check_evaluation(spec: EvaluationSpec, media: MediaRows) -> EvaluationData:
         unread.append({"where": where, "skipped": describe(error).removeprefix(f"{where}: ")})
 
     on_bad = skip if spec.on_error == "skip" else None
-    return EvaluationData([load_source(source, media, on_bad) for source in spec.data], unread)
+    samples = [load_source(source, media, on_bad) for source in spec.data]
+    return EvaluationData(with_media(samples, spec.media), unread)
 
 
 def row_of_task(task: str, modalities: dict) -> str | None:
@@ -118,7 +124,7 @@ def run_evaluation(
         raise RecipeError(
             f"evaluate: after stage 1 only {able} can be evaluated, not {spec.task}: there is no text without the LLM"
         )
-    data_class = ChatDataset if spec.window is None else SoundsInFiles
+    data_class = SoundsInFiles if spec.window is not None else BlankMedia if spec.media == "blank" else ChatDataset
     data = data_class(sources.sources, processor, weights=[source.weight for source in spec.data])
     answer = answerer(model, processor, spec.max_new_tokens, stage_one)
     log = AnswerLog(folder, spec.name, settings) if folder is not None else None
@@ -208,4 +214,14 @@ def score_samples(spec: EvaluationSpec, samples: list[dict]) -> dict:
     return {"metric": metric, **found, "n": len(scored), "skipped": len(samples) - len(scored)}
 
 
-__all__ = ["check_evaluation", "row_of_task", "run_evaluation", "score_samples"]
+def compare(metric: str, samples: list[dict], real: list[dict]) -> dict:
+    """How much higher a figure is than with the rows' own media, over the rows that both have: `{"value", "interval",
+    "n"}`, paired."""
+    own = {sample["n"]: sample[metric] for sample in real if metric in sample}
+    both = [(sample[metric], own[sample["n"]]) for sample in samples if metric in sample and sample["n"] in own]
+    (first, second) = ([pair[side] for pair in both] for side in (0, 1))
+    value = ratio(first) - ratio(second)
+    return {"value": value, "interval": list(bootstrap_interval(first, second)), "n": len(both)}
+
+
+__all__ = ["EvaluationData", "check_evaluation", "compare", "row_of_task", "run_evaluation", "score_samples"]

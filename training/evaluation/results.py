@@ -3,7 +3,8 @@
 
 `results.json` has the keys of lmms-eval (`results`, `configs`, `versions`, `n-samples`, `config`), and holds every
 evaluation of the folder; `cer.txt` is laid out as WeNet's scoring (see `transcripts`); `report.html` shows the figures
-and the samples with the most errors, with their pictures and players.
+and the samples with the most errors, with their pictures and players. A second evaluation's are `cer_NAME.txt` and
+`report_NAME.html`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,9 +22,9 @@ from xllm.training.inspection.html_page import document, figure, safe_text, tabl
 from xllm.training.inspection.report import environment
 
 
-RESULTS, REPORT, ALIGNED = "results.json", "report.html", "cer.txt"
+RESULTS = "results.json"
 VERSION = 1  # of the tasks: how they ask and score
-_FIGURES = ("value", "interval", "accuracy", "substitutions", "deletions", "insertions", "reference")
+_FIGURES = ("value", "interval", "difference", "accuracy", "substitutions", "deletions", "insertions", "reference")
 
 
 def write_results(folder: Path, name: str, result: Mapping, settings: Mapping, config: Mapping) -> None:
@@ -49,21 +50,30 @@ def write_results(folder: Path, name: str, result: Mapping, settings: Mapping, c
     write_json(path, whole)
 
 
-def write_alignments(folder: Path, samples: Iterable[Mapping]) -> None:
+def file_of(folder: Path, name: str, file: str) -> Path:
+    """Where an evaluation's `cer.txt` or `report.html` is: the first of a folder has the name alone."""
+    is_first = next(iter(read_json(folder / RESULTS).get("results", {name: None}))) == name
+    stem, ending = file.split(".")
+    return folder / (file if is_first else f"{stem}_{name}.{ending}")
+
+
+def write_alignments(folder: Path, name: str, samples: Iterable[Mapping]) -> None:
     """`cer.txt`: the mixed units of every reference and answer, one above the other."""
     pairs = {}
     for sample in (sample for sample in samples if "skipped" not in sample):
         texts = (sample.get(f"normalized_{key}", sample[key]) for key in ("reference", "answer"))
         pairs[f"{sample['n']}:{sample['where']}"] = align(*map(mixed_units, texts))
     rate = count_errors([pair for row in pairs.values() for pair in row])
-    with replacing(folder / ALIGNED) as partial:
+    with replacing(file_of(folder, name, "cer.txt")) as partial:
         partial.write_text("\n".join(report_lines(Scored({"mixed": rate}, pairs))) + "\n", encoding="utf-8")
 
 
 def write_report(folder: Path, name: str, result: Mapping, samples: list[dict], data: ChatDataset, shown: int) -> None:
     """`report.html`: the figures, `shown` samples that went worst, those that were skipped."""
     body = "".join(_body(name, result, samples, data, shown))
-    write_page(folder / REPORT, document(f"{name}: {result['metric']} {result['value']:.2%}", body))
+    write_page(
+        file_of(folder, name, "report.html"), document(f"{name}: {result['metric']} {result['value']:.2%}", body)
+    )
 
 
 def _body(name: str, result: Mapping, samples: list[dict], data: ChatDataset, shown: int) -> Iterator[str]:
@@ -109,4 +119,4 @@ def _shown(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-__all__ = ["ALIGNED", "REPORT", "RESULTS", "write_alignments", "write_report", "write_results"]
+__all__ = ["RESULTS", "file_of", "write_alignments", "write_report", "write_results"]

@@ -29,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--normalizer", default="none", help="of both sides: none, basic, english or mandarin")
     what = "a sample that cannot be used ends the evaluation, or is left out, counted and listed"
     parser.add_argument("--on-error", choices=("raise", "skip"), default="raise", help=what)
+    what = "real (the default), shuffled, blank or absent: is the figure any worse without their own? (docs/scores.md)"
+    parser.add_argument("--media", default="real", help=what)
     what = "results.json, samples_TASK.jsonl, report.html, cer.txt; an evaluation that was killed goes on there"
     parser.add_argument("--output", metavar="DIR", help=what)
     parser.add_argument("--examples", type=int, default=20, help="how many samples report.html shows (default: 20)")
@@ -69,8 +71,11 @@ def run(args: argparse.Namespace) -> None:
     given = {name: getattr(args, name) for name in ("file_column", "text_column", "media_root", "limit")}
     given |= {"modality": args.modality or row_of_task(args.task, rows), "where": where, "exclude": exclude}
     source = SourceSpec(path=args.data, prompts=None if args.prompt is None else [args.prompt], **given)
-    how = {name: getattr(args, name) for name in ("max_new_tokens", "batch_size", "window", "normalizer", "on_error")}
-    spec = EvaluationSpec(name=args.task, task=args.task, data=[source], **how)
+    how = {
+        name: getattr(args, name)
+        for name in ("max_new_tokens", "batch_size", "window", "normalizer", "on_error", "media")
+    }
+    spec = EvaluationSpec(name=_name(args), task=args.task, data=[source], **how)
     sources = check_evaluation(spec, MediaRows(parts_of_rows(rows)))
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     state = PartialState(cpu=str(args.device or default_device()) == "cpu") if several else None
@@ -90,6 +95,10 @@ def run(args: argparse.Namespace) -> None:
         state.destroy_process_group()
 
 
+def _name(args: argparse.Namespace) -> str:
+    return args.task if args.media == "real" else f"{args.task}-{args.media}"
+
+
 def _settings(args: argparse.Namespace, config, model, sources) -> dict:
     """What the answers depend on: the model by what config.json says (the digests of its weights too), the data."""
     from xllm.training.saving.lineage import data_fingerprint
@@ -103,25 +112,30 @@ def _settings(args: argparse.Namespace, config, model, sources) -> dict:
         "data_sha256": data_fingerprint(sample for source in sources.sources for sample in source)["sha256"],
         "max_new_tokens": args.max_new_tokens,
         "window": args.window,
+        "media": args.media,
     }
 
 
 def _write(args: argparse.Namespace, folder: Path, found: dict, settings: dict, processor, sources) -> None:
     from xllm.training.data.dataset import ChatDataset
-    from xllm.training.evaluation.answer_log import samples_of
+    from xllm.training.evaluation.answer_log import samples_file, samples_of
+    from xllm.training.evaluation.evaluation import compare
     from xllm.training.evaluation.results import write_alignments, write_report, write_results
 
-    samples = samples_of(folder, args.task)
+    name = _name(args)
+    samples = samples_of(folder, name)
+    if args.media != "real" and samples_file(folder, args.task).is_file():
+        found["difference"] = compare(found["metric"], samples, samples_of(folder, args.task))
     run = {
         "device": args.device,
         "batch_size": args.batch_size,
         "normalizer": args.normalizer,
         "seconds": found["seconds"],
     }
-    write_results(folder, args.task, found, settings, {"model": "xllm", "model_args": args.model, **run})
+    write_results(folder, name, found, settings, {"model": "xllm", "model_args": args.model, **run})
     if "substitutions" in found:
-        write_alignments(folder, samples)
-    write_report(folder, args.task, found, samples, ChatDataset(sources.sources, processor), args.examples)
+        write_alignments(folder, name, samples)
+    write_report(folder, name, found, samples, ChatDataset(sources.sources, processor), args.examples)
 
 
 def _print(args: argparse.Namespace, found: dict) -> None:
@@ -135,4 +149,8 @@ def _print(args: argparse.Namespace, found: dict) -> None:
     between = " [{:.2f}, {:.2f}]".format(*(100 * bound for bound in found["interval"])) if "interval" in found else ""
     skipped = f", {found['skipped']} skipped" if found["skipped"] else ""
     figure = f"{found['metric']} {100 * found['value']:.2f} %{between}"
-    sys.stdout.write(f"{args.task}: {figure}, n = {found['n']}{skipped}{errors}\n")
+    if "difference" in found:
+        low, high = (100 * bound for bound in found["difference"]["interval"])
+        more = f"; {100 * found['difference']['value']:+.2f} points [{low:+.2f}, {high:+.2f}] from their own media"
+        figure += more
+    sys.stdout.write(f"{_name(args)}: {figure}, n = {found['n']}{skipped}{errors}\n")
