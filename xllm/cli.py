@@ -18,6 +18,7 @@ import xllm
 # Packages of the extras (pyproject.toml) by the name that is imported.
 EXTRAS = {
     **dict.fromkeys(("jiwer", "matplotlib", "peft", "datasets"), "train"),
+    **dict.fromkeys(("sacrebleu", "pycocoevalcap"), "captions"),
     **dict.fromkeys(("sklearn", "espeakng_loader"), "demo"),
     **dict.fromkeys(("bitsandbytes", "torchao"), "quantization"),
     **dict.fromkeys(("jsonschema", "llguidance"), "device"),

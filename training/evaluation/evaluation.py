@@ -28,6 +28,7 @@ from xllm.training.data.sources import Sample, load_source
 from xllm.training.data.text_normalizers import normalizer
 from xllm.training.evaluation.answer_log import AnswerLog
 from xllm.training.evaluation.answers import answerer
+from xllm.training.evaluation.caption_metrics import CAPTION_METRICS
 from xllm.training.evaluation.metrics import METRICS, accuracy, bootstrap_interval, ratio
 from xllm.training.evaluation.other_media import MEDIA_CHOICES, BlankMedia, with_media
 from xllm.training.evaluation.row_windows import Answer, SoundsInFiles, by_batch, by_windows
@@ -55,6 +56,9 @@ def check_evaluation(spec: EvaluationSpec, media: MediaRows) -> EvaluationData:
     """
     if spec.task not in TASKS:
         raise RecipeError(f"evaluate: task is {spec.task!r}; choose one of {', '.join(TASKS)}")
+    if spec.metric not in (None, *METRICS, *CAPTION_METRICS):
+        known = ", ".join((*METRICS, *CAPTION_METRICS))
+        raise RecipeError(f"evaluate: metric is {spec.metric!r}; choose one of {known}")
     if not spec.data:
         raise RecipeError(f"evaluate: {spec.name} has no data")
     if spec.on_error not in ("raise", "skip"):
@@ -176,17 +180,13 @@ def _answered(data: ChatDataset, numbers: list[int], answer: Answer, spec: Evalu
         yield {"n": numbers[0], "where": where, "skipped": reason}
         return
     for number, (where, row, said) in zip(numbers, found):
-        parts = data.samples[data.order[number]].parts()
-        media = [describe_source(part_source(part)) for part in parts if part["type"] != "text"]
+        sample = data.samples[data.order[number]]
+        media = [describe_source(part_source(part)) for part in sample.parts() if part["type"] != "text"]
         question = text_of(row[-2]) if len(row) > 1 else ""
-        yield {
-            "n": number,
-            "where": where,
-            "question": question,
-            "media": media,
-            "reference": text_of(row[-1]),
-            **said,
-        }
+        texts: dict[str, Any] = {"question": question, "media": media, "reference": text_of(row[-1])}
+        if len(sample.answers) > 1:
+            texts["references"] = sample.answers
+        yield {"n": number, "where": where, **texts, **said}
 
 
 def _normalizer(spec: EvaluationSpec) -> Callable[[str], str] | None:
@@ -194,16 +194,25 @@ def _normalizer(spec: EvaluationSpec) -> Callable[[str], str] | None:
 
 
 def score_samples(spec: EvaluationSpec, samples: list[dict]) -> dict:
-    """The figures; each sample gets its normalised texts, if they differ, and its errors."""
-    metric, scored = TASKS[spec.task].metric, [sample for sample in samples if "skipped" not in sample]
+    """The figures; each sample gets its normalised texts, if there is a normaliser, and its errors or score.
+
+    Raises:
+        DataError: no sample can be used.
+    """
+    metric, scored = spec.metric or TASKS[spec.task].metric, [sample for sample in samples if "skipped" not in sample]
     if not scored:
         raise DataError(f"evaluate: {spec.name} has no sample that can be used: all {len(samples)} were skipped")
-    normalize = _normalizer(spec) or (str.strip if metric == "accuracy" else str)
+    own = _normalizer(spec)
+    normalize = own or (str.strip if metric == "accuracy" else str)
     references, answers = ([normalize(sample[key]) for sample in scored] for key in ("reference", "answer"))
-    found = METRICS[metric](references, answers)
+    if metric in CAPTION_METRICS:
+        several = [list(map(normalize, sample.get("references", [sample["reference"]]))) for sample in scored]
+        found = CAPTION_METRICS[metric](several, answers)
+    else:
+        found = METRICS[metric](references, answers)
     rows = found.pop("rows", None)
     for number, sample in enumerate(scored):
-        if _normalizer(spec) is not None:
+        if own is not None:
             sample |= {"normalized_reference": references[number], "normalized_answer": answers[number]}
         if rows is not None:
             sample[metric] = list(rows[number])

@@ -16,6 +16,7 @@ from xllm.modeling_xllm.weight_files import read_json, replacing, write_json
 from xllm.training.batches.collator import XLLMDataCollator
 from xllm.training.data.dataset import ChatDataset, describe
 from xllm.training.data.samples import Sample
+from xllm.training.evaluation.caption_metrics import CAPTION_METRICS
 from xllm.training.evaluation.transcripts import Scored, align, count_errors, mixed_units, report_lines
 from xllm.training.inspection.explain import media_of_sample
 from xllm.training.inspection.html_page import document, figure, safe_text, table, write_page
@@ -23,6 +24,7 @@ from xllm.training.inspection.report import environment
 
 
 RESULTS = "results.json"
+HIGHER = ("accuracy", *CAPTION_METRICS)  # the higher, the better
 VERSION = 1  # of the tasks: how they ask and score
 _FIGURES = ("value", "interval", "difference", "accuracy", "substitutions", "deletions", "insertions", "reference")
 
@@ -89,8 +91,9 @@ def _body(name: str, result: Mapping, samples: list[dict], data: ChatDataset, sh
         yield f"<h3>{number}. {safe_text(sample['where'])}</h3>{_media(data, sample)}"
         rows = [(key, sample[key]) for key in ("question", "reference", "answer")]
         rows += [(key, sample[key]) for key in sample if key.startswith("normalized_")]
-        errors, of = sample.get(metric, ("", ""))
-        rows.append(("right" if metric == "accuracy" else "errors", f"{int(errors)} of {of}" if of != "" else "-"))
+        if metric in sample:
+            score, of = sample[metric]
+            rows.append(("score" if metric in HIGHER else "errors", f"{score:.4g} of {of}"))
         yield table(("", ""), rows)
     if left := [sample for sample in samples if "skipped" in sample]:
         yield "<h2>Skipped</h2>"
@@ -99,7 +102,7 @@ def _body(name: str, result: Mapping, samples: list[dict], data: ChatDataset, sh
 
 def _badness(sample: Mapping, metric: str) -> float:
     errors, of = sample.get(metric, (0, 1))
-    return -errors if metric == "accuracy" else errors / max(1, of)
+    return -errors if metric in HIGHER else errors / max(1, of)
 
 
 def _media(data: ChatDataset, sample: Mapping) -> str:

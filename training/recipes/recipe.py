@@ -137,6 +137,7 @@ class DataSpec:
 class EvaluationSpec:
     """An evaluation by generation after the stage: `task` of `xllm.training.evaluation.evaluation.TASKS` on `data`.
 
+    `metric` is one of `xllm.training.evaluation.metrics` or `caption_metrics`; by default that of the task.
     With `when`, only if that is anything but null, false or empty: `when: ${holdout}`. With `window`, sounds are heard
     in windows of at most so many seconds (docs/long_media.md). `normalizer` is one of
     `xllm.training.data.text_normalizers`, for references and answers. A sample that cannot be used ends the run, or is
@@ -147,6 +148,7 @@ class EvaluationSpec:
     name: str
     when: Any = True
     task: str = "asr"
+    metric: str | None = None
     data: list[SourceSpec] = field(default_factory=list, metadata={"of": SourceSpec})
     max_new_tokens: int = 64
     batch_size: int = 16

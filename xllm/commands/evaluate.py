@@ -13,12 +13,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare its arguments."""
     parser.add_argument("model", help="folder or Hub id of an X-LLM")
     parser.add_argument("--task", required=True, help="asr or caption (character error rate), qa (accuracy)")
+    what = "cer, wer, accuracy, or with several references a row bleu, cider, vqa (default: that of the task)"
+    parser.add_argument("--metric", help=what)
     parser.add_argument("--data", required=True, metavar="FILE", help=".json, .jsonl, .csv, .tsv or .parquet")
     for option, meaning in (("--where", "only these rows"), ("--exclude", "not these rows")):
         parser.add_argument(option, action="append", default=[], metavar="COLUMN=VALUE[,VALUE]", help=meaning)
     parser.add_argument("--modality", help="of a plain table: a row of the model, or text")
     for column in ("file", "text"):
-        parser.add_argument(f"--{column}-column", default=column, help="of a plain table")
+        parser.add_argument(f"--{column}-column", help="of a plain table (default: the one with a common name)")
     parser.add_argument("--media-root", metavar="DIR", help="folder of relative media paths (default: the data's)")
     parser.add_argument("--prompt", help="what to ask about each file of a plain table")
     parser.add_argument("--limit", type=int, help="only the first rows")
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     source = SourceSpec(path=args.data, prompts=None if args.prompt is None else [args.prompt], **given)
     how = {
         name: getattr(args, name)
-        for name in ("max_new_tokens", "batch_size", "window", "normalizer", "on_error", "media")
+        for name in ("max_new_tokens", "batch_size", "window", "normalizer", "on_error", "media", "metric")
     }
     spec = EvaluationSpec(name=_name(args), task=args.task, data=[source], **how)
     sources = check_evaluation(spec, MediaRows(parts_of_rows(rows)))
@@ -144,8 +146,9 @@ def _print(args: argparse.Namespace, found: dict) -> None:
         return
     errors = ""
     if "substitutions" in found:
+        units = "words" if found["metric"] == "wer" else "characters"
         kinds = ", ".join(f"{found[kind]} {kind}" for kind in ("substitutions", "deletions", "insertions"))
-        errors = f" ({kinds} in {found['reference']} characters; {100 * found['accuracy']:.1f} % without error)"
+        errors = f" ({kinds} in {found['reference']} {units}; {100 * found['accuracy']:.1f} % without error)"
     between = " [{:.2f}, {:.2f}]".format(*(100 * bound for bound in found["interval"])) if "interval" in found else ""
     skipped = f", {found['skipped']} skipped" if found["skipped"] else ""
     figure = f"{found['metric']} {100 * found['value']:.2f} %{between}"
