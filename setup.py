@@ -8,6 +8,7 @@ PACKAGES = {
     "xllm.assembly": "xllm/assembly",
     "xllm.commands": "xllm/commands",
     "xllm.demo": "xllm/demo",
+    "xllm.demo.device": "xllm/demo/device",
     "xllm.device": "xllm/device",
     "xllm.modeling_xllm": "modeling_xllm",
     "xllm.modeling_xllm.composition": "modeling_xllm/composition",

@@ -234,7 +234,7 @@ def test_a_moved_language_model_would_be_noticed(tmp_path):
     for name, tensors in (("text", weights), ("same", copy)):
         (tmp_path / name).mkdir()
         save_file(tensors, tmp_path / name / "model.safetensors")
-    assert demo._digest(tmp_path / "text", "") == demo._digest(tmp_path / "same", "model.language_model.")
+    assert demo.digest(tmp_path / "text", "") == demo.digest(tmp_path / "same", "model.language_model.")
     copy["model.language_model.a"][0] = 1.0000001
     save_file(copy, tmp_path / "same" / "model.safetensors")
-    assert demo._digest(tmp_path / "text", "") != demo._digest(tmp_path / "same", "model.language_model.")
+    assert demo.digest(tmp_path / "text", "") != demo.digest(tmp_path / "same", "model.language_model.")

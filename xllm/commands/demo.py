@@ -2,7 +2,8 @@
 """`xllm demo`: the three stages on a CPU, from nothing to a model that sees, hears and watches, then questions to it.
 
 Tiny stand-ins for the published towers are pretrained and frozen (the language model on text alone); stages 1, 2 and 3
-train tiny interfaces; held-out questions about unseen scans and voices are answered.
+train tiny interfaces; held-out questions about unseen scans and voices are answered. With --world device the status of
+a phone is read, and commands are given to it (extra `device`).
 """
 
 import argparse
@@ -12,6 +13,8 @@ import sys
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare its arguments."""
+    what = "digits: images, speech and video; device: the status of a phone, and commands to it"
+    parser.add_argument("--world", choices=("digits", "device"), default="digits", help=what)
     parser.add_argument("--output", default="outputs/demo", help="folder for data, logs, results.json and checkpoint")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same table")
 
@@ -20,5 +23,10 @@ def run(args: argparse.Namespace) -> None:
     """Run the demo; the table goes to standard output."""
     from xllm.demo.run import format_table, run_demo
 
-    results = run_demo(args.output, seed=args.seed)
+    if args.world == "device":
+        from xllm.demo.device.run import run_device_demo
+
+        results = run_device_demo(args.output, seed=args.seed)
+    else:
+        results = run_demo(args.output, seed=args.seed)
     sys.stdout.write(json.dumps(results, indent=2) + "\n" if args.json else format_table(results) + "\n")

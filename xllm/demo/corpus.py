@@ -11,8 +11,9 @@ about the same media; a part of the questions asks about what is not there, and 
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import sentencepiece
@@ -183,23 +184,41 @@ def build_tokenizer(folder: str | Path, seed: int = 0, vocab_size: int = 400) ->
     text = wordings + [random_question(task, rng, 0.3) for task in TASKS for _ in range(20)]
     text += [*FILLERS, CANNOT_TELL, _ROUND, _REPLY]
     text += [turn.answer for _ in range(500) for turn in random_text_sample(rng)]
-    trained = train_text_pieces(text, vocab_size, bos_id=-1, eos_id=-1, pad_id=1)
-    known = sentencepiece.SentencePieceProcessor(model_proto=trained)
     english, mandarin = NUMBER_WORDS["en"], NUMBER_WORDS["zh"]
     words = [*map(str, range(28)), *english, *sorted(PLACES), *FILLERS, "even", "odd", "moves", "up", "down"]
     asked = (word for wording in wordings for word in re.findall(r"[A-Za-z]+", wording))
     words.extend(form for word in asked for form in (word, word.lower()))
     words.extend(re.findall(r"\w+", CANNOT_TELL))
-    # What stands behind the mark of a turn has no space before it. A word whose form with a space was learnt goes
-    # without: the space and its piece of score 0 would win over that.
+    # What stands behind the mark of a turn has no space before it.
     bare = [*(wording.split(" ")[0] for wording in wordings if " " in wording), *map(str, range(19)), *english]
     bare += [word.lower() for word in bare] + ["[Round", "]", "问", "答", ":", "odd", "even", "I", *PLACES]
+    return build_vocabulary(folder, text, [*words, *mandarin], bare, mandarin, vocab_size)
+
+
+def build_vocabulary(
+    folder: str | Path,
+    text: list[str],
+    words: Iterable[str],
+    bare: Iterable[str],
+    always: Iterable[str] = (),
+    vocab_size: int = 400,
+    wrappers: tuple[str, ...] = WRAPPER_PIECES,
+) -> ChatGLMTokenizer:
+    """Learn pieces from `text` and save them as `folder/ice_text.model`; some words are one token each.
+
+    Args:
+        words: whole where a space is before them.
+        bare, always: whole where there is none. A `bare` word whose form with a space was learnt goes without: the
+            space and its piece of score 0 would win over that.
+    """
+    trained = train_text_pieces(text, vocab_size, bos_id=-1, eos_id=-1, pad_id=1)
+    known = sentencepiece.SentencePieceProcessor(model_proto=trained)
     trained_pieces = {known.id_to_piece(index) for index in range(len(known))}
     bare = [word for word in bare if f"▁{word}" not in trained_pieces]
-    whole = [*dict.fromkeys([*(f"▁{word}" for word in (*words, *mandarin)), *mandarin, *bare])]
+    whole = [*dict.fromkeys([*(f"▁{word}" for word in words), *always, *bare])]
     proto = append_pieces(
         trained,
-        user_defined=(*WRAPPER_PIECES, "<n>"),
+        user_defined=(*wrappers, "<n>"),
         normal=tuple(piece for piece in whole if known.id_to_piece(known.piece_to_id(piece)) != piece),
         byte_fallback=True,
         max_blank_length=0,
@@ -237,16 +256,31 @@ def encode_sample(tokenizer: ChatGLMTokenizer, sample: TextSample) -> EncodedSam
     return ids + reply, [IGNORE] * len(ids) + reply, described + [False] * len(reply)
 
 
-def collate_text(tokenizer: ChatGLMTokenizer, encoded: list[EncodedSample]) -> dict[str, torch.Tensor]:
-    """A batch padded on the left, `(B, L)`: ids, mask, `labels`, and `described` (1 in a description)."""
+def collate_text(
+    tokenizer: ChatGLMTokenizer, encoded: list[EncodedSample], paired: bool = False
+) -> dict[str, torch.Tensor]:
+    """A batch padded on the left, `(B, L)`: ids, mask, `labels`, and `described` (1 in a description).
+
+    `paired` descriptions have two words at each place, where their embeddings are added: `partners` are the second
+    ones, -1 where there is none.
+    """
 
     def pad(rows, value: int) -> torch.Tensor:
         return pad_sequence([torch.tensor(row) for row in rows], True, value, padding_side="left")
 
-    ids, labels, described = zip(*encoded)
-    return {
+    rows: list[Any] = [*encoded]
+    partners: list[list[int]] = []
+    for number, row in enumerate(rows if paired else ()):
+        inside = [place for place, is_inside in enumerate(row[2]) if is_inside]
+        second = dict(zip(inside[::2], inside[1::2]))
+        kept = [place for place in range(len(row[0])) if place not in inside[1::2]]
+        partners.append([row[0][second[place]] if place in second else -1 for place in kept])
+        rows[number] = [[values[place] for place in kept] for values in row]
+    ids, labels, described = zip(*rows)
+    batch = {
         "input_ids": pad(ids, tokenizer.pad_token_id),
         "attention_mask": pad(([1] * len(row) for row in ids), 0),
         "labels": pad(labels, IGNORE),
         "described": pad(described, False),
     }
+    return {**batch, "partners": pad(partners, -1)} if paired else batch

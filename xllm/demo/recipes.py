@@ -42,7 +42,8 @@ def _optim(plan: Optimisation) -> list[dict[str, Any]]:
     return entries
 
 
-def _stage(number: int, modality: str, data: Path, plan: Optimisation, **more: Any) -> dict[str, Any]:
+def stage(number: int, modality: str, data: Path, plan: Optimisation, **more: Any) -> dict[str, Any]:
+    """Stage 1 or 2 of one modality, from the file of `data` that is written for it."""
     name = {1: "convert", 2: "align"}[number]
     return {
         "stage": number,
@@ -63,16 +64,16 @@ def branch(name: str, output: Path, scale: DemoScale, seed: int) -> dict[str, An
         unseen = [{"name": "unseen_voices", "task": "asr", "data": [test], "max_new_tokens": 24, "batch_size": 50}]
         stages = [
             # The encoder is frozen: CTC would only train a head that is thrown away.
-            _stage(1, "speech", data, scale.speech_convert, objective={"ctc_weight": 0.0}, evaluate=unseen),
-            _stage(2, "speech", data, scale.speech_align, evaluate=unseen),
+            stage(1, "speech", data, scale.speech_convert, objective={"ctc_weight": 0.0}, evaluate=unseen),
+            stage(2, "speech", data, scale.speech_align, evaluate=unseen),
         ]
     else:
         objective = {"projection_size": 64, "max_text_length": 8}
         stages = [
-            _stage(1, "image", data, scale.image_convert, objective=objective),
-            _stage(2, "image", data, scale.image_align),
+            stage(1, "image", data, scale.image_convert, objective=objective),
+            stage(2, "image", data, scale.image_align),
             # As in the paper, the video interface starts from the image's and needs no first stage of its own.
-            _stage(2, "video", data, scale.video_align, init_from={"video": "image"}),
+            stage(2, "video", data, scale.video_align, init_from={"video": "image"}),
         ]
     return {"model": str(output / "base"), "output_dir": str(output / "stages" / name), "seed": seed, "stages": stages}
 
@@ -80,14 +81,14 @@ def branch(name: str, output: Path, scale: DemoScale, seed: int) -> dict[str, An
 def integration(aligned: Path, output: Path, scale: DemoScale, seed: int) -> dict[str, Any]:
     """Stage 3 over all modalities: questions about image and speech together, and those of stage 2 again."""
     path = str(output / "data" / "integrate.jsonl")
-    stage = {
+    last = {
         "stage": 3,
         "data": {"train": [{"path": path}], **_data(3)},
         # The only stage that has the machine to itself.
         "trainer": {**_trainer(scale.integrate), "dataloader_num_workers": 1},
         "optim": _optim(scale.integrate),
     }
-    return {"model": str(aligned), "output_dir": str(output / "stages"), "seed": seed, "stages": [stage]}
+    return {"model": str(aligned), "output_dir": str(output / "stages"), "seed": seed, "stages": [last]}
 
 
 def last_checkpoint(name: str, output: Path) -> Path:

@@ -88,17 +88,18 @@ def run_demo(output: str | Path, seed: int = 0, scale: DemoScale = DEFAULT_SCALE
     check_unused(output, "; choose another --output")
     progress = Progress()
     threads = torch.get_num_threads()
-    _prepare(threads)
+    prepare(threads)
     # A process per task: what one has allocated is given back before the next begins. Where there are forks, they are
     # of a process that has done the imports.
     context: Any = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     context.set_forkserver_preload([__name__])
-    with context.Pool(NUM_PROCESSES, initializer=_prepare, initargs=(1,), maxtasksperchild=1) as pool:
+    with context.Pool(NUM_PROCESSES, initializer=prepare, initargs=(1,), maxtasksperchild=1) as pool:
         _make_towers(pool, output, scale, seed, progress)
         _compose(output, scale, seed)
         plans = {name: recipes.branch(name, output, scale, seed) for name in recipes.BRANCHES}
         jobs = [
-            (name, _train, (plan, output / "recipes" / f"{name}.yaml", SharedLines())) for name, plan in plans.items()
+            (name, train_recipe, (plan, output / "recipes" / f"{name}.yaml", SharedLines()))
+            for name, plan in plans.items()
         ]
         for name, _ in pool.imap_unordered(_call, jobs):
             progress.say(f"stages 1 and 2: {name}", 14)
@@ -112,7 +113,8 @@ def run_demo(output: str | Path, seed: int = 0, scale: DemoScale = DEFAULT_SCALE
     return results
 
 
-def _prepare(threads: int) -> None:
+def prepare(threads: int) -> None:
+    """Set up a process: its threads, and nothing of transformers on standard error."""
     torch.set_num_threads(threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -167,7 +169,7 @@ def _compose(output: Path, scale: DemoScale, seed: int) -> None:
     save(model, build_model_processor(config, tokenizer, scale), output / "base")
 
 
-def _train(recipe: dict[str, Any], path: Path, progress: Any) -> Path:
+def train_recipe(recipe: dict[str, Any], path: Path, progress: Any) -> Path:
     """Writes a recipe for `xllm train` (to another `output_dir`) and runs it; returns the last checkpoint."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
@@ -189,7 +191,7 @@ def _integrate(output: Path, scale: DemoScale, seed: int, progress: Progress) ->
     progress.say("zero-shot questions", 1)
 
     recipe = recipes.integration(aligned, output, scale, seed)
-    final = _train(recipe, output / "recipes" / "integrate.yaml", progress=True)
+    final = train_recipe(recipe, output / "recipes" / "integrate.yaml", progress=True)
     progress.say("stage 3", 9)
     model, processor = load_checkpoint(str(final))
     checkpoint = output / "checkpoint"
@@ -204,7 +206,7 @@ def _integrate(output: Path, scale: DemoScale, seed: int, progress: Progress) ->
     save(model, processor, checkpoint)
     shutil.copy(final / "losses.png", checkpoint / "losses.png")
     progress.say("questions about the test", 5)
-    unchanged = _digest(output / "towers" / "text", "") == _digest(checkpoint, "model.language_model.")
+    unchanged = digest(output / "towers" / "text", "") == digest(checkpoint, "model.language_model.")
     return {"tasks": {**tasks, "cross_zero_shot": zero_shot}, "language_model_unchanged": unchanged}
 
 
@@ -220,14 +222,14 @@ def _ask(model, processor, output: Path, task: str, folder: Path) -> dict[str, A
 def _ask_again(model, processor, output: Path, folder: Path) -> dict[str, Any]:
     """Questions about a picture in turns 2 and 3 of conversations; the answers before them are the model's own."""
     data = output / "data"
-    rows = _read_lines(data / "test_again.jsonl")
+    rows = read_lines(data / "test_again.jsonl")
     cells = []
     for turn in range(1, TURNS + 1):
         name = f"again{turn}"
         lines = [json.dumps({"messages": row["messages"][: 2 * turn]}, ensure_ascii=False) + "\n" for row in rows]
         (data / f"test_{name}.jsonl").write_text("".join(lines), encoding="utf-8")
         cells.append(_ask(model, processor, output, name, folder))
-        for row, sample in zip(rows, _read_lines(folder / f"samples_{name}.jsonl")):
+        for row, sample in zip(rows, read_lines(folder / f"samples_{name}.jsonl")):
             row["messages"][2 * turn - 1]["content"][0]["text"] = sample["answer"]
     later = cells[1:]  # of as many questions each
     value, chance = (sum(cell[key] for cell in later) / len(later) for key in ("value", "chance"))
@@ -236,21 +238,22 @@ def _ask_again(model, processor, output: Path, folder: Path) -> dict[str, Any]:
 
 def _told_apart(folder: Path, task: str, others: Iterable[str], reply: str) -> dict[str, Any]:
     """How often `reply` is given where it must be, in the samples of `task`, and not in as many of the `others`."""
-    wanted = [sample["answer"] == reply for sample in _read_lines(folder / f"samples_{task}.jsonl")]
-    others = zip(*(_read_lines(folder / f"samples_{name}.jsonl") for name in others))
+    wanted = [sample["answer"] == reply for sample in read_lines(folder / f"samples_{task}.jsonl")]
+    others = zip(*(read_lines(folder / f"samples_{name}.jsonl") for name in others))
     unwanted = [sample["answer"] != reply for samples in others for sample in samples][: len(wanted)]
     right = wanted + unwanted
     parts = {"given_where_due": sum(wanted) / len(wanted), "given_elsewhere": 1 - sum(unwanted) / len(unwanted)}
     return {"metric": "accuracy", "value": sum(right) / len(right), "n": len(right), "chance": 0.5, **parts}
 
 
-def _read_lines(path: Path) -> list[dict]:
+def read_lines(path: Path) -> list[dict]:
+    """The rows of a JSONL file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _chance(path: Path, kind: str) -> float:
     """What one gets who knows the test's answers but neither sees nor hears: always the most frequent one."""
-    answers = [row["messages"][-1]["content"][0]["text"] for row in _read_lines(path)]
+    answers = [row["messages"][-1]["content"][0]["text"] for row in read_lines(path)]
     if kind == "asr":
         return min(cer(answers, [guess] * len(answers)).value for guess in set(answers))
     # A number, a place, a yes: what kind of answer is wanted can be told from the question alone.
@@ -260,7 +263,7 @@ def _chance(path: Path, kind: str) -> float:
     return sum(counts.most_common(1)[0][1] for counts in by_kind.values()) / len(answers)
 
 
-def _digest(checkpoint: Path, prefix: str) -> str:
+def digest(checkpoint: Path, prefix: str) -> str:
     """SHA-256 over the language model's tensors (and its head) in a checkpoint, whatever they are called there."""
     tensors = read_tensors(
         str(checkpoint), None, lambda key: key.startswith(prefix or "transformer.") or key == "lm_head.weight"

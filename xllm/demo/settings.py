@@ -78,7 +78,7 @@ class DemoScale:
     integrate: Optimisation = Optimisation(150, 64, 1e-3)
 
 
-def _sizes(width: int, layers: int, expansion: int) -> dict[str, Any]:
+def transformer(width: int, layers: int, expansion: int) -> dict[str, Any]:
     """Fields of a transformer's config; the feed-forward part is `expansion` times as wide."""
     named = {"hidden_size": width, "intermediate_size": expansion * width, "num_hidden_layers": layers}
     return {**named, "num_attention_heads": 4}
@@ -89,14 +89,22 @@ def build_config(tokenizer: ChatGLMTokenizer, scale: DemoScale) -> XLLMConfig:
     # BERT's 0.02 is meant for a width of 768; here it would let a thirtieth of the encoder's signal through.
     spread = scale.converter_size**-0.5
     converter = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": spread}
-    qformer = {**_sizes(scale.converter_size, scale.qformer_layers, 2), "cross_attention_frequency": 1, **converter}
-    cformer = {**_sizes(scale.converter_size, scale.cformer_layers, 2), "max_position_embeddings": 256, **converter}
+    qformer = {
+        **transformer(scale.converter_size, scale.qformer_layers, 2),
+        "cross_attention_frequency": 1,
+        **converter,
+    }
+    cformer = {
+        **transformer(scale.converter_size, scale.cformer_layers, 2),
+        "max_position_embeddings": 256,
+        **converter,
+    }
     cformer |= {"cif_hidden_size": scale.speech_size, "cif_dropout": 0.0}
     pictures = {"num_query_tokens": scale.num_query_tokens, "qformer_config": qformer}
     return small_config(
         tokenizer,
         text={
-            **_sizes(scale.language_size, scale.language_layers, 2),
+            **transformer(scale.language_size, scale.language_layers, 2),
             "max_position_embeddings": 512,
             "residual_scale": (2 * scale.language_layers) ** 0.5,
             "rope_theta": 30.0,  # slow rotary frequencies are of no use in texts of fifty tokens
@@ -115,7 +123,7 @@ def build_config(tokenizer: ChatGLMTokenizer, scale: DemoScale) -> XLLMConfig:
 
 def vision_config(scale: DemoScale) -> Blip2VisionConfig:
     """A small ViT."""
-    sizes = _sizes(scale.vision_size, scale.vision_layers, 3)
+    sizes = transformer(scale.vision_size, scale.vision_layers, 3)
     patches: dict[str, Any] = {"image_size": scale.image_pixels, "patch_size": scale.patch_pixels}
     return Blip2VisionConfig(**sizes, **patches, initializer_range=0.02)
 
@@ -123,7 +131,7 @@ def vision_config(scale: DemoScale) -> Blip2VisionConfig:
 def speech_config(scale: DemoScale) -> ParakeetEncoderConfig:
     """A small Conformer."""
     return ParakeetEncoderConfig(
-        **_sizes(scale.speech_size, scale.speech_layers, 4),
+        **transformer(scale.speech_size, scale.speech_layers, 4),
         num_mel_bins=NUM_MEL_BINS,
         subsampling_conv_channels=16,
         conv_kernel_size=5,

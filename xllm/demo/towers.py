@@ -22,13 +22,14 @@ from torch.nn import functional as F
 from transformers import BlipImageProcessor, ParakeetEncoder
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 
-from xllm.demo.corpus import build_tokenizer, collate_text, encode_sample, random_text_sample
+from xllm.demo.corpus import TextSample, build_tokenizer, collate_text, encode_sample, random_text_sample
 from xllm.demo.dataset import Item
 from xllm.demo.digits import draw_digit, draw_image, load_scans, random_style
 from xllm.demo.questions import NUMBER_WORDS
 from xllm.demo.settings import DemoScale, Optimisation, build_config, feature_extractor, speech_config, vision_config
 from xllm.demo.waveforms import read_wave
 from xllm.modeling_xllm.modeling_chatglm import ChatGLMForConditionalGeneration
+from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
 from xllm.training.progress import ProgressLine, SharedLines
 from xllm.training.trainers.muon import MuonBeside, muon_settings
 
@@ -87,15 +88,33 @@ def make_language_model(folder: Path, scale: DemoScale, seed: int) -> str:
     """A ChatGLM that has read text alone and answers questions about descriptions (`corpus`), with its tokenizer."""
     folder.mkdir(parents=True)
     tokenizer = build_tokenizer(folder, seed)
-    plan = scale.language
-    torch.manual_seed(seed)
     config: Any = build_config(tokenizer, scale).text_config
+    return train_language_model(folder, tokenizer, config, scale.language, seed, random_text_sample)
+
+
+def train_language_model(
+    folder: Path,
+    tokenizer: ChatGLMTokenizer,
+    config: Any,
+    plan: Optimisation,
+    seed: int,
+    draw: Callable[[np.random.Generator], TextSample],
+    paired: bool = False,
+) -> str:
+    """A ChatGLM that has read the samples which `draw` makes, saved with its tokenizer; returns a line of progress.
+
+    `paired`: two words of a description stand at one place, see `collate_text`.
+    """
+    torch.manual_seed(seed)
     model = ChatGLMForConditionalGeneration(config).train()
-    batches = _text_batches(tokenizer, plan.batch_size, np.random.default_rng([seed, 8]))
+    batches = _text_batches(tokenizer, plan.batch_size, np.random.default_rng([seed, 8]), draw, paired)
 
     def loss_of_batch() -> torch.Tensor:
         batch = next(batches)
-        embeddings = model.transformer.word_embeddings(batch["input_ids"])
+        words = model.transformer.word_embeddings
+        embeddings = words(batch["input_ids"])
+        if (partners := batch.pop("partners", None)) is not None:
+            embeddings = embeddings + (partners >= 0)[..., None] * words(partners.clamp(min=0))
         strength = _MOST_NOISE * float(embeddings.detach().std()) * torch.rand(len(embeddings), 1, 1)
         embeddings = embeddings + batch.pop("described")[..., None] * strength * torch.randn_like(embeddings)
         return model(**batch, inputs_embeds=embeddings).loss
@@ -104,13 +123,15 @@ def make_language_model(folder: Path, scale: DemoScale, seed: int) -> str:
     return train_tower(folder, [model], model.transformer.layers, plan, loss_of_batch)
 
 
-def _text_batches(tokenizer, batch_size: int, rng: np.random.Generator, pool: int = 8) -> Iterator[dict]:
+def _text_batches(
+    tokenizer, batch_size: int, rng: np.random.Generator, draw: Callable, paired: bool = False, pool: int = 8
+) -> Iterator[dict]:
     """Batches of samples of similar length, so that little is padding."""
     while True:
-        samples = [encode_sample(tokenizer, random_text_sample(rng)) for _ in range(pool * batch_size)]
+        samples = [encode_sample(tokenizer, draw(rng)) for _ in range(pool * batch_size)]
         samples.sort(key=lambda sample: len(sample[0]))
         for start in rng.permutation(pool) * batch_size:
-            yield collate_text(tokenizer, samples[start : start + batch_size])
+            yield collate_text(tokenizer, samples[start : start + batch_size], paired)
 
 
 def make_image_encoder(folder: Path, scale: DemoScale, seed: int) -> str:

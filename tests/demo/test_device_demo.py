@@ -1,0 +1,273 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""The demo's phone: what is right, what the test alone has, and all of it at a reduced scale."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from jsonschema import Draft202012Validator
+from shipped_status import shipped_status
+
+from xllm.cli import main
+from xllm.demo.run import format_table
+from xllm.demo.settings import Optimisation
+from xllm.device import phone
+
+
+HOME = {
+    "battery": 12, "charging": True, "airplane": False, "wifi": True, "bluetooth": False, "signal": 3,
+    "brightness": 95, "volume": 10, "ringer": "normal", "app": "mail", "temperature": 21.5, "song": "blue river",
+    "pulse": [60, 100, 81],
+}  # fmt: skip
+HELD_OUT = ("status", "command", "refusal")
+
+
+@pytest.fixture(scope="module")
+def world():
+    with shipped_status():
+        from xllm.demo.device import world
+
+        yield world
+
+
+@pytest.fixture(scope="module")
+def data(world, tmp_path_factory):
+    from xllm.demo.device.corpus import write_data
+
+    return write_data(tmp_path_factory.mktemp("data"), 300, 60, seed=3)
+
+
+def rows(data, name):
+    return [json.loads(line)["messages"] for line in (data / name).read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "expected"),
+    [
+        ("value", "battery", "12 %"),
+        ("value", "temperature", "22 degrees"),
+        ("value", "highest", "100 bpm"),
+        ("value", "mean", "80 bpm"),
+        ("value", "ringer", "normal"),
+        ("value", "unknown", "I cannot tell."),
+        ("is_on", "wifi", "yes"),
+        ("is_on", "airplane", "no"),
+        ("is_low", "unknown", "yes"),
+        ("app", "unknown", "mail"),
+        ("alarm", "unknown", "none"),
+        ("song", "unknown", "blue river"),
+    ],
+)
+def test_answers_are_right(world, kind, name, expected):
+    assert world.right_answer(kind, name, HOME) == expected
+    assert world.right_answer("alarm", "unknown", {**HOME, "alarm": {"hour": 7, "minute": 0}}) == "7:00"
+
+
+def test_the_right_command_leads_where_the_words_say(world):
+    """Of many requests: what is said to be refused is, the levels are those of the words, radios as they say."""
+    rng, kinds = np.random.default_rng(0), set()
+    for _ in range(600):
+        state = world.random_state(rng)
+        Draft202012Validator(phone.STATUS).validate(state)
+        task = world.random_request(rng, state, False)
+        kinds.add(task.kind)
+        if task.command is None:
+            assert task.reply.startswith("I cannot do that")
+            continue
+        assert json.loads(task.reply) == task.command
+        after = phone.Phone(state).execute(task.command)
+        if task.kind in ("raise", "lower"):
+            changed = "brightness" if "brightness" in task.command["command"] else "volume"
+            aim = state[changed] + (10 if task.kind == "raise" else -10)
+            assert after[changed] == min(100, max(0, aim))
+        if task.kind == "toggle":
+            name = task.command["command"].removeprefix("set_")
+            assert after[name] is not state[name]
+    assert kinds >= {"set_level", "raise", "lower", "on", "off", "toggle", "ringer", "open", "close", "set_alarm",
+                     "cancel_alarm", "impossible", "refused"}  # fmt: skip
+
+
+def test_the_test_has_states_words_songs_and_wishes_of_its_own(world, data):
+    train, test = (
+        rows(data, "align_status.jsonl"),
+        [row for name in HELD_OUT for row in rows(data, f"test_{name}.jsonl")],
+    )
+    assert len(train) == 300
+    assert len(test) == 180
+
+    def states(found):
+        return {(data / row[0]["content"][0]["path"]).read_text() for row in found}
+
+    assert len(states(train) | states(test)) == 480
+    songs = [{json.loads(state).get("song") for state in states(found)} - {None} for found in (train, test)]
+    assert min(map(len, songs)) > 20
+    assert not songs[0] & songs[1]
+    words = [{plainly(row[0]["content"][1]["text"]) for row in found} for found in (train, test)]
+    assert min(map(len, words)) > 100
+    assert not words[0] & words[1]
+    from xllm.demo.device import phrases
+
+    wishes = [
+        {row[0]["content"][1]["text"] for row in found if row[1]["content"][0]["text"] == "I cannot do that."}
+        for found in (train, test)
+    ]
+    pairs = [
+        {(verb, thing) for verb in phrases.VERBS for thing in phrases.OBJECTS
+         for words in found if f"{verb} {thing}" in words.lower()}
+        for found in wishes
+    ]  # fmt: skip
+    assert min(map(len, pairs)) > 3
+    assert not pairs[0] & pairs[1]
+
+
+def test_no_wording_of_the_test_is_one_of_training_said_otherwise(world):
+    """Polite words around it, capitals and marks make no new wording."""
+    from xllm.demo.device import phrases
+
+    for table in (phrases.QUESTIONS, phrases.REQUESTS):
+        learnt = {
+            plainly(f"{before} {words} {behind}")
+            for wordings in table.values()
+            for words in wordings.train
+            for before in ("", *phrases.OPENINGS)
+            for behind in ("", *phrases.CLOSINGS)
+        }
+        assert len(learnt) > 500
+        assert not learnt & {plainly(words) for wordings in table.values() for words in wordings.test}
+    rng, kinds = np.random.default_rng(5), set()
+    said = {False: set(), True: set()}
+    for _ in range(2500):
+        state = world.random_state(rng)
+        said[False].add(plainly(world.random_task(rng, state).words))
+        task = (world.random_question if rng.random() < 0.5 else world.random_request)(rng, state, True)
+        said[True].add(plainly(task.words))
+        kinds.add(task.kind.split()[0])
+    assert len(kinds) > 15
+    assert min(map(len, said.values())) > 400
+    assert not said[False] & said[True]
+
+
+def plainly(words):
+    return " ".join(words.lower().replace(",", " ").replace(".", " ").replace("?", " ").split())
+
+
+def test_the_figures_are_those_of_the_answers(tmp_path):
+    """One sample of each outcome: what counts as reached, refused and valid."""
+    from xllm.demo.device.run import _judge, _of_others
+
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps(HOME))
+
+    def told(name, **arguments):
+        return json.dumps({"command": name, **arguments})
+
+    def samples(*pairs):
+        return [{"kind": "", "state": str(path), "question": "", "reference": a, "answer": b} for a, b in pairs]
+
+    on = told("set_bluetooth", on=True)
+    found = {
+        "status": samples(("12 %", "12 %"), ("12 %", "13 %"), ("12 %", told("close_app"))),
+        "command": samples(
+            (on, on),
+            (on, told("set_bluetooth", on=False)),
+            (told("set_volume", value=10), told("set_wifi", on=True)),  # neither changes this phone
+            (on, "I cannot do that."),
+            (on, told("cancel_alarm")),  # the phone refuses that
+            (on, '{"command": "set_volu'),
+        ),
+        "refusal": samples(("I cannot do that.", "I cannot do that."), ("I cannot do that.", on)),
+    }
+    right = _judge(found, phone.Phone.commands)
+    assert right["answers"] == [True, False, False]
+    assert right["goal_reached"] == [True, False, True, False, False, False]
+    assert right["refused"] == [True, False, True, True, True, False, True, True]
+    assert right["reason_given"] == [True, False]
+    assert right["valid_commands"] == [True] * 5 + [False, True]
+
+    rows = [{"messages": [{"role": "user", "content": [{"type": "status", "path": name}, {"text": name}]}, {}],
+             "state": name} for name in "abc"]  # fmt: skip
+    beside = [
+        [part.get("path", part.get("text")) for part in row["messages"][0]["content"]] for row in _of_others(rows)
+    ]
+    assert beside == [["c", "a"], ["a", "b"], ["b", "c"]]
+    assert [row["state"] for row in _of_others(rows)] == ["a", "b", "c"]
+
+
+def test_the_same_seed_writes_the_same_files(data, tmp_path):
+    from xllm.demo.device.corpus import write_data
+
+    again = write_data(tmp_path, 300, 60, seed=3)
+    for path in data.rglob("*.json*"):
+        assert (again / path.relative_to(data)).read_bytes() == path.read_bytes()
+
+
+def test_the_interface_has_a_token_for_each_word_of_a_description(world, tmp_path):
+    """What the language model has read, and the processor writes with real states, differ in those tokens alone."""
+    from xllm.demo.corpus import Turn, encode_sample
+    from xllm.demo.device.corpus import build_tokenizer, random_text_sample
+    from xllm.device.device_status import DeviceStatusReader
+
+    tokenizer = build_tokenizer(tmp_path, 0)
+    reader, rng = DeviceStatusReader(**phone.DEVICE), np.random.default_rng(1)
+    for _ in range(40):
+        state = world.random_state(rng)
+        words = world.describe(state)
+        _, labels, described = encode_sample(tokenizer, (Turn((("status", words),), "What is this?", "none"),))
+        assert sum(described) == len(words.split()) == len(reader.load(state).values)
+        assert max(labels) < len(tokenizer)
+    replies = [random_text_sample(rng)[0].answer for _ in range(200)]
+    for reply in replies:
+        assert tokenizer.decode(tokenizer.encode(reply, add_special_tokens=False)) == reply
+    longest = max(len(tokenizer.encode(reply, add_special_tokens=False)) for reply in replies if "{" in reply)
+    assert longest <= 12
+
+
+def test_two_words_of_a_description_share_a_place(world, tmp_path):
+    from xllm.demo.corpus import Turn, collate_text, encode_sample
+    from xllm.demo.device.corpus import build_tokenizer
+
+    tokenizer = build_tokenizer(tmp_path, 0)
+    said = "battery 12 wifi on app mail"
+    samples = [(Turn((("status", said),), "Wifi?", "yes"),), (Turn((("status", "app maps"),), "Which app?", "maps"),)]
+    encoded = [encode_sample(tokenizer, sample) for sample in samples]
+    plain, paired = (collate_text(tokenizer, encoded, paired) for paired in (False, True))
+    first = paired["partners"][0] >= 0
+    assert torch.equal(first, paired["described"][0])
+    both = torch.stack([paired["input_ids"][0][first], paired["partners"][0][first]], dim=1)
+    assert tokenizer.decode(both.flatten().tolist()) == said
+    assert paired["input_ids"].shape[1] == plain["input_ids"].shape[1] - 3
+    for name in ("input_ids", "labels"):  # nothing else has changed
+        rest = plain[name][0][~plain["described"][0]]
+        assert torch.equal(paired[name][0][~first], rest)
+    assert (paired["partners"][1] >= 0).sum() == 1
+
+
+@pytest.mark.slow
+def test_the_whole_demo_at_a_reduced_scale(world, tmp_path, capsys):
+    from xllm.demo.device.run import DeviceScale, run_device_demo
+
+    brief = Optimisation(2, 4, 1e-3)
+    scale = DeviceScale(language_size=32, language_layers=1, num_states=40, num_tests=8, language=brief, align=brief)
+    results = run_device_demo(tmp_path / "demo", seed=1, scale=scale)
+    assert json.loads((tmp_path / "demo" / "results.json").read_text()) == results
+    assert list(results["tasks"]) == ["answers", "valid_commands", "goal_reached", "refused", "reason_given"]
+    assert results["language_model_unchanged"] is True
+    for cell in results["tasks"].values():
+        assert 0 <= cell["value"] <= 1
+    assert results["tasks"]["refused"]["n"] == 16
+    assert "bit-identical" in format_table(results)
+    # Whatever a model that knows nothing says is text or a valid command.
+    samples = [
+        json.loads(line)["answer"]
+        for path in (tmp_path / "demo" / "samples").glob("*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    assert len(samples) == 24
+    assert all("{" not in answer for answer in samples if not answer.startswith("{"))
+    (tmp_path / "demo" / "towers").rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    state = str(tmp_path / "demo" / "data" / "states" / "test-command-0000.json")
+    command = ["chat", str(tmp_path / "demo" / "checkpoint"), "--status", state, "--json", "--max-new-tokens", "16"]
+    assert main([*command, "--execute", "xllm.device.phone:Phone", "Could you close the app?"]) == 0
+    assert "answer" in json.loads(capsys.readouterr().out)
