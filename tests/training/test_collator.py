@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
+from processor_parts import composed, small_processor
 from transformers import GenerationConfig, LlamaConfig
 
 from xllm.modeling_xllm.configuration_xllm import XLLMConfig
@@ -237,3 +238,36 @@ def test_a_teacher_reads_what_the_media_say(tiny_processor):
     text = tiny_processor.tokenizer.decode(batch["input_ids"][0])
     assert "one two" in text
     assert tiny_processor.audio_token not in text
+
+
+def test_answers_that_share_a_row_are_taken_apart_where_it_is_too_long():
+    """Only those of that row of the batch; each is learnt once, behind the turns before it."""
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    processor = composed(template, ["<|im_end|>", "<|im_start|>"], "llama")[1]
+    short = [user("What?"), assistant("a dog"), user("Which?"), assistant("red")]
+    long = [*short, user("Is it one of many?"), assistant("yes")]
+    samples = [{"messages": short}, {"messages": long}]
+
+    def learnt(**limit):
+        batch = XLLMDataCollator(processor, causal=True, loss_on="all", **limit)(samples)
+        texts = [
+            processor.tokenizer.decode([token for token in row if token != -100]) for row in batch["labels"].tolist()
+        ]
+        return batch, [text.split("<|im_end|>")[:-1] for text in texts]
+
+    batch, answers = learnt()
+    assert [[text.strip() for text in row] for row in answers] == [["a dog", "red"], ["a dog", "red", "yes"]]
+    _, answers = learnt(max_length=int(batch["attention_mask"].sum(1).max()) - 1)
+    apart = [[text.strip() for text in row] for row in answers]
+    assert apart == [["a dog", "red"], ["a dog"], ["red"], ["yes"]]
+
+
+def test_a_first_token_is_learnt_at_the_end_of_a_prompt_of_chatglm_alone():
+    processor = small_processor()
+    processor.tokenizer.bos_token = "what"  # a token that no prompt of this template ends with
+    (row,) = XLLMDataCollator(processor)([{"messages": [user(" is this "), assistant("a cat")]}])["labels"].tolist()
+    first = next(place for place, token in enumerate(row) if token != -100)
+    assert row[first:] == processor.encode_answers([[user(" is this "), assistant("a cat")]])[0]
