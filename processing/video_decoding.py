@@ -176,6 +176,18 @@ def _shown(frames: Iterator[av.VideoFrame], wanted: list[int], numbered: bool) -
         yield from [shown] * len(left)
 
 
+def _on_screen(times: list[float], moments: list[float]) -> list[int]:
+    """Which frames are on the screen so many seconds after the first began, each once: the last that began before; the
+    margin is for rounded timestamps."""
+    return sorted({bisect.bisect_right(times, times[0] + moment + 1e-4) - 1 for moment in moments})
+
+
+def _rate_varies(times: list[float]) -> bool:
+    """Whether a frame is shown for longer, or less, than the median by half of that and 10 ms, as where one is missing."""
+    steps = np.diff(times)
+    return bool((abs(steps - np.median(steps)) > 0.5 * np.median(steps) + 0.01).any())
+
+
 def frame_indices(
     total: int,
     num_frames: int | None = None,
@@ -187,10 +199,11 @@ def frame_indices(
     """Ascending indices of some of a clip's `total` frames.
 
     Args:
-        num_frames: that many frames, in the middle of equal parts of the clip (all of a shorter one).
+        num_frames: that many frames, in the middle of equal parts of the clip (all of a shorter one); where the frame
+            rate varies, what is on the screen in the middle of equal spans of time, each frame once.
         fps: one frame at 0, 1/fps, 2/fps, ... seconds, instead of `num_frames`.
         max_frames: of these, the first so many.
-        times, source_fps: for `fps`, the start of each frame in seconds, ascending, or the constant rate of the clip.
+        times, source_fps: the start of each frame in seconds, ascending, or (for `fps`) the constant rate of the clip.
 
     Raises:
         ValueError: both rules at once, a count or rate below 1 or 0, or `fps` for frames whose times are unknown.
@@ -207,10 +220,12 @@ def frame_indices(
             )
         times = times or [i / cast(float, source_fps) for i in range(total)]
         steps = int((times[-1] - times[0]) * fps + 1e-6) + 1
-        # On the screen is the last frame that began before; the margin is for rounded timestamps.
-        chosen = sorted({bisect.bisect_right(times, times[0] + k / fps + 1e-4) - 1 for k in range(steps)})
+        chosen = _on_screen(times, [k / fps for k in range(steps)])
     elif num_frames is not None and num_frames < total:
         chosen = [(2 * i + 1) * total // (2 * num_frames) for i in range(num_frames)]
+        if times is not None and _rate_varies(times):
+            seconds = 2 * times[-1] - times[-2] - times[0]  # the last frame lasts as long as the one before it
+            chosen = _on_screen(times, [(i + 0.5) * seconds / num_frames for i in range(num_frames)])
     else:
         chosen = list(range(total))
     return chosen if max_frames is None else chosen[:max_frames]

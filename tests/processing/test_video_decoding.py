@@ -78,6 +78,21 @@ def test_uneven_frame_times(tmp_path):
     assert metadata.total_num_frames == 5
 
 
+def test_frames_stand_in_equal_spans_of_time_where_the_rate_varies(tmp_path):
+    """A tenth of a second of movement, then a still of 8 s, then movement again."""
+    stamps = [*range(0, 100, 10), *range(8_100, 10_100, 200)]  # 10 frames in 0.1 s, 10 in 2 s
+    path = write_video(tmp_path / "a.mkv", grey_frames(20), stamps=stamps)
+    frames, metadata = load_video(path, num_frames=5)
+    # The middles of the fifths of 10.1 s are 1.01, 3.03, 5.05, 7.07 and 9.09 s.
+    assert frame_numbers(frames) == [9, 14]
+    assert metadata.frames_indices == [9, 14]
+    assert frame_numbers(load_video(path, num_frames=50)[0]) == list(range(20))
+    # Stamps in whole thousandths of 30 frames a second are no other rate.
+    even = [round(i * 1000 / 30) for i in range(20)]
+    path = write_video(tmp_path / "b.mkv", grey_frames(20), stamps=even)
+    assert frame_numbers(load_video(path, num_frames=5)[0]) == [2, 6, 10, 14, 18]
+
+
 class _Pipe(io.RawIOBase):
     """A target that cannot seek back, as a live stream: the writer never learns the length."""
 
