@@ -37,7 +37,7 @@ def clean_part(part: Any) -> dict[str, Any]:
         if part["type"] in kind.openai_types:  # holds a URL, or data that is sent along
             content = part.get(part["type"])
             content = content if isinstance(content, dict) else {"url": content}
-            part = {"url": content.get("url"), "base64": content.get("data")}
+            part = {"url": content.get("url"), "base64": content.get("data"), "track": part.get("track")}
         part = {kind.type if key in kind.aliases else key: value for key, value in part.items()} | {"type": kind.type}
     part = {key: value for key, value in part.items() if value is not None}
     if part["type"] == "text" and not isinstance(part.get("text"), str):
@@ -45,12 +45,22 @@ def clean_part(part: Any) -> dict[str, Any]:
     return part
 
 
+def with_track(part: dict[str, Any]) -> list[dict[str, Any]]:
+    """A cleaned part, and behind it the sound of its file where `track` names what that is heard as (a type, or a list
+    of them): `{"type": "video", "path": F, "track": "speech"}`. A file without sound is an error when it is read."""
+    names = part.get("track") or []
+    part = {key: value for key, value in part.items() if key != "track"}
+    kinds = [media_kind(name) for name in ([names] if isinstance(names, str) else names)]
+    return [part, *({"type": kind.type, kind.type: part_source(part)} for kind in kinds)]
+
+
 def clean_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Messages with cleaned content parts; the caller's are not changed."""
     cleaned = [dict(message) for message in messages]
     for message in cleaned:
         if isinstance(message.get("content"), (list, tuple)):
-            message["content"] = [clean_part(part) for part in message["content"]]
+            parts = [clean_part(part) for part in message["content"]]
+            message["content"] = [one for part in parts for one in with_track(part)]
     return cleaned
 
 

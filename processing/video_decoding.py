@@ -183,7 +183,7 @@ def _on_screen(times: list[float], moments: list[float]) -> list[int]:
 
 
 def _rate_varies(times: list[float]) -> bool:
-    """Whether a frame is shown for longer, or less, than the median by half of that and 10 ms, as where one is missing."""
+    """Whether a frame lasts longer, or less, than the median by half of that and 10 ms, as where one is missing."""
     steps = np.diff(times)
     return bool((abs(steps - np.median(steps)) > 0.5 * np.median(steps) + 0.01).any())
 

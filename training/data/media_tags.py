@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from xllm.processing.conversations import SOURCE_KEYS, clean_part
+from xllm.processing.conversations import SOURCE_KEYS, clean_part, with_track
 from xllm.processing.media_kinds import IMAGE, MEDIA_KINDS, VIDEO
 from xllm.training.data.media_rows import DataError, MediaRows
 from xllm.training.data.samples import Row
@@ -29,7 +29,7 @@ ROLES = {
 }  # fmt: skip
 # Of a message besides role, content and loss: what chat templates read.
 _TEMPLATE_KEYS = {"name", "tool_calls", "tool_call_id", "reasoning_content", "thinking", "tools"}
-_PART_KEYS = {"type", "text", "sampling_rate", "offset", "duration", *SOURCE_KEYS}
+_PART_KEYS = {"type", "text", "sampling_rate", "track", "offset", "duration", *SOURCE_KEYS}
 _JSON_LIST = re.compile(r"""\s*\[\s*["{\[\]]""")
 # What peers write into a text for a medium, or for what stands in another column; the language model would learn it
 # as words. HTML has attributes in its tags, which these have not.
@@ -176,15 +176,16 @@ def _read_content(where: str, row: Row, field: str, content: Any, held: Media | 
             continue
         try:
             part = clean_part(given)
+            is_named = part["type"] == "text" or any(key in part for key in (part["type"], *SOURCE_KEYS))
+            if held is not None and not is_named:
+                part |= held.take(part["type"], field, f"parts of type {part['type']!r}")
+            parts = with_track(part)
+        except DataError:
+            raise
         except (ValueError, TypeError, AttributeError) as error:
             raise DataError(f"{where}: {field}: {error}") from error
         _check_characters(where, field, part.get("text"))
-        if part["type"] == "text":
-            found += [part] if held is None else held.place(part["text"], field)
-        elif held is not None and not any(key in part for key in (part["type"], *SOURCE_KEYS)):
-            found.append(part | held.take(part["type"], field, f"parts of type {part['type']!r}"))
-        else:
-            found.append(part)
+        found += held.place(part["text"], field) if part["type"] == "text" and held is not None else parts
         kind = MEDIA_KINDS.get(part["type"])
         if isinstance(given, Mapping):
             known = _PART_KEYS | ({kind.type, *kind.aliases, *kind.openai_types} if kind else set())

@@ -31,6 +31,8 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of --sample")
     what = "ask about windows of at most so many seconds of a recording, one after the other"
     parser.add_argument("--window", type=float, metavar="SECONDS", help=what)
+    what = "hear the sound of each film as well, as this row of the model (repeatable)"
+    parser.add_argument("--track", action="append", default=[], metavar="ROW", help=what)
     parser.add_argument("--commands", action="store_true", help="answer with text, or a valid command to the device")
     what = "class that executes the commands, e.g. xllm.device.phone:Phone (with --commands)"
     parser.add_argument("--execute", metavar="MODULE:CLASS", help=what)
@@ -69,11 +71,12 @@ class Chat:
         import torch
         from transformers import TextStreamer
 
-        from xllm.processing.conversations import part_source
+        from xllm.processing.conversations import part_source, with_track
         from xllm.training.evaluation.transcription import check_lengths
 
         # Files are opened once; later turns hold what was decoded.
-        content = [{"type": p["type"], p["type"]: self.processor.load(p["type"], part_source(p))} for p in media]
+        parts = [part for given in media for part in with_track(given)]
+        content = [{"type": p["type"], p["type"]: self.processor.load(p["type"], part_source(p))} for p in parts]
         check_lengths(content, "--window 20 asks about it window by window")
         if self.device:
             self.device.look(content)
@@ -136,7 +139,7 @@ def run(args: argparse.Namespace) -> None:
             chat.reset()
             pending = []
         elif command.startswith("/") and command[1:] in options:
-            pending.append({"type": options[command[1:]], "path": rest.strip()})
+            pending.append(_part(args, options, command[1:], rest.strip()))
         elif command.startswith("/") and command[1:].isidentifier():
             known = [*(f"/{name} FILE" for name in options), "/new", "/quit"]
             sys.stderr.write(f"there is no {command} here, only {', '.join(known)}\n")
@@ -149,10 +152,21 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _media_given(args: argparse.Namespace, options: dict[str, str]) -> list[dict]:
-    for option, _ in args.media:
+    asked = [option for option, _ in args.media] + [f"--{name}" for name in args.track]
+    for option in asked:
         if option not in (known := [f"--{name}" for name in options]):
             args.wrong_usage(f"argument {option}: this model takes {', '.join(known) or 'no media'}")
-    return [{"type": options[option.removeprefix("--")], "path": file} for option, file in args.media]
+    return [_part(args, options, option.removeprefix("--"), file) for option, file in args.media]
+
+
+def _part(args: argparse.Namespace, options: dict[str, str], option: str, file: str) -> dict:
+    """A content part; of a film, with what its sound is heard as."""
+    from xllm.processing.media_kinds import MEDIA_KINDS
+
+    part: dict[str, Any] = {"type": options[option], "path": file}
+    if args.track and MEDIA_KINDS[options[option]].series:
+        part["track"] = [options[name] for name in args.track]
+    return part
 
 
 def _ask_by_windows(model, processor, args: argparse.Namespace, part: dict) -> None:
