@@ -21,11 +21,10 @@ import numpy as np
 import torch
 from torchaudio.functional.functional import _apply_sinc_resample_kernel, _get_sinc_resample_kernel
 
-from .media_sources import MediaError, describe_source, media_errors, open_media
+from .media_sources import MediaError, check_memory, describe_source, media_errors, open_media
 
 
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; outside it is a damaged header
-MAX_SECONDS = 4 * 3600
 # What PyAV raises on damaged files: its own errors, and text in the metadata that is not UTF-8.
 PYAV_ERRORS = (av.FFmpegError, UnicodeDecodeError, OSError, ValueError, MemoryError)
 StreamT = TypeVar("StreamT", bound=av.stream.Stream)
@@ -183,8 +182,7 @@ def _decode_audio(file: BinaryIO, name: str, sampling_rate: int) -> np.ndarray:
     for block in decode_blocks(file, name, sampling_rate):
         blocks.append(block)
         size += len(block)
-        if size > MAX_SECONDS * sampling_rate:
-            raise MediaError(name, f"longer than the limit of {MAX_SECONDS} s")
+        check_memory(name, 8 * size, f"the first {size / sampling_rate:.0f} s of a sound, which are not all,")
     return np.concatenate(blocks)
 
 

@@ -14,10 +14,8 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 
-from .media_sources import MediaError, describe_source, media_errors, open_media
+from .media_sources import MediaError, check_memory, describe_source, media_errors, open_media
 
-
-MAX_PIXELS = 100_000_000  # a bomb claims more than it can hold in its few bytes; the largest cameras stay below
 
 # What Pillow's readers raise on damaged files.
 PILLOW_ERRORS = (
@@ -28,22 +26,28 @@ PILLOW_ERRORS = (
 
 def _scale_to_8bit(image: Image.Image, name: str) -> Image.Image:
     """Integer or float picture of one channel to mode L: 16-bit range for integers, [0, 1] or [0, 255] for floats."""
-    values = np.asarray(image, dtype=np.float64)
+    values = np.array(image, dtype=np.float32)
     if not np.isfinite(values).all():
         raise MediaError(name, "holds pixels that are not finite numbers")
     top = float(values.max())
     if image.mode.startswith("I;16") or top > 255:
-        values = values * (255.0 / max(65535.0, top))
+        values *= 255.0 / max(65535.0, top)
     elif image.mode == "F" and top <= 1:
-        values = values * 255.0
-    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+        values *= 255.0
+    return Image.fromarray(np.clip(np.rint(values, out=values), 0, 255, out=values).astype(np.uint8))
+
+
+def _bytes_per_pixel(image: Image.Image) -> int:
+    """What decoding and converting to RGB take at most; Pillow keeps up to four bytes in each copy."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        return 16
+    return 20 if image.has_transparency_data else 8
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     """Decodes the picture, turns it upright and converts it to RGB."""
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise MediaError(name, f"{width} x {height} pixels are more than the limit of {MAX_PIXELS}")
+    check_memory(name, width * height * _bytes_per_pixel(image), f"{width} x {height} pixels of mode {image.mode}")
     if width == 0 or height == 0:
         raise MediaError(name, f"has no pixels ({width} x {height})")
     with media_errors(name, "damaged image", PILLOW_ERRORS):
@@ -117,7 +121,7 @@ def load_image(source: Any) -> Image.Image:
         the picture, upright, in RGB and its own size.
 
     Raises:
-        MediaError: no such file, not an image, damaged, or more than `MAX_PIXELS` pixels.
+        MediaError: no such file, not an image, damaged, or too large for `MAX_BYTES` of memory.
     """
     if isinstance(source, Image.Image):
         return _to_rgb(source, getattr(source, "filename", "") or "<PIL image>")

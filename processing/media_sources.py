@@ -22,6 +22,7 @@ from http.client import HTTPException
 from typing import Any, BinaryIO
 
 
+MAX_BYTES = 1 << 30  # of memory that reading one medium may take, whatever its kind, with the copies made on the way
 MAX_DOWNLOAD_BYTES = 1 << 30
 DOWNLOAD_SECONDS = 300  # for a whole file; one read may wait SOCKET_SECONDS
 SOCKET_SECONDS = 30
@@ -55,6 +56,13 @@ def media_errors(name: str, what: str, kinds: tuple[type[Exception], ...]) -> It
     except kinds as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise MediaError(name, f"{what} ({reason})") from error
+
+
+def check_memory(name: str, size: int, what: str) -> None:
+    """`MediaError` where `what` of a medium ("5 frames of 640 x 480 pixels") takes more than `MAX_BYTES`."""
+    if size > MAX_BYTES:
+        limit = MAX_BYTES / 2**30
+        raise MediaError(name, f"{what} take {size / 2**30:.1f} GiB of memory, more than the limit of {limit:g} GiB")
 
 
 def describe_source(source: Any) -> str:

@@ -27,11 +27,9 @@ from PIL import Image, ImageSequence
 from transformers.video_utils import VideoMetadata
 
 from .audio_decoding import PYAV_ERRORS, best_stream, check_end, open_container, packet_end
-from .image_decoding import MAX_PIXELS, PILLOW_ERRORS, array_to_uint8, has_channels_first, load_image
-from .media_sources import MediaError, describe_source, media_errors, open_media
+from .image_decoding import PILLOW_ERRORS, array_to_uint8, has_channels_first, load_image
+from .media_sources import MediaError, check_memory, describe_source, media_errors, open_media
 
-
-MAX_BYTES = 2 << 30  # of decoded frames kept in memory
 
 _ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: a cover, not a film
 _LEAST_PART = 0.9  # a file that ends before this part of the length in its header counts as cut off
@@ -177,8 +175,7 @@ def _shown(frames: Iterator[av.VideoFrame], wanted: list[int], numbered: bool) -
 
 
 def _on_screen(times: list[float], moments: list[float]) -> list[int]:
-    """Which frames are on the screen so many seconds after the first began, each once: the last that began before; the
-    margin is for rounded timestamps."""
+    """Which frames are shown so many seconds after the first began, each once; the margin is for rounded stamps."""
     return sorted({bisect.bisect_right(times, times[0] + moment + 1e-4) - 1 for moment in moments})
 
 
@@ -199,8 +196,8 @@ def frame_indices(
     """Ascending indices of some of a clip's `total` frames.
 
     Args:
-        num_frames: that many frames, in the middle of equal parts of the clip (all of a shorter one); where the frame
-            rate varies, what is on the screen in the middle of equal spans of time, each frame once.
+        num_frames: that many frames, in the middle of equal parts of the clip (all of a shorter one): of time where
+            the frame rate varies, and then each frame once.
         fps: one frame at 0, 1/fps, 2/fps, ... seconds, instead of `num_frames`.
         max_frames: of these, the first so many.
         times, source_fps: the start of each frame in seconds, ascending, or (for `fps`) the constant rate of the clip.
@@ -248,8 +245,7 @@ def _video_stream(container: av.container.InputContainer, name: str) -> av.Video
     if int(stream.disposition) & _ATTACHED_PICTURE:
         raise MediaError(name, "no moving picture in it, only a cover")
     width, height = stream.codec_context.width, stream.codec_context.height
-    if width * height > MAX_PIXELS:
-        raise MediaError(name, f"frames of {width} x {height} pixels are more than the limit of {MAX_PIXELS}")
+    check_memory(name, width * height * 8, f"frames of {width} x {height} pixels")
     return stream
 
 
@@ -281,16 +277,19 @@ def _to_rgb(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
 
 def _stack(frames: Iterator[av.VideoFrame], count: int, name: str) -> np.ndarray:
     """`count` frames to one array `(count, H, W, 3)`."""
-    pixels, size = [], None
+    pixels, read = None, 0
     with media_errors(name, "damaged video", PYAV_ERRORS):
-        for frame in frames:
-            size = size or (frame.width, frame.height)
-            if size[0] * size[1] * 3 * count > MAX_BYTES:
-                raise MediaError(name, f"{count} frames of {size[0]} x {size[1]} do not fit: sample fewer")
-            pixels.append(_to_rgb(frame, size))
-    if not pixels:
+        for read, frame in enumerate(frames, start=1):
+            if pixels is None:
+                size = frame.width, frame.height
+                what = f"{count} frames of {size[0]} x {size[1]} pixels"
+                check_memory(name, size[0] * size[1] * 3 * (count + 1), what)
+            upright = _to_rgb(frame, size)
+            pixels = np.empty((count, *upright.shape), np.uint8) if pixels is None else pixels
+            pixels[read - 1] = upright
+    if pixels is None:
         raise MediaError(name, "holds no video frames that can be decoded")
-    return np.stack(pixels)
+    return pixels[:read]
 
 
 def _decode_video(
@@ -323,8 +322,9 @@ def _read(file: BinaryIO, name: str, index: FrameIndex, wanted: list[int]) -> np
 def _webp_frames(file: BinaryIO, name: str) -> tuple[list[Image.Image], VideoMetadata]:
     """All frames of an animated WebP, which FFmpeg cannot decode and Pillow can, and their mean rate."""
     with media_errors(name, "damaged video", PILLOW_ERRORS), Image.open(file) as film:
-        if film.width * film.height * 3 * getattr(film, "n_frames", 1) > MAX_BYTES:
-            raise MediaError(name, f"all its frames together are larger than the limit of {MAX_BYTES} bytes")
+        count = getattr(film, "n_frames", 1)
+        what = f"{count} frames of {film.width} x {film.height} pixels"
+        check_memory(name, film.width * film.height * 8 * count, what)
         frames = [frame.copy() for frame in ImageSequence.Iterator(film)]
     seconds = sum(frame.info.get("duration", 0) for frame in frames) / 1000
     return frames, VideoMetadata(total_num_frames=len(frames), fps=len(frames) / seconds if seconds else None)

@@ -3,6 +3,7 @@
 
 import builtins
 import json
+import re
 from collections import Counter
 
 import av
@@ -14,12 +15,12 @@ from PIL import Image, ImageFile
 from processor_parts import IMAGE, SPEECH, VIDEO, placeholder_tokenizer, small_processor, word_tokenizer
 from transformers import AutoProcessor, BlipImageProcessor
 
-from xllm.processing import audio_decoding, media_kinds
+from xllm.processing import audio_decoding, media_kinds, media_sources
 from xllm.processing.audio_decoding import Waveform
 from xllm.processing.feature_extraction_xllm import FiredTokens, XLLMCIFFeatureExtractor, XLLMFeatureExtractor
 from xllm.processing.media_kinds import MEDIA_KINDS, PAPER_KINDS, MediaKind, media_kind, register_media_kind
 from xllm.processing.media_rows import add_placeholder_tokens
-from xllm.processing.media_sources import open_media
+from xllm.processing.media_sources import MediaError, open_media
 from xllm.processing.processing_xllm import XLLMProcessor
 from xllm.processing.tokenization_chatglm import CHATGLM_CHAT_TEMPLATE, PLACEHOLDERS
 from xllm.processing.video_decoding import Frames
@@ -351,3 +352,28 @@ def test_features_of_speech_are_read_once():
     tokens = processor.load("audio", np.ones((3, 4), np.float32))
     assert isinstance(tokens, FiredTokens)
     assert processor(audio=[tokens], return_tensors="pt")["input_features"].shape == (1, 3, 4)
+
+
+def test_one_budget_of_memory_for_media_of_every_kind(tmp_path, monkeypatch):
+    pixels = grey_frames(20, 64, 96)
+    Image.fromarray(pixels[0]).resize((400, 300)).save(tmp_path / "a.png")
+    Image.fromarray(np.zeros((300, 400), np.uint16)).save(tmp_path / "deep.png")
+    write_wav(tmp_path / "a.wav", [sine(9)])
+    write_video(tmp_path / "a.mp4", pixels)
+    frames = [Image.fromarray(one) for one in pixels]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:])
+    processor = small_processor()
+    processor.video_processor.num_frames = 18
+    taken = {
+        "a.png": ("image", 8 * 400 * 300, "400 x 300 pixels of mode RGB"),
+        "deep.png": ("image", 16 * 400 * 300, "400 x 300 pixels of mode I;16"),  # floats on the way
+        "a.wav": ("audio", 8 * 9 * 16_000, "the first 9 s of a sound, which are not all,"),  # and once more, joined
+        "a.mp4": ("video", 19 * 3 * 96 * 64, "18 frames of 96 x 64 pixels"),  # and the one that is being decoded
+        "a.webp": ("video", 20 * 8 * 96 * 64, "20 frames of 96 x 64 pixels"),
+    }
+    for name, (kind, size, what) in taken.items():
+        monkeypatch.setattr(media_sources, "MAX_BYTES", size)
+        processor.load(kind, str(tmp_path / name))
+        monkeypatch.setattr(media_sources, "MAX_BYTES", size - 1)
+        with pytest.raises(MediaError, match=f"{name}: {re.escape(what)} take .* GiB of memory, more than the limit"):
+            processor.load(kind, str(tmp_path / name))
