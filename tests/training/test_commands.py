@@ -95,7 +95,10 @@ def test_check_writes_nothing(recipe, tmp_path, capsys):
             ["evaluate", "MODEL", "--task", "asr", "--data", "DATA", "--modality", "smell"],
             "speech.csv:2: no row of the model reads 'smell'; its rows are image, speech, video",
         ),
-        (["evaluate", "/nowhere", "--task", "ocr", "--data", "x"], "task is 'ocr'; choose one of asr, caption, qa"),
+        (
+            ["evaluate", "/nowhere", "--task", "ocr", "--data", "x"],
+            "task is 'ocr'; choose one of asr, caption, qa, text",
+        ),
         (
             ["evaluate", "/nowhere", "--task", "asr", "--data", "x", "--where", "a"],
             "--where takes COLUMN=VALUE, got 'a'",

@@ -7,12 +7,16 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare its arguments."""
     parser.add_argument("model", help="folder or Hub id of an X-LLM")
-    parser.add_argument("--task", required=True, help="asr or caption (character error rate), qa (accuracy)")
+    what = "asr or caption (character error rate), qa (accuracy), text (against the bare language model)"
+    parser.add_argument("--task", required=True, help=what)
+    what = "text: folder or Hub id of the bare language model (default: the one that the checkpoint names)"
+    parser.add_argument("--against", metavar="LLM", help=what)
     what = "cer, wer, accuracy, or with several references a row bleu, cider, vqa (default: that of the task)"
     parser.add_argument("--metric", help=what)
     parser.add_argument("--data", required=True, metavar="FILE", help=".json, .jsonl, .csv, .tsv or .parquet")
@@ -62,8 +66,11 @@ def run(args: argparse.Namespace) -> None:
     from xllm.training.evaluation.tasks import TASKS
     from xllm.training.recipes.recipe import EvaluationSpec, SourceSpec
 
+    if args.task == "text":
+        _compare_texts(args)
+        return
     if args.task not in TASKS:
-        raise ValueError(f"task is {args.task!r}; choose one of {', '.join(TASKS)}")
+        raise ValueError(f"task is {args.task!r}; choose one of {', '.join(TASKS)}, text")
     folder = None if args.output is None else Path(args.output)
     if folder is not None and (folder / "config.json").exists():
         raise ValueError(f"--output {folder}: a checkpoint lies there; choose another folder")
@@ -95,6 +102,38 @@ def run(args: argparse.Namespace) -> None:
         _print(args, found)
     if state is not None:
         state.destroy_process_group()
+
+
+def _compare_texts(args: argparse.Namespace) -> None:
+    from xllm.assembly.opening import default_device, load_checkpoint, open_config
+    from xllm.modeling_xllm.language_models import language_model_of
+    from xllm.training.data.dataset import ChatDataset
+    from xllm.training.data.sources import load_source
+    from xllm.training.evaluation.text_regression import compare_with_bare
+    from xllm.training.recipes.recipe import SourceSpec
+
+    config = open_config(args.model, args.trust_remote_code)[2]
+    named = ((config.towers or {}).get("language_model") or {}).get("name_or_path")
+    if (against := args.against or named) is None:
+        raise ValueError(f"{args.model} holds its language model itself: name the bare one by --against")
+    where, exclude = _columns(args.where, "--where"), _columns(args.exclude, "--exclude")
+    spec = SourceSpec(path=args.data, modality="text", limit=args.limit, where=where, exclude=exclude)
+    samples = load_source(spec)
+    place = args.device or default_device()
+    model, processor = load_checkpoint(args.model, args.trust_remote_code, place, args.dtype)
+    bare_class: Any = language_model_of(model.config).causal_lm_class
+    bare = bare_class.from_pretrained(against, dtype=model.dtype).to(place).eval()
+    found = compare_with_bare(model, bare, processor, ChatDataset([samples], processor), args.batch_size)
+    if args.json:
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        return
+    same = (
+        "not one logit differs" if not found["largest_difference"] else f"by {found['largest_difference']:.3g} at most"
+    )
+    sys.stdout.write(
+        f"text: loss {found['loss']:.6f} per token, of the bare language model {found['bare_loss']:.6f} ({same}); "
+        f"{found['tokens']} tokens of {found['n']} answers\n"
+    )
 
 
 def _name(args: argparse.Namespace) -> str:
