@@ -243,6 +243,15 @@ def test_two_words_of_a_description_share_a_place(world, tmp_path):
     assert (paired["partners"][1] >= 0).sum() == 1
 
 
+def test_the_interface_of_the_status_decays_and_those_of_the_other_world_hardly(world, tmp_path):
+    from xllm.demo.device.run import DEFAULT_SCALE
+    from xllm.demo.recipes import stage
+    from xllm.demo.settings import DemoScale
+
+    plans = (DEFAULT_SCALE.align, DemoScale().image_align)
+    assert [stage(2, "status", tmp_path, plan)["trainer"]["weight_decay"] for plan in plans] == [0.3, 0.01]
+
+
 @pytest.mark.slow
 def test_the_whole_demo_at_a_reduced_scale(world, tmp_path, capsys):
     from xllm.demo.device.run import DeviceScale, run_device_demo

@@ -47,7 +47,8 @@ class DeviceScale:
     num_states: int = 8000
     num_tests: int = 300  # of questions, of requests, and of requests that must be refused
     language: Optimisation = Optimisation(1400, 48, 1e-3)
-    align: Optimisation = Optimisation(1200, 32, 2e-3)
+    # Without the decay Muon makes embeddings a thousand times as long as words, of which little can be learnt further.
+    align: Optimisation = Optimisation(1200, 32, 2e-3, weight_decay=0.3)
 
 
 DEFAULT_SCALE = DeviceScale()
