@@ -19,6 +19,8 @@ from .converters import CONVERTERS, converter_class
 from .speech_encoders import output_width, speech_input
 
 
+# Placeholders never reach the embedding: where a language model's vocabulary is full, they have the ids behind it.
+IDS_BEHIND_VOCABULARY = 1000
 # Others (flash and flex attention) are for the language model, whose texts are long; the other parts keep theirs.
 ATTENTION_OF_ALL_PARTS = ("eager", "sdpa")
 
@@ -202,7 +204,7 @@ class XLLMConfig(PreTrainedConfig):
 
     Raises:
         ValueError: an unknown encoder, converter or shared row, an encoder_hidden_size that is not its encoder's, two
-            rows with one token, a placeholder id outside the LLM's vocabulary. The message names the row.
+            rows with one token, a placeholder id far outside the LLM's vocabulary. The message names the row.
     """
 
     model_type = "xllm"
@@ -329,9 +331,9 @@ class XLLMConfig(PreTrainedConfig):
         vocab_size = self.text_config.vocab_size
         ids = {name: row.token_id for name, row in self.modalities.items() if row.token_id is not None}
         for name, token_id in ids.items():
-            if not 0 <= token_id < vocab_size:
+            if not 0 <= token_id < vocab_size + IDS_BEHIND_VOCABULARY:
                 where = f"modalities[{name!r}].token_id {token_id}"
-                raise ValueError(f"{where} is outside the LLM's vocabulary ({vocab_size})")
+                raise ValueError(f"{where} is outside the LLM's vocabulary ({vocab_size}), and not right behind it")
         if len(set(ids.values())) < len(ids):
             raise ValueError(f"two rows of modalities have the same token_id: {ids}")
 

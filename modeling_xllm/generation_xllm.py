@@ -54,6 +54,13 @@ class SuppressPlaceholders(LogitsProcessor):
         return scores.index_fill(-1, self.ids.to(scores.device), -torch.inf)
 
 
+class InVocabulary(LogitsProcessorList):
+    """Processors that look up the scores of a prompt's tokens: a placeholder behind the vocabulary has none."""
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.FloatTensor:
+        return super().__call__(input_ids.where(input_ids < scores.shape[-1], 0), scores, **kwargs)
+
+
 def left_padded(mask: torch.Tensor) -> torch.LongTensor | None:
     """The columns `(B, R)` of a text with its attended tokens last and no more of others than the longest row needs;
     `None` where that is no shorter. `mask (B, L)`: 1 = attended."""
@@ -77,6 +84,13 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
         several calls of `forward` or `generate`, which take the result as `modality_features`."""
         return self.model.encode_items(self.model.media_in(dict(inputs)), earlier)
 
+    def _sayable(self, placeholders: list[int]) -> list[int]:
+        return [token_id for token_id in placeholders if token_id < self.config.get_text_config().vocab_size]
+
+    def _get_logits_processor(self, *args, **kwargs) -> LogitsProcessorList:
+        processors, placeholders = super()._get_logits_processor(*args, **kwargs), self.model.placeholder_ids()
+        return processors if self._sayable(placeholders) == placeholders else InVocabulary(processors)
+
     @torch.no_grad()
     def generate(self, inputs: torch.Tensor | None = None, *args, **kwargs):
         """`GenerationMixin.generate`; media are encoded once, and placeholders are never part of an answer."""
@@ -86,7 +100,7 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
         text: Any = embeds if inputs is None else inputs
         device = self.device if text is None else text.device
         kwargs["logits_processor"] = LogitsProcessorList(
-            [SuppressPlaceholders(placeholders, device), *(kwargs.get("logits_processor") or [])]
+            [SuppressPlaceholders(self._sayable(placeholders), device), *(kwargs.get("logits_processor") or [])]
         )
         media, features = self.model.media_in(kwargs), kwargs.pop("modality_features", None)
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")

@@ -5,9 +5,10 @@
 [`PrefixLanguageModel`] one that reads its prompt in both directions, such as ChatGLM (`modeling_chatglm`). Another
 language model with an unusual mask or positions is a subclass and one call of [`register_language_model`].
 
-The rest is what ChatGLM and the composite both do around their layers.
+The rest is what ChatGLM and the composite both do in front of their layers; what they do behind them is in
+`language_heads`.
 
-Legend: B rows, L tokens, D width, V vocabulary.
+Legend: B rows, L tokens, D width.
 """
 
 from typing import Any
@@ -18,9 +19,12 @@ from transformers import AutoModel, AutoModelForCausalLM, Cache, PreTrainedConfi
 from transformers.cache_utils import DynamicLayer
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.masking_utils import create_causal_mask, create_masks_for_generate
-from transformers.modeling_utils import slice_logits_to_keep
 
-from .host_reads import Asked, check, reads_together, true_places
+from .host_reads import check, reads_together
+
+
+# Families that count positions, or distances, in the mask, and whose config does not say so.
+MASK_READERS = ("biogpt", "bloom", "mpt", "opt")
 
 
 class LanguageModel:
@@ -68,8 +72,9 @@ class LanguageModel:
     def sees_all_before(self) -> bool:
         """Whether all layers take the mask of scaled dot product attention, `(B, 1, L, M)`, True = seen."""
         kinds = set(getattr(self.config, "layer_types", None) or ["full_attention"])
-        windows = any(getattr(self.config, name, None) for name in ("sliding_window", "attention_chunk_size", "alibi"))
-        return self.config._attn_implementation == "sdpa" and kinds == {"full_attention"} and not windows
+        others = ("sliding_window", "attention_chunk_size", "alibi")
+        own = self.config.model_type in MASK_READERS or any(getattr(self.config, name, None) for name in others)
+        return self.config._attn_implementation == "sdpa" and kinds == {"full_attention"} and not own
 
     def check_generation(self, generation_config: GenerationConfig) -> None:
         """Raises a `ValueError` for a way of generating that the model does not support."""
@@ -303,7 +308,8 @@ def find_tokens(inputs_embeds: torch.Tensor, embedding: nn.Module, ids: list[int
     models: `(B, L)`, the id at such a token, -1 everywhere else.
     """
     found = torch.full(inputs_embeds.shape[:2], -1, device=inputs_embeds.device)
-    for token_id in ids:
+    rows: Any = embedding.num_embeddings
+    for token_id in (token_id for token_id in ids if token_id < rows):  # those behind the vocabulary have no embedding
         row = embedding(torch.full((), token_id, device=inputs_embeds.device)).to(inputs_embeds)
         found = found.masked_fill((inputs_embeds == row).all(-1), token_id)
     return found
@@ -322,54 +328,3 @@ def embed_tokens(embedding: nn.Embedding, input_ids: torch.LongTensor) -> torch.
             ),
         )
     return embedding(input_ids)
-
-
-def logits_and_loss(
-    model: PreTrainedModel,
-    hidden_states: torch.Tensor,
-    labels: torch.LongTensor | None,
-    logits_to_keep: int | torch.Tensor,
-    supervised: "SupervisedTokens | None" = None,
-    **kwargs,
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Project hidden states `(B, L, D)`, behind the final norm, to the vocabulary with the `lm_head` of `model`.
-
-    Args:
-        labels (`(B, L)`): ids to predict, -100 where none; shifted here.
-        logits_to_keep: positions to project; 0 = all, or, in train mode with labels, the supervised ones: a row of a
-            large vocabulary costs more than all layers' activations of a token.
-        supervised: the latter, as `supervised_tokens` finds them before the layers run.
-
-    Returns:
-        logits `(B, positions, V)`, or `None` where only supervised positions were projected; the loss, if labels.
-    """
-    if labels is None or supervised is None:
-        logits = model.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
-        if labels is None:
-            return logits, None
-        return logits, model.loss_function(logits, labels, vocab_size=logits.shape[-1], **kwargs)
-    places = supervised.places()
-    logits = model.lm_head(hidden_states.flatten(0, 1).index_select(0, places.to(hidden_states.device)))
-    targets = supervised.targets.index_select(0, places)
-    return None, model.loss_function(logits, None, vocab_size=logits.shape[-1], shift_labels=targets, **kwargs)
-
-
-class SupervisedTokens:
-    """The tokens behind which `labels (B, L)` ask for a token, and `targets (B * L)`, what they ask for."""
-
-    def __init__(self, labels: torch.Tensor):
-        self.targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100).flatten()
-        self.count = None if torch.compiler.is_compiling() else Asked((self.targets != -100).sum())
-
-    def places(self) -> torch.LongTensor:
-        """Where they are in `(B * L)`."""
-        wanted = self.targets != -100
-        return wanted.nonzero()[:, 0] if self.count is None else true_places(wanted, *self.count.values())
-
-
-def supervised_tokens(
-    model: PreTrainedModel, labels: torch.Tensor | None, logits_to_keep: int | torch.Tensor, kwargs: dict
-) -> SupervisedTokens | None:
-    """What `logits_and_loss` is to project, asked before the layers run; `None`: all that `logits_to_keep` says."""
-    wants_all = not isinstance(logits_to_keep, int) or logits_to_keep != 0 or kwargs.get("shift_labels") is not None
-    return None if labels is None or wants_all or not model.training else SupervisedTokens(labels)

@@ -37,15 +37,14 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_chatglm import ChatGLMConfig
 from .host_reads import check, reads_together
+from .language_heads import logits_and_loss, supervised_tokens
 from .language_models import (
     CacheNote,
     LanguageModelGenerationMixin,
     PrefixLanguageModel,
     embed_tokens,
     find_tokens,
-    logits_and_loss,
     register_language_model,
-    supervised_tokens,
 )
 from .real_tokens import real_tokens
 

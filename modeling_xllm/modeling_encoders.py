@@ -24,6 +24,7 @@ from .host_reads import Asked, true_places
 from .speech_encoders import blank_sequence, encode_sequences
 from .stage_checkpoints import StageCheckpointMixin
 from .tower_sources import TOWER_CLASSES
+from .vision_encoders import blank_picture, encode_pictures, reads_pictures
 from .x2l_interfaces import X2LInterface, X2LOutput, place_frames
 
 
@@ -193,21 +194,20 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
         """Run the tower of `modality`, without gradient memory where the tower is frozen.
 
         Args:
-            inputs: `(N, 3, H, W)` pictures, `(N, F, 3, H, W)` series of pictures, `(N, frames, features)` sequences or
-                `(N, samples)` waveforms; mask: 1 at real ones. Speech without any, or with NaN or Inf, is a
-                `ValueError`.
+            inputs: `(N, 3, H, W)` pictures, `(N, F, 3, H, W)` series of pictures (or patches, see `vision_encoders`),
+                `(N, frames, features)` sequences or `(N, samples)` waveforms; mask: 1 at real ones. Speech without
+                any, or with NaN or Inf, is a `ValueError`.
             real ([`Asked`]): the number of real pictures in series, where it has been asked for.
 
         Returns:
             the tower's output, its `last_hidden_state` being `(N, T, E)`, or `(R, T, E)` for the R real pictures of
-            the series; and the mask `(N, T)` of real encoder frames or None.
+            the series; and the mask `(N, T)` of real encoder frames (of a series, `(R, T)`) or None.
         """
         row = self.config.modalities[modality]
         converter_class(row.converter).check_inputs(modality, inputs, mask)
         if row.encoder is None:
             return BaseModelOutput(last_hidden_state=inputs), None if mask is None else mask.bool()
         tower = self.tower(row.encoder)
-        inputs = inputs.to(tower.dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_trainable(tower)):
             if row.num_frames is not None:
                 pictures = inputs.flatten(0, 1)  # (N, F, 3, H, W) -> (N * F, 3, H, W)
@@ -216,10 +216,10 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
                     (count,) = real.values()
                     if count < len(pictures):
                         pictures = pictures[true_places(mask.bool(), count)]
-                return tower(pictures, **kwargs), None
-            if inputs.dim() == 4:
-                return tower(inputs, **kwargs), None
-            return encode_sequences(tower, inputs, mask, row.positions_per_frame, **kwargs)
+                return encode_pictures(tower, pictures, **kwargs)
+            if inputs.dim() == 4 or reads_pictures(tower):
+                return encode_pictures(tower, inputs, **kwargs)
+            return encode_sequences(tower, inputs.to(tower.dtype), mask, row.positions_per_frame, **kwargs)
 
     def _features(self, modality: str, inputs, mask=None, target_lengths=None, **kwargs) -> X2LOutput:
         if (row := self.config.modalities.get(modality)) is None:
@@ -267,10 +267,8 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
             if tower is None or not self._takes_all(tower):
                 hidden = torch.zeros(1, 1, row.encoder_hidden_size, dtype=weight.dtype, device=weight.device)
                 features = interface(hidden, frame_mask=mask)
-            elif tower.main_input_name == "pixel_values":
-                size, channels = tower.config.image_size, getattr(tower.config, "num_channels", 3)
-                height, width = (size, size) if isinstance(size, int) else size
-                picture = torch.zeros(1, channels, height, width, device=weight.device)
+            elif reads_pictures(tower):
+                picture = blank_picture(tower.config).to(weight.device)
                 features = self._features(modality, picture if mask is None else picture[None], mask)
             else:
                 features = self._features(modality, blank_sequence(tower, row.positions_per_frame).to(weight.device))

@@ -25,7 +25,8 @@ from .cformer import world_size
 from .configuration_xllm import X2LConfig, XLLMConfig
 from .generation_xllm import XLLMGenerationMixin, hide_gaps, remember_gaps
 from .host_reads import Asked, check, reads_together
-from .language_models import embed_tokens, find_tokens, language_model_of, logits_and_loss, supervised_tokens
+from .language_heads import has_biased_head, logits_and_loss, supervised_tokens
+from .language_models import embed_tokens, find_tokens, language_model_of
 from .modeling_chatglm import ChatGLMLanguageModel
 from .modeling_encoders import FeatureGetters, XLLMEncoderModel, XLLMPreTrainedModel, is_trainable, train_unless_frozen
 from .packing import computed_tokens
@@ -262,7 +263,7 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
         super().__init__(config)
         text = config.get_text_config()
         self.model = XLLMModel(config)
-        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=has_biased_head(text))
         if config.tie_word_embeddings:
             name = next(name for name, module in self.named_modules() if module is self.get_input_embeddings())
             self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}

@@ -148,8 +148,14 @@ def speech_input(config: PreTrainedConfig) -> SpeechInput | None:
 
 
 def output_width(config: PreTrainedConfig) -> int:
-    """Width of an encoder's frames: behind its adapter, where it has one (wav2vec2)."""
-    return config.output_hidden_size if getattr(config, "add_adapter", False) else config.hidden_size
+    """Width of what an encoder gives: behind its adapter, where it has one (wav2vec2), or behind its last stage; a
+    `ValueError` where the config does not say."""
+    if getattr(config, "add_adapter", False):
+        return config.output_hidden_size
+    stages = getattr(config, "hidden_sizes", None) or [getattr(config, "hidden_dim", None)]
+    if (width := getattr(config, "hidden_size", None) or stages[-1]) is None:
+        raise ValueError(f"how wide the features of a {config.model_type} are, no hidden_size of its config says")
+    return width
 
 
 def encode_sequences(

@@ -6,10 +6,13 @@ A rendered conversation is complete: no tokenizer adds tokens of its own around 
 is what X-LLM is trained on.
 """
 
+import re
 from collections.abc import Callable, Collection
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import BatchFeature, ProcessorMixin
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from .media_kinds import AUDIO, IMAGE, MEDIA_KINDS, VIDEO, is_values, media_kind
 
@@ -116,6 +119,13 @@ _PARTS = _MEDIA_TO_TEXT.replace("CONTENT", "ns.parts")
 _ONE_STRING = _MEDIA_TO_TEXT.replace(
     "CONTENT", "ns.parts | selectattr('text', 'defined') | map(attribute='text') | join"
 )
+# For templates that write lists of parts alone.
+_LISTS = _PARTS.replace(
+    "ns.messages + [message]",
+    "ns.messages + [dict(message, content=[{'type': 'text', 'text': message['content']}]) "
+    "if message['content'] is string else message]",
+)
+_OLD_PARTS = re.compile(r"\A\{%- set media_parts = \{[^{}]*\} -%\}")
 _PLAIN_TEMPLATE = (
     "{%- for message in messages -%}"
     "{{- message['role'] + ': ' -}}"
@@ -126,6 +136,20 @@ _PLAIN_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- 'assistant: ' -}}{%- endif -%}"
 )
+
+
+def _reads_strings(template: str) -> bool:
+    """Whether a template writes messages whose content is a string: some (LLaVA's) lose them, and write lists of parts
+    alone."""
+    contents: tuple[Any, ...] = (_MARK, [{"type": "text", "text": _MARK}])
+    written = []
+    for content in contents:
+        try:
+            rendered = render_jinja_template([[{"role": "user", "content": content}]], chat_template=template)[0]
+            written.append(_MARK in rendered[0])
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError):
+            written.append(False)
+    return written[0] or not written[1]
 
 
 def with_media_parts(template: str | dict | None, parts: dict[str, tuple[str, str]]) -> str | dict:
@@ -145,12 +169,14 @@ def with_media_parts(template: str | dict | None, parts: dict[str, tuple[str, st
     template = template or _PLAIN_TEMPLATE
     texts = {kind: text for kind, (_, text) in parts.items()}
     if "media_parts" in template:
+        template = _OLD_PARTS.sub("", template)  # of an X-LLM with other rows
         return f"{{%- set media_parts = {texts!r} -%}}{template}"
     written = {kind for kind, (token, _) in parts.items() if token in template or f"{kind}_token" in template}
     unwritten = {kind: text for kind, text in texts.items() if kind not in written}
     if not unwritten:
         return template
     convert = _ONE_STRING if len(unwritten) == len(parts) else _PARTS
+    convert = convert if _reads_strings(template) else _LISTS
     return f"{{%- set media_parts = {unwritten!r} -%}}{convert}{template}"
 
 

@@ -20,6 +20,7 @@ from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoVideoProc
 from .audio_decoding import Waveform, load_audio
 from .feature_extraction_xllm import XLLMCIFFeatureExtractor, XLLMFeatureExtractor
 from .image_decoding import load_image
+from .picture_features import extract_pictures
 from .speech_features import extract_speech, num_positions
 from .video_decoding import Frames, load_video
 from .video_processing_xllm import XLLMVideoProcessor, list_videos
@@ -207,6 +208,7 @@ IMAGE = register_media_kind(
         reader_class=AutoImageProcessor,
         input_name="pixel_values",
         load=lambda source, reader: load_image(source),
+        read=extract_pictures,
         is_item=lambda item: is_array(item) and item.ndim < 4,
         fixed=True,
         count=lambda reader, size: 1,

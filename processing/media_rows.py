@@ -121,6 +121,7 @@ def add_placeholder_tokens(
     vocab_size: int,
     reserved: dict[str, str] | None = None,
     modalities: dict[str, dict] | None = None,
+    behind: bool = False,
 ) -> dict[str, int]:
     """Gives a tokenizer a placeholder token per row without making the model's embedding larger.
 
@@ -131,6 +132,7 @@ def add_placeholder_tokens(
         reserved: tokens of the vocabulary to use, e.g. `{"image_token": "<|reserved_special_token_0|>"}`; the other
             placeholders are added under their rows' names (`<ImageHere>`).
         modalities: the rows, as `XLLMProcessor` takes them; by default the paper's three.
+        behind: new ids may lie behind the embedding, where no row is spare: X-LLM never embeds placeholders.
 
     Returns:
         the id of each placeholder, by attribute name.
@@ -153,7 +155,7 @@ def add_placeholder_tokens(
         raise ValueError(f"reserved: got {reserved}, expected a different token for each placeholder")
     new = [token for token in tokens.values() if token not in vocabulary]
     first_free = max(vocabulary.values(), default=-1) + 1
-    if new and max(first_free, len(tokenizer)) + len(new) > vocab_size:
+    if new and not behind and max(first_free, len(tokenizer)) + len(new) > vocab_size:
         raise ValueError(
             f"no spare rows for {new}: the tokenizer uses {first_free} ids and the model's vocab_size is "
             f"{vocab_size}; name tokens of the vocabulary to use instead with "

@@ -1,8 +1,9 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Videos to the frames that the image encoder reads one by one (paper sec. 3.1: T = 5, uniformly sampled).
 
-Same size and normalisation as the image processor (224 x 224, CLIP mean and deviation). Clips of different frame
-counts are padded and masked, so a clip with fewer frames takes fewer tokens.
+Same size and normalisation as the image processor (224 x 224, CLIP mean and deviation), or what a published encoder's
+image processor does, which `frame_processor` describes. Clips of different frame counts are padded and masked, so a
+clip with fewer frames takes fewer tokens.
 Deviations from the authors' code: uniform over the clip instead of its first five seconds (`fps=1, max_frames=5` gives
 theirs); the whole frame is resized, as for images, instead of short side and centre crop; missing frames are masked,
 theirs are read as black.
@@ -22,6 +23,7 @@ from transformers.processing_utils import VideosKwargs
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata, make_batched_metadata
 
+from .picture_features import extract_pictures, image_processor
 from .video_decoding import frame_indices, load_video
 
 
@@ -29,9 +31,17 @@ class XLLMVideoProcessorKwargs(VideosKwargs, total=False):
     """
     max_frames (`int`, *optional*):
         With `fps`: keep at most so many frames, the first ones.
+    frame_processor (`dict`, *optional*):
+        Settings of the image processor that makes pictures of frames, as its `to_dict` gives them.
     """
 
     max_frames: int | None
+    frame_processor: dict | None
+
+
+# Settings that a `frame_processor` has of its own.
+_OF_FRAMES = ("size", "do_resize", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor",
+              "do_normalize", "image_mean", "image_std", "do_convert_rgb", "default_to_square")  # fmt: skip
 
 
 def _is_frame(item: Any) -> bool:
@@ -65,6 +75,7 @@ class XLLMVideoProcessor(BaseVideoProcessor):
         num_frames, fps, max_frames: which frames, see `frame_indices`; 5 from the middle of equal parts by default.
         do_sample_frames: `False` takes every frame.
         size, do_resize, resample, do_rescale, do_normalize, image_mean, image_std: as in any video processor.
+        frame_processor: settings of an image processor that makes the pictures instead; these are then its own.
     """
 
     resample = PILImageResampling.BICUBIC
@@ -80,6 +91,7 @@ class XLLMVideoProcessor(BaseVideoProcessor):
     num_frames = 5
     fps = None
     max_frames = None
+    frame_processor: dict | None = None
     valid_kwargs = XLLMVideoProcessorKwargs  # type: ignore[assignment]  # declared for image processors
     model_input_names = ["pixel_values_videos", "video_frame_mask"]
 
@@ -98,7 +110,16 @@ class XLLMVideoProcessor(BaseVideoProcessor):
             kwargs.setdefault("num_frames", None)  # the call's rule replaces the class's
         elif kwargs.get("num_frames") is not None:
             kwargs.setdefault("fps", None)
+        if (settings := kwargs.get("frame_processor", self.frame_processor)) is not None:
+            given = {name: kwargs.pop(name) for name in _OF_FRAMES if name in kwargs}
+            kwargs["frame_processor"] = {**settings, **given}
         return super().preprocess(videos, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings; those of pictures once, in `frame_processor` where it makes them."""
+        settings = super().to_dict()
+        unused = _OF_FRAMES if self.frame_processor is not None else ("frame_processor",)
+        return {name: value for name, value in settings.items() if name not in unused}
 
     def sample_frames(
         self,
@@ -136,9 +157,18 @@ class XLLMVideoProcessor(BaseVideoProcessor):
         return [video.to(device or "cpu") for video in tensors]
 
     def _preprocess(  # type: ignore[override]  # always called with keywords
-        self, videos: list[torch.Tensor], return_tensors: str | None = None, **kwargs: Any
+        self,
+        videos: list[torch.Tensor],
+        return_tensors: str | None = None,
+        frame_processor: dict | None = None,
+        **kwargs: Any,
     ) -> BatchFeature:
-        frames = super()._preprocess(videos, **kwargs)["pixel_values_videos"]
+        if frame_processor is None:
+            frames = super()._preprocess(videos, **kwargs)["pixel_values_videos"]
+        else:
+            reader = image_processor(frame_processor)
+            how: dict[str, Any] = {"input_data_format": "channels_first", "return_tensors": "pt"}
+            frames = [extract_pictures(reader, list(video), **how)["pixel_values"] for video in videos]
         if len({video.shape[1:] for video in frames}) > 1:
             sizes = sorted({tuple(video.shape[2:]) for video in frames})
             raise ValueError(f"videos of different sizes {sizes} cannot share a batch: set do_resize=True")

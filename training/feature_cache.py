@@ -39,6 +39,7 @@ from transformers.utils import logging
 from xllm.modeling_xllm.modeling_encoders import is_sharded, is_trainable
 from xllm.modeling_xllm.speech_encoders import speech_input
 from xllm.modeling_xllm.tower_sources import tower_of
+from xllm.modeling_xllm.vision_encoders import PATCH_READERS, reads_pictures
 from xllm.processing.media_kinds import MEDIA_KINDS
 from xllm.training.data.augmentation import Augmentation
 from xllm.training.data.media_rows import parts_of_rows
@@ -62,8 +63,9 @@ def tower_of_row(model: Any, name: str) -> Any:
 
 def keeping_problem(tower: Any) -> str:
     """Why what an encoder gives cannot be kept, in a few words; empty where it can."""
-    if tower.main_input_name == "pixel_values":
-        return ""
+    if reads_pictures(tower):
+        of_any_shape = tower.config.model_type in PATCH_READERS
+        return f"a {tower.config.model_type} reads pictures of any shape by several inputs" if of_any_shape else ""
     kind, rule = tower.config.model_type, speech_input(tower.config)
     if rule is None:
         return f"how many frames a {kind} makes of a clip is not known"

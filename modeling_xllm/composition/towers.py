@@ -16,12 +16,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, GenerationConfig, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL_MODELS
+from transformers import AutoModel, GenerationConfig, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
+from xllm.modeling_xllm.composition.published import published_config, text_config
 from xllm.modeling_xllm.configuration_cformer import BERT_SIZES
-from xllm.modeling_xllm.configuration_chatglm import ChatGLMConfig
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig, default_modalities
 from xllm.modeling_xllm.conversion.convert import (
     LN_VISION_PREFIX,
@@ -31,9 +31,15 @@ from xllm.modeling_xllm.conversion.convert import (
     reference_shapes,
 )
 from xllm.modeling_xllm.conversion.sizes import published_rows, vision_config
-from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
-from xllm.modeling_xllm.stage1.configuration_speech_recognition import SpeechRecognitionConfig
-from xllm.modeling_xllm.tower_sources import NAMED_TOWERS, encoder_of, load_whole, read_tower, tower_config, tower_of
+from xllm.modeling_xllm.tower_sources import (
+    NAMED_TOWERS,
+    TOWER_CLASSES,
+    encoder_of,
+    load_whole,
+    read_tower,
+    tower_config,
+    tower_of,
+)
 from xllm.modeling_xllm.weight_files import (
     StageCheckpointError,
     check_fit,
@@ -130,30 +136,18 @@ SOURCES: dict[str, dict[str, PublishedSource]] = {
 }
 
 
-def published_config(source: str) -> PreTrainedConfig:
-    """Config of the model in folder or repository `source`."""
-    name, revision = split_source(source)
-    try:
-        values = PreTrainedConfig.get_config_dict(name, revision=revision)[0]
-        # By class: as remote code, ours are not registered.
-        for own in (ChatGLMConfig, XLLMConfig, QFormerPreTrainingConfig, SpeechRecognitionConfig):
-            if values.get("model_type") == own.model_type:
-                return own.from_dict(values)
-        model_type = values.get("model_type")
-        if "auto_map" in values and model_type not in CONFIG_MAPPING:
-            raise ValueError(f"only the code beside it knows the model_type {model_type!r}; it is not run")
-        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise StageCheckpointError(f"cannot read the config of {source}: {error}") from error
-
-
 def encoder_config(source: str, name: str = "vision") -> PreTrainedConfig:
     """Config of the encoder inside `source`: the tower's own, a BLIP-2's vision part, the encoder of a speech model;
     of an X-LLM, the tower called `name`; of a `.pth` file, the sizes of the ViT in it."""
     if is_pth(source):
         return vision_config(open_published(source).shapes)
     config = published_config(source)
-    return config.encoder_config(name) if isinstance(config, XLLMConfig) else tower_config(config)
+    if isinstance(config, XLLMConfig):
+        return config.encoder_config(name)
+    config = tower_config(config, name)
+    if type(config) not in MODEL_MAPPING and config.model_type not in TOWER_CLASSES:
+        raise ValueError(f"{source}: transformers opens no {config.model_type} without the parts around it")
+    return config
 
 
 def by_tower(encoders: dict[str, str], rows: dict[str, X2LConfig]) -> dict[str, str]:
@@ -179,8 +173,8 @@ def compose(
     runs = {key: config for key, config in runs.items() if isinstance(config, XLLMConfig)}
     if adapted := [interfaces[key] for key, config in runs.items() if config.adapter]:
         raise ValueError(f"{adapted[0]}: its language model has an adapter that would be lost; merge it (merge_lora)")
+    trained = {key: _row_of_run(run, key, interfaces) for key, run in runs.items()}
     if language_model is None and modalities is None:
-        trained = {key: _row_of_run(run, key, interfaces) for key, run in runs.items()}
         rows = {key: row for key, row in {**rows, **trained}.items() if key in interfaces}
     encoders = by_tower(encoders or {}, rows)
     # The tensors of a `.pth` file are stored: no name would find them again.
@@ -231,9 +225,10 @@ def _row_of_run(config: XLLMConfig, modality: str, interfaces: dict[str, str]) -
     """The row of a trained interface, with all that it needs among `interfaces`."""
     source = interfaces[modality]
     if modality not in config.modalities:
-        raise ValueError(f"{source}: has no interface {modality}; it has {', '.join(config.modalities)}")
+        raise ValueError(f"{source} has no {modality} interface; it has {', '.join(config.modalities)}")
     owner = config.modalities[modality].shares_converter_with
-    if owner is not None and interfaces.get(owner) != source:
+    other = None if owner is None else interfaces.get(owner)
+    if owner is not None and other != source and (other is None or not _are_converters_equal(owner, source, other)):
         raise ValueError(f"{source}: {modality} has the converter of {owner}; take {owner} from there too")
     return config.modalities[modality]
 
@@ -258,24 +253,22 @@ def _inherited_towers(
     return towers
 
 
-def _are_equal(part: str, *sources: dict) -> bool:
-    """Whether two sources hold the same tensors of a part, bit by bit: runs over one model that each has stored."""
-    first, second = (read_tower(part, source["name_or_path"], source.get("revision")) for source in sources)
+def _are_converters_equal(row: str, *sources: str) -> bool:
+    """Whether two X-LLMs have the same converter in a row, bit by bit: one was made of the other."""
+    if any(is_pth(source) or not isinstance(published_config(source), XLLMConfig) for source in sources):
+        return False
+    prefix = f"model.interfaces.{row}.converter."
+    found = (read_tensors(*split_source(source), lambda key: key.startswith(prefix)) for source in sources)
+    return _are_same(*found)
+
+
+def _are_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(value, second[key]) for key, value in first.items())
 
 
-def text_config(at: str) -> PreTrainedConfig:
-    """Config of the language model in folder or repository `at`, alone or of an X-LLM; what is no causal language
-    model for text alone is a `ValueError`."""
-    config = published_config(at)
-    if isinstance(config, XLLMConfig):
-        return config.text_config
-    known = {name for names in CAUSAL_MODELS.values() for name in ([names] if isinstance(names, str) else names)}
-    if "text_config" in config.sub_configs:
-        raise ValueError(f"{at}: a {config.model_type} model reads media itself; name a language model for text alone")
-    if others := [name for name in config.architectures or () if name not in {*known, "ChatGLMModel"}]:
-        raise ValueError(f"{at}: {others[0]} is not a causal language model; name one that writes text (a Llama)")
-    return config
+def _are_equal(part: str, *sources: dict) -> bool:
+    """Whether two sources hold the same tensors of a part, bit by bit: runs over one model that each has stored."""
+    return _are_same(*(read_tower(part, source["name_or_path"], source.get("revision")) for source in sources))
 
 
 def row_like(row: X2LConfig, modality: str, source: str) -> X2LConfig:

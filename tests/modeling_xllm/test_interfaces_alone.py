@@ -111,7 +111,7 @@ def test_what_cannot_be_composed_is_said(base, tmp_path):
     trained(base, tmp_path / "a", 0.5)
     with pytest.raises(ValueError, match="a: video has the converter of image; take image from there too"):
         XLLMForConditionalGeneration.from_towers(interfaces={"video": str(tmp_path / "a")})
-    with pytest.raises(ValueError, match="a: has no interface sound; it has image, speech, video"):
+    with pytest.raises(ValueError, match="a has no sound interface; it has image, speech, video"):
         XLLMForConditionalGeneration.from_towers(interfaces={"sound": str(tmp_path / "a")})
     with pytest.raises(ValueError, match="language_model: got None"):
         XLLMForConditionalGeneration.from_towers()

@@ -116,3 +116,13 @@ def test_settings_of_an_older_folder(tmp_path):
     batch = processor(text="<ImageHere> <SpeechHere>", images=np.zeros((9, 9, 3), np.uint8), audio=sine(0.5))
     assert batch["input_ids"] == [[IMAGE] * 2 + [SPEECH] * 12]
     assert processor.to_dict() == small_processor(subsampling_factor=4).to_dict()
+
+
+def test_a_template_of_lists_alone_loses_no_text():
+    """LLaVA's selects parts by their type; of a string it would write nothing."""
+    each = "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %}"
+    processor = with_template(f"{{% for message in messages %}}{{{{ message['role'] + ':' }}}}{each}{{% endfor %}}")
+    plain = [{"role": "user", "content": "what"}, {"role": "assistant", "content": "cat"}]
+    assert processor.apply_chat_template(plain, tokenize=False) == "user:whatassistant:cat"
+    assert processor.apply_chat_template(answered("cat"), tokenize=False) == "user: what is this assistant:cat"
+    assert processor.answer_text(answered("cat")) == "cat<eos>"

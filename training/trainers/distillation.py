@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from xllm.modeling_xllm.language_heads import scaled_logits
 from xllm.modeling_xllm.stage_checkpoints import adapted_layers
 from xllm.training.recipes.strict import RecipeError
 
@@ -103,7 +104,8 @@ def teacher_logits(model, teacher: dict[str, torch.Tensor]) -> torch.Tensor:
     with _as_teacher(model):
         names = ("input_ids", "attention_mask")
         states = model.model(**{name: teacher[name] for name in names}, use_cache=False).last_hidden_state  # (B, L, D)
-        return model.lm_head(states[:, :-1][teacher["labels"][:, 1:] != -100])
+        logits = model.lm_head(states[:, :-1][teacher["labels"][:, 1:] != -100])
+        return scaled_logits(model.config.get_text_config(), logits)
 
 
 def distillation_loss(

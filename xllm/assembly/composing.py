@@ -8,21 +8,27 @@ from typing import Any
 
 from transformers import AutoTokenizer, ParakeetEncoderConfig
 from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
+from transformers.utils import LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE, PROCESSOR_NAME, cached_file
 
 from xllm.assembly.modules import SHIPPED, import_modules
+from xllm.assembly.probing import check_encoders
 from xllm.assembly.processors import add_tokens, build_processor, save
-from xllm.modeling_xllm.composition.towers import by_tower, text_config
-from xllm.modeling_xllm.configuration_xllm import X2LConfig, default_modalities
+from xllm.modeling_xllm.composition.published import published_config, text_config
+from xllm.modeling_xllm.composition.towers import by_tower
+from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig, default_modalities
+from xllm.modeling_xllm.conversion.convert import is_pth
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
-from xllm.modeling_xllm.weight_files import split_source
-from xllm.processing.media_kinds import AUDIO, IMAGE, MEDIA_KINDS, OWN_KINDS
+from xllm.modeling_xllm.weight_files import read_json, split_source
+from xllm.processing.media_kinds import AUDIO, IMAGE, MEDIA_KINDS, OWN_KINDS, media_kind, part_of_row
+from xllm.processing.processing_xllm import XLLMProcessor
 
 
 @dataclass
 class Towers:
-    """Published parts of a model: Hub ids or folders, each with an optional "@revision"."""
+    """Published parts of a model: Hub ids or folders, each with an optional "@revision". Where no language model is
+    named, it is the one that the interfaces were trained with."""
 
-    language_model: str
+    language_model: str | None
     encoders: dict[str, str] = field(default_factory=dict)
     interfaces: dict[str, str] = field(default_factory=dict)
 
@@ -54,18 +60,30 @@ def compose(
     """Compose published towers into a checkpoint folder (interfaces stored, towers named by id and revision).
 
     Its modalities are those whose encoder or interface is named, or, where none is, the paper's three; each of `kinds`
-    adds a row, and so does an encoder or interface named for a kind that declares one.
+    adds a row, and so does an encoder or interface named for a kind that declares one, or an interface of an X-LLM
+    that has one.
 
     Args:
         size: width and layers of what starts from no source; default those of BERT base, or of the language model if
             that is smaller.
         reserved: row -> token of the vocabulary that becomes its placeholder.
     """
-    text = text_config(towers.language_model)
+    runs = {name: run for name, source in towers.interfaces.items() if (run := run_config(source)) is not None}
+    if towers.language_model is None and not runs:
+        raise ValueError(
+            "give --preset, or --language-model (with --encoder and --interface), or --interface ROW=DIR of X-LLMs, "
+            "whose language model is then taken"
+        )
+    text = text_config(towers.language_model or next(towers.interfaces[name] for name in runs))
     width, layers = size or (min(768, text.hidden_size), min(12, text.num_hidden_layers))
     sizes = transformer_sizes(width, layers) if size is not None or width < 768 else {}
     rows = sized_modalities(sizes) if sizes else default_modalities()
     asked = {*towers.encoders, *towers.interfaces}
+    for name, run in runs.items():
+        if name in run.modalities:
+            rows[name] = run.modalities[name]
+            rows[name].token_id = None  # what it was there, another run may have for another row
+    import_modules(home for home, kind in SHIPPED.values() if kind in asked - rows.keys() and kind not in MEDIA_KINDS)
     declared = {kind.row_name for kind in MEDIA_KINDS.values() if kind.row} - rows.keys()
     added = added_rows([*kinds, *sorted(asked & declared)], sizes)
     named = {rows[key].encoder if key in rows else key for key in towers.encoders}
@@ -81,13 +99,20 @@ def compose(
         modalities={**(read or ({} if asked and asked <= added.keys() else rows)), **added},
         **encoders,
     )
-    name, revision = split_source(towers.language_model)
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    source = (model.config.towers or {})["language_model"]
+    at = {"revision": source.get("revision"), "trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(source["name_or_path"], **at)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # Llama has none; padding is masked
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = template_beside(**source)
     add_tokens(model.config, tokenizer, reserved)
     sources = by_tower(towers.encoders, model.config.modalities)
-    pixels = model.config.vision_config.image_size
-    processor = build_processor(model.config, tokenizer, pixels, sources, read_from(kinds))
+    pixels = getattr(model.config.vision_config, "image_size", None) or 224
+    readers = {**readers_of_runs(model.config, sources, towers.interfaces), **read_from(kinds)}
+    processor = build_processor(
+        model.config, tokenizer, pixels if isinstance(pixels, int) else pixels[0], sources, readers
+    )
+    check_encoders(model, processor, sources)
     save(model, processor, output_dir)
     return Path(output_dir)
 
@@ -113,6 +138,38 @@ def added_rows(kinds: Iterable[str], sizes: dict[str, Any] | None = None) -> dic
         own = {"converter_config": sizes} if sizes and kind in OWN_KINDS else {}
         rows[kind.row_name] = X2LConfig(**{**named, **own, **kind.row})
     return rows
+
+
+def template_beside(name_or_path: str, revision: str | None = None) -> str | None:
+    """The chat template that older repositories of models that read media have in a file of its own."""
+    wanted = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    path = cached_file(name_or_path, LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE, **wanted)
+    return None if path is None else read_json(Path(path))["chat_template"]
+
+
+def run_config(source: str) -> XLLMConfig | None:
+    """Config of the X-LLM in a folder or repository; `None` for anything else."""
+    config = None if is_pth(source) else published_config(source)
+    return config if isinstance(config, XLLMConfig) else None
+
+
+def readers_of_runs(config: XLLMConfig, sources: dict[str, str], interfaces: dict[str, str]) -> dict[str, Any]:
+    """What X-LLMs that encoders (by tower) or interfaces come from read media with, by type of part; an encoder that
+    is named anew brings its own."""
+    readers: dict[str, Any] = {}
+    for name, row in config.modalities.items():
+        source = sources.get(row.encoder or "", interfaces.get(name))
+        if source is None or run_config(source) is None:
+            continue
+        folder, revision = split_source(source)
+        wanted = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+        if cached_file(folder, PROCESSOR_NAME, **wanted) is None:
+            continue
+        processor = XLLMProcessor.from_pretrained(folder, **({"revision": revision} if revision else {}))
+        kind = media_kind(part_of_row(name, row.input_name, row.part))
+        if (reader := processor.readers.get(kind.type, getattr(processor, kind.reader, None))) is not None:
+            readers.setdefault(kind.type, reader)
+    return readers
 
 
 def read_from(kinds: Iterable[str]) -> dict[str, Any]:

@@ -5,9 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoFeatureExtractor, BlipImageProcessor, ParakeetEncoderConfig, PreTrainedConfig
+from transformers import (
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    BlipImageProcessor,
+    ParakeetEncoderConfig,
+    PreTrainedConfig,
+)
+from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig
+from xllm.modeling_xllm.conversion.convert import is_pth
 from xllm.modeling_xllm.converters import converter_class
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
 from xllm.modeling_xllm.weight_files import split_source
@@ -34,6 +42,35 @@ def speech_extractor(source: str | None, encoder: PreTrainedConfig):
                     f"{source}: no preprocessor_config.json, which says what a {encoder.model_type} reads: {error}"
                 ) from error
     return XLLMFeatureExtractor(feature_size=getattr(encoder, "num_mel_bins", 80))
+
+
+def picture_reader(source: str | None, encoder: Any, image_size: int):
+    """What makes the inputs of a published image encoder: its own image processor, from the same source.
+
+    Raises:
+        ValueError: the source has none, and the encoder is not BLIP-2's, for which BLIP's stands in.
+    """
+    if source is not None and not is_pth(source):
+        name, revision = split_source(source)
+        try:
+            return AutoImageProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            if encoder.model_type != Blip2VisionConfig.model_type:
+                reason = str(error).splitlines()[0]
+                raise ValueError(
+                    f"{source}: no preprocessor_config.json, which says what a {encoder.model_type} reads: {reason}"
+                ) from error
+    return BlipImageProcessor(size={"height": image_size, "width": image_size})
+
+
+def video_reader(pictures: Any, num_frames: int | None) -> XLLMVideoProcessor:
+    """Frames as the image processor `pictures` makes them."""
+    settings = pictures.to_dict()
+    given: dict[str, Any] = {"frame_processor": settings}
+    if type(pictures) is not BlipImageProcessor:
+        return XLLMVideoProcessor(num_frames=num_frames, **given)
+    same = ("size", "resample", "image_mean", "image_std", "do_resize", "do_rescale", "rescale_factor", "do_normalize")
+    return XLLMVideoProcessor(num_frames=num_frames, **{name: settings[name] for name in same if name in settings})
 
 
 def processor_rows(config: XLLMConfig) -> dict[str, dict]:
@@ -64,8 +101,9 @@ def build_processor(
     If the tokenizer already has a token under a row's name, such as a reserved one of its vocabulary, it replaces the
     row's.
 
-    `sources` says where encoders are published, often with their feature extractors; `readers` are those of kinds of
-    one's own, by type, where they are not made without arguments; `fields` are of `XLLMProcessor`.
+    `sources` says where encoders are published, with their image processors or feature extractors; `readers`, by type
+    of part, replaces what would be made of them (or, for kinds of one's own, without arguments); `fields` are of
+    `XLLMProcessor`.
     """
     rows = processor_rows(config)
     for name, attribute in token_names(complete_rows(rows)).items():
@@ -73,7 +111,10 @@ def build_processor(
     models: dict[str, X2LConfig] = {}
     for name, row in rows.items():
         models.setdefault(row["part"], config.modalities[name])
-    size = {"height": image_size, "width": image_size}
+
+    def pictures(row: X2LConfig) -> Any:
+        name = row.encoder or "vision"
+        return picture_reader((sources or {}).get(name), config.encoder_config(name), image_size)
 
     def extractor(row: X2LConfig) -> Any:
         if row.encoder is None or (encoder := config.encoder_config(row.encoder)) is None:
@@ -81,17 +122,16 @@ def build_processor(
         return speech_extractor((sources or {}).get(row.encoder), encoder)
 
     ours: dict[MediaKind, Callable[[X2LConfig], Any]] = {
-        IMAGE: lambda row: BlipImageProcessor(size=size),
-        VIDEO: lambda row: XLLMVideoProcessor(size=size, num_frames=row.num_frames),
+        IMAGE: pictures,
+        VIDEO: lambda row: video_reader(pictures(row), row.num_frames),
         AUDIO: lambda row: XLLMCIFFeatureExtractor(row.encoder_hidden_size) if row.token_level else extractor(row),
         SOUND: extractor,
     }
-    made = {kind: make(models[kind.type]) for kind, make in ours.items() if kind.type in models}
-    paper = {kind.reader: made[kind] for kind in made if kind in PAPER_KINDS}
-    own = dict(readers or {})
-    kinds = [media_kind(part) for part in models.keys() - own]
-    own |= {kind.type: made.get(kind) or kind.reader_class() for kind in kinds if kind not in PAPER_KINDS}
-    return XLLMProcessor(**paper, tokenizer=tokenizer, readers=own, modalities=rows, **fields)
+    made = dict(readers or {})
+    for kind in map(media_kind, sorted(models.keys() - made)):
+        made[kind.type] = ours[kind](models[kind.type]) if kind in ours else kind.reader_class()
+    paper = {kind.reader: made.pop(kind.type) for kind in PAPER_KINDS if kind.type in made}
+    return XLLMProcessor(**paper, tokenizer=tokenizer, readers=made, modalities=rows, **fields)
 
 
 def add_tokens(config: XLLMConfig, tokenizer, reserved: dict[str, str] | None = None) -> None:
@@ -100,18 +140,14 @@ def add_tokens(config: XLLMConfig, tokenizer, reserved: dict[str, str] | None = 
     `reserved` names tokens of the vocabulary that become the placeholders of rows.
 
     Raises:
-        ValueError: `reserved` names no row, or the embedding has no spare row for a new token.
+        ValueError: `reserved` names no row, or a token that the vocabulary has not.
     """
     rows = processor_rows(config)
     names, reserved = token_names(complete_rows(rows)), reserved or {}
     if unknown := reserved.keys() - rows.keys():
         raise ValueError(f"--reserve: no row {', '.join(sorted(unknown))}; the rows are {', '.join(rows)}")
     given = {names[name]: token for name, token in reserved.items()}
-    try:
-        ids = add_placeholder_tokens(tokenizer, config.text_config.vocab_size, given, modalities=rows)
-    except ValueError as error:
-        hint = "; or, in xllm init, --reserve ROW=TOKEN" if "no spare rows" in str(error) else ""
-        raise ValueError(f"{error}{hint}") from error
+    ids = add_placeholder_tokens(tokenizer, config.text_config.vocab_size, given, modalities=rows, behind=True)
     config.set_token_ids(**{name: ids[attribute] for name, attribute in names.items()})
 
 

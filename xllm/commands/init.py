@@ -10,13 +10,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare its arguments."""
     parser.add_argument("output", help="folder to write")
     parser.add_argument("--preset", choices=("tiny", "base", "chatglm-6b"), help="tiny: random weights, no download")
-    parser.add_argument("--language-model", metavar="ID", help="a causal LM; ID may end in @revision")
-    placeholder = (
-        "a token of the vocabulary as placeholder ('image=<|reserved_0|>'), where the embedding has no spare row"
-    )
+    what = "a causal LM; ID may end in @revision; default that of the X-LLMs that interfaces come from"
+    parser.add_argument("--language-model", metavar="ID", help=what)
+    placeholder = "a token of the vocabulary as placeholder ('image=<|reserved_0|>') instead of a new one"
     for option, metavar, meaning in (
         ("--encoder", "NAME=ID", "e.g. vision=Salesforce/blip2-opt-6.7b or speech=openai/whisper-small"),
-        ("--interface", "NAME=ID", "e.g. speech=bert-base-chinese"),
+        ("--interface", "NAME=ID", "e.g. speech=bert-base-chinese, or image=DIR of an X-LLM that has one"),
         ("--modality", "KIND[=FILE]", "add a row for status (FILE: its device), or a kind that --module registers"),
         ("--reserve", "ROW=TOKEN", placeholder),
     ):
@@ -46,8 +45,6 @@ def run(args: argparse.Namespace) -> None:
     from xllm.modeling_xllm.conversion.output import new_folder
     from xllm.modeling_xllm.language_models import language_model_of
 
-    if args.preset is None and args.language_model is None:
-        raise ValueError("give --preset, or --language-model (with --encoder and --interface)")
     options = ("language_model", "encoder", "interface", "interface_size", "reserve")
     if args.preset == "tiny" and (given := [f"--{name.replace('_', '-')}" for name in options if getattr(args, name)]):
         raise ValueError(f"--preset tiny is made of no towers: leave out {', '.join(given)}, or --preset tiny")
