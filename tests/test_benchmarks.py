@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from media_files import write_wav
 from torch.utils.flop_counter import FlopCounterMode
 
 from xllm import freeze_for_stage
@@ -17,12 +19,17 @@ from xllm import freeze_for_stage
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def gpu():
-    spec = importlib.util.spec_from_file_location("gpu_benchmark", BENCHMARKS / "gpu.py")
+def benchmark(name: str):
+    """A script of benchmarks/ as a module."""
+    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", BENCHMARKS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    return benchmark("gpu")
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -34,6 +41,32 @@ def test_the_arithmetic_of_a_step_is_what_torch_counts(gpu, name, stage):
     with FlopCounterMode(display=False) as counter:
         gpu.training_step(model, batch, "cpu")()
     assert gpu.step_flops(model, batch) == pytest.approx(counter.get_total_flops(), rel=0.15)
+
+
+@pytest.mark.slow
+def test_sounds_that_were_left_out_are_told_apart(tmp_path, capsys):
+    """Tones, noise and clicks, of other pitch and loudness in each fold: told by the model and by the linear probe."""
+    rng, rows = np.random.default_rng(0), []
+    for fold in (1, 2):
+        for number in range(4):
+            noise = 0.2 * rng.standard_normal(16_000)
+            tone = np.sin(2 * np.pi * rng.uniform(300, 500) * np.arange(16_000) / 16_000)
+            clicks = np.zeros(16_000)
+            clicks[rng.integers(0, 16_000, 8)] = 1.0
+            made = {"tone": tone + 0.01 * noise, "noise": noise, "clicks": clicks + 0.001 * noise}
+            for label, samples in made.items():
+                path = write_wav(tmp_path / f"{fold}{number}{label}.wav", [rng.uniform(0.1, 0.5) * samples])
+                rows.append({"file": path.name, "label": label, "fold": fold})
+    (tmp_path / "manifest.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    bench, records = benchmark("sound"), tmp_path / "records.jsonl"
+    quick = ["--steps", "300", "--text-steps", "200", "--variants", "4", "--records", str(records)]
+    half = bench.main([str(tmp_path), "--fold", "1", *quick])
+    found = bench.main([str(tmp_path), "--fold", "2", *quick])
+    assert (half[bench.HEAR]["n"], found[bench.HEAR]["n"]) == (12, 24)
+    assert min(found[bench.HEAR]["model"], found[bench.HEAR]["probe"]) >= 0.9
+    assert found[bench.HEAR]["chance"] == pytest.approx(1 / 3)
+    assert found[bench.FIRST]["model"] > 0.6
+    assert "left out (seed, fold): (0, 1), (0, 2)" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
