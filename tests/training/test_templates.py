@@ -135,6 +135,8 @@ def test_a_system_message_that_stands_in_the_last_question_is_prompt():
 def test_the_date_in_prompts_is_the_same_on_every_day_of_training(monkeypatch, caplog, dated):
     """A run that goes on tomorrow learns from the same prompts; who asks the model is told the day."""
 
+    days = [1, 22]
+
     class Clock(datetime):
         @classmethod
         def now(cls, *args):
@@ -144,7 +146,7 @@ def test_the_date_in_prompts_is_the_same_on_every_day_of_training(monkeypatch, c
     collator.logger.warning_once.cache_clear()
     _, processor = composed(dated, ["<|im_end|>", "<|im_start|>"])
     turns = [turn("user", "Which?"), turn("assistant", "zero"), turn("user", "And?"), turn("assistant", "one")]
-    batches, prompts, days = [], [], [1, 22]
+    batches, prompts = [], []
     while days:
         collate = pickle.loads(pickle.dumps(XLLMDataCollator(processor, loss_on="all", causal=True)))  # a worker's
         batches.append(collate([{"messages": turns}]))

@@ -8,7 +8,6 @@ Deviation from the authors' evaluation: nothing is cut to 20 characters, batches
 went wrong counts.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +114,7 @@ def run_evaluation(
         share, wait: number of this process and of all, each of which answers its share; `wait` waits for all of them.
 
     Returns:
-        `{"task", "metric", "value", "interval", "n", "skipped", "seconds"}`, for error rates also `substitutions`,
+        `{"task", "metric", "value", "interval", "n", "skipped"}`, for error rates also `substitutions`,
         `deletions`, `insertions`, `reference`, `accuracy` (answers without any error).
 
     Raises:
@@ -133,7 +132,7 @@ def run_evaluation(
     answer = answerer(model, processor, spec.max_new_tokens, stage_one)
     log = AnswerLog(folder, spec.name, settings) if folder is not None else None
     answers = {} if log is None else log.answers
-    begun, found = time.monotonic(), len(answers)
+    found = len(answers)
     left = [number for number in _by_length(data, processor)[share[0] :: share[1]] if number not in answers]
     line = ProgressLine(spec.name, "sample", len(left)) if progress else None
     for start in range(0, len(left), spec.batch_size):
@@ -145,7 +144,7 @@ def run_evaluation(
     wait()
     samples = [answers[number] for number in sorted(answers)] if log is None else log.join()
     samples += [{"n": len(data) + place, **row} for place, row in enumerate(sources.unread)]
-    result = {"task": spec.task, **score_samples(spec, samples), "seconds": round(time.monotonic() - begun, 2)}
+    result = {"task": spec.task, **score_samples(spec, samples)}
     if found:
         result["found"] = found
     if log is not None and share[0] == 0:

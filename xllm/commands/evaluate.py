@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +93,12 @@ def run(args: argparse.Namespace) -> None:
     place = args.device or (default_device() if state is None else str(state.device))
     model, processor = load_checkpoint(args.model, args.trust_remote_code, place, args.dtype)
     settings = _settings(args, config, model, sources)
+    begun = time.monotonic()
     found = run_evaluation(
         model, processor, spec, folder=folder, progress=share[0] == 0, sources=sources, settings=settings, share=share,
         wait=(lambda: None) if state is None else state.wait_for_everyone,
     )  # fmt: skip
+    found["seconds"] = round(time.monotonic() - begun, 2)
     if share[0] == 0:
         if folder is not None:
             _write(args, folder, found, settings, processor, sources)
