@@ -9,6 +9,7 @@ heads are those of an earlier stage 1 of this interface, or new; the text side o
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer
@@ -133,6 +134,25 @@ def build_stage_one(
     return learner
 
 
+def open_stage_one(model, processor, modality: str | None, name: str):
+    """The stage-1 model whose heads lie beside the checkpoint `name`, which `model` was opened from, in eval mode.
+
+    Raises:
+        StageError: there are none, or those of another row than `modality`.
+    """
+    folder, revision = split_source(name)
+    kinds: list[Any] = [kind for _, kind, _ in STAGE_ONE.values()]
+    heads = {found[0]["modality"] for kind in kinds if (found := kind.read_heads(folder, revision)) is not None}
+    if (heads if modality is None else heads & {modality}) == set():
+        has = (
+            f"only those of {', '.join(sorted(heads))}" if heads else f"no {' or '.join(k.heads_name for k in kinds)}"
+        )
+        raise StageError(f"{name}: the heads of stage 1 do not lie beside the checkpoint: it has {has}")
+    if modality is None and len(heads) > 1:
+        raise StageError(f"{name}: has heads of stage 1 of {', '.join(sorted(heads))}; choose one by --modality")
+    return build_stage_one(model, processor, modality or heads.pop(), heads=name).eval()
+
+
 def stage_one_tokenizer(processor, heads, text_side: str | None, text_tokenizer: str | None):
     """The tokenizer of a text side: the one that is named, that of its source, the language model's.
 
@@ -170,4 +190,12 @@ def _share_modules(encoder_model, composite) -> None:
             modules[name] = getattr(composite, group)[name]
 
 
-__all__ = ["OBJECTIVE", "STAGE_ONE", "build_stage_one", "save_stage_one", "stage_one_task", "stage_one_tokenizer"]
+__all__ = [
+    "OBJECTIVE",
+    "STAGE_ONE",
+    "build_stage_one",
+    "open_stage_one",
+    "save_stage_one",
+    "stage_one_task",
+    "stage_one_tokenizer",
+]

@@ -28,7 +28,7 @@ EXTRAS = {
 MAKING = ("init",)
 ANSWERING = ("chat", "evaluate")  # choose device and precision
 OPENING = ("check", "explain", "estimate", "train", "chat", "serve", "evaluate", "inspect", "convert", "push")
-COMMANDS = (*MAKING, "test-interface", "demo", "build-instructions", "score", *OPENING)
+COMMANDS = (*MAKING, "test-interface", "demo", "build-instructions", "score", "judge", *OPENING)
 REPORTING = set(COMMANDS) - {"init", "explain", "serve"}
 
 

@@ -105,7 +105,8 @@ def test_two_processes_give_what_one_gives(command, tmp_path, capsys):
     one = json.loads(capsys.readouterr().out)
     done = run(*TORCHRUN, "-m", "xllm", *command, "--output", str(tmp_path / "two"), "--json")
     two = json.loads(done.stdout)  # the first process alone prints
-    assert {**two, "seconds": 0} == {**one, "seconds": 0}
+    speed = {"seconds": 0, "times_real_time": 0}
+    assert {**two, **speed} == {**one, **speed}
     assert without_time(tmp_path / "two") == without_time(tmp_path / "one")
 
 
@@ -216,6 +217,53 @@ def test_questions_with_other_media_than_their_own(command, tmp_path, capsys, mo
     assert (tmp_path / "out/report_asr-absent.html").is_file()
     assert "asr-absent: cer" in (tmp_path / "out/report_asr-absent.html").read_text()
     assert "asr: cer" in (tmp_path / "out/report.html").read_text()
+
+
+def test_the_same_clip_about_another_picture(data, tiny_checkpoint, tmp_path, capsys, monkeypatch):
+    """Speech recognition with the right, a wrong and no picture: the clip stays."""
+    given = []
+
+    def answer(model, processor, rows, max_new_tokens):
+        given.extend(
+            {part["type"]: medium_of(part) for part in row[0]["content"] if part["type"] != "text"} for row in rows
+        )
+        return [{"text": "low"} for _ in rows]
+
+    monkeypatch.setattr("xllm.training.evaluation.answers.generated", answer)
+    pairs = [("red.png", "low.wav"), ("blue.png", "high.wav"), ("red.png", "high.wav")]
+    rows = [
+        {
+            "task": f"image-text-speech/{task}", "images": [picture], "audios": [clip],
+            "messages": [{"role": "user", "content": "<image><audio>?"}, {"role": "assistant", "content": "low"}],
+        }
+        for task in ("transcribe", "answer") for picture, clip in pairs
+    ]  # fmt: skip
+    (data / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = ["evaluate", str(tiny_checkpoint), "--task", "asr", "--data", str(data / "test.jsonl"), "--json"]
+    run += ["--where", "task=image-text-speech/transcribe", "--output", str(tmp_path / "out"), "--batch-size", "1"]
+    assert main(run) == 0
+    own, found = list(given), {}
+    for choice in ("shuffled", "blank", "absent"):
+        given.clear()
+        assert main([*run, "--media", choice, "--media-of", "image"]) == 0
+        found[choice] = list(given)
+        assert (tmp_path / f"out/samples_asr-{choice}-image.jsonl").is_file()
+    assert len(own) == 3
+    for choice, media in found.items():
+        for mine, others in zip(own, media):
+            assert (mine["audio"] == others["audio"]).all(), choice
+    red = [(np.asarray(one["image"])[0, 0] == (255, 0, 0)).all() for one in own]
+    assert [(np.asarray(one["image"])[0, 0] == (255, 0, 0)).all() for one in found["shuffled"]] == [not a for a in red]
+    assert all((np.asarray(one["image"]) == 128).all() for one in found["blank"])
+    assert all("image" not in one for one in found["absent"])
+    capsys.readouterr()
+    for more, message in (
+        (["--media-of", "image"], "media_of says which media are others than a row's own: choose media with it"),
+        (["--media", "blank", "--media-of", "video"], "no row has media of the kinds video, which were to be others"),
+        (["--media", "blank", "--media-of", "smell"], "no row of the model reads 'smell'"),
+    ):
+        assert main([*run, *more]) == 1
+        assert message in capsys.readouterr().err
 
 
 def medium_of(part):

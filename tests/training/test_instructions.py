@@ -140,6 +140,7 @@ def test_dialogues_of_visdial_become_spoken_questions(sources):
     assert said.keys() == {"what is it?", "noise", "is it day?", "no"}
     assert said["no"][:2] == ["<image>what is it?", "noise"]
     assert said["no"][2].startswith("<audio>")
+    assert [row["task"].rpartition("/")[2] for row in rows] == ["transcribe"] * 2 + ["answer"] * 2
     assert main(["check", str(sources / "out" / "image-text-speech.train.jsonl"), "--workers", "0"]) == 0
 
 

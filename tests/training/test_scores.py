@@ -202,7 +202,10 @@ def test_score_judge(tmp_path, capsys):
         ([], "holds no review"),
         ([{"category": "conv"}], "no review: a text in the column `review` or `content`"),
         ([{"review": "1 2", "tuple": [1]}], r"the stored scores are \[1\], expected two numbers"),
-        ([{"review": "no idea"}], "category all: the scores of Assistant 2 add up to -1"),
+        (
+            [{"review": "no idea"}],
+            "no relative score by the rule 'parsed': of the 0 reviews that it counts (1 in all)",
+        ),
     ],
 )
 def test_files_that_are_no_reviews(tmp_path, rows, message, capsys):

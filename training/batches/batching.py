@@ -69,7 +69,7 @@ def _media_tokens(where: str, part: dict, processor: Any) -> int:
         elif isinstance(reader, XLLMCIFFeatureExtractor):
             positions = _num_vectors(part_source(part))
         elif kind.count is not None and hasattr(reader, "sampling_rate"):
-            positions = kind.count(reader, round(_seconds(part) * reader.sampling_rate))
+            positions = kind.count(reader, round(seconds_of(part) * reader.sampling_rate))
         else:
             raise MediaError(f"only the reader of {kind.type} parts can tell how long one is")
     except (MediaError, *PYAV_ERRORS) as error:
@@ -85,8 +85,8 @@ def _num_vectors(source: Any) -> int:
     return len(np.load(source, mmap_mode="r", allow_pickle=False)) if isinstance(source, str) else len(source)
 
 
-def _seconds(part: dict) -> float:
-    """How long a sound is, from its part or its header."""
+def seconds_of(part: dict) -> float:
+    """How long a sound is, from its part or its header; a `MediaError` where neither says."""
     if part.get("duration") is not None:
         return part["duration"]
     source = part_source(part)
@@ -161,4 +161,4 @@ class GroupedSampler(Sampler[int]):
             yield from (part[at : at + self.batch_size] for at in range(0, len(part), self.batch_size))
 
 
-__all__ = ["GroupedSampler", "kinds_of_sample", "token_lengths"]
+__all__ = ["GroupedSampler", "kinds_of_sample", "seconds_of", "token_lengths"]

@@ -32,7 +32,8 @@ _SUFFIXES = ("", "_path", "_file", "_filepath", "_file_name", "_file_names", "_f
 # Columns that say something of a row that training does not need; others that nobody reads are reported.
 NOTES = frozenset(
     ("id", "idx", "index", "key", "uid", "__key__", "__url__", "utterance_id", "image_id", "length", "source_len",
-     "target_len", "duration", "dataset", "license", "licence", "sha256", "split")
+     "target_len", "duration", "dataset", "license", "licence", "sha256", "split",
+     "task")
 )  # fmt: skip
 
 

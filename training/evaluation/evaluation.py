@@ -18,19 +18,20 @@ from transformers.utils import logging
 
 from xllm.modeling_xllm.converters import converter_class
 from xllm.processing.conversations import part_source
-from xllm.processing.media_sources import describe_source
-from xllm.training.batches.batching import token_lengths
+from xllm.processing.media_sources import MediaError, describe_source
+from xllm.training.batches.batching import seconds_of, token_lengths
 from xllm.training.batches.collator import text_of
-from xllm.training.data.dataset import ChatDataset, describe
+from xllm.training.data.dataset import ChatDataset, SampleError, describe
 from xllm.training.data.media_rows import DataError, MediaRows, media_rows
 from xllm.training.data.sources import Sample, load_source
 from xllm.training.data.text_normalizers import normalizer
 from xllm.training.evaluation.answer_log import AnswerLog
 from xllm.training.evaluation.answers import answerer
 from xllm.training.evaluation.caption_metrics import CAPTION_METRICS
+from xllm.training.evaluation.endpoint import EndpointError
 from xllm.training.evaluation.metrics import METRICS, accuracy, bootstrap_interval, ratio
 from xllm.training.evaluation.other_media import MEDIA_CHOICES, BlankMedia, with_media
-from xllm.training.evaluation.row_windows import Answer, SoundsInFiles, by_batch, by_windows
+from xllm.training.evaluation.row_windows import Answer, SoundsInFiles, by_batch, by_windows, is_sound
 from xllm.training.evaluation.tasks import TASKS
 from xllm.training.progress import ProgressLine
 from xllm.training.recipes.recipe import EvaluationSpec, RecipeError
@@ -41,10 +42,12 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class EvaluationData:
-    """Samples by source, and the rows that are none: `{"where", "skipped": why}`."""
+    """Samples by source, the rows that are none: `{"where", "skipped": why}`, and the kinds of media that are others
+    than a row's own, by default all."""
 
     sources: list[list[Sample]]
     unread: list[dict]
+    kinds: frozenset[str] | None = None
 
 
 def check_evaluation(spec: EvaluationSpec, media: MediaRows) -> EvaluationData:
@@ -75,7 +78,21 @@ def check_evaluation(spec: EvaluationSpec, media: MediaRows) -> EvaluationData:
 
     on_bad = skip if spec.on_error == "skip" else None
     samples = [load_source(source, media, on_bad) for source in spec.data]
-    return EvaluationData(with_media(samples, spec.media), unread)
+    kinds = kinds_of(spec, media)
+    return EvaluationData(with_media(samples, spec.media, kinds), unread, kinds)
+
+
+def kinds_of(spec: EvaluationSpec, media: MediaRows) -> frozenset[str] | None:
+    """The kinds of media that `media_of` names, by rows or kinds; `None`: all.
+
+    Raises:
+        RecipeError: the media are the rows' own. DataError: no row of the model reads one.
+    """
+    if not spec.media_of:
+        return None
+    if spec.media == "real":
+        raise RecipeError("evaluate: media_of says which media are others than a row's own: choose media with it")
+    return frozenset(media.part("evaluate: media_of", name) for name in spec.media_of)
 
 
 def row_of_task(task: str, modalities: dict) -> str | None:
@@ -99,6 +116,8 @@ def run_evaluation(
     settings: dict | None = None,
     share: tuple[int, int] = (0, 1),
     wait: Callable[[], Any] = lambda: None,
+    answer: Answer | None = None,
+    asked: list[int] | None = None,
 ) -> dict:
     """Answer every sample and compare.
 
@@ -111,6 +130,8 @@ def run_evaluation(
         sources (*optional*): what `check_evaluation` returned; without it the data files are read here.
         settings (*optional*): what the answers depend on, the model above all: answers that were given under the same
             settings and lie in `folder` are not asked for again.
+        answer (*optional*): of another model (`other_models`), instead of `model`'s.
+        asked (*optional*): gets the numbers of the rows that are answered now, by this process.
         share, wait: number of this process and of all, each of which answers its share; `wait` waits for all of them.
 
     Returns:
@@ -129,15 +150,23 @@ def run_evaluation(
         )
     data_class = SoundsInFiles if spec.window is not None else BlankMedia if spec.media == "blank" else ChatDataset
     data = data_class(sources.sources, processor, weights=[source.weight for source in spec.data])
-    answer = answerer(model, processor, spec.max_new_tokens, stage_one)
+    if isinstance(data, BlankMedia):
+        data.blanked = sources.kinds
+    answer = answer or answerer(model, processor, spec.max_new_tokens, stage_one)
     log = AnswerLog(folder, spec.name, settings) if folder is not None else None
     answers = {} if log is None else log.answers
     found = len(answers)
     left = [number for number in _by_length(data, processor)[share[0] :: share[1]] if number not in answers]
+    if asked is not None:
+        asked += left
     line = ProgressLine(spec.name, "sample", len(left)) if progress else None
     for start in range(0, len(left), spec.batch_size):
-        some = list(_answered(data, left[start : start + spec.batch_size], answer, spec))
-        log.add(some) if log is not None else answers.update({sample["n"]: sample for sample in some})
+        some: list[dict] = []
+        try:
+            for sample in _answered(data, left[start : start + spec.batch_size], answer, spec):
+                some.append(sample)
+        finally:  # what was answered before one that ends the evaluation is not asked again
+            log.add(some) if log is not None else answers.update({sample["n"]: sample for sample in some})
         if line is not None:
             done = start + len(some)
             line.update(done, is_last=done == len(left))
@@ -155,6 +184,8 @@ def run_evaluation(
 def _by_length(data: ChatDataset, processor) -> list[int]:
     """The samples, those of about one length together; the longest first, so that too little memory shows at once."""
     samples = [data.samples[place] for place in data.order]
+    if processor.tokenizer is None:  # of another model: the server, or its own code, makes batches
+        return list(range(len(samples)))
     try:
         lengths = token_lengths(samples, processor)
     except DataError:  # cannot be told without reading everything
@@ -166,6 +197,8 @@ def _answered(data: ChatDataset, numbers: list[int], answer: Answer, spec: Evalu
     """The lines of some samples: answered, or why one was skipped."""
     try:
         found = list((by_batch if spec.window is None else by_windows)(data, numbers, answer, spec))
+    except EndpointError:  # of no row
+        raise
     except (ValueError, OSError) as error:
         if spec.on_error != "skip":
             raise
@@ -178,14 +211,24 @@ def _answered(data: ChatDataset, numbers: list[int], answer: Answer, spec: Evalu
         logger.warning(f"skipped {where}: {reason}")
         yield {"n": numbers[0], "where": where, "skipped": reason}
         return
+    unanswered = []
     for number, (where, row, said) in zip(numbers, found):
-        sample = data.samples[data.order[number]]
-        media = [describe_source(part_source(part)) for part in sample.parts() if part["type"] != "text"]
-        question = text_of(row[-2]) if len(row) > 1 else ""
-        texts: dict[str, Any] = {"question": question, "media": media, "reference": text_of(row[-1])}
-        if len(sample.answers) > 1:
-            texts["references"] = sample.answers
-        yield {"n": number, "where": where, **texts, **said}
+        if "skipped" not in said:
+            yield {"n": number, "where": where, **_texts(data.samples[data.order[number]], row), **said}
+            continue
+        unanswered.append(f"{where}: {said['skipped']}")
+        if spec.on_error == "skip":
+            logger.warning(f"skipped {unanswered[-1]}")
+            yield {"n": number, "where": where, **said}
+    if unanswered and spec.on_error != "skip":
+        raise SampleError(f"{unanswered[0]}; what was answered is kept, and the same command goes on")
+
+
+def _texts(sample: Sample, row: list[dict]) -> dict:
+    media = [describe_source(part_source(part)) for part in sample.parts() if part["type"] != "text"]
+    question = text_of(row[-2]) if len(row) > 1 else ""
+    texts: dict[str, Any] = {"question": question, "media": media, "reference": text_of(row[-1])}
+    return texts | ({"references": sample.answers} if len(sample.answers) > 1 else {})
 
 
 def _normalizer(spec: EvaluationSpec) -> Callable[[str], str] | None:
@@ -222,6 +265,15 @@ def score_samples(spec: EvaluationSpec, samples: list[dict]) -> dict:
     return {"metric": metric, **found, "n": len(scored), "skipped": len(samples) - len(scored)}
 
 
+def sound_seconds(samples: Iterable[Sample]) -> float | None:
+    """How long the sounds of some samples are, by what their headers say; `None` where one does not."""
+    parts = [part for sample in samples for part in sample.parts() if is_sound(part)]
+    try:
+        return sum(map(seconds_of, parts))
+    except (MediaError, OSError):
+        return None
+
+
 def compare(metric: str, samples: list[dict], real: list[dict]) -> dict:
     """How much higher a figure is than with the rows' own media, over the rows that both have: `{"value", "interval",
     "n"}`, paired."""
@@ -232,4 +284,12 @@ def compare(metric: str, samples: list[dict], real: list[dict]) -> dict:
     return {"value": value, "interval": list(bootstrap_interval(first, second)), "n": len(both)}
 
 
-__all__ = ["EvaluationData", "check_evaluation", "compare", "row_of_task", "run_evaluation", "score_samples"]
+__all__ = [
+    "EvaluationData",
+    "check_evaluation",
+    "compare",
+    "row_of_task",
+    "run_evaluation",
+    "score_samples",
+    "sound_seconds",
+]

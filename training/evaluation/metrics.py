@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 from jiwer import process_words
 from jiwer.transforms import AbstractTransform
+
+from xllm.training.evaluation.intervals import bootstrap_interval, ratio
 
 
 @dataclass(frozen=True)
@@ -74,31 +75,6 @@ def accuracy(references: Sequence, hypotheses: Sequence) -> float:
 def _check_lengths(references: Sequence, hypotheses: Sequence) -> None:
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(references)} references and {len(hypotheses)} hypotheses: expected as many of each")
-
-
-def ratio(rows: Sequence[tuple[float, float]]) -> float:
-    """sum(a) / sum(b) over rows (a, b), 0 where there is nothing to divide by."""
-    above, below = (sum(side) for side in zip(*rows)) if rows else (0, 0)
-    return above / below if below else 0.0
-
-
-Pairs = Sequence[tuple[float, float]]
-
-
-def bootstrap_interval(
-    rows: Pairs, without: Pairs | None = None, draws: int = 1000, seed: int = 0
-) -> tuple[float, float]:
-    """The 95 % interval (percentiles) of sum(a) / sum(b) over rows (a, b): as many are drawn anew, `draws` times; with
-    `without`, other figures for the same rows, of the difference from theirs (paired)."""
-    columns = np.asarray([rows] if without is None else [rows, without], np.float64)  # (1 or 2, rows, 2)
-    rng, found = np.random.default_rng(seed), []
-    for _ in range(draws):
-        sums = columns[:, rng.integers(columns.shape[1], size=columns.shape[1])].sum(1)
-        if sums[:, 1].all():
-            values = sums[:, 0] / sums[:, 1]
-            found.append(values[0] - (values[1] if without is not None else 0.0))
-    low, high = np.percentile(found or [0.0], (2.5, 97.5))
-    return float(low), float(high)
 
 
 def _rates(split: Callable, unit: str) -> Callable[[list[str], list[str]], dict]:

@@ -7,6 +7,8 @@
 | shuffled | those of another row with as many of the same kinds, never its own; which one follows from a seed  |
 | blank    | its own, of which nothing is left but their size: grey pictures and frames, silence, zeros         |
 | absent   | none                                                                                               |
+
+With `media_of`, the others stay: is a spoken question understood better with the right picture than with a wrong one?
 """
 
 from collections.abc import Iterator
@@ -25,36 +27,48 @@ MEDIA_CHOICES = ("real", "shuffled", "blank", "absent")
 _GREY = 128
 
 
-def with_media(sources: list[list[Sample]], choice: str, seed: int = 0) -> list[list[Sample]]:
-    """The samples with other media than their own; for "real" and "blank" as they are.
+def with_media(
+    sources: list[list[Sample]], choice: str, kinds: frozenset[str] | None = None, seed: int = 0
+) -> list[list[Sample]]:
+    """The samples with other media than their own; for "real" and "blank" as they are. With `kinds` of media, the
+    others stay: the same question is heard about another picture.
 
     Raises:
-        DataError: there is no other medium to shuffle with.
+        DataError: there is no other medium to shuffle with, or no row has a medium of these kinds.
     """
+    if kinds and not any(_media(sample, kinds) for source in sources for sample in source):
+        raise DataError(f"no row has media of the kinds {', '.join(sorted(kinds))}, which were to be others")
     if choice == "absent":
-        return [[_with_parts(sample, iter(())) for sample in source] for source in sources]
+        return [[_with_parts(sample, iter(()), kinds) for sample in source] for source in sources]
     if choice == "shuffled":
-        others = _others([sample for source in sources for sample in source], seed)
-        return [[_with_parts(sample, iter(others[_key(sample)])) for sample in source] for source in sources]
+        others = _others([sample for source in sources for sample in source], seed, kinds)
+        return [
+            [_with_parts(sample, iter(others[media_key(sample, kinds)]), kinds) for sample in source]
+            for source in sources
+        ]
     return sources
 
 
-def _media(sample: Sample) -> list[dict]:
-    return [part for part in sample.parts() if part["type"] != "text"]
+def _is_of(part: dict, kinds: frozenset[str] | None) -> bool:
+    return part["type"] != "text" and (kinds is None or part["type"] in kinds)
 
 
-def _key(sample: Sample) -> tuple:
+def _media(sample: Sample, kinds: frozenset[str] | None = None) -> list[dict]:
+    return [part for part in sample.parts() if _is_of(part, kinds)]
+
+
+def media_key(sample: Sample, kinds: frozenset[str] | None = None) -> tuple:
     """Which media a row has: rows about one picture have the same."""
-    return tuple((part["type"], _name(part_source(part)), part.get("offset")) for part in _media(sample))
+    return tuple((part["type"], _name(part_source(part)), part.get("offset")) for part in _media(sample, kinds))
 
 
 def _name(source: Any) -> Any:
     return source.name if isinstance(source, Stored) else source if isinstance(source, str) else id(source)
 
 
-def _others(samples: list[Sample], seed: int) -> dict[tuple, list[dict]]:
+def _others(samples: list[Sample], seed: int, of: frozenset[str] | None) -> dict[tuple, list[dict]]:
     """For the media of each row those of another one."""
-    parts = {_key(sample): _media(sample) for sample in samples}
+    parts = {media_key(sample, of): _media(sample, of) for sample in samples}
     kinds: dict[tuple, list[tuple]] = {}
     for key in parts:
         kinds.setdefault(tuple(kind for kind, *_ in key), []).append(key)
@@ -62,33 +76,38 @@ def _others(samples: list[Sample], seed: int) -> dict[tuple, list[dict]]:
     others: dict[tuple, list[dict]] = {}
     for names, keys in kinds.items():
         if names and len(keys) == 1:
-            where = next(sample.where for sample in samples if _key(sample) == keys[0])
+            where = next(sample.where for sample in samples if media_key(sample, of) == keys[0])
             raise DataError(f"{where}: no other row has other media of its kinds ({', '.join(names)}) to shuffle with")
         order = [keys[number] for number in rng.permutation(len(keys))]
         others |= {key: parts[other] for key, other in zip(order, order[1:] + order[:1])}
     return others
 
 
-def _with_parts(sample: Sample, parts: Iterator[dict]) -> Sample:
+def _with_parts(sample: Sample, parts: Iterator[dict], of: frozenset[str] | None) -> Sample:
     """A sample with these in place of its media, in order; with none once they are used up."""
-    if sample.messages is None:
-        return replace(sample, media=list(parts))
 
     def placed(content: list[dict]) -> list[dict]:
-        found = (part if part["type"] == "text" else next(parts, None) for part in content)
-        return [part for part in found if part is not None] or [{"type": "text", "text": ""}]
+        found = (next(parts, None) if _is_of(part, of) else part for part in content)
+        return [part for part in found if part is not None]
 
-    return replace(sample, messages=[{**turn, "content": placed(turn["content"])} for turn in sample.messages])
+    if sample.messages is None:
+        return replace(sample, media=placed(sample.media))
+    turns = [
+        {**turn, "content": placed(turn["content"]) or [{"type": "text", "text": ""}]} for turn in sample.messages
+    ]
+    return replace(sample, messages=turns)
 
 
 class BlankMedia(ChatDataset):
-    """Media of which nothing is left but their size."""
+    """Media of which nothing is left but their size; with `blanked`, only of these kinds."""
+
+    blanked: frozenset[str] | None = None
 
     def decode_part(self, part: dict, rng: np.random.Generator) -> dict:
         """Grey where values are bytes, zero elsewhere."""
         part = super().decode_part(part, rng)
         kind = part["type"]
-        return part if kind == "text" else {**part, kind: changed(part[kind], _blank)}
+        return {**part, kind: changed(part[kind], _blank)} if _is_of(part, self.blanked) else part
 
 
 def _blank(values: Any) -> Any:
@@ -97,4 +116,4 @@ def _blank(values: Any) -> Any:
     return np.full_like(values, _GREY if values.dtype == np.uint8 else 0)
 
 
-__all__ = ["MEDIA_CHOICES", "BlankMedia", "with_media"]
+__all__ = ["MEDIA_CHOICES", "BlankMedia", "media_key", "with_media"]

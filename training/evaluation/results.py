@@ -7,6 +7,7 @@ and the samples with the most errors, with their pictures and players. A second 
 `report_NAME.html`.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from xllm.modeling_xllm.weight_files import read_json, replacing, write_json
 from xllm.training.batches.collator import XLLMDataCollator
 from xllm.training.data.dataset import ChatDataset, describe
+from xllm.training.data.media_rows import DataError
 from xllm.training.data.samples import Sample
 from xllm.training.evaluation.caption_metrics import CAPTION_METRICS
 from xllm.training.evaluation.transcripts import Scored, align, count_errors, mixed_units, report_lines
@@ -25,6 +27,7 @@ from xllm.training.inspection.report import environment
 
 RESULTS = "results.json"
 HIGHER = ("accuracy", *CAPTION_METRICS)  # the higher, the better
+PERCENT = "relative"  # of a judge: in percent as it is
 VERSION = 1  # of the tasks: how they ask and score
 _FIGURES = ("value", "interval", "difference", "accuracy", "substitutions", "deletions", "insertions", "reference")
 
@@ -50,6 +53,36 @@ def write_results(folder: Path, name: str, result: Mapping, settings: Mapping, c
     whole["config"] = {**config, "environment": dict(environment())}
     whole["date"] = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(path, whole)
+
+
+def table_lines(folders: Iterable[str | Path]) -> tuple[list[dict], list[str]]:
+    """The evaluations of several folders, of whatever models, as one table.
+
+    Raises:
+        DataError: a folder holds none.
+    """
+    rows: list[dict] = []
+    for folder in folders:
+        whole = read_json(Path(folder, RESULTS))
+        if not whole.get("results"):
+            raise DataError(f"{folder}: holds no {RESULTS} of an evaluation")
+        for name, figures in whole["results"].items():
+            config, count = whole["configs"][name], whole["n-samples"][name]
+            metric = config["metric"]
+            times = 1 if metric == PERCENT else 100
+            low, high = (times * bound for bound in figures.get(f"{metric}_interval,none") or (math.nan, math.nan))
+            rows.append({
+                "folder": str(folder), "evaluation": name, "model": config.get("model", config.get("judge")),
+                "data": config.get("data"), "metric": metric, "value": times * figures[f"{metric},none"],
+                "interval": [low, high], "n": count["effective"], "skipped": count["original"] - count["effective"],
+            })  # fmt: skip
+    cells = [["model", "evaluation", "data", "metric", "%", "95 %", "n", "skipped"]]
+    for row in rows:
+        between = "-" if math.isnan(row["interval"][0]) else "{:.2f}-{:.2f}".format(*row["interval"])
+        texts = [str(row[key]) for key in ("model", "evaluation", "data", "metric")]
+        cells.append([*texts, f"{row['value']:.2f}", between, str(row["n"]), str(row["skipped"])])
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return rows, ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
 
 
 def file_of(folder: Path, name: str, file: str) -> Path:
@@ -112,7 +145,8 @@ def _media(data: ChatDataset, sample: Mapping) -> str:
     try:
         one: Sample = data.samples[data.order[sample["n"]]]
         item = data[sample["n"]]
-        media = media_of_sample(data.processor, one, item, XLLMDataCollator(data.processor)([item]))
+        batch = {} if data.processor.tokenizer is None else XLLMDataCollator(data.processor)([item])
+        media = media_of_sample(data.processor, one, item, batch)
     except (ValueError, OSError) as error:
         return f"<p>its media cannot be shown: {safe_text(describe(error))}</p>"
     return f'<div class="media">{"".join(map(figure, media))}</div>' if media else ""
@@ -122,4 +156,4 @@ def _shown(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-__all__ = ["RESULTS", "file_of", "write_alignments", "write_report", "write_results"]
+__all__ = ["PERCENT", "RESULTS", "file_of", "table_lines", "write_alignments", "write_report", "write_results"]

@@ -21,7 +21,9 @@ from xllm.training.evaluation.transcription import check_lengths, hear, join_seg
 from xllm.training.recipes.recipe import EvaluationSpec
 
 
-Answer = Callable[[list[list[dict]]], list[dict]]  # conversations to what is said: `text`, and more
+Answer = Callable[
+    [list[list[dict]]], list[dict]
+]  # conversations to what is said: `text`, and more; or why not: `skipped`
 
 
 def questions(rows: list[list[dict]]) -> list[list[dict]]:
@@ -38,7 +40,8 @@ def named(place: str) -> Iterator[None]:
         raise SampleError(f"{place}: {error}") from error
 
 
-def _is_sound(part: dict) -> bool:
+def is_sound(part: dict) -> bool:
+    """Whether a content part is one whose medium is a waveform."""
     return part["type"] in MEDIA_KINDS and "waveform" in MEDIA_KINDS[part["type"]].augmented_as
 
 
@@ -46,7 +49,7 @@ class SoundsInFiles(ChatDataset):
     """Sounds stay where they are, to be read window by window; a span of a recording is cut from it as ever."""
 
     def decode_part(self, part: dict, rng: np.random.Generator) -> dict:
-        if not _is_sound(part) or "offset" in part or "duration" in part:
+        if not is_sound(part) or "offset" in part or "duration" in part:
             return super().decode_part(part, rng)
         kind, source = part["type"], part_source(part)
         return {"type": kind, kind: read_stored(source) if isinstance(source, Stored) else source}
@@ -55,7 +58,7 @@ class SoundsInFiles(ChatDataset):
 def _windows(processor: Any, sample: dict, windowing: Windowing) -> Iterator[tuple[Window, list[dict] | None]]:
     """The windows of a row's one sound with the conversation about each; a row with no sound, or several, is whole."""
     messages = sample["messages"]
-    sounds = [part for turn in messages for part in turn["content"] if _is_sound(part)]
+    sounds = [part for turn in messages for part in turn["content"] if is_sound(part)]
     if len(sounds) != 1:
         yield Window(0, 0, 1), messages
         return
@@ -78,7 +81,9 @@ def by_batch(data: ChatDataset, numbers: Iterable[int], answer: Answer, spec: Ev
         with named(batch[-1]["where"]):
             check_lengths((part for turn in batch[-1]["messages"] for part in turn["content"]), advice)
     answers = answer([sample["messages"] for sample in batch])
-    yield from ((one["where"], one["messages"], {"answer": said["text"]}) for one, said in zip(batch, answers))
+    for one, said in zip(batch, answers):
+        kept = {name: said[name] for name in ("skipped", "tokens") if name in said}
+        yield one["where"], one["messages"], kept if "skipped" in said else {"answer": said["text"], **kept}
 
 
 def by_windows(data: ChatDataset, numbers: Iterable[int], answer: Answer, spec: EvaluationSpec) -> Answered:
@@ -101,7 +106,9 @@ def by_windows(data: ChatDataset, numbers: Iterable[int], answer: Answer, spec: 
         said: dict[str, Any] = {"answer": join_segments(segments)}
         if len(segments) > 1:
             said["segments"] = [asdict(segment) for segment in segments]
+        elif segments and segments[0].tokens is not None:
+            said["tokens"] = segments[0].tokens
         yield sample["where"], sample["messages"], said
 
 
-__all__ = ["Answer", "SoundsInFiles", "by_batch", "by_windows", "questions"]
+__all__ = ["Answer", "SoundsInFiles", "by_batch", "by_windows", "is_sound", "questions"]

@@ -194,8 +194,10 @@ def media_of_sample(processor, sample: Sample, item: dict, batch: dict[str, Any]
         for index, (medium, source) in enumerate(zip(decoded, sources.get(name, []))):
             file = source.name if isinstance(source, Stored) else describe_source(source)
             entry = Medium(name, len(found) + 1, file, _size(medium))
-            row = next(row for row in processor.rows.values() if row.part == name)
-            if row.input_name in batch:
+            row = next((row for row in processor.rows.values() if row.part == name), None)
+            if row is None:  # of a model that makes its tensors itself
+                entry.inputs, entry.pictures = "what its own program makes of it", _decoded(medium)
+            elif row.input_name in batch:
                 values = batch[row.input_name][index]
                 if row.mask_name in batch and isinstance(values, torch.Tensor):
                     values = values[: int(batch[row.mask_name][index].sum())]
@@ -204,6 +206,12 @@ def media_of_sample(processor, sample: Sample, item: dict, batch: dict[str, Any]
             entry.sound = medium if isinstance(medium, Waveform) else None
             found.append(entry)
     return found
+
+
+def _decoded(medium: Any) -> np.ndarray | None:
+    if isinstance(medium, Image.Image):
+        return np.asarray(medium.convert("RGB"))[None]
+    return medium.frames if isinstance(medium, Frames) else None
 
 
 def _size(medium: Any) -> str:

@@ -1,12 +1,13 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Instruction data as a folder: media, messages as JSON lines that peers read too, and a card.
 
-| file                    | holds                                                                              |
-|-------------------------|------------------------------------------------------------------------------------|
-| KIND.train.jsonl, .test | `{"messages", "images", "videos", "audios"}`, tags in the texts, as ms-swift reads |
-| media/                  | each medium once, by its contents; questions that were synthesised                 |
-| dataset_info.json       | what LLaMA-Factory wants to know (`dataset_dir` is the folder)                     |
-| README.md               | the card: counts, sources, licences, fingerprint                                   |
+| file                    | holds                                                                           |
+|-------------------------|---------------------------------------------------------------------------------|
+| KIND.train.jsonl, .test | `{"messages", "images", "videos", "audios"}`, tags in the texts, as ms-swift    |
+|                         | reads, and the `task`                                                           |
+| media/                  | each medium once, by its contents; questions that were synthesised              |
+| dataset_info.json       | what LLaMA-Factory wants to know (`dataset_dir` is the folder)                  |
+| README.md               | the card: counts, sources, licences, fingerprint                                |
 
 The folder is filled beside its place and renamed when all of it is there and has been read back. A build that was
 killed goes on where it stopped if it is started again with the same arguments; the bytes are the same either way.
@@ -203,7 +204,8 @@ def _write_rows(
             columns = sorted({COLUMNS[medium.kind] for draft in rows for medium in draft.media})
             lines = []
             for number, draft in enumerate(rows):
-                row: dict[str, Any] = {"id": f"{kind}-{split}-{number:06}", "messages": draft.messages}
+                name = f"{kind}-{split}-{number:06}"
+                row: dict[str, Any] = {"id": name, "task": draft.task, "messages": draft.messages}
                 row |= {column: [] for column in columns}
                 for medium in draft.media:
                     row[COLUMNS[medium.kind]].append(names[medium])

@@ -141,8 +141,8 @@ class EvaluationSpec:
     With `when`, only if that is anything but null, false or empty: `when: ${holdout}`. With `window`, sounds are heard
     in windows of at most so many seconds (docs/long_media.md). `normalizer` is one of
     `xllm.training.data.text_normalizers`, for references and answers. A sample that cannot be used ends the run, or is
-    left out and counted with `on_error: skip`. `media`: real, shuffled, blank or absent
-    (`xllm.training.evaluation.other_media`).
+    left out and counted with `on_error: skip`. `media`: real, shuffled, blank or absent, all or those that `media_of`
+    names (`xllm.training.evaluation.other_media`).
     """
 
     name: str
@@ -156,6 +156,7 @@ class EvaluationSpec:
     normalizer: str | None = None
     on_error: str = "raise"
     media: str = "real"
+    media_of: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)

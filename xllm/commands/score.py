@@ -1,9 +1,10 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""`xllm score asr REF HYP` and `xllm score judge REVIEWS`: figures from files, without a model.
+"""`xllm score asr|times REF HYP`, `judge REVIEWS`, `table DIR ...`: figures from files, without a model.
 
 asr: error rates of two files of transcripts, Kaldi's `text` or tables, in characters and words (as jiwer) and in the
-mixed units of WeNet's scoring. judge: relative scores from the reviews of a judge, by each rule for reviews that do
-not begin with two numbers.
+mixed units of WeNet's scoring. times: when each word was said, by CTM files or tables with time stamps. judge:
+relative scores from the reviews of a judge, by each rule for reviews that do not begin with two numbers. table: the
+evaluations in the folders of `xllm evaluate` and `xllm judge`, in one table.
 """
 
 import argparse
@@ -14,8 +15,8 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare its arguments."""
-    parser.add_argument("what", choices=("asr", "judge"))
-    parser.add_argument("files", nargs="+", metavar="FILE", help="REF and HYP; REVIEWS (.json or .jsonl)")
+    parser.add_argument("what", choices=("asr", "times", "judge", "table"))
+    parser.add_argument("files", nargs="+", metavar="FILE", help="REF and HYP; REVIEWS (.json or .jsonl); folders")
     parser.add_argument("--normalizer", default="none", help="asr, of both sides: none, basic, english or mandarin")
     what = "asr, utterances without a hypothesis: count as empty (the default), or skip them as WeNet does"
     parser.add_argument("--missing", choices=("empty", "skip"), default="empty", help=what)
@@ -28,10 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Score and print."""
-    expected = {"asr": 2, "judge": 1}[args.what]
+    expected = {"asr": 2, "times": 2, "judge": 1}.get(args.what, len(args.files))
     if len(args.files) != expected:
         args.wrong_usage(f"score {args.what} takes {expected} file{'s'[: expected - 1]}, got {len(args.files)}")
-    found, lines = (_asr if args.what == "asr" else _judge)(args)
+    found, lines = {"asr": _asr, "times": _times, "judge": _judge, "table": _table}[args.what](args)
     sys.stdout.write(json.dumps(found, indent=2, ensure_ascii=False) + "\n" if args.json else "\n".join(lines) + "\n")
 
 
@@ -65,24 +66,34 @@ def _asr(args: argparse.Namespace) -> tuple[dict, list[str]]:
     return {"task": "asr", "normalizer": args.normalizer, "missing_are": args.missing, **scored.to_dict()}, lines
 
 
-def _judge(args: argparse.Namespace) -> tuple[dict, list[str]]:
-    from xllm.training.evaluation.reviews import RULES, read_reviews, score_reviews
+def _times(args: argparse.Namespace) -> tuple[dict, list[str]]:
+    from xllm.training.evaluation.token_times import read_times, score_times
 
-    if args.rule not in RULES:
-        raise ValueError(f"--rule is {args.rule!r}; choose one of {', '.join(RULES)}")
+    found = score_times(*map(read_times, args.files))
+    low, high = (1000 * bound for bound in found["interval"])
+    within = ", ".join(f"{100 * share:.1f} % within {limit} s" for limit, share in found["within"].items())
+    start, end, shift = (1000 * found[name] for name in ("start", "end", "shift"))
+    lines = [
+        f"times {1000 * found['value']:.0f} ms off [{low:.0f}, {high:.0f}] on average (starts {start:.0f}, "
+        f"ends {end:.0f}, shifted by {shift:+.0f}); {within}",
+        f"n = {found['n']} of {found['tokens']} tokens in {found['utterances']} utterances; the others were not heard",
+    ]
+    for what in ("missing", "surplus"):
+        if keys := found[what]:
+            lines.append(f"{len(keys)} {what} utterances: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}")
+    return {"task": "times", **found}, lines
+
+
+def _judge(args: argparse.Namespace) -> tuple[dict, list[str]]:
+    from xllm.training.evaluation.reviews import check_rule, headline, read_reviews, score_reviews, summary_lines
+
+    check_rule(args.rule)
     found = score_reviews(read_reviews(args.files[0]))
-    rules = found["rules"]
-    columns = [name for name in rules[args.rule] if name not in ("n", "left_out")]
-    rows = [["rule", "n", *columns]]
-    rows += [[rule, str(row["n"]), *(f"{row[name]:.1f}" for name in columns)] for rule, row in rules.items()]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
-    value = rules[args.rule]["all"]
-    head = (
-        f"relative score {value:.1f} % by the rule {args.rule!r}, n = {rules[args.rule]['n']} of {found['n']} reviews"
-    )
-    at = (
-        f" (rows {', '.join(where.rpartition(':')[2] for where in found['unparsed_at'])})" if found["unparsed"] else ""
-    )
-    lines = [head, f"{found['unparsed']} do not begin with two scores{at}", "", *table]
-    return {"task": "judge", "rule": args.rule, "value": value, **found}, lines
+    return {"task": "judge", **headline(found, args.rule), **found}, summary_lines(found, args.rule)
+
+
+def _table(args: argparse.Namespace) -> tuple[dict, list[str]]:
+    from xllm.training.evaluation.results import table_lines
+
+    rows, lines = table_lines(args.files)
+    return {"task": "table", "rows": rows}, lines
