@@ -26,8 +26,8 @@ EXTRAS = {
 }
 # Commands that make a model take a user's modules; those that open one may also run the code beside it.
 MAKING = ("init",)
-ANSWERING = ("chat", "evaluate")  # choose device and precision
-OPENING = ("check", "explain", "estimate", "train", "chat", "serve", "evaluate", "inspect", "convert", "push")
+ANSWERING = ("chat", "evaluate", "look")  # choose device and precision
+OPENING = ("check", "explain", "estimate", "train", "chat", "serve", "evaluate", "look", "inspect", "convert", "push")
 COMMANDS = (*MAKING, "test-interface", "demo", "build-instructions", "score", "judge", *OPENING)
 REPORTING = set(COMMANDS) - {"init", "explain", "serve"}
 

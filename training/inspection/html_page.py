@@ -94,13 +94,13 @@ def figure(medium: Medium) -> str:
     """A medium as the model gets it: pictures, a film, a player."""
     shown = ""
     if medium.sound is not None:
-        sound = _data_uri("audio/wav", wav_bytes(medium.sound.samples, medium.sound.sampling_rate))
+        sound = data_uri("audio/wav", wav_bytes(medium.sound.samples, medium.sound.sampling_rate))
         shown = f'<audio controls preload="metadata" src="{sound}"></audio>'
     elif medium.pictures is not None:
         film = _webm(medium.pictures) if len(medium.pictures) > 1 else None
         if film is not None:
             size = _screen_size(medium.pictures)
-            shown = f'<video controls loop muted playsinline {size} src="{_data_uri("video/webm", film)}"></video>'
+            shown = f'<video controls loop muted playsinline {size} src="{data_uri("video/webm", film)}"></video>'
         shown += f'<div class="stills">{"".join(map(_still, medium.pictures))}</div>'
     name = f"<b>{escape(medium.kind)} {medium.number}</b>"
     facts = f"{escape(medium.size)}; the model gets {escape(medium.inputs or 'nothing of it')}"
@@ -117,10 +117,11 @@ def _screen_size(pictures: np.ndarray) -> str:
 def _still(picture: np.ndarray) -> str:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG")
-    return f'<img alt="" {_screen_size(picture[None])} src="{_data_uri("image/png", file.getvalue())}">'
+    return f'<img alt="" {_screen_size(picture[None])} src="{data_uri("image/png", file.getvalue())}">'
 
 
-def _data_uri(kind: str, content: bytes) -> str:
+def data_uri(kind: str, content: bytes) -> str:
+    """A file inside the page."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
@@ -140,4 +141,4 @@ def _webm(pictures: np.ndarray) -> bytes | None:
     return file.getvalue()
 
 
-__all__ = ["document", "figure", "safe_text", "table", "write_page"]
+__all__ = ["data_uri", "document", "figure", "safe_text", "table", "write_page"]
