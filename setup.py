@@ -10,6 +10,7 @@ PACKAGES = {
     "xllm.demo": "xllm/demo",
     "xllm.demo.device": "xllm/demo/device",
     "xllm.device": "xllm/device",
+    "xllm.serving": "xllm/serving",
     "xllm.modeling_xllm": "modeling_xllm",
     "xllm.modeling_xllm.composition": "modeling_xllm/composition",
     "xllm.modeling_xllm.conversion": "modeling_xllm/conversion",

@@ -63,10 +63,12 @@ class InVocabulary(LogitsProcessorList):
 
 def left_padded(mask: torch.Tensor) -> torch.LongTensor | None:
     """The columns `(B, R)` of a text with its attended tokens last and no more of others than the longest row needs;
-    `None` where that is no shorter. `mask (B, L)`: 1 = attended."""
-    real = mask.bool()
-    width, L = max(1, *Asked(real.sum(1)).values()), mask.shape[1]
-    return None if width == L else real.byte().argsort(dim=1, stable=True)[:, L - width :]
+    `None` where they are last already, and no fewer. `mask (B, L)`: 1 = attended."""
+    real, L = mask.bool(), mask.shape[1]
+    gaps = (real[:, :-1] & ~real[:, 1:]).sum()  # which a sliding window would count
+    number, *lengths = Asked(torch.cat([gaps[None], real.sum(1)])).values()
+    width = max(1, *lengths)
+    return None if width == L and not number else real.byte().argsort(dim=1, stable=True)[:, L - width :]
 
 
 class XLLMGenerationMixin(LanguageModelGenerationMixin):
@@ -115,7 +117,10 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
                     1, columns[..., None].expand(-1, -1, media_embeds.shape[2])
                 )
                 kwargs["attention_mask"] = mask.gather(1, columns)
-                answers = generate(ids.gather(1, columns), *args, **kwargs)[:, columns.shape[1] :]
+                answers = generate(ids.gather(1, columns), *args, **kwargs)
+                if not isinstance(answers, torch.Tensor):  # of a decoding loop of the caller's
+                    return answers
+                answers = answers[:, columns.shape[1] :]
                 return torch.cat([ids.repeat_interleave(len(answers) // len(ids), 0), answers], 1)
             if embeds is None:
                 kwargs["media_embeds"] = media_embeds
@@ -151,8 +156,11 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
         def asked(name: str) -> Any:
             return kwargs.get(name, getattr(config, name, None))
 
-        tells = ("return_dict_in_generate", "min_length", "no_repeat_ngram_size", "custom_generate")
+        loop = kwargs.get("custom_generate")
+        tells = ("return_dict_in_generate", "min_length", "no_repeat_ngram_size")
         given = ("past_key_values", "position_ids", "token_type_ids", "stopping_criteria", "prefix_allowed_tokens_fn")
+        if loop is not None and not getattr(loop, "reads_shortened", False):
+            return False
         if any(map(asked, tells)) or any(kwargs.get(name) is not None for name in given):
             return False
         is_alone = len(kwargs["logits_processor"]) == 1 and (

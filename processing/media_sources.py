@@ -18,6 +18,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextvars import ContextVar
 from http.client import HTTPException
 from typing import Any, BinaryIO
 
@@ -27,6 +28,7 @@ MAX_DOWNLOAD_BYTES = 1 << 30
 DOWNLOAD_SECONDS = 300  # for a whole file; one read may wait SOCKET_SECONDS
 SOCKET_SECONDS = 30
 
+_memory: ContextVar[int | None] = ContextVar("memory", default=None)
 _URL = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _BASE64 = re.compile(r"^[A-Za-z0-9+/_\-\s]+={0,2}\s*$")
 _MIN_BASE64 = 64  # a shorter string is taken for a file name
@@ -58,10 +60,22 @@ def media_errors(name: str, what: str, kinds: tuple[type[Exception], ...]) -> It
         raise MediaError(name, f"{what} ({reason})") from error
 
 
+@contextlib.contextmanager
+def memory_limit(size: int) -> Iterator[None]:
+    """Within it, in this thread, one medium may take so many bytes of memory instead of `MAX_BYTES`."""
+    token = _memory.set(size)
+    try:
+        yield
+    finally:
+        _memory.reset(token)
+
+
 def check_memory(name: str, size: int, what: str) -> None:
-    """`MediaError` where `what` of a medium ("5 frames of 640 x 480 pixels") takes more than `MAX_BYTES`."""
-    if size > MAX_BYTES:
-        limit = MAX_BYTES / 2**30
+    """`MediaError` where `what` of a medium ("5 frames of 640 x 480 pixels") takes more than `MAX_BYTES`, or the
+    `memory_limit`."""
+    most = _memory.get() or MAX_BYTES
+    if size > most:
+        limit = most / 2**30
         raise MediaError(name, f"{what} take {size / 2**30:.1f} GiB of memory, more than the limit of {limit:g} GiB")
 
 

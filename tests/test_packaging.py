@@ -93,11 +93,10 @@ def test_a_command_names_the_extra_in_one_line(command, package, tmp_path):
 
 def test_the_table_of_extras_is_that_of_pyproject():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    imported = {"sklearn": "scikit-learn", "espeakng_loader": "espeakng-loader"}
+    imported = {"sklearn": "scikit-learn", "espeakng_loader": "espeakng-loader", "multipart": "python-multipart"}
     for module, extra in cli.EXTRAS.items():
-        if extra != "serve":  # transformers lists these
-            name = imported.get(module, module)
-            assert any(entry.startswith(f"{name}>=") for entry in extras[extra]), module
+        name = imported.get(module, module)
+        assert any(entry.startswith(f"{name}>=") for entry in extras[extra]), module
 
 
 @pytest.fixture(scope="module")

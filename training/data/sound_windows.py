@@ -35,6 +35,7 @@ class Windowing:
         pause: silence of at least so many seconds is a window of its own, which nobody needs to hear.
         margin: seconds of it on either side that stay with what is heard.
         silence_db: how far below the loudest half second silence is.
+        most: recordings of more seconds than this are refused.
 
     Raises:
         ValueError: a number out of range.
@@ -44,10 +45,17 @@ class Windowing:
     pause: float = 2.0
     margin: float = 0.2
     silence_db: float = 40.0
+    most: float = math.inf
 
     def __post_init__(self):
-        finite = all(map(math.isfinite, vars(self).values()))
-        if not (finite and self.seconds >= 1 and self.pause > 2 * self.margin >= 0 and self.silence_db > 0):
+        finite = all(math.isfinite(value) for name, value in vars(self).items() if name != "most")
+        if not (
+            finite
+            and self.most > 0
+            and self.seconds >= 1
+            and self.pause > 2 * self.margin >= 0
+            and self.silence_db > 0
+        ):
             raise ValueError(
                 f"{self}: expected a window of at least 1 s, a pause of more than two margins and a level above 0 dB"
             )
@@ -94,12 +102,14 @@ def open_sound(source: Any, rate: int) -> Iterator[Callable[[], Iterable[np.ndar
         yield read
 
 
-def powers(blocks: Iterable[np.ndarray], rate: int) -> tuple[np.ndarray, int]:
+def powers(blocks: Iterable[np.ndarray], rate: int, most: float = math.inf) -> tuple[np.ndarray, int]:
     """Mean square of each 20 ms, without their mean (`(steps,)`, the last one may be shorter), and how many samples
-    there are."""
+    there are; a `MediaError` once there are more than `most` seconds of them."""
     size, found, held, total = rate // STEPS_PER_SECOND, [], np.empty(0, np.float32), 0
     for block in blocks:
         total += len(block)
+        if total > most * rate:
+            raise MediaError("the sound", f"longer than {most:g} s")
         held = np.concatenate([held, block])
         whole = len(held) // size * size
         found.append(held[:whole].reshape(-1, size).var(axis=1))
@@ -185,7 +195,7 @@ def sound_windows(source: Any, rate: int, windowing: Windowing) -> Iterator[tupl
         MediaError: `source`, anything that `load_audio` takes, cannot be read; before the first window.
     """
     with open_sound(source, rate) as read:
-        power, size = powers(read(), rate)
+        power, size = powers(read(), rate, windowing.most)
         if not size:
             raise MediaError(describe_source(source), "holds no sound: 0 samples")
         yield from read_windows(read(), plan_windows(power, size, rate, windowing))

@@ -1,0 +1,178 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""From a conversation to answers: media are opened and decoded in threads of their own, the engine writes."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+
+from xllm.processing.conversations import clean_part, part_source, with_track
+from xllm.processing.media_kinds import MEDIA_KINDS
+from xllm.processing.media_sources import memory_limit
+from xllm.serving.engine import Engine, Job
+from xllm.serving.limits import Limits, RequestError, context_length
+from xllm.serving.media_access import MediaAccess
+from xllm.serving.requests import sampling_of
+from xllm.serving.sampling import Delta, Sampling
+from xllm.training.evaluation.transcription import check_lengths
+
+
+@dataclass
+class Asking:
+    """Answers that were asked for, as they are written."""
+
+    jobs: list[Job]
+    deltas: "asyncio.Queue[tuple[int, Delta | RequestError]]"
+    prompt_tokens: int
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Delta]]:
+        """`(choice, delta)` until all choices have ended; raises the `RequestError` that ends one."""
+        left = len(self.jobs)
+        while left:
+            waiting = [await self.deltas.get()]
+            while not self.deltas.empty():  # a loop that is late catches up
+                waiting.append(self.deltas.get_nowait())
+            for place, delta in _together(waiting):
+                yield place, delta
+                left -= delta.finish_reason is not None
+
+    def cancel(self) -> None:
+        """Nobody waits for the answers any more."""
+        for job in self.jobs:
+            job.is_cancelled = True
+
+
+def _together(told: list[tuple[int, Delta | RequestError]]) -> list[tuple[int, Delta]]:
+    """What was told of each choice as one delta; raises what ended one."""
+    found: dict[int, Delta] = {}
+    for place, delta in told:
+        if isinstance(delta, RequestError):
+            raise delta
+        old = found.get(place, Delta())
+        found[place] = replace(delta, text=old.text + delta.text, logprobs=old.logprobs + delta.logprobs)
+    return [*found.items()]
+
+
+class Service:
+    """A model that answers.
+
+    Args:
+        name: what requests call the model.
+    """
+
+    def __init__(self, model: Any, processor: Any, name: str, access: MediaAccess, limits: Limits):
+        self.model, self.processor, self.name = model, processor, name
+        self.access, self.limits = access, limits
+        self.engine = Engine(model, processor, limits)
+        self._workers = ThreadPoolExecutor(limits.workers, thread_name_prefix="xllm-media")
+        self._tokenizer_lock = threading.Lock()  # fast tokenizers refuse two threads at once
+        self.context = context_length(model.config)
+        self._vocabulary = model.config.get_text_config().vocab_size
+
+    def close(self) -> None:
+        """Answer nothing more."""
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        self.engine.close()
+
+    def check_model(self, name: str) -> None:
+        """`RequestError` 404 for the name of another model."""
+        if name != self.name:
+            raise RequestError(
+                f"the model {name!r} does not exist here; this server has {self.name!r}",
+                404,
+                param="model",
+                code="model_not_found",
+            )
+
+    async def in_worker(self, work: Any, *args: Any) -> Any:
+        """The result of something that takes its time, which may refuse the request."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._workers, self._limited, work, *args)
+        except (ValueError, TemplateError) as error:
+            raise RequestError(str(error)) from error
+        except RuntimeError as error:
+            if "shutdown" in str(error):
+                raise RequestError("the server is shutting down", 503) from error
+            raise
+
+    def _limited(self, work: Any, *args: Any) -> Any:
+        with memory_limit(self.limits.medium_memory), torch.no_grad():
+            return work(*args)
+
+    async def ask(self, body: Any) -> Asking:
+        """Begin to answer a parsed body of chat completions or responses."""
+        self.check_model(body.model)
+        if body.n > self.limits.choices:
+            raise RequestError(f"n: at most {self.limits.choices} answers", param="n")
+        schema, conversation = body.schema_of_answer, body.conversation()
+        inputs = await self.in_worker(self.prepare, conversation)
+        room = None if self.context is None else self.context - inputs["input_ids"].shape[1]
+        sampling = sampling_of(body, self.limits, self.model.generation_config, room)
+        if wrong := [token for token in sampling.logit_bias if not 0 <= token < self._vocabulary]:
+            raise RequestError(f"logit_bias: there is no token {wrong[0]}", param="logit_bias")
+        if schema is not None:
+            sampling = replace(sampling, grammar=await self.in_worker(_grammar_of, schema))
+        return self.begin([inputs] * body.n, sampling)
+
+    def begin(self, rows: list[dict], sampling: Sampling) -> Asking:
+        """Put one answer per row of inputs in the engine's queue; further ones get further seeds."""
+        loop = asyncio.get_running_loop()
+        deltas: asyncio.Queue[tuple[int, Delta | RequestError]] = asyncio.Queue()
+        deadline = time.monotonic() + self.limits.request_seconds
+        jobs = []
+        for place, inputs in enumerate(rows):
+            seed = None if sampling.seed is None else (sampling.seed + place) % 2**63
+
+            def tell(delta: Delta | RequestError, place: int = place) -> None:
+                loop.call_soon_threadsafe(deltas.put_nowait, (place, delta))
+
+            jobs.append(Job(inputs, replace(sampling, seed=seed), tell, deadline))
+        self.engine.submit(jobs)
+        return Asking(jobs, deltas, rows[0]["input_ids"].shape[1])
+
+    # ---- in a worker's thread ---------------------------------------------------------------------------------------
+
+    def prepare(self, conversation: list[dict]) -> dict[str, torch.Tensor]:
+        """The processor's output for one conversation of a client, whose control tokens are text.
+
+        Raises:
+            ValueError: a part or medium that cannot be used.
+        """
+        messages, count = [], 0
+        for message in conversation:
+            parts = [part for given in message["content"] for part in with_track(clean_part(given))]
+            count += sum(part["type"] != "text" for part in parts)
+            if count > self.limits.items:
+                raise RequestError(f"more than {self.limits.items} media in one request", param="messages")
+            content = [self._decoded(part) for part in parts]
+            messages.append({"role": message["role"], "content": content})
+        return self.encode(messages)
+
+    def encode(self, messages: list[dict]) -> dict[str, torch.Tensor]:
+        """The processor's output for decoded messages."""
+        with self._tokenizer_lock:
+            return dict(self.processor.encode_conversations([messages], sanitize_control_tokens=True))
+
+    def _decoded(self, part: dict) -> dict:
+        if part["type"] == "text":
+            return part
+        source = self.access.open(part_source(part), MEDIA_KINDS[part["type"]])
+        decoded = {"type": part["type"], part["type"]: self.processor.load(part["type"], source)}
+        check_lengths([decoded], "/v1/audio/transcriptions takes longer ones")
+        return decoded
+
+
+def _grammar_of(schema: dict) -> str:
+    """A JSON Schema as llguidance's grammar."""
+    from xllm.device.commands import DeviceCommands
+
+    try:
+        return DeviceCommands(schema).grammar()
+    except ValueError as error:
+        raise RequestError(str(error).replace("commands", "response_format"), param="response_format") from error
