@@ -122,8 +122,9 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
                     return answers
                 answers = answers[:, columns.shape[1] :]
                 return torch.cat([ids.repeat_interleave(len(answers) // len(ids), 0), answers], 1)
-            if embeds is None:
-                kwargs["media_embeds"] = media_embeds
+            if embeds is None:  # of the whole text, also where its beginning is in the cache and not among the ids
+                before = mask.shape[1] - ids.shape[1]
+                kwargs["media_embeds"] = nn.functional.pad(media_embeds, (0, 0, before, 0))
             else:
                 is_medium = self.model.placeholder_mask(ids)[..., None]  # (B, L, 1)
                 kwargs["inputs_embeds"] = torch.where(is_medium, media_embeds.to(embeds), embeds)
@@ -145,8 +146,9 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
         """Media over the placeholders `(B, L, D)`, the attention mask without empty ones, and the columns that stay
         where these can go."""
         features = self.model.encode_items(media, features, rows=ids.shape[0])
-        seen = 0 if cache is None else int(cache.get_seq_length())
-        media_embeds, mask = self.model.place_features(ids, mask, features, seen)
+        cached = 0 if cache is None else int(cache.get_seq_length())
+        before = 0 if mask is None else mask.shape[1] - ids.shape[1]  # the ids may be those behind the cache alone
+        media_embeds, mask = self.model.place_features(ids, mask, features, seen=max(0, cached - before))
         return media_embeds, mask, left_padded(mask) if may_shorten else None
 
     def _may_shorten(self, kwargs: dict) -> bool:
@@ -171,8 +173,11 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
     def prepare_inputs_for_generation(self, input_ids, media_embeds=None, inputs_embeds=None, **kwargs) -> dict:
         model_inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
         if media_embeds is not None and model_inputs.get("input_ids") is not None:
-            L = model_inputs["input_ids"].shape[1]
-            media_embeds = media_embeds[:, input_ids.shape[1] - L :][:, :L]  # (B, L', D): of this step's tokens
+            L, cache = model_inputs["input_ids"].shape[1], model_inputs.get("past_key_values")
+            start = input_ids.shape[1] - L
+            if start == 0 and cache is not None:  # a part of the text behind what is cached, given alone
+                start = int(cache.get_seq_length())
+            media_embeds = media_embeds[:, start:][:, :L]  # (B, L', D): of this step's tokens
             missing = L - media_embeds.shape[1]
             if missing < L:  # else past the prompt
                 model_inputs["media_embeds"] = nn.functional.pad(media_embeds, (0, 0, 0, missing))

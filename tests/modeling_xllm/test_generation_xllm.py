@@ -6,6 +6,7 @@ everywhere.
 """
 
 import contextlib
+import copy
 
 import pytest
 import torch
@@ -194,3 +195,77 @@ def test_media_whose_place_is_not_known_are_an_error(model):
     features = {"image": model.encode_media(batch)["image"]}
     with pytest.raises(ValueError, match="image: got modality_features and new items for 2 rows"):
         model.generate(**batch, modality_features=features, **GREEDY)
+
+
+@pytest.mark.parametrize("size", [None, 1, 4])
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_a_prompt_is_read_in_parts(kind, size):
+    """Media stand in the part that holds their placeholders; so they do behind a cache, given with what it holds or
+    alone."""
+    model, batch = tiny_model(kind), media_batch()
+    parts = {"prefill_chunk_size": size}
+    assert torch.equal(model.generate(**batch, **GREEDY, **parts), model.generate(**batch, **GREEDY))
+    first, second, cache = one_row(), one_row(), DynamicCache(config=model.config.text_config)
+    said = model.generate(**first, **{**GREEDY, "max_new_tokens": 3}, past_key_values=cache)
+    whole = torch.cat([said, second.pop("input_ids")], dim=1)
+    media = {name: torch.cat([first[name], second[name]]) for name in second}
+    expected = model.generate(whole, **media, **GREEDY)[:, -NEW:]
+    features = {"modality_features": model.encode_media(first), "past_key_values": copy.deepcopy(cache)}
+    assert torch.equal(model.generate(whole, **features, **second, **GREEDY, **parts)[:, -NEW:], expected)
+    alone = {"attention_mask": torch.ones_like(whole), "past_key_values": cache}
+    ids = whole[:, cache.get_seq_length() :]
+    with pytest.raises(ValueError, match="hold 2 placeholder tokens of a modality that no media is given for"):
+        model.generate(ids, **alone, **{name: second[name] for name in second if name != "pixel_values"}, **GREEDY)
+    assert torch.equal(model.generate(ids, **alone, **second, **GREEDY, **parts)[:, -NEW:], expected)
+
+
+def contrastive_search(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
+    """As the authors of transformers' repository of that name do it, for one row: of the likeliest words the one that
+    is least like what stands before, each tried on the cache."""
+    k, alpha = generation_config.top_k, generation_config.penalty_alpha
+    model_kwargs["output_hidden_states"] = True
+    inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **model_kwargs)
+    outputs = model(**inputs)
+    before, logits = outputs.hidden_states[-1], outputs.logits[:, -1]
+    for _ in range(NEW):
+        model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
+        likely, words = logits_processor(input_ids, logits).softmax(-1).topk(k)
+        cache = model_kwargs["past_key_values"]
+        cache.batch_repeat_interleave(k)
+        tried, tried_kwargs = model._expand_inputs_for_generation(k, False, input_ids, **model_kwargs)
+        tried = torch.cat([tried, words.T], dim=1)
+        outputs = model(**model.prepare_inputs_for_generation(tried, next_sequence_length=1, **tried_kwargs))
+        state = outputs.hidden_states[-1]  # (k, 1, D)
+        likeness = torch.nn.functional.cosine_similarity(state, before.expand(k, -1, -1), dim=-1).amax(1)
+        best = ((1 - alpha) * likely[0] - alpha * likeness).argmax()[None]
+        cache.batch_select_indices(best)
+        outputs.past_key_values = cache
+        input_ids, before = tried[best], torch.cat([before, state[best]], dim=1)
+        logits = outputs.logits[best, -1]
+    return input_ids
+
+
+@torch.no_grad()
+def test_contrastive_search_by_a_function_of_ones_own(model):
+    """The same as recomputing every candidate with its media; by transformers' own name it needs their repository."""
+    inputs, k, alpha = one_row(), 4, 0.6
+    options = {"penalty_alpha": alpha, "top_k": k, "do_sample": False, "max_new_tokens": NEW}
+    said = inputs.pop("input_ids")
+    found = model.generate(said, **inputs, **options, custom_generate=contrastive_search)
+    greedy = model.generate(said, **inputs, **GREEDY)
+    suppressed = torch.tensor(model.model.placeholder_ids())
+    for _ in range(NEW):
+        scores = model(input_ids=said, **inputs).logits[:, -1].index_fill(1, suppressed, -torch.inf)
+        likely, words = scores.softmax(-1).topk(k)
+        states = [
+            model(input_ids=torch.cat([said, word[None, None]], 1), **inputs, output_hidden_states=True)
+            for word in words[0]
+        ]
+        states = torch.cat([output.hidden_states[-1] for output in states])
+        likeness = torch.nn.functional.cosine_similarity(states[:, -1:], states[:, :-1], dim=-1)
+        best = ((1 - alpha) * likely[0] - alpha * likeness.amax(1)).argmax()
+        said = torch.cat([said, words[:, best][:, None]], 1)
+    assert torch.equal(found, said)
+    assert not torch.equal(found, greedy)
+    with pytest.raises(ValueError, match="transformers-community/contrastive-search"):
+        model.generate(greedy, **inputs, **options)
