@@ -67,7 +67,7 @@ def reads_together(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs) -> Any:
-        if is_tracing() or _WAITING.asked is not None:
+        if _WAITING.asked is not None or is_tracing():  # the latter asks the device
             return function(*args, **kwargs)
         waiting: list[Asked] = []
         _WAITING.asked = waiting

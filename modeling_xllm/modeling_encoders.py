@@ -41,9 +41,26 @@ def is_trainable(module: nn.Module) -> bool:
 
 def train_unless_frozen(module: nn.Module, mode: bool) -> None:
     """`module.train(mode)`, or eval mode if none of its parameters is being trained."""
+    if _rests(module):  # most calls find what is frozen as it was, and end there
+        return
     mode = mode and is_trainable(module)
-    if not _is_in_mode(module, mode):  # to look costs a tenth of setting it, and most calls find all as it was
+    if not _is_in_mode(module, mode):  # to look costs a tenth of setting it
         module.train(mode)
+
+
+def _rests(module: nn.Module) -> bool:
+    """Whether nothing of `module` is being trained and all of it is in eval mode."""
+    parts: list[nn.Module | None] = [module]
+    for part in parts:  # one list, to which each adds its children: half the time of a recursion
+        if part is None:
+            continue
+        if part.training:
+            return False
+        for parameter in part._parameters.values():
+            if parameter is not None and parameter.requires_grad:
+                return False
+        parts.extend(part._modules.values())
+    return True
 
 
 def _is_in_mode(module: nn.Module, mode: bool) -> bool:
@@ -183,10 +200,14 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
         for interface in self.interfaces.values():
             interface.training = mode
             for part in interface.children():
-                train_unless_frozen(part, mode)
-                # What has no parameters follows the part that it is in.
-                for child in part.children() if part.training else ():
-                    if next(child.parameters(), None) is not None:
+                if not (mode and is_trainable(part)):
+                    train_unless_frozen(part, mode)
+                    continue
+                part.training = True
+                for child in part.children():
+                    if next(child.parameters(), None) is None:  # it follows the part that it is in
+                        child.train()
+                    else:
                         train_unless_frozen(child, mode)
         return self
 
