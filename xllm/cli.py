@@ -28,7 +28,7 @@ EXTRAS = {
 MAKING = ("init",)
 ANSWERING = ("chat", "evaluate", "look")  # choose device and precision
 OPENING = ("check", "explain", "estimate", "train", "chat", "serve", "evaluate", "look", "inspect", "convert", "push")
-COMMANDS = (*MAKING, "test-interface", "demo", "build-instructions", "score", "judge", *OPENING)
+COMMANDS = (*MAKING, "test-interface", "demo", "build-instructions", "score", "judge", *OPENING, "env")
 REPORTING = set(COMMANDS) - {"init", "explain", "serve"}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from media_files import count_readings, grey_frames, write_video
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -69,6 +70,15 @@ def test_every_public_name_can_be_imported():
     assert [name for name in xllm.__all__ if getattr(xllm, name, None) is None] == []
     with pytest.raises(AttributeError, match="no attribute 'XLLMForEverything'"):
         xllm.XLLMForEverything  # noqa: B018
+
+
+def test_env_tells_versions_and_machine(capsys):
+    assert main(["env", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["torch"], found["transformers"]) == (torch.__version__.partition("+")[0], transformers.__version__)
+    assert float(found["memory"].removesuffix(" GiB")) > 0
+    assert main(["env"]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{name}: {value}" for name, value in found.items()]
 
 
 def test_inspect_counts_what_each_stage_trains(checkpoint, capsys):

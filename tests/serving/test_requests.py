@@ -2,6 +2,7 @@
 """Bodies that are not what the API says: each is an error in OpenAI's JSON, and the next request is answered."""
 
 import json
+import socket
 
 import openai
 import pytest
@@ -161,3 +162,13 @@ def test_a_body_without_a_length_is_cut_off_at_the_limit(loaded):
         connection.request("POST", "/v1/chat/completions", iter([b"x" * 8192] * 4), encode_chunked=True)
         assert connection.getresponse().status == 413
         connection.close()
+
+
+def test_a_body_that_does_not_come_keeps_nobody_waiting(loaded):
+    with running(loaded, Limits(body_seconds=0.5, bodies=1)) as server, server.client() as client:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as slow:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: 5000\r\n\r\n{{"
+            slow.sendall(head.encode())
+            assert chat(client, "Hello").choices
+            assert b" 408 " in slow.recv(1000)

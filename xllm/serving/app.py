@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from pydantic import ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 from xllm.serving import replies
@@ -90,51 +90,57 @@ class _Routes:
     def __init__(self, service: Service):
         self.service, self.created = service, int(time.time())
         self.statuses: Counter[int] = Counter()
+        self._bodies = asyncio.Semaphore(service.limits.bodies)
+        self._recordings = asyncio.Semaphore(service.limits.workers)
 
     async def chat(self, request: Request) -> Response:
-        body = parse_body(ChatBody, parse_json(await request.body()))
-        return await self._answer(
-            request,
-            body,
-            lambda asking: replies.chat_events(asking, body),
-            lambda asking: replies.chat_completion(asking, body),
-        )
+        return await self._answer(request, ChatBody, replies.chat_events, replies.chat_completion)
 
     async def responses(self, request: Request) -> Response:
-        body = parse_body(ResponsesBody, parse_json(await request.body()))
-        return await self._answer(
-            request,
-            body,
-            lambda asking: replies.Response(asking, body).events(),
-            lambda asking: replies.Response(asking, body).whole(),
-        )
+        return await self._answer(request, ResponsesBody, replies.response_events, replies.response)
 
     async def _answer(
         self,
         request: Request,
-        body: Any,
-        events: Callable[[Asking], AsyncIterator[bytes]],
-        whole: Callable[[Asking], Awaitable[dict]],
+        kind: type[ChatBody] | type[ResponsesBody],
+        events: Callable[[Asking, Any], AsyncIterator[bytes]],
+        whole: Callable[[Asking, Any], Awaitable[dict]],
     ) -> Response:
-        asking = await self.service.ask(body)
+        async with self._bodies:
+            body = parse_body(kind, parse_json(await self._in_time(request.body())))
+            asking = await self.service.ask(body)
+            body.forget()
         if body.stream:
             headers = {"Cache-Control": "no-store"}
-            return StreamingResponse(events(asking), media_type="text/event-stream", headers=headers)
+            return StreamingResponse(events(asking, body), media_type="text/event-stream", headers=headers)
         try:
-            return JSONResponse(await _while_connected(request, whole(asking)))
+            return JSONResponse(await _while_connected(request, whole(asking, body)))
         finally:
             asking.cancel()
 
+    async def _in_time(self, reading: Awaitable[Any]) -> Any:
+        try:
+            return await asyncio.wait_for(reading, self.service.limits.body_seconds)
+        except TimeoutError as error:
+            raise RequestError("the body took too long to come", 408) from error
+
     async def transcriptions(self, request: Request) -> Response:
-        async with request.form(max_files=1, max_fields=16) as form:
+        async with self._recordings:
+            return await self._transcription(request)
+
+    async def _transcription(self, request: Request) -> Response:
+        form = await self._in_time(_form(request))
+        try:
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise RequestError("file: expected a recording as multipart/form-data", param="file")
             recording = await file.read()
-            fields: dict[str, Any] = {name: value for name, value in form.items() if name != "file"}
-            if times := [*form.getlist("timestamp_granularities[]"), *form.getlist("timestamp_granularities")]:
-                fields.pop("timestamp_granularities[]", None)
-                fields["timestamp_granularities"] = times
+        finally:
+            await form.close()
+        fields: dict[str, Any] = {name: value for name, value in form.items() if name != "file"}
+        if times := [*form.getlist("timestamp_granularities[]"), *form.getlist("timestamp_granularities")]:
+            fields.pop("timestamp_granularities[]", None)
+            fields["timestamp_granularities"] = times
         try:
             parsed = TranscriptionForm.model_validate(fields)
         except ValidationError as error:
@@ -184,6 +190,10 @@ class _Routes:
                 lines.append(f"# TYPE xllm_{name} {'counter' if name.endswith('_total') else 'gauge'}")
             lines.append(f"xllm_{name}{labels} {value}")
         return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+
+
+async def _form(request: Request) -> FormData:
+    return await request.form(max_files=1, max_fields=16)
 
 
 async def _while_connected(request: Request, work: Awaitable[Any]) -> Any:

@@ -4,7 +4,7 @@
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 from xllm.serving.limits import RequestError
@@ -103,7 +103,17 @@ async def chat_events(asking: Asking, body: ChatBody) -> AsyncIterator[bytes]:
 # ---- responses ------------------------------------------------------------------------------------------------------
 
 
-class Response:
+def response(asking: Asking, body: ResponsesBody) -> Awaitable[dict[str, Any]]:
+    """The whole answer."""
+    return _Response(asking, body).whole()
+
+
+def response_events(asking: Asking, body: ResponsesBody) -> AsyncIterator[bytes]:
+    """The answer as it is written."""
+    return _Response(asking, body).events()
+
+
+class _Response:
     """One answer of the Responses API."""
 
     def __init__(self, asking: Asking, body: ResponsesBody):

@@ -91,6 +91,10 @@ class ChatBody(_Asked):
     stream_options: StreamOptions | None = None
     modalities: list[Literal["text"]] | None = None
 
+    def forget(self) -> None:
+        """What was asked has been read: its media need not stay in memory."""
+        self.messages = []
+
     @property
     def most_tokens(self) -> int | None:
         """Of the answer."""
@@ -137,6 +141,10 @@ class ResponsesBody(_Asked):
     max_output_tokens: int | None = Field(None, ge=1)
     text: TextOptions | None = None
     n: Literal[1] = 1
+
+    def forget(self) -> None:
+        """What was asked has been read: its media need not stay in memory."""
+        self.input = ""
 
     @property
     def most_tokens(self) -> int | None:
