@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUTPUT ?= outputs/demo
 
-.PHONY: demo test conformance check style bench
+.PHONY: demo test conformance check style bench docs
 
 # The demo needs less than the tests; what only these need says much on standard error when it is imported.
 $(VENV)/.installed-%: pyproject.toml setup.py
@@ -20,8 +20,9 @@ test: $(VENV)/.installed-dev  ## lint, types and every test, slow ones and trans
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python .ci/types.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	$(BIN)/python tests/conformance/suites.py
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile --timeout 900
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile --timeout 900 --durations 25
 
 conformance: $(VENV)/.installed-dev  ## transformers' own common test suites on our classes (RUN_SLOW=1: slow ones too)
 	$(BIN)/python tests/conformance/suites.py
@@ -35,6 +36,9 @@ check: $(VENV)/.installed-dev  ## lint, types and the quick tests
 style: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-dev  ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.installed-dev  ## ratios against peers in the same run
 	for file in benchmarks/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$file || exit 1; done
