@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
-HANGS = 1.0  # seconds: longer than the tests wait
+HANGS = 2.5  # seconds: longer than the tests wait
 
 
 class ChatServer:

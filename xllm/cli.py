@@ -27,7 +27,10 @@ EXTRAS = {
 # Commands that make a model take a user's modules; those that open one may also run the code beside it.
 MAKING = ("init",)
 ANSWERING = ("chat", "evaluate", "look")  # choose device and precision
-OPENING = ("check", "explain", "estimate", "train", "chat", "serve", "evaluate", "look", "inspect", "convert", "push")
+OPENING = (
+    "check", "explain", "estimate", "train", "ablate", "chat", "serve", "evaluate", "look", "inspect", "convert",
+    "push",
+)  # fmt: skip
 COMMANDS = (*MAKING, "test-interface", "demo", "build-instructions", "score", "judge", *OPENING, "env")
 REPORTING = set(COMMANDS) - {"init", "explain", "serve"}
 

@@ -80,7 +80,7 @@ def test_a_model_behind_a_server(data, tmp_path, capsys):
     server = ChatServer(perceived, {"input_audio": [429, "malformed"], "image_url": [500, "hang"]})
     folder = ["--output", str(tmp_path / "out")]
     with serving(server) as url:
-        assert main(evaluated(data, url, *folder, "--timeout", "0.3", "--max-new-tokens", "7")) == 0
+        assert main(evaluated(data, url, *folder, "--timeout", "1", "--max-new-tokens", "7")) == 0
         found = json.loads(capsys.readouterr().out)
         assert (found["value"], found["n"], found["skipped"]) == (pytest.approx(5 / 6), 6, 0)
         assert {seen["max_tokens"] for seen in server.seen} == {7}

@@ -47,7 +47,7 @@ def _place(piece: Piece) -> str:
 
 def _summary(row: RowLook, scale: Scale) -> str:
     near = sum(not far(piece, scale) for piece in row.pieces)
-    return f"{len(row.pieces)} embeddings, {near} nearer to a token than 95 in 100 random directions are"
+    return f"embeddings: {len(row.pieces)}, of which {near} are nearer to a token than 95 in 100 random directions"
 
 
 def terminal_lines(found: Look) -> Iterator[str]:
@@ -110,7 +110,8 @@ def _body(found: Look) -> Iterator[str]:
             yield f'<img class="plot" alt="" src="{data_uri("image/png", _drawn(_sound_figure(found, row)))}">'
         if heats := _mean_heats(row):
             maps = "".join(_still(found, number, heat) for number, heat in enumerate(heats))
-            yield f'<p>Attention over the medium, mean of all queries:</p><div class="stills">{maps}</div>'
+            how = "mean of all queries; a map is as bright as its own brightest patch"
+            yield f'<p>Attention over the medium ({how}):</p><div class="stills">{maps}</div>'
         yield from _table(found, row)
 
 
@@ -147,7 +148,7 @@ def _still(found: Look, picture: int, heat: np.ndarray) -> str:
 
 
 def _overlay(found: Look, picture: int, heat: np.ndarray) -> np.ndarray:
-    """The picture in grey, coloured where the attention is: `(H, W, 3)`; black without a picture."""
+    """The picture in dim grey, lit up where the attention is: `(H, W, 3)`; black without a picture."""
     times = max(1, -(-SIDE // max(heat.shape)))
     size = (heat.shape[1] * times, heat.shape[0] * times)
     if found.medium.pictures is None:
@@ -155,10 +156,11 @@ def _overlay(found: Look, picture: int, heat: np.ndarray) -> np.ndarray:
     else:
         shown = Image.fromarray(found.medium.pictures[min(picture, len(found.medium.pictures) - 1)])
         grey = np.asarray(shown.convert("L").resize(size), np.float32) / 255
-    strength = heat / max(float(heat.max()), 1e-12)
-    smooth = np.asarray(Image.fromarray(strength.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
-    colours = np.asarray(colormaps["inferno"](smooth))[..., :3]
-    return (255 * np.clip(0.55 * grey[..., None] + 0.65 * colours * (0.25 + smooth[..., None]), 0, 1)).astype(np.uint8)
+    strength = (heat / max(float(heat.max()), 1e-12)).astype(np.float32)
+    smooth = np.clip(np.asarray(Image.fromarray(strength).resize(size, Image.Resampling.BILINEAR)), 0, 1)[..., None]
+    colours = np.asarray(colormaps["inferno"](0.3 + 0.65 * smooth[..., 0]))[..., :3]
+    mixed = (1 - 0.8 * smooth) * 0.5 * grey[..., None] + 0.8 * smooth * colours * (0.55 + 0.45 * grey[..., None])
+    return (255 * mixed).astype(np.uint8)
 
 
 # ---- drawings -------------------------------------------------------------------------------------------------------

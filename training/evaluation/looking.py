@@ -218,7 +218,7 @@ def _add_attention(found: RowLook, model: Any, row: Any, inputs: torch.Tensor, l
     if before:
         share = float(attention[..., :before].sum(-1).mean())
         found.notes.append(
-            f"{share:.0%} of the attention lies on {before} class or register tokens, which are nowhere"
+            f"{share:.0%} of the attention lies on class or register tokens ({before}), which have no place"
         )
 
 
