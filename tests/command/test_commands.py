@@ -131,7 +131,9 @@ def test_chat_reads_questions_and_files_from_standard_input(checkpoint, media, c
     asked = [json.loads(line)["question"] for line in output.out.splitlines()]
     assert asked == ["What?", "Hello"]  # a file that is not there ends its question only
     assert "none.wav: no such file" in output.err
-    assert "there is no /smell here, only /image FILE, /speech FILE, /video FILE, /new, /quit" in output.err
+    known = "/image FILE, /speech FILE, /video FILE, /new, /undo, /save FILE, /help, /quit"
+    assert f"there is no /smell here, only {known}" in output.err
+    assert "not asked: 'And now?', since its file" in output.err
 
 
 def test_chat_encodes_each_file_once_and_answers_as_if_it_did_every_time(checkpoint, media):

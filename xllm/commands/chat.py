@@ -3,7 +3,8 @@
 
 KIND is what a row of the model reads: --image, --video and --speech for the paper's rows, others with --module;
 `xllm inspect MODEL` lists them. Without QUESTION it reads questions from standard input, one a line; `/KIND FILE` adds
-a file to the next question, `/new` starts over, `/quit` ends. With --json, each answer is one line of JSON.
+a file to the next question, `/undo` takes one back, `/help` lists the rest, and Ctrl-C stops an answer. With --json,
+each answer is one line of JSON.
 
 With --commands an answer is text or a command that the model's device declares, as JSON, and nothing in between. It is
 printed and not executed, unless --execute names a device: that is made of the last status given, and its new state, or
@@ -15,9 +16,11 @@ there), and each answer is printed with its time; what is silent is said to be s
 
 import argparse
 import json
+import os
 import sys
 from collections import Counter
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 
@@ -53,6 +56,7 @@ class Chat:
     def __init__(self, model, processor, args: argparse.Namespace):
         self.model, self.processor, self.args = model, processor, args
         self.device = None
+        self.stoppable = False  # whether Ctrl-C ends the answer alone, which is what has been said by then
         if args.commands or args.execute:
             from xllm.device.session import DeviceSession
 
@@ -63,29 +67,42 @@ class Chat:
         """Forget what was said and shown."""
         self.turns: list[dict] = []
         self.features: dict[str, Any] = {}  # row -> what its media have been encoded to
+        self.earlier: list[tuple[list[dict], dict[str, Any]]] = []  # both before each question
         if self.device:
             self.device.reset()
+
+    def undo(self) -> bool:
+        """Take the last question and its answer back; whether there was one."""
+        if self.earlier:
+            self.turns, self.features = self.earlier.pop()
+            return True
+        return False
+
+    def messages(self) -> list[dict]:
+        """The conversation with files for media, as data hold it."""
+        return [{**turn, "content": [_with_file(part) for part in turn["content"]]} for turn in self.turns]
 
     def ask(self, question: str, media: list[dict]) -> str:
         """The model's answer to a question about `media` (content parts) and what was said before."""
         import torch
-        from transformers import TextStreamer
 
         from xllm.processing.conversations import part_source, with_track
         from xllm.training.evaluation.transcription import check_lengths
 
         # Files are opened once; later turns hold what was decoded.
-        parts = [part for given in media for part in with_track(given)]
-        content = [{"type": p["type"], p["type"]: self.processor.load(p["type"], part_source(p))} for p in parts]
+        content = []
+        for part in [part for given in media for part in with_track(given)]:
+            loaded = {"type": part["type"], part["type"]: self.processor.load(part["type"], part_source(part))}
+            named = [part[key] for key in ("file", "path", part["type"]) if isinstance(part.get(key), str)]
+            content.append({**loaded, **({"file": named[0]} if named else {})})
         check_lengths(content, "--window 20 asks about it window by window")
         if self.device:
             self.device.look(content)
         turns = [*self.turns, {"role": "user", "content": [*content, {"type": "text", "text": question}]}]
         # "<ImageHere>" typed by a user is text.
         inputs = self.processor.encode_conversations([turns], sanitize_control_tokens=True).to(self.model.device)
-        streamer = None
-        if not self.args.json:
-            streamer = TextStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        said = _Said(self.processor.tokenizer, is_silent=self.args.json)
+        streamer = None if self.args.json and not self.stoppable else said
         sampling: dict[str, Any] = {"do_sample": False}
         if self.args.sample:
             torch.manual_seed(self.args.seed)
@@ -96,9 +113,16 @@ class Chat:
         if self.device:
             sampling |= self.device.decoding(self.model)
         sampling |= {"streamer": streamer, "max_new_tokens": self.args.max_new_tokens}
-        output = self.model.generate(**text, modality_features=features, **sampling)
-        new_tokens = output[0, inputs["input_ids"].shape[1] :]
+        try:
+            output = self.model.generate(**text, modality_features=features, **sampling)
+            new_tokens = output[0, inputs["input_ids"].shape[1] :].tolist()
+        except KeyboardInterrupt:
+            if not self.stoppable:
+                raise
+            said.end()
+            new_tokens = said.ids
         answer = self.processor.tokenizer.decode(new_tokens, skip_special_tokens=True).strip()
+        self.earlier.append((self.turns, self.features))
         self.turns = [*turns, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
         self.features = features
         return answer
@@ -131,24 +155,10 @@ def run(args: argparse.Namespace) -> None:
     if args.question is not None:
         _answer(chat, args.question, pending)
         return
-    while (line := _read_line()) is not None:
-        command, _, rest = line.partition(" ")
-        if command == "/quit":
-            break
-        if command == "/new":
-            chat.reset()
-            pending = []
-        elif command.startswith("/") and command[1:] in options:
-            pending.append(_part(args, options, command[1:], rest.strip()))
-        elif command.startswith("/") and command[1:].isidentifier():
-            known = [*(f"/{name} FILE" for name in options), "/new", "/quit"]
-            sys.stderr.write(f"there is no {command} here, only {', '.join(known)}\n")
-        elif line:
-            try:
-                _answer(chat, line, pending)
-            except ValueError as error:  # a file that cannot be read ends the question, not the conversation
-                sys.stderr.write(f"{error}\n")
-            pending = []
+    from xllm.terminal_chat import TerminalChat
+
+    parts = {name: partial(_part, args, options, name) for name in options}
+    TerminalChat(chat, parts, partial(_answer, chat)).run(pending)
 
 
 def _media_given(args: argparse.Namespace, options: dict[str, str]) -> list[dict]:
@@ -202,10 +212,34 @@ def _answer(chat: Chat, question: str, media: list[dict]) -> None:
     sys.stdout.flush()
 
 
-def _read_line() -> str | None:
-    """The next line of standard input without white space at its ends; None at its end."""
-    if sys.stdin.isatty():
-        sys.stdout.write("> ")
-        sys.stdout.flush()
-    line = sys.stdin.readline()
-    return line.strip() if line else None
+def _with_file(part: dict) -> dict:
+    """A part of a turn as data hold it; what came from no file is named by its kind."""
+    if part["type"] == "text":
+        return part
+    return {"type": part["type"], "path": os.path.abspath(part["file"]) if "file" in part else f"<{part['type']}>"}
+
+
+class _Said:
+    """A streamer that keeps the tokens of the answer, and prints it unless it is silent."""
+
+    skip_prompt = True
+
+    def __init__(self, tokenizer: Any, is_silent: bool):
+        from transformers import TextStreamer
+
+        self.ids: list[int] = []
+        self._shown = None if is_silent else TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._is_prompt = True
+
+    def put(self, value: Any) -> None:
+        """The prompt, then a token at a time."""
+        if not self._is_prompt:
+            self.ids += value.reshape(-1).tolist()
+        self._is_prompt = False
+        if self._shown:
+            self._shown.put(value)
+
+    def end(self) -> None:
+        """The answer is complete."""
+        if self._shown:
+            self._shown.end()
