@@ -208,7 +208,7 @@ class CFormer(PreTrainedModel):
                 embeddings = self._contextualise_windows(embeddings, fired.mask, fired.lengths)
             elif embeddings.numel():
                 embeddings = self._contextualise(embeddings, fired.mask)
-            fired.embeddings = embeddings.masked_fill(~fired.mask[..., None], 0)
+            fired.embeddings = embeddings.masked_fill(~fired.mask[..., None].to(embeddings.device), 0)
         return fired
 
     def _contextualise(self, embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

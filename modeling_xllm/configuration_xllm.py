@@ -267,6 +267,11 @@ class XLLMConfig(PreTrainedConfig):
         """Config of the tower called `name` ("vision", "audio" or an extra one); `None` for an unknown name."""
         return {"vision": self.vision_config, "audio": self.audio_config, **self.extra_encoders}.get(name)
 
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        if (decoder or decoder == encoder) and isinstance(self.text_config, PreTrainedConfig):
+            return self.text_config  # not looked for by four names, which every decoded token would do five times
+        return super().get_text_config(decoder, encoder)
+
     def _complete_rows(self) -> None:
         """Fill in the widths that follow from the towers, and check each row against the rest of the table."""
         for name, row in self.modalities.items():

@@ -183,6 +183,7 @@ class XLLMModel(XLLMEncoderModel):
             )
         if inputs_embeds is None:  # placeholder ids never reach the embedding as themselves
             inputs_embeds = embed_tokens(self.get_input_embeddings(), input_ids.masked_fill(placeholders, 0))
+            inputs_embeds = inputs_embeds.to(input_ids.device)  # a device map may keep the embedding elsewhere
         if media_embeds is not None:
             media_embeds = media_embeds.to(inputs_embeds)
             inputs_embeds = torch.where(placeholders[..., None], media_embeds, inputs_embeds)  # (B, L, D)
@@ -240,7 +241,8 @@ class XLLMModel(XLLMEncoderModel):
         if features is not None and attention_mask.dim() == 2 and not torch.compiler.is_exporting():
             remember_gaps(outputs.past_key_values, attention_mask)
         if computed is not None:
-            outputs.last_hidden_state = computed.put_back(outputs.last_hidden_state)  # (B, R, D) -> (B, L, D)
+            states = outputs.last_hidden_state.to(inputs_embeds.device)
+            outputs.last_hidden_state = computed.put_back(states)  # (B, R, D) -> (B, L, D)
         if self.training and torch.is_grad_enabled() and not outputs.last_hidden_state.requires_grad:
             # Text alone, or media of frozen modalities: nothing is learnt from them, and backward() finds an end.
             outputs.last_hidden_state.requires_grad_(is_trainable(self))

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from tiny import IMAGE, SPEECH, VIDEO, tiny_config, tiny_rows
-from transformers import AutoConfig, LlamaConfig, WhisperConfig
+from transformers import AutoConfig, LlamaConfig, PreTrainedConfig, WhisperConfig
 
 from xllm import ChatGLMConfig, X2LConfig, XLLMConfig
 
@@ -203,3 +203,11 @@ def test_a_row_set_to_another_converter_is_checked_again():
         tiny_config(rows=rows)
     rows["speech"].converter_config = None
     assert tiny_config(rows=rows).modalities["speech"].qformer_config.hidden_size == 768
+
+
+@pytest.mark.parametrize("decoder", [None, False, True])
+@pytest.mark.parametrize("encoder", [None, False, True])
+def test_the_language_models_config_is_the_one_that_transformers_looks_for(decoder, encoder):
+    config = tiny_config("llama")
+    assert config.get_text_config(decoder, encoder) is PreTrainedConfig.get_text_config(config, decoder, encoder)
+    assert config.get_text_config() is config.text_config
