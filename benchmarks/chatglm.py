@@ -2,14 +2,18 @@
 """Speed and memory of ChatGLM against transformers' GPT-NeoX of equal size (the same block shape), both on sdpa.
 
     python benchmarks/chatglm.py [--threads 1] [--device cpu] [--repetitions 9] [--only NAME ...] [--json]
+                                 [--published modeling_chatglm.py]
 
-Both models run in one process, turn about, and medians are compared: above 1 is faster than GPT-NeoX. The frozen
-training step takes the gradient to `inputs_embeds`, as X-LLM's stages do; labels are the last 32 tokens of each row.
+Both models run in one process, turn about, and medians are compared: above 1 is faster than GPT-NeoX. With the file
+that THUDM or the authors of X-LLM published, its blocks run beside them, as its own forward runs them and without what
+`generate` costs around it (`published`). The frozen training step takes the gradient to `inputs_embeds`, as X-LLM's
+stages do; labels are the last 32 tokens of each row.
 Memory is the growth of the peak over one such step, and of loading a sharded fp16 checkpoint, each in a process of its
 own. Random weights, fp32 on a CPU, bf16 on a GPU.
 """
 
 import argparse
+import importlib.util
 import json
 import statistics
 import subprocess
@@ -19,9 +23,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import torch
-from transformers import DynamicCache, GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
+from torch import nn
+from transformers import DynamicCache, GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from xllm import ChatGLMConfig, ChatGLMForConditionalGeneration
@@ -47,6 +54,75 @@ def build(name: str, device: str) -> PreTrainedModel:
     return model.to(device, dtype).eval().requires_grad_(False)
 
 
+class Published(nn.Module):
+    """The blocks of a published `modeling_chatglm.py` between an embedding and a head, as `ChatGLMModel.forward` and
+    `prepare_inputs_for_generation` of that file call them; eager attention, states `(L, B, hidden)`."""
+
+    def __init__(self, file: str, device: str):
+        super().__init__()
+        code = read_published(file)
+        torch.manual_seed(0)
+        width, layers = SIZES["hidden_size"], SIZES["num_hidden_layers"]
+        self.config = SimpleNamespace(bos_token_id=SOP)
+        self.embeddings = nn.Embedding(VOCAB, width)
+        sizes = {"inner_hidden_size": SIZES["intermediate_size"], "empty_init": False}
+        self.layers = nn.ModuleList(
+            code.GLMBlock(width, SIZES["num_attention_heads"], 1e-5, index, **sizes) for index in range(layers)
+        )
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, VOCAB, bias=False)
+        self.position_encoding_2d, self.layout = True, code.ChatGLMPreTrainedModel
+        self.to(device, torch.float32 if device == "cpu" else torch.bfloat16).eval().requires_grad_(False)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings
+
+    def forward(self, input_ids, inputs_embeds=None, labels=None, pasts=None, **_) -> SimpleNamespace:
+        """Logits of all tokens, as there; what other models are asked for besides is not looked at."""
+        rows = [row.tolist() for row in input_ids]  # as it finds the places of its special tokens, in each step
+        masks, starts = [row.index(GMASK) for row in rows], [row.index(SOP) for row in rows]
+        device = input_ids.device
+        if pasts is None:
+            seen = self.layout.get_masks(self, input_ids, device)
+            places = self.layout.get_position_ids(self, input_ids, masks, device, [True] * len(rows))
+            embeds = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        else:
+            seen = torch.zeros(1, 1, device=device).bool()
+            now = [[mask, len(row) - start] for row, mask, start in zip(rows, masks, starts)]
+            places = torch.tensor(now, dtype=torch.long, device=device).unsqueeze(-1)
+            embeds = self.embeddings(input_ids[:, -1:])
+        states, kept = embeds.transpose(0, 1), []
+        with_cache = labels is None
+        for index, layer in enumerate(self.layers):
+            number, past = torch.tensor(index), None if pasts is None else pasts[index]
+            states, *present = layer(
+                states, places, attention_mask=seen, layer_id=number, layer_past=past, use_cache=with_cache
+            )
+            kept.extend(present)
+        logits = self.head(self.norm(states)).permute(1, 0, 2).contiguous()
+        if labels is None:
+            return SimpleNamespace(logits=logits, pasts=kept)
+        wide, targets = logits.to(torch.float32)[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        return SimpleNamespace(loss=nn.functional.cross_entropy(wide, targets))
+
+    @torch.no_grad()
+    def continue_prompt(self, ids: torch.Tensor, pasts: list, steps: int) -> None:
+        """`steps` tokens, the likeliest ones, behind what `pasts` hold of all but the last of `ids`."""
+        for _ in range(steps):
+            outputs = self(ids, pasts=pasts)
+            ids, pasts = torch.cat([ids, outputs.logits[:, -1:].argmax(-1)], 1), outputs.pasts
+
+
+def read_published(file: str) -> ModuleType:
+    """The module of a published file, beside whose blocks its config class is not needed."""
+    package, config = ModuleType("published"), ModuleType("published.configuration_chatglm")
+    package.__path__, config.ChatGLMConfig = [], PreTrainedConfig
+    sys.modules |= {"published": package, "published.configuration_chatglm": config}
+    spec: Any = importlib.util.spec_from_file_location("published.modeling_chatglm", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def prompts(batch: int, length: int, device: str, answer: int = 0) -> torch.LongTensor:
     """Random rows that end in `[gMASK] <sop>` and `answer` more tokens."""
     ids = torch.randint(10, 8000, (batch, length), device=device)
@@ -70,7 +146,12 @@ def decode(batch: int, device: str, context: int = 256, steps: int = 16) -> Call
     ids = prompts(batch, context, device)
     caches = {}
 
-    def run(model: PreTrainedModel) -> None:
+    def run(model: nn.Module) -> None:
+        if isinstance(model, Published):
+            if id(model) not in caches:
+                with torch.no_grad():  # all but the last token
+                    caches[id(model)] = [[part[:-1] for part in past] for past in model(ids).pasts]
+            return model.continue_prompt(ids, caches[id(model)], steps)
         cache = caches.setdefault(id(model), DynamicCache(config=model.config))
         if cache.get_seq_length() == 0:
             model.generate(ids, past_key_values=cache, max_new_tokens=1, do_sample=False)
@@ -102,7 +183,7 @@ def training_step(batch: int, length: int, device: str, padding: int = 0) -> Cal
 
     def run(model: PreTrainedModel) -> None:
         embeds = model.get_input_embeddings()(ids).requires_grad_(True)
-        inputs = {"input_ids": ids} if isinstance(model, ChatGLMForConditionalGeneration) else {}
+        inputs = {"input_ids": ids} if isinstance(model, (ChatGLMForConditionalGeneration, Published)) else {}
         model.train()
         model(inputs_embeds=embeds, attention_mask=mask, labels=labels, use_cache=False, **inputs).loss.backward()
         model.eval()
@@ -124,7 +205,8 @@ def compare(run: Callable, models: dict[str, PreTrainedModel], repetitions: int)
             if repetition:  # the first warms up
                 seconds[name].append(clock() - started)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return {**medians, "ratio": medians["gpt_neox"] / medians["chatglm"]}
+    beside = {"published_ratio": medians["published"] / medians["chatglm"]} if "published" in medians else {}
+    return {**medians, "ratio": medians["gpt_neox"] / medians["chatglm"], **beside}
 
 
 # ---- memory: each figure in a process of its own --------------------------------------------------------------------
@@ -193,6 +275,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--only", nargs="+", default=[], help="measurements whose names contain one of these")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--published", metavar="FILE", help="a published modeling_chatglm.py, to run beside them")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -213,7 +296,9 @@ def main() -> None:
     if device == "cpu":
         measurements["memory of a training step B8 L232"] = lambda: training_memory(arguments.threads)
         measurements["memory of loading"] = lambda: loading_ratio(arguments.threads)
-    models = {name: build(name, device) for name in ("chatglm", "gpt_neox")}
+    models: dict[str, nn.Module] = {name: build(name, device) for name in ("chatglm", "gpt_neox")}
+    if arguments.published:
+        models["published"] = Published(arguments.published, device)
     for name, measure in measurements.items():
         if not arguments.only or any(part in name for part in arguments.only):
             figures[name] = measure()

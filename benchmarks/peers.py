@@ -13,6 +13,8 @@
 | pictures | the image processor, 640 x 480 to 224 | torchvision v2: resize, scale, normalise | 1.0 |
 | cif | `integrate_and_fire` with backward, B8 T500 | FunASR's parallel form of it | 5.0 |
 | cif_floor | the same | reading and writing its inputs and gradients once | 0.33 |
+| compiled_decode | `generate` behind a picture, each step one graph over a static cache | as it is | |
+| compiled_step | a training step of stage 2, the four rows, compiled | as it is | |
 | import | `import xllm`, fresh processes | `import torch` | 0.71 |
 | llama | prefill, decoding and a frozen step of ChatGLM | Llama of equal size | 1.0 |
 
@@ -33,7 +35,7 @@ import torchaudio
 from chatglm import GMASK, SIZES, SOP, build, decode, prefill, training_step
 from PIL import Image
 from torchvision.transforms import v2
-from transformers import BlipImageProcessor, LlamaConfig, LlamaForCausalLM, ParakeetEncoderConfig
+from transformers import BlipImageProcessor, CompileConfig, LlamaConfig, LlamaForCausalLM, ParakeetEncoderConfig
 from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 from transformers.utils import logging
 
@@ -110,16 +112,23 @@ def decoding() -> Pair:
     }
 
 
+SHAPES = [(60, False, 0), (20, True, 0), (10, False, 5), (10, True, 8)]  # words, a picture?, seconds of sound
+
+
+def stage_two() -> tuple[XLLMForConditionalGeneration, list[dict]]:
+    """The composite in stage 2, and a row of each of `SHAPES` with its answer."""
+    model = composite()
+    rows = [row_of(*shape, answer=8 + 8 * index) for index, shape in enumerate(SHAPES)]
+    freeze_for_stage(model, 2)
+    return model.train(), rows
+
+
 def mixed(kind: str) -> Pair:
     """Four rows: words, a picture, a clip of five seconds, a clip and a picture."""
-    model = composite()
-    shapes = [(60, False, 0), (20, True, 0), (10, False, 5), (10, True, 8)]
-    rows = [
-        row_of(words, picture, seconds, answer=8 + 8 * index) for index, (words, picture, seconds) in enumerate(shapes)
-    ]
     if kind == "answers":
+        model = composite()
         options = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": 8191, "pad_token_id": 0}
-        rows = [row_of(*shape) for shape in shapes]
+        rows = [row_of(*shape) for shape in SHAPES]
         for row in rows:
             row.pop("labels")
         batch = batch_of([{**row, "labels": row["input_ids"]} for row in rows])
@@ -128,8 +137,7 @@ def mixed(kind: str) -> Pair:
             "ours": lambda: model.generate(**batch, **options),
             "other": lambda: [model.generate(**row, **options) for row in rows],
         }
-    freeze_for_stage(model, 2)
-    model.train()
+    model, rows = stage_two()
     batch = batch_of(rows)
 
     def step(*batches: dict, **how) -> None:
@@ -138,6 +146,29 @@ def mixed(kind: str) -> Pair:
         model.zero_grad()
 
     return {"ours": lambda: step(batch, packing=kind == "packed"), "other": lambda: step(*rows)}
+
+
+def compiled(kind: str) -> Pair:
+    """What `torch.compile` gains on this machine; the first call, which compiles, is not timed."""
+    if kind == "decode":
+        model = composite()
+        row, config = row_of(256 - QUERIES - 2, picture=True), CompileConfig(fullgraph=True, dynamic=False, mode=None)
+        config._compile_all_devices = True  # transformers compiles by itself on accelerators alone
+        options = {"max_new_tokens": 64, "do_sample": False, "eos_token_id": 8191, "pad_token_id": 0}
+        options |= {"modality_features": model.encode_media(row)}
+        static = {"cache_implementation": "static", "compile_config": config}
+        return {
+            "ours": lambda: model.generate(row["input_ids"], **options, **static),
+            "other": lambda: model.generate(row["input_ids"], **options),
+        }
+    model, rows = stage_two()
+    graph, batch = torch.compile(model), batch_of(rows)
+
+    def step(one: Callable) -> None:
+        one(**batch).loss.backward()
+        model.zero_grad()
+
+    return {"ours": lambda: step(graph), "other": lambda: step(model)}
 
 
 def train_mode() -> Pair:
@@ -257,6 +288,8 @@ MEASUREMENTS: dict[str, Callable[[], Pair]] = {
     "pictures": pictures,
     "cif": lambda: cif("funasr"),
     "cif_floor": lambda: cif("floor"),
+    "compiled_decode": lambda: compiled("decode"),
+    "compiled_step": lambda: compiled("step"),
     "import": imports,
     "llama prefill B1 L512": lambda: llama(prefill(1, 512, "cpu")),
     "llama prefill B8 L128": lambda: llama(prefill(8, 128, "cpu")),
