@@ -65,6 +65,12 @@ class X2LInterface(nn.Module):
         if hasattr(self, "converter"):
             self.converter.share(interface)
 
+    @property
+    def used_converter(self) -> nn.Module:
+        """Its own converter, or that of the interface that it shares."""
+        shared: tuple = self._shared_interface
+        return self.converter if hasattr(self, "converter") else shared[0].converter
+
     def forward(
         self,
         hidden: torch.Tensor,
@@ -90,8 +96,7 @@ class X2LInterface(nn.Module):
         if target_lengths is not None:
             options["target_lengths"] = target_lengths
         owner = self._shared_interface[0] if self._shared_interface else self
-        converter = self.converter if hasattr(self, "converter") else owner.converter
-        output = converter(hidden.to(owner.adapter.weight.dtype), mask, **options)  # (N, K, C)
+        output = self.used_converter(hidden.to(owner.adapter.weight.dtype), mask, **options)  # (N, K, C)
         embeddings = self.activation(self.adapter(output.embeddings.to(self.adapter.weight.dtype)))  # (N, K, D)
         if is_fixed:
             return self._arrange(embeddings, frame_mask)

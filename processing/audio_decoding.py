@@ -281,9 +281,10 @@ def resample(samples: np.ndarray, source_rate: float, target_rate: float) -> np.
 
 
 class StreamResampler:
-    """Chunks of a waveform to another rate (Hz), in bounded memory: `push` them in order, then `finish`."""
+    """Chunks of a waveform to another rate (Hz), in bounded memory: `push` them in order, then `finish`. What is
+    pushed waits for a block of so many samples."""
 
-    def __init__(self, source_rate: int, target_rate: int):
+    def __init__(self, source_rate: int, target_rate: int, block: int = _BLOCK):
         self.source_rate = source_rate
         self.target_rate = target_rate
         self.pushed = self._taken = 0
@@ -292,7 +293,7 @@ class StreamResampler:
         if self._ratio == 1:
             return
         down, up, _, width = _filter(self._ratio)
-        steps, margin = max(1, _BLOCK // down), -(-width // down)
+        steps, margin = max(1, block // down), -(-width // down)
         self._block, self._margin = steps * down, margin * down
         self._out = slice(margin * up, (margin + steps) * up)  # of a block with its margins
         self._waiting, self._size = [np.zeros(self._margin, np.float32)], self._margin

@@ -158,7 +158,7 @@ class XLLMFeatureExtractor(ClipFeatureExtractor):
         """Frames that a clip of `num_samples` samples gives: only whole ones, but at least one."""
         return 1 + max(0, num_samples - self.window_length) // self.hop_length
 
-    def _filterbank(self, wave: np.ndarray) -> torch.Tensor:
+    def filterbank(self, wave: np.ndarray) -> torch.Tensor:
         """Wave `(A,)` in [-1, 1] to log-mel energies `(T, feature_size)`, float32."""
         length, hop = self.window_length, self.hop_length
         samples = torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32)) * _PCM_SCALE
@@ -178,7 +178,10 @@ class XLLMFeatureExtractor(ClipFeatureExtractor):
         return torch.cat(energies).clamp_(min=torch.finfo(torch.float32).eps).log_()
 
     def _extract(self, wave: np.ndarray) -> np.ndarray:
-        features = self._filterbank(wave)
+        return self.normalised(self.filterbank(wave))
+
+    def normalised(self, features: torch.Tensor) -> np.ndarray:
+        """The features of a clip from its `filterbank`, both `(T, feature_size)`."""
         if self.do_normalize:
             over = 0 if self.normalize_over == "bin" else (0, 1)
             features = features - features.mean(dim=over)
@@ -210,11 +213,16 @@ class XLLMFeatureExtractor(ClipFeatureExtractor):
 
     def _features_of(self, clip: Any) -> np.ndarray:
         """What `_extract` gives; of a `Waveform` once."""
-        kept, key = clip.features if isinstance(clip, Waveform) else {}, str(vars(self))
-        if key not in kept:
-            kept[key] = self._extract(load_audio(clip, self.sampling_rate))
-            kept[key].flags.writeable = False
-        return kept[key]
+        if isinstance(clip, Waveform) and str(vars(self)) in clip.features:
+            return clip.features[str(vars(self))]
+        return self.keep_features(clip, self._extract(load_audio(clip, self.sampling_rate)))
+
+    def keep_features(self, clip: Any, features: np.ndarray) -> np.ndarray:
+        """Features of a clip, which a `Waveform` keeps: they are not computed again."""
+        features.flags.writeable = False
+        if isinstance(clip, Waveform):
+            clip.features[str(vars(self))] = features
+        return features
 
 
 @dataclass(frozen=True, eq=False)

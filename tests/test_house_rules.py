@@ -24,7 +24,7 @@ HUB_FOLDERS = ("modeling_xllm", "processing")
 HUB_ENTRIES = (
     "modeling_xllm/modeling_xllm.py", "processing/processing_xllm.py", "processing/tokenization_chatglm.py"
 )  # fmt: skip
-MOST_HUB_FILES, MOST_HUB_LINES = 34, 8_240
+MOST_HUB_FILES, MOST_HUB_LINES = 34, 8_250
 LONGER = {"modeling_xllm/modeling_chatglm.py": 536}
 
 MEDIA_WORDS = {"image", "video", "speech", "audio", "sound"}
@@ -57,8 +57,8 @@ MOST_LINES = {
     # of files and what an evaluation leaves: 140; checks of an interface: 385; the world of the device: 850; readers
     # and interfaces of runs: 60, each encoder tried on a blank item: 65, published preprocessors: 30; a judge: 100,
     # other models, times, retrieval: 110; look: 45; a server: 1,865, versions: 55, ablations: 45
-    # a conversation in the terminal: 185
-    "xllm": 8_790,
+    # a conversation in the terminal: 185; sound that is still coming: 140
+    "xllm": 8_930,
 }
 
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))

@@ -21,6 +21,7 @@ _PUBLIC = {
     "ChatGLMTokenizer": "processing.tokenization_chatglm",
     "ContinuousIntegrateAndFire": "modeling_xllm.cformer",
     "MediaError": "processing.media_sources",
+    "StreamTranscriber": "training.evaluation.streaming",
     "Windowing": "training.data.sound_windows",
     "X2LConfig": "modeling_xllm.configuration_xllm",
     "XLLMCIFFeatureExtractor": "processing.feature_extraction_xllm",
@@ -40,6 +41,7 @@ _PUBLIC = {
     "join_segments": "training.evaluation.transcription",
     "merge_lora": "training.adapters",
     "publish": "hub_cards.publish",
+    "stream_transcribe": "training.evaluation.streaming",
     "transcribe": "training.evaluation.transcription",
 }
 

@@ -22,6 +22,7 @@ EXTRAS = {
     **dict.fromkeys(("sklearn", "espeakng_loader"), "demo"),
     **dict.fromkeys(("bitsandbytes", "torchao"), "quantization"),
     **dict.fromkeys(("jsonschema", "llguidance"), "device"),
+    "sounddevice": "microphone",
     **dict.fromkeys(("fastapi", "multipart", "uvicorn"), "serve"),
 }
 # Commands that make a model take a user's modules; those that open one may also run the code beside it.

@@ -22,7 +22,7 @@ from xllm.processing.media_sources import MediaError, describe_source, open_medi
 
 STEPS_PER_SECOND = 50
 SILENCE_FLOOR_DB = -70.0  # of full scale: quieter is silent, whatever else the recording holds
-_LOUDEST = STEPS_PER_SECOND // 2  # steps: a click counts for little in half a second
+LOUDEST_STEPS = STEPS_PER_SECOND // 2  # steps: a click counts for little in half a second
 _SMOOTH = 5  # steps: a cut stands in the middle of a quiet tenth of a second
 
 
@@ -59,6 +59,16 @@ class Windowing:
             raise ValueError(
                 f"{self}: expected a window of at least 1 s, a pause of more than two margins and a level above 0 dB"
             )
+
+    @property
+    def steps(self) -> tuple[int, int, int]:
+        """Most, pause and margin in steps of 20 ms."""
+        most, pause, margin = (round(span * STEPS_PER_SECOND) for span in (self.seconds, self.pause, self.margin))
+        return most, pause, margin
+
+    def silence(self, loudest: float) -> float:
+        """The power up to which a step is silent, beside the mean power of the loudest half second."""
+        return max(10 ** (SILENCE_FLOOR_DB / 10), loudest * 10 ** (-self.silence_db / 10))
 
 
 @dataclass(frozen=True)
@@ -119,14 +129,14 @@ def powers(blocks: Iterable[np.ndarray], rate: int, most: float = math.inf) -> t
     return np.concatenate([np.empty(0, np.float32), *found]), total
 
 
-def _means(values: np.ndarray, size: int) -> np.ndarray:
+def means(values: np.ndarray, size: int) -> np.ndarray:
     """Means of `size` neighbours, or of all where there are fewer."""
     sums = np.cumsum(np.concatenate([[0.0], values]))
     size = min(size, len(values))
     return (sums[size:] - sums[:-size]) / size
 
 
-def _stretches(loud: np.ndarray, pause: int, margin: int) -> list[tuple[int, int]]:
+def find_stretches(loud: np.ndarray, pause: int, margin: int) -> list[tuple[int, int]]:
     """What is to be heard: loud steps with shorter pauses between them, and margins; steps from and to."""
     places = np.flatnonzero(loud)
     if not len(places):
@@ -137,13 +147,13 @@ def _stretches(loud: np.ndarray, pause: int, margin: int) -> list[tuple[int, int
     return [(max(0, start - margin), min(len(loud), stop + margin)) for start, stop in zip(starts, stops)]
 
 
-def _cuts(power: np.ndarray, start: int, stop: int, most: int) -> list[int]:
+def cut_stretch(power: np.ndarray, start: int, stop: int, most: int) -> list[int]:
     """Steps at which a stretch is cut into windows of at most `most`; no window is shorter than a third of that."""
     cuts = []
     while stop - start > most:
         last = min(start + most, stop - most // 3)
         first = last - most // 3
-        quiet = _means(power[first : last + 1], _SMOOTH)
+        quiet = means(power[first : last + 1], _SMOOTH)
         start = first + int(quiet.argmin()) + min(_SMOOTH, last + 1 - first) // 2
         cuts.append(start)
     return cuts
@@ -151,12 +161,8 @@ def _cuts(power: np.ndarray, start: int, stop: int, most: int) -> list[int]:
 
 def plan_windows(power: np.ndarray, size: int, rate: int, windowing: Windowing) -> list[Window]:
     """Windows that cover a sound of `size` samples without a gap or an overlap, from its `powers`."""
-    floor = 10 ** (SILENCE_FLOOR_DB / 10)
-    loudest = float(_means(power, _LOUDEST).max(initial=0.0))
-    loud = power > max(floor, loudest * 10 ** (-windowing.silence_db / 10))
-    most, pause, margin = (
-        round(seconds * STEPS_PER_SECOND) for seconds in (windowing.seconds, windowing.pause, windowing.margin)
-    )
+    loud = power > windowing.silence(float(means(power, LOUDEST_STEPS).max(initial=0.0)))
+    most, pause, margin = windowing.steps
     step, windows, end = rate // STEPS_PER_SECOND, [], 0
 
     def add(stop: int, **what: bool) -> None:
@@ -165,9 +171,9 @@ def plan_windows(power: np.ndarray, size: int, rate: int, windowing: Windowing) 
             windows.append(Window(end * step, min(stop * step, size), rate, **what))
             end = stop
 
-    for start, stop in _stretches(loud, pause, margin):
+    for start, stop in find_stretches(loud, pause, margin):
         add(start, silent=True)
-        for cut in _cuts(power, start, stop, most):
+        for cut in cut_stretch(power, start, stop, most):
             add(cut, divides=bool(loud[cut - 1 : cut + 1].any()))
         add(stop)
     add(len(power), silent=True)

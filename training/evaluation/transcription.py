@@ -104,15 +104,23 @@ def generated(
     batch = processor.encode_conversations(rows, add_generation_prompt=True, sanitize_control_tokens=typed)
     batch = batch.to(model.device)
     output = model.generate(**batch, max_new_tokens=max_new_tokens, **{"do_sample": False, **options})
-    new = output[:, batch["input_ids"].shape[1] :]
+    return said_in(model, processor, output[:, batch["input_ids"].shape[1] :], max_new_tokens)
+
+
+def stop_ids(model: Any, processor: Any) -> set[int]:
+    """Tokens that end an answer, or stand behind its end."""
     ends = [
         model.generation_config.eos_token_id,
         model.generation_config.pad_token_id,
         processor.tokenizer.pad_token_id,
     ]
-    stops = {id for end in ends if end is not None for id in (end if isinstance(end, list) else [end])}
+    return {id for end in ends if end is not None for id in (end if isinstance(end, list) else [end])}
+
+
+def said_in(model: Any, processor: Any, new: torch.Tensor, max_new_tokens: int) -> list[dict]:
+    """`text` and `is_cut` of rows of generated tokens."""
+    stops, is_full = stop_ids(model, processor), new.shape[1] >= max_new_tokens
     texts = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
-    is_full = new.shape[1] >= max_new_tokens
     return [{"text": t.strip(), "is_cut": is_full and int(row[-1]) not in stops} for t, row in zip(texts, new)]
 
 

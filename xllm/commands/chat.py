@@ -12,6 +12,8 @@ why it refuses, is printed.
 
 With --window the question is asked about each window of a recording of any length (without a question, what is said
 there), and each answer is printed with its time; what is silent is said to be silence.
+
+With --stream FILE (or "-"), or --microphone, what is said is printed as it is spoken, and for good at each pause.
 """
 
 import argparse
@@ -23,9 +25,12 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from xllm import live_chat
+
 
 def add_arguments(parser: Any) -> None:
     """Declare its arguments."""
+    live_chat.add_arguments(parser)
     parser.takes_media = True
     parser.add_argument("model", help="folder or Hub id of an X-LLM")
     parser.add_argument("question", nargs="?", help="one question; without it, an interactive chat")
@@ -144,10 +149,14 @@ def run(args: argparse.Namespace) -> None:
 
     options = media_options(open_config(args.model, args.trust_remote_code)[2].modalities)
     pending = _media_given(args, options)
-    if args.window is not None and (len(pending) != 1 or args.commands or args.execute):
+    is_stream = live_chat.is_asked(args)
+    if args.window is not None and not is_stream and (len(pending) != 1 or args.commands or args.execute):
         args.wrong_usage("argument --window: it takes one recording, and no --commands")
     place = args.device or default_device()
     model, processor = load_checkpoint(args.model, args.trust_remote_code, place, args.dtype)
+    if is_stream:
+        live_chat.run_stream(model, processor, args)
+        return
     if args.window is not None:
         _ask_by_windows(model, processor, args, pending[0])
         return
