@@ -148,6 +148,21 @@ def test_no_wording_of_the_test_is_one_of_training_said_otherwise(world):
     assert not said[False] & said[True]
 
 
+def test_training_asks_more_for_times_and_names_and_seldom_for_all_fields(world, data):
+    """The test's questions are spread as ever; of the rows of stage 2 a tenth are descriptions."""
+    kinds = {}
+    for held_out in (False, True):
+        rng = np.random.default_rng(1)
+        asked = [world.random_question(rng, world.random_state(rng), held_out).kind.split()[0] for _ in range(1500)]
+        kinds[held_out] = {kind: asked.count(kind) / len(asked) for kind in ("value", "alarm", "app", "song", "is_on")}
+    assert kinds[True] == pytest.approx({"value": 9 / 15, **dict.fromkeys(("alarm", "app", "song", "is_on"), 1 / 15)},
+                                        abs=0.03)  # fmt: skip
+    assert all(kinds[False][kind] > 1.5 * kinds[True][kind] for kind in ("alarm", "app", "song"))
+    train = rows(data, "align_status.jsonl")
+    described = [row for row in train if world.DESCRIBE.lower().rstrip(".") in row[0]["content"][1]["text"].lower()]
+    assert 0.05 < len(described) / len(train) < 0.15
+
+
 def plainly(words):
     return " ".join(words.lower().replace(",", " ").replace(".", " ").replace("?", " ").split())
 
@@ -243,13 +258,30 @@ def test_two_words_of_a_description_share_a_place(world, tmp_path):
     assert (paired["partners"][1] >= 0).sum() == 1
 
 
-def test_the_interface_of_the_status_decays_and_those_of_the_other_world_hardly(world, tmp_path):
-    from xllm.demo.device.run import DEFAULT_SCALE
-    from xllm.demo.recipes import stage
-    from xllm.demo.settings import DemoScale
+def test_the_interface_learns_what_each_field_is_called(world, data, tmp_path):
+    """From random weights to words: of all names, the nearest to what stands for a field is its own."""
+    from xllm.demo.device import run
+    from xllm.demo.device.corpus import build_tokenizer
+    from xllm.modeling_xllm.modeling_chatglm import ChatGLMForConditionalGeneration
 
-    plans = (DEFAULT_SCALE.align, DemoScale().image_align)
-    assert [stage(2, "status", tmp_path, plan)["trainer"]["weight_decay"] for plan in plans] == [0.3, 0.01]
+    scale = run.DeviceScale(language_size=32, language_layers=1, convert=Optimisation(100, 256, 2e-3))
+    tokenizer = build_tokenizer(tmp_path, 0)
+    config = run._config(tokenizer, scale)
+    torch.manual_seed(0)
+    ChatGLMForConditionalGeneration(config.text_config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    run._compose(tmp_path, config, 0, tmp_path / "base", data, scale)
+
+    model, processor = run.load_checkpoint(str(tmp_path / "base"))
+    state = json.loads((data / "states" / "test-status-0000.json").read_text())
+    named = torch.tensor(tokenizer.sp_model.encode(world.describe(state))).view(-1, 2)
+    values = torch.from_numpy(processor.readers["status"].load(state).values)[None]
+    with torch.no_grad():
+        interface, words = model.model.interfaces["status"], model.get_input_embeddings().weight
+        written = interface.adapter(interface.converter(values).embeddings)[0]
+        candidates = words[named[:, 0]] + words[named[:, 1], None]  # (values, names, width)
+        nearest = torch.stack([torch.cdist(one[None], some)[0].argmin() for one, some in zip(written, candidates)])
+    assert (named[nearest, 0] == named[:, 0]).float().mean() > 0.9
 
 
 @pytest.mark.slow
@@ -257,7 +289,8 @@ def test_the_whole_demo_at_a_reduced_scale(world, tmp_path, capsys):
     from xllm.demo.device.run import DeviceScale, run_device_demo
 
     brief = Optimisation(2, 4, 1e-3)
-    scale = DeviceScale(language_size=32, language_layers=1, num_states=40, num_tests=8, language=brief, align=brief)
+    plans = {"language": brief, "convert": brief, "align": brief}
+    scale = DeviceScale(language_size=32, language_layers=1, num_states=40, num_tests=8, **plans)
     results = run_device_demo(tmp_path / "demo", seed=1, scale=scale)
     assert json.loads((tmp_path / "demo" / "results.json").read_text()) == results
     assert list(results["tasks"]) == ["answers", "valid_commands", "goal_reached", "refused", "reason_given"]

@@ -18,7 +18,7 @@ def _trainer(plan: Optimisation) -> dict[str, Any]:
         "learning_rate": plan.learning_rate,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.05,
-        "weight_decay": plan.weight_decay,
+        "weight_decay": 0.01,
         "adam_beta2": 0.98,
         "logging_steps": max(1, plan.steps // 20),
         "use_cpu": True,

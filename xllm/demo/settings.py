@@ -28,7 +28,6 @@ class Optimisation:
     Args:
         muon_rate (`float`): Muon's rate for the matrices, relative to `learning_rate`.
         converter_rate (`float`): of a converter that an earlier stage has trained, relative to its adapter's.
-        weight_decay (`float`): of the stages, not of the stand-ins.
     """
 
     steps: int
@@ -36,7 +35,6 @@ class Optimisation:
     learning_rate: float
     muon_rate: float = 20.0
     converter_rate: float = 1.0
-    weight_decay: float = 0.01
 
 
 @dataclass(frozen=True)

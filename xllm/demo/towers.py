@@ -47,7 +47,16 @@ def train_tower(
     plan: Optimisation,
     loss_of_batch: Callable[[], torch.Tensor],
 ) -> str:
-    """Train all of `modules` (warm-up, a plateau, a straight line down to nearly 0) and save the first in `folder`.
+    """`descend`, and save the first of `modules` in `folder`."""
+    found = descend(f"tower {folder.name}", modules, layers, plan, loss_of_batch)
+    modules[0].eval().save_pretrained(folder)
+    return found
+
+
+def descend(
+    name: str, modules: list[Any], layers: nn.Module, plan: Optimisation, loss_of_batch: Callable[[], torch.Tensor]
+) -> str:
+    """Train all of `modules`: warm-up, a plateau, a straight line down to nearly 0.
 
     Matrices of `layers` are trained with Muon, everything else with AdamW: from random weights and at this size it
     needs a third of the steps. Returns the mean loss of the last tenth, for a line of progress.
@@ -69,7 +78,7 @@ def train_tower(
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
     losses: list[float] = []
-    progress = ProgressLine(f"tower {folder.name}", "step", plan.steps, SharedLines())
+    progress = ProgressLine(name, "step", plan.steps, SharedLines())
     for step in range(plan.steps):
         loss = loss_of_batch()
         module.zero_grad()
@@ -79,7 +88,6 @@ def train_tower(
         schedule.step()
         losses.append(loss.item())
         progress.update(step + 1, f"loss {losses[-1]:.4f}")
-    modules[0].eval().save_pretrained(folder)
     last = losses[int(0.9 * plan.steps) :]
     return f"loss {sum(last) / max(1, len(last)):.3f}"
 

@@ -24,7 +24,7 @@ from xllm.device.phone import APPS, RINGERS, STATUS
 from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
 
 
-_DESCRIPTIONS = 0.4  # of the rows of stage 2: what the interface has to say of every field at once
+_DESCRIPTIONS = 0.1  # of the rows of stage 2; they have most of its words, and other questions need most of its care
 MOST_NUMBER, LEAST_NUMBER = 160, -10
 TESTS = ("status", "command", "refusal")  # questions, what can be done, what cannot
 

@@ -21,7 +21,7 @@ QUESTIONS: dict[str, Wordings] = {
         ("What is the {x}?", "How high is the {x}?", "Tell me the {x}.", "Give me the {x}.", "{x}?", "Read the {x}.",
          "Show the {x}.", "I want to know the {x}.", "What does the {x} read?", "Could you give me the {x}?",
          "Do you know my {x}?", "What is my {x} now?", "Could you tell me my {x}?", "Could you read the {x}?",
-         "I want you to tell me my {x}.", "Show me the {x}."),
+         "I want you to tell me my {x}.", "Show me the {x}.", "What {x} do I have?"),
         ("Could you tell me the {x}?", "Show me my {x} now.", "I want you to read the {x}."),
     ),
     "is_on": Wordings(
@@ -47,11 +47,12 @@ QUESTIONS: dict[str, Wordings] = {
     ),
     "alarm": Wordings(
         ("When is the alarm?", "When does the alarm ring?", "What time is the alarm set to?", "When do I wake up?",
-         "Tell me the time of the alarm."),
+         "Tell me the time of the alarm.", "What alarm do I have?"),
         ("When does my alarm ring?", "Could you tell me the time of my alarm?"),
     ),
     "song": Wordings(
-        ("Which song is playing?", "What song is on?", "Name the song.", "Tell me the song.", "What do I hear?"),
+        ("Which song is playing?", "What song is on?", "Name the song.", "Tell me the song.", "What do I hear?",
+         "Which song do I have on?"),
         ("Which song is on now?", "Could you name the song I hear?"),
     ),
 }  # fmt: skip

@@ -1,10 +1,10 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """`xllm demo --world device`: a frozen language model learns to read a phone's status, and tells it what to do.
 
-    text about phones ── language model (frozen) ── interface of the status: stage 2 ── questions and requests about
-                                                                                      states that were never seen
+    text about phones ── language model (frozen) ── interface of the status: ── questions and requests about
+                                                    words, then stage 2         states that were never seen
 
-The interface has no encoder, and so no stage 1: nothing but its answers says what a state means.
+The interface has no encoder; what it writes is first fitted to words (`convert`), and then learns from answers.
 """
 
 import json
@@ -20,6 +20,7 @@ from xllm.assembly.opening import load_checkpoint
 from xllm.assembly.processors import build_processor, save
 from xllm.assembly.tiny import small_config
 from xllm.demo import recipes
+from xllm.demo.device.convert import learn_words
 from xllm.demo.device.corpus import TESTS, build_tokenizer, random_text_sample, write_data
 from xllm.demo.run import Progress, digest, prepare, read_lines, train_recipe, write_report
 from xllm.demo.settings import Optimisation, transformer
@@ -46,9 +47,10 @@ class DeviceScale:
     language_layers: int = 3
     num_states: int = 8000
     num_tests: int = 300  # of questions, of requests, and of requests that must be refused
-    language: Optimisation = Optimisation(1400, 48, 1e-3)
-    # Without the decay Muon makes embeddings a thousand times as long as words, of which little can be learnt further.
-    align: Optimisation = Optimisation(1200, 32, 2e-3, weight_decay=0.3)
+    language: Optimisation = Optimisation(1600, 48, 1e-3)
+    convert: Optimisation = Optimisation(1000, 1024, 2e-3)  # a batch is of fields
+    # The words are learnt: a larger rate would forget them.
+    align: Optimisation = Optimisation(250, 32, 2e-4)
 
 
 DEFAULT_SCALE = DeviceScale()
@@ -76,9 +78,10 @@ def run_device_demo(output: str | Path, seed: int = 0, scale: DeviceScale = DEFA
     tokenizer = build_tokenizer(tower, seed)
     config = _config(tokenizer, scale)
     found = train_language_model(tower, tokenizer, config.text_config, scale.language, seed, random_text_sample, True)
-    progress.say(f"language model, on text alone: {found}", 60)
+    progress.say(f"language model, on text alone: {found}", 55)
     data = write_data(output / "data", scale.num_states, scale.num_tests, seed)
-    _compose(tower, config, seed, output / "base")
+    found = _compose(tower, config, seed, output / "base", data, scale)
+    progress.say(f"interface, on words: {found}", 10)
     recipe = {
         "model": str(output / "base"),
         "output_dir": str(output / "stages"),
@@ -91,7 +94,7 @@ def run_device_demo(output: str | Path, seed: int = 0, scale: DeviceScale = DEFA
     tasks = ask_everything(model, processor, output)
     model.config.towers = None  # a checkpoint that needs nothing beside it
     save(model, processor, output / "checkpoint")
-    progress.say("questions and requests about the test", 10)
+    progress.say("questions and requests about the test", 5)
     unchanged = digest(tower, "") == digest(output / "checkpoint", "model.language_model.")
     results = {"tasks": tasks, "language_model_unchanged": unchanged, "seconds": round(progress.seconds, 1)}
     results["seed"] = seed
@@ -109,7 +112,7 @@ def _config(tokenizer: ChatGLMTokenizer, scale: DeviceScale) -> XLLMConfig:
     return small_config(tokenizer, text, added_rows(["status"]), initializer_range=scale.language_size**-0.5)
 
 
-def _compose(tower: Path, config: XLLMConfig, seed: int, folder: Path) -> None:
+def _compose(tower: Path, config: XLLMConfig, seed: int, folder: Path, data: Path, scale: DeviceScale) -> str:
     set_seed(seed)
     model = XLLMForConditionalGeneration.from_towers(
         language_model=str(tower.resolve()),
@@ -119,7 +122,10 @@ def _compose(tower: Path, config: XLLMConfig, seed: int, folder: Path) -> None:
     )
     tokenizer = ChatGLMTokenizer.from_pretrained(tower)
     readers = {"status": DeviceStatusReader(DEVICE["status"], DEVICE["commands"], tokens_per_field=1)}
-    save(model, build_processor(config, tokenizer, 0, readers=readers), folder)
+    processor = build_processor(config, tokenizer, 0, readers=readers)
+    found = learn_words(model, processor, data, scale.convert, seed)
+    save(model, processor, folder)
+    return found
 
 
 def ask_everything(model: Any, processor: Any, output: Path) -> dict[str, dict[str, Any]]:

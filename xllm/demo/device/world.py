@@ -28,6 +28,9 @@ DESCRIBE = "Describe the phone."
 # Of all: whole descriptions (training alone), requests, of these impossible ones; of questions: those about what the
 # phone does not know.
 _DESCRIPTIONS, _REQUESTS, _IMPOSSIBLE, _UNKNOWN = 0.15, 0.5, 0.12, 0.08
+# Kinds of questions, as often as the test has them; training asks more for what is told in words of its own.
+_TESTED = ("value",) * 8 + tuple(QUESTIONS)
+_TAUGHT = (*_TESTED, *("alarm",) * 4, *("app", "song") * 2)
 
 
 class Task(NamedTuple):
@@ -156,7 +159,7 @@ def clock(alarm: dict[str, int]) -> str:
 
 def random_question(rng: np.random.Generator, state: dict[str, Any], held_out: bool) -> Task:
     """A question about a state, and its answer."""
-    kind = pick(rng, ("value",) * 8 + tuple(QUESTIONS))
+    kind = pick(rng, _TESTED if held_out else _TAUGHT)
     name = UNKNOWN
     if kind == "value" and rng.random() > _UNKNOWN:
         name = pick(rng, [name for name in NAMES if name not in (UNKNOWN, "airplane", *RADIOS)])
