@@ -42,6 +42,7 @@ class SpeechInput:
         steps: frames of a window, where no convolutions tell their number.
         vectors: per frame: the encoder gives one for each patch of the frame's spectrum, from low to high.
         read: tower and windows `(W, window, mel bins)` to vectors `(W, S * R, E)` in the order of time.
+        longest: frames of the longest clip that it has positions for.
         one_by_one: padding changes the real frames too (a norm over time, convolutions that see the padding): each
             clip is encoded alone, so that a batch does not change it.
     """
@@ -49,6 +50,7 @@ class SpeechInput:
     convolutions: tuple[tuple[int, int, int], ...] = ()
     window: int | None = None
     one_by_one: bool = False
+    longest: int | None = None
     steps: int | None = None
     vectors: int = 1
     read: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor] = _mel_bins_first
@@ -80,7 +82,7 @@ class SpeechInput:
 def _parakeet(config: PreTrainedConfig) -> SpeechInput:
     kernel, stride = config.subsampling_conv_kernel_size, config.subsampling_conv_stride
     layers = round(math.log(config.subsampling_factor, stride))
-    return SpeechInput(((kernel, stride, (kernel - 1) // 2),) * layers)
+    return SpeechInput(((kernel, stride, (kernel - 1) // 2),) * layers, longest=config.max_position_embeddings)
 
 
 def _wav2vec2(config: PreTrainedConfig) -> SpeechInput:
@@ -138,13 +140,21 @@ RULES: dict[str, Callable[[PreTrainedConfig], SpeechInput]] = {
     "moonshine": lambda _: SpeechInput(((127, 64, 0), (7, 3, 0), (3, 2, 0)), one_by_one=True),
     "audio-spectrogram-transformer": _ast,
     "clap_audio_model": _clap,
-    "fun_asr_nano_encoder": lambda _: SpeechInput(),  # SenseVoice's: the extractor stacks and skips frames
+    "fun_asr_nano_encoder": lambda config: SpeechInput(
+        longest=config.max_position_embeddings
+    ),  # SenseVoice's: the extractor stacks and skips frames
 }
 
 
 def speech_input(config: PreTrainedConfig) -> SpeechInput | None:
     """The rule of an encoder's config; `None` for a kind of encoder that the table does not know."""
     return RULES[config.model_type](config) if config.model_type in RULES else None
+
+
+def most_positions(config: PreTrainedConfig | None) -> int | None:
+    """Input positions of the longest clip that an encoder has positions for; `None` where its config sets no limit."""
+    rule = None if config is None else speech_input(config)
+    return None if rule is None or rule.longest is None else rule.longest * rule.stride
 
 
 def output_width(config: PreTrainedConfig) -> int:

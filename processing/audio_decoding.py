@@ -9,8 +9,6 @@ or a mono check.
 
 import functools
 import math
-import os
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -21,7 +19,16 @@ import numpy as np
 import torch
 from torchaudio.functional.functional import _apply_sinc_resample_kernel, _get_sinc_resample_kernel
 
-from .media_sources import MediaError, check_memory, describe_source, media_errors, open_media
+from .media_lengths import check_end, check_file, check_promise, packet_end, promised_seconds
+from .media_sources import (
+    MediaError,
+    check_memory,
+    describe_source,
+    in_time,
+    media_errors,
+    open_media,
+    warn_of,
+)
 
 
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; outside it is a damaged header
@@ -29,10 +36,9 @@ MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; outside it is a damaged header
 PYAV_ERRORS = (av.FFmpegError, UnicodeDecodeError, OSError, ValueError, MemoryError)
 StreamT = TypeVar("StreamT", bound=av.stream.Stream)
 
-_LEAST_PART = 0.98  # a file with less of the promised samples or packets than this counts as cut off
-_LEAST_LENGTH = 0.9  # packets do not always state how long they last, so this rule is looser
-# Written in WAV headers by programs that do not know the length yet.
-_STREAMED_SIZES = (0, 0x7FFFFFFF, 0x7FFFF000, 0xFFFFFFFF)
+SILENCE = 10 ** (-70 / 20)  # of full scale: what stays below is silent, whatever else there is
+_MOST_CHANNELS = 64
+_GAP = Fraction(1, 1000)  # seconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,26 +62,12 @@ def best_stream(
 ) -> StreamT:
     """The stream of FFmpeg's `kind` to decode; a `MediaError` that says why there is none."""
     stream = container.streams.best(kind)
-    if isinstance(stream, stream_class):
+    if isinstance(stream, stream_class) and stream.codec_context is not None:
         return stream
     kinds = sorted({stream.type for stream in container.streams})
     if kind in kinds:
         raise MediaError(name, f"its {kind} stream has no decoder or a damaged header")
     raise MediaError(name, f"no {what} in it (streams: {', '.join(kinds) or 'none'})")
-
-
-def packet_end(packet: av.Packet) -> float:
-    """Where a packet ends, in seconds; 0 if that is not known."""
-    stamp = packet.pts if packet.pts is not None else packet.dts
-    return 0.0 if stamp is None else float((stamp + (packet.duration or 0)) * packet.time_base)
-
-
-def check_end(container: av.container.InputContainer, end: float, name: str) -> None:
-    """`MediaError` where a tenth or more of the length in the header is missing (Matroska and WebM state it)."""
-    start = max(container.start_time or 0, 0) / av.time_base
-    promised = (container.duration or 0) / av.time_base
-    if "matroska" in container.format.name and end - start < _LEAST_LENGTH * promised - 0.1:
-        raise MediaError(name, f"cut off: it ends after {end - start:.2f} of {promised:.2f} s")
 
 
 def _to_float(values: np.ndarray) -> np.ndarray:
@@ -87,25 +79,13 @@ def _to_float(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float32)
 
 
-def _check_head(file: BinaryIO, name: str) -> None:
-    """Refuses NumPy files, and RIFF files that lack some of what their header announces (FFmpeg says nothing)."""
-    size = file.seek(0, os.SEEK_END)
+def _refuse_features(file: BinaryIO, name: str) -> None:
+    head = file.read(6)
     file.seek(0)
-    head = file.read(12)
-    if head.startswith(b"\x93NUMPY"):
+    if head == b"\x93NUMPY":
         raise MediaError(
             name, "a NumPy file, no sound: pre-extracted features need a model with a token_level speech row"
         )
-    if head[:4] + head[8:] == b"RIFFWAVE":
-        while len(chunk := file.read(8)) == 8:
-            tag, length = struct.unpack("<4sI", chunk)
-            if tag == b"data":
-                there = size - file.tell()
-                if length not in _STREAMED_SIZES and there < _LEAST_PART * length:
-                    raise MediaError(name, f"cut off: the header announces {length} bytes of sound, {there} are there")
-                break
-            file.seek(length + length % 2, os.SEEK_CUR)
-    file.seek(0)
 
 
 def _resampler(source_rate: int, sampling_rate: int, name: str) -> "StreamResampler":
@@ -114,26 +94,15 @@ def _resampler(source_rate: int, sampling_rate: int, name: str) -> "StreamResamp
     return StreamResampler(source_rate, sampling_rate)
 
 
-def _promised_seconds(container: av.container.InputContainer, stream: av.AudioStream, file: BinaryIO) -> float | None:
-    """The length that the header states, where it states one rather than guesses it from the bit rate."""
-    kinds = container.format.name.split(",")
-    states_length = "flac" in kinds
-    if "mp3" in kinds:
-        here = file.tell()
-        file.seek(0)
-        head = file.read(1 << 16)
-        file.seek(here)
-        states_length = b"Xing" in head or b"Info" in head
-    if states_length and stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    return None
-
-
 def _decode_stream(
     container: av.container.InputContainer, stream: av.AudioStream, name: str
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (rate, mono samples) frame by frame."""
     packets, end = 0, 0.0
+    is_timed = "flac" in container.format.name  # it counts samples without a gap
+    next_start: Fraction | None = None
+    stream.codec_context.options = {"err_detect": "crccheck+explode"}
+    to_mono = _Mono(name)
     with media_errors(name, "damaged sound", PYAV_ERRORS):
         for packet in container.demux():
             end = max(end, packet_end(packet))
@@ -141,21 +110,46 @@ def _decode_stream(
                 continue
             packets += packet.size > 0
             for frame in stream.decode(packet):
-                values = _to_float(frame.to_ndarray())
-                values = values if frame.format.is_planar else values.reshape(frame.samples, -1).T
-                yield frame.sample_rate, values.mean(axis=0)
-    if stream.frames and packets < _LEAST_PART * stream.frames - 1:
-        raise MediaError(name, f"cut off: {packets} of {stream.frames} packets of sound are there")
+                start = None if frame.pts is None else frame.pts * Fraction(frame.time_base or 0)
+                if is_timed and start is not None:
+                    if next_start is not None and start - next_start > _GAP:
+                        gap = f"{float(start - next_start):.2f} s at {float(next_start):.2f} s"
+                        raise MediaError(name, f"damaged: {gap} cannot be decoded")
+                    next_start = start + Fraction(frame.samples, frame.sample_rate)
+                yield frame.sample_rate, to_mono(frame)
+    if stream.frames:
+        check_promise(name, packets, stream.frames, "packets of sound", slack=1)
     check_end(container, end, name)
+
+
+class _Mono:
+    """Frames of sound to `(samples,)`, float32: the mean of the channels."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self._packer: av.AudioResampler | None = None
+
+    def __call__(self, frame: av.AudioFrame) -> np.ndarray:
+        channels = frame.layout.nb_channels
+        if channels > _MOST_CHANNELS:
+            raise MediaError(self.name, f"{channels} channels, expected at most {_MOST_CHANNELS}")
+        packed = [frame]
+        if frame.format.is_planar and channels > 7:  # PyAV looks for an eighth plane's end behind it, and crashes
+            self._packer = self._packer or av.AudioResampler(format=frame.format.packed)
+            packed = self._packer.resample(frame)
+        values = [_to_float(one.to_ndarray()) for one in packed]
+        planes = [one if many.format.is_planar else one.reshape(-1, channels).T for one, many in zip(values, packed)]
+        return np.concatenate([one.mean(axis=0) for one in planes])
 
 
 def decode_blocks(file: BinaryIO, name: str, sampling_rate: int) -> Iterator[np.ndarray]:
     """A file of sound of any length from its start, in bounded memory: mono float32 blocks `(n,)` at `sampling_rate`
     Hz, of which `load_audio` is the whole. What is wrong with the file is a `MediaError`, at the latest at its end."""
-    _check_head(file, name)
+    _refuse_features(file, name)
+    check_file(file, name)
     with open_container(file, name) as container:
         stream = best_stream(container, "audio", av.AudioStream, "sound", name)
-        promised = _promised_seconds(container, stream, file)
+        promised = promised_seconds(container, stream, file)
         resampler: StreamResampler | None = None
         for rate, samples in _decode_stream(container, stream, name):
             resampler = resampler or _resampler(rate, sampling_rate, name)
@@ -163,26 +157,28 @@ def decode_blocks(file: BinaryIO, name: str, sampling_rate: int) -> Iterator[np.
                 raise MediaError(
                     name, f"the sampling rate changes from {resampler.source_rate} to {rate} Hz in the middle"
                 )
-            if stream.codec_context.channels > 64:
-                raise MediaError(name, f"{stream.codec_context.channels} channels, expected at most 64")
             resampler.push(samples)
             yield from resampler.take()
         if resampler is None or resampler.pushed == 0:
             raise MediaError(name, "holds no sound: 0 samples")
         seconds = resampler.pushed / resampler.source_rate
-        if promised is not None and seconds < _LEAST_PART * promised - 0.1:
-            raise MediaError(
-                name, f"damaged or cut off: {seconds:.2f} of the promised {promised:.2f} s can be decoded"
-            )
+        if promised is not None:
+            check_promise(name, seconds, promised, "s", slack=0.1)
+            if seconds > promised + 0.1:
+                warn_of(name, f"{seconds:.6g} s are there, more than the promised {promised:.6g} s")
         yield resampler.finish()
 
 
 def _decode_audio(file: BinaryIO, name: str, sampling_rate: int) -> np.ndarray:
     blocks, size = [], 0
-    for block in decode_blocks(file, name, sampling_rate):
+    loudest = 0.0
+    for block in in_time(decode_blocks(file, name, sampling_rate), name):
         blocks.append(block)
         size += len(block)
+        loudest = max(loudest, float(np.abs(block).max(initial=0)))
         check_memory(name, 8 * size, f"the first {size / sampling_rate:.0f} s of a sound, which are not all,")
+    if loudest < SILENCE:
+        warn_of(name, f"silence: nothing in it is louder than {20 * math.log10(SILENCE):.0f} dB of full scale")
     return np.concatenate(blocks)
 
 

@@ -2,35 +2,102 @@
 """Images from anywhere to RGB, with Pillow.
 
 Orientation (EXIF) is applied, 16-bit and float pictures are scaled to 8 bit, of an animation the first frame is taken.
+Checksums of PNG files, which Pillow passes by for pixels, are checked. Fewer than 16 bits in a 16-bit picture are
+scaled where the file says how many they are, else there is a warning.
 Deviation from the authors' code (`Image.open(...).convert("RGB")`): transparent pixels are laid on white, as a browser
 shows them, instead of showing whatever colour is stored under them.
 """
 
 import contextlib
 import struct
-from typing import Any
+import zlib
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 
-from .media_sources import MediaError, check_memory, describe_source, media_errors, open_media
+from .media_sources import MediaError, check_memory, describe_source, media_errors, open_media, warn_of
 
 
 # What Pillow's readers raise on damaged files.
 PILLOW_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError, MemoryError, struct.error,
-    Image.DecompressionBombError, Image.DecompressionBombWarning,
+    AssertionError, AttributeError, Image.DecompressionBombError, Image.DecompressionBombWarning,
 )  # fmt: skip
 
 
-def _scale_to_8bit(image: Image.Image, name: str) -> Image.Image:
-    """Integer or float picture of one channel to mode L: 16-bit range for integers, [0, 1] or [0, 255] for floats."""
+_PNG = b"\x89PNG\r\n\x1a\n"
+# SMinSampleValue and SMaxSampleValue, MinSampleValue and MaxSampleValue, BitsPerSample.
+_TIFF_RANGES, _TIFF_BITS = ((340, 341), (280, 281)), 258
+_PROGRAMS = ("EPS", "WMF")  # what Pillow would have other programs draw
+
+
+def _read_png(file: BinaryIO, name: str) -> tuple[int, int]:
+    """Bits of a sample, and how many of them the file says to be significant; all checksums are held against."""
+    file.seek(len(_PNG))
+    depth = significant = 0
+    while len(head := file.read(8)) == 8:
+        left, kind = struct.unpack(">I4s", head)
+        checksum, first = zlib.crc32(kind), b""
+        while left and (data := file.read(min(left, 1 << 20))):
+            checksum, left, first = zlib.crc32(data, checksum), left - len(data), first or data
+        told = file.read(4)
+        if left or len(told) < 4:
+            break
+        if int.from_bytes(told, "big") != checksum:
+            raise MediaError(name, f"damaged image (the checksum of its {kind.decode('latin-1')} is wrong)")
+        if kind == b"IHDR" and len(first) > 8:
+            depth = first[8]
+        elif kind == b"sBIT" and first:
+            significant = min(first)
+        elif kind == b"IEND":
+            return depth, significant
+    warn_of(name, "cut off: the end of the file is missing")  # whether any pixels are, Pillow says
+    return depth, significant
+
+
+def _told_range(tags: Any, values: np.ndarray, significant: int, name: str) -> tuple[float, float] | None:
+    """Which values of a picture of one channel are black and white, where the file says so."""
+    top = float(values.max())
+    for low, high in _TIFF_RANGES:
+        if high in tags:
+            black, white = (float(np.ravel(tags.get(tag, 0))[0]) for tag in (low, high))
+            if black <= values.min() and top <= white and black < white:
+                return black, white
+            warn_of(name, f"its tags say that pixels run from {black:g} to {white:g}, but they do not")
+    bits = int(np.ravel(tags.get(_TIFF_BITS, 16))[0])
+    if 8 < bits < 16:
+        return 0.0, 2.0**bits - 1
+    # A PNG's samples should have been scaled to 16 bits, so that the lower ones are those of the upper ones or 0.
+    if 8 < significant < 16 and top < 2**significant and (values % 2 ** (16 - significant)).any():
+        return 0.0, 2.0**significant - 1
+    return None
+
+
+def _warn_of_darkness(name: str, low: float, top: float) -> None:
+    if 0 < top < 1 << 14:
+        warn_of(
+            name,
+            f"its 16-bit pixels run from {low:g} to {top:g} of 65535, and become nearly black; if they hold fewer "
+            "bits, scale them, or let the file say so (SMaxSampleValue of a TIFF, sBIT of a grey PNG)",
+        )
+
+
+def _scale_to_8bit(image: Image.Image, name: str, tags: Any, significant: int) -> Image.Image:
+    """Integer or float picture of one channel to mode L: what the file says to be black and white, else the 16-bit
+    range for integers, [0, 1] or [0, 255] for floats."""
     values = np.array(image, dtype=np.float32)
     if not np.isfinite(values).all():
         raise MediaError(name, "holds pixels that are not finite numbers")
-    top = float(values.max())
-    if image.mode.startswith("I;16") or top > 255:
+    low, top = float(values.min()), float(values.max())
+    is_wide = image.mode.startswith("I;16") or top > 255
+    if image.mode != "F" and is_wide and (told := _told_range(tags, values, significant, name)):
+        values -= told[0]
+        values *= 255.0 / (told[1] - told[0])
+    elif is_wide:
+        if image.mode != "F":
+            _warn_of_darkness(name, low, top)
         values *= 255.0 / max(65535.0, top)
     elif image.mode == "F" and top <= 1:
         values *= 255.0
@@ -44,27 +111,33 @@ def _bytes_per_pixel(image: Image.Image) -> int:
     return 20 if image.has_transparency_data else 8
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Decodes the picture, turns it upright and converts it to RGB."""
+def _to_rgb(image: Image.Image, name: str, depth: int = 0, significant: int = 0) -> Image.Image:
+    """Decodes the picture, turns it upright and converts it to RGB. `depth`: bits of a sample; Pillow keeps 8 of 16 in
+    pictures of several channels."""
     width, height = image.size
-    check_memory(name, width * height * _bytes_per_pixel(image), f"{width} x {height} pixels of mode {image.mode}")
+    with media_errors(name, "damaged image", PILLOW_ERRORS):
+        size = width * height * _bytes_per_pixel(image)
+    check_memory(name, size, f"{width} x {height} pixels of mode {image.mode}")
     if width == 0 or height == 0:
         raise MediaError(name, f"has no pixels ({width} x {height})")
     with media_errors(name, "damaged image", PILLOW_ERRORS):
         image.load()
+    tags = getattr(image, "tag_v2", {})  # of a TIFF; a picture that has been turned has none
+    is_deep = 16 in (depth, *np.ravel(tags.get(_TIFF_BITS, 0)))
     turned = False
     with contextlib.suppress(*PILLOW_ERRORS):  # broken EXIF data beside sound pixels: there is no orientation to apply
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         image = ImageOps.exif_transpose(image) if turned else image
-    if image.mode == "RGB" and not image.has_transparency_data:
-        return image
     with media_errors(name, f"cannot be converted to RGB from mode {image.mode}", PILLOW_ERRORS):
         if image.mode == "F" or image.mode.startswith("I"):
-            image = _scale_to_8bit(image, name)
-        elif image.has_transparency_data:
+            return _scale_to_8bit(image, name, tags, significant).convert("RGB")
+        if is_deep:
+            extrema = 256 * np.array(image.convert("RGB").getextrema())
+            _warn_of_darkness(name, extrema.min(), extrema.max())
+        if image.has_transparency_data:
             layer = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def array_to_uint8(values: np.ndarray, name: str) -> np.ndarray:
@@ -129,6 +202,8 @@ def load_image(source: Any) -> Image.Image:
         name = describe_source(source)
         return _to_rgb(_array_to_image(source, name), name)
     with open_media(source) as (file, name):
+        bits = _read_png(file, name) if file.read(len(_PNG)) == _PNG else (0, 0)
+        file.seek(0)
         with media_errors(name, "damaged image", PILLOW_ERRORS):
             try:
                 image = Image.open(file)
@@ -137,5 +212,7 @@ def load_image(source: Any) -> Image.Image:
             except Image.UnidentifiedImageError as error:
                 raise MediaError(name, "not an image, or damaged") from error
         with image:
-            upright = _to_rgb(image, name)
+            if image.format in _PROGRAMS:
+                raise MediaError(name, f"{image.format} is a program that draws, and is not run: give its pixels")
+            upright = _to_rgb(image, name, *bits)
             return upright.copy() if upright is image else upright  # a plain image, without its file

@@ -27,6 +27,7 @@ class MediaRow:
         token: placeholder of one embedding; by default the tokenizer's, or else the kind's.
         tokens_per_item: placeholders of an item, or of each picture of a series.
         subsampling_factor: without `tokens_per_item`, input positions per placeholder.
+        most_positions: input positions that its encoder reads at once, where its config says.
         input_name, mask_name: arguments of the model; by default the kind's.
         wrapper: tags around its placeholders; by default the kind's, or for further rows of a kind the row's name.
     """
@@ -38,6 +39,7 @@ class MediaRow:
     input_name: str | None = None
     mask_name: str | None = None
     wrapper: str | None = None
+    most_positions: int | None = None
 
     @property
     def kind(self) -> MediaKind:

@@ -13,20 +13,30 @@ import contextlib
 import io
 import os
 import re
+import socket
+import tempfile
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
-from http.client import HTTPException
-from typing import Any, BinaryIO
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from typing import Any, BinaryIO, TypeVar, cast
 
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+ItemT = TypeVar("ItemT")
 
 MAX_BYTES = 1 << 30  # of memory that reading one medium may take, whatever its kind, with the copies made on the way
+DECODE_SECONDS = 300  # for the frames of one film, or one sound as a whole
 MAX_DOWNLOAD_BYTES = 1 << 30
-DOWNLOAD_SECONDS = 300  # for a whole file; one read may wait SOCKET_SECONDS
+DOWNLOAD_SECONDS = 300  # for a whole file, from the connection to its last byte; one read may wait SOCKET_SECONDS
 SOCKET_SECONDS = 30
+_IN_MEMORY = 1 << 25  # bytes; a longer download lies in a temporary file
 
 _memory: ContextVar[int | None] = ContextVar("memory", default=None)
 _URL = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
@@ -79,6 +89,26 @@ def check_memory(name: str, size: int, what: str) -> None:
         raise MediaError(name, f"{what} take {size / 2**30:.1f} GiB of memory, more than the limit of {limit:g} GiB")
 
 
+def warn_of(name: str, reason: str) -> None:
+    """Says once, in one line, what is doubtful about a medium that is used all the same."""
+    logger.warning_once(str(MediaError(name, reason)))
+
+
+def in_time(items: Iterable[ItemT], name: str) -> Iterator[ItemT]:
+    """The same items; a `MediaError` once making them has taken longer than `DECODE_SECONDS`."""
+    left, iterator = float(DECODE_SECONDS), iter(items)
+    while True:
+        start = time.monotonic()
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        left -= time.monotonic() - start
+        if left < 0:
+            raise MediaError(name, f"decoding it takes longer than {DECODE_SECONDS} s: make it smaller or shorter")
+        yield item
+
+
 def describe_source(source: Any) -> str:
     """A short name of a medium for error messages: the path or URL, or the kind and size of what is in memory."""
     if isinstance(source, dict):
@@ -114,30 +144,93 @@ def _read_data_url(url: str) -> bytes:
     return urllib.parse.unquote_to_bytes(payload)
 
 
-def _download(url: str) -> bytes:
-    """Fetches an http(s) URL into memory, with limits on size and time."""
-    name = describe_source(url)
-    deadline = time.monotonic() + DOWNLOAD_SECONDS
-    content = bytearray()
+class _Watch:
+    """Ends the connections of one download when its time is over: each read may wait, and a server may trickle."""
+
+    def __init__(self):
+        self.sockets: list[socket.socket] = []
+        self.is_over = False
+        self._timer = threading.Timer(DOWNLOAD_SECONDS, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self) -> urllib.request.OpenerDirector:
+        """What opens http(s) URLs, and nothing else, wherever they are redirected to."""
+        self._timer.start()
+        opener = urllib.request.OpenerDirector()
+        for handler in (
+            _WatchedHandler(self), urllib.request.ProxyHandler(), urllib.request.UnknownHandler(),
+            urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPRedirectHandler(),
+            urllib.request.HTTPErrorProcessor(),
+        ):  # fmt: skip
+            opener.add_handler(handler)
+        return opener
+
+    def __exit__(self, *error: object) -> None:
+        self._timer.cancel()
+
+    def _end(self) -> None:
+        self.is_over = True
+        for each in self.sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+
+class _WatchedHandler(urllib.request.HTTPSHandler):
+    """Connections whose sockets a `_Watch` knows."""
+
+    http_request = urllib.request.AbstractHTTPHandler.do_request_
+
+    def __init__(self, watch: _Watch):
+        super().__init__()
+        self.watch = watch
+
+    def _connection(self, kind: type[HTTPConnection], host: str, **kwargs: Any) -> HTTPConnection:
+        connection = kind(host, **kwargs)
+        connect = connection.connect
+
+        def watched() -> None:
+            connect()
+            self.watch.sockets.append(connection.sock)
+
+        connection.connect = watched  # type: ignore[method-assign]
+        return connection
+
+    def http_open(self, request: urllib.request.Request) -> Any:
+        return self.do_open(lambda host, **kwargs: self._connection(HTTPConnection, host, **kwargs), request)
+
+    def https_open(self, request: urllib.request.Request) -> Any:
+        return self.do_open(lambda host, **kwargs: self._connection(HTTPSConnection, host, **kwargs), request)
+
+
+def _download(url: str) -> BinaryIO:
+    """Fetches an http(s) URL, with limits on size and time; it may lie in a temporary file, which its end removes."""
+    name, watch = describe_source(url), _Watch()
+    content = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115, it is what is returned
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": "xllm-transformers"})
-        with urllib.request.urlopen(request, timeout=SOCKET_SECONDS) as response:
-            while chunk := response.read(1 << 20):
-                content += chunk
-                if len(content) > MAX_DOWNLOAD_BYTES:
-                    raise MediaError(name, f"larger than the limit of {MAX_DOWNLOAD_BYTES} bytes for a download")
-                if time.monotonic() > deadline:
-                    raise MediaError(name, f"the download took longer than {DOWNLOAD_SECONDS} s")
-            expected = response.headers.get("Content-Length")
-    except urllib.error.HTTPError as error:
-        raise MediaError(name, f"the server answered {error.code} {error.reason}") from error
-    except MediaError:
-        raise
+        with watch as opener:
+            request = urllib.request.Request(url, headers={"User-Agent": "xllm-transformers"})
+            with opener.open(request, timeout=SOCKET_SECONDS) as response:
+                stated = response.headers.get("Content-Length") or ""
+                expected = int(stated) if stated.isdecimal() else 0
+                while max(expected, content.tell()) <= MAX_DOWNLOAD_BYTES and (chunk := response.read1(1 << 20)):
+                    content.write(chunk)
+        if max(expected, content.tell()) > MAX_DOWNLOAD_BYTES:
+            raise MediaError(name, f"larger than the limit of {MAX_DOWNLOAD_BYTES} bytes for a download")
+        if watch.is_over:
+            raise TimeoutError
+        if content.tell() < expected:
+            raise MediaError(name, f"the download ended after {content.tell()} of {expected} bytes")
     except (OSError, HTTPException, ValueError) as error:  # URLError and timeouts are OSErrors
+        content.close()
+        if isinstance(error, MediaError):
+            raise
+        if watch.is_over:
+            raise MediaError(name, f"the download took longer than {DOWNLOAD_SECONDS} s") from error
+        if isinstance(error, urllib.error.HTTPError):
+            raise MediaError(name, f"the server answered {error.code} {error.reason}") from error
         raise MediaError(name, f"cannot be downloaded ({error})") from error
-    if expected is not None and expected.isdigit() and len(content) < int(expected):
-        raise MediaError(name, f"the download ended after {len(content)} of {expected} bytes")
-    return bytes(content)
+    content.seek(0)
+    return cast(BinaryIO, content)
 
 
 def _open_path(path: str | os.PathLike) -> BinaryIO:
@@ -168,7 +261,7 @@ def _open_text(text: str) -> BinaryIO:
         return io.BytesIO(_decode_base64(text, describe_source(text))) if _is_base64(text) else _open_path(text)
     kind = scheme.group(1).lower()
     if kind in ("http", "https"):
-        return io.BytesIO(_download(text))
+        return _download(text)
     if kind == "file":
         return _open_path(urllib.request.url2pathname(urllib.parse.urlparse(text).path))
     raise MediaError(describe_source(text), f"URL scheme {kind!r} is not supported: use http, https, file or data")

@@ -22,7 +22,7 @@ from transformers.processing_utils import _MARKED_RE, MultiModalData
 from .conversations import ConversationsMixin, with_media_parts
 from .media_kinds import AUDIO, IMAGE, MEDIA_KINDS, PAPER_KINDS, VIDEO, MediaKind, media_kind
 from .media_rows import PlaceholdersMixin, add_placeholder_tokens, check_number, complete_rows, default_rows
-from .speech_features import TimestampsMixin
+from .speech_features import TimestampsMixin, check_length
 
 
 # A flat keyword of these is meant for the text; only `audio_kwargs={...}` reaches the feature extractor with them.
@@ -158,6 +158,12 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
         kind = media_kind(kind)
         return kind.load(source, self.reader(kind), **kwargs)
 
+    def check_length(self, kind: MediaKind | str, item: Any, instead: str | None = None) -> None:
+        """`MediaError` for a decoded sound that is longer than the model hears as a whole; `instead` hears it."""
+        kind = media_kind(kind)
+        limits = [row.most_positions for row in self.rows_of(kind) if row.most_positions is not None]
+        check_length(self.reader(kind), item, min(limits, default=None), instead)
+
     def _items(self, kind: MediaKind, media: Any, text: list[str] | None) -> list[Any]:
         """The media of one kind as a flat list, decoded; of lists per row, each must hold what its text names."""
 
@@ -226,6 +232,8 @@ class XLLMProcessor(TimestampsMixin, ConversationsMixin, PlaceholdersMixin):
         for name, items in media.items():
             if items:
                 kind = MEDIA_KINDS[name]
+                for item in items:
+                    self.check_length(kind, item)
                 own = {"return_tensors": "pt", **own_kwargs.get(name, {})}
                 processed = kind.read(self.reader(kind), items, **merged.get(f"{kind.inputs}_kwargs", own))
                 processed = self._tensors_by_row(kind, processed)

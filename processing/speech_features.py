@@ -9,6 +9,7 @@ filled with silence, as Whisper's own extractor fills it; the model encodes wind
 of AST and CLAP, which have a fixed size: their extractors would cut what is longer, or draw a part of it by chance.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,15 @@ from transformers import (
 
 from .audio_decoding import Waveform
 from .feature_extraction_xllm import ClipFeatureExtractor, XLLMCIFFeatureExtractor
+from .media_sources import MediaError
 
 
 MASK_NAMES = ("attention_mask", "input_features_mask")
+# A sound that is heard as a whole, by an encoder whose config sets no limit: most look at all of it at once, and take
+# memory by the square of this.
+MOST_SECONDS = 300.0
+# They read windows, however many.
+_WINDOWED = (ASTFeatureExtractor, ClapFeatureExtractor, WhisperFeatureExtractor)
 
 
 def _windows(extractor: Any, samples: np.ndarray) -> list[tuple[np.ndarray, int | None]]:
@@ -88,6 +95,30 @@ def num_positions(extractor: Any, num_samples: int) -> int:
     return int(batch["input_features_mask"].sum())
 
 
+@functools.lru_cache(maxsize=16)
+def positions_per_second(extractor: Any) -> float:
+    """Input positions of a second of sound: of two lengths, as the first and the last window of a clip cancel out."""
+    short, long = (num_positions(extractor, seconds * extractor.sampling_rate) for seconds in (2, 4))
+    return (long - short) / 2
+
+
+def check_length(extractor: Any, clip: Any, most_positions: int | None, instead: str | None = None) -> None:
+    """`MediaError` for a decoded sound that is too long to be heard as a whole: by `most_positions`, what its encoder
+    has positions for, or else by `MOST_SECONDS`. `instead` hears it window by window."""
+    if not isinstance(clip, Waveform) or isinstance(extractor, _WINDOWED):
+        return
+    seconds, most, why = len(clip.samples) / clip.sampling_rate, MOST_SECONDS, ""
+    if most_positions is not None:
+        most = most_positions / positions_per_second(extractor)
+        why = f", for which its encoder has positions ({most_positions} of its input)"
+    if seconds > most:
+        instead = instead or "xllm.transcribe(model, processor, file), or --window 20 of xllm chat and xllm evaluate"
+        raise MediaError(
+            f"a sound of {seconds:.1f} s",
+            f"the most that is heard as a whole is {most:g} s{why}; hear it window by window: {instead}",
+        )
+
+
 class TimestampsMixin(ProcessorMixin):
     """When each token was spoken, for a processor with `tokenizer` and `feature_extractor`."""
 
@@ -103,9 +134,7 @@ class TimestampsMixin(ProcessorMixin):
         extractor = self.feature_extractor
         if isinstance(extractor, XLLMCIFFeatureExtractor):
             raise ValueError("time stamps need sound, but this model reads pre-extracted CIF features, without time")
-        # Two lengths: what the first and the last window take of a clip cancels out.
-        short, long = (num_positions(extractor, seconds * extractor.sampling_rate) for seconds in (2, 4))
-        return 2 * self.subsampling_factor / (long - short)
+        return self.subsampling_factor / positions_per_second(extractor)
 
     def decode(self, token_ids: Any, fire_frames: Any = None, **kwargs: Any) -> Any:
         """The tokenizer's `decode`; with `fire_frames`, `batch_decode` of one transcript."""

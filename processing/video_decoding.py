@@ -23,16 +23,20 @@ import numpy as np
 import torch
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import PictureType
+from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageSequence
 from transformers.video_utils import VideoMetadata
 
-from .audio_decoding import PYAV_ERRORS, best_stream, check_end, open_container, packet_end
+from .audio_decoding import PYAV_ERRORS, best_stream, open_container
+from .frame_sampling import choose_frames, default_rule
 from .image_decoding import PILLOW_ERRORS, array_to_uint8, has_channels_first, load_image
-from .media_sources import MediaError, check_memory, describe_source, media_errors, open_media
+from .media_lengths import check_end, check_file, check_promise, packet_end
+from .media_sources import MediaError, check_memory, describe_source, in_time, media_errors, open_media, warn_of
 
 
 _ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: a cover, not a film
-_LEAST_PART = 0.9  # a file that ends before this part of the length in its header counts as cut off
+_NEVER_MENDED = ("hevc", "vp8", "vp9", "av1", "libdav1d")  # decoders that mend no frames
+_MOST_BETWEEN = 8  # pictures that wait for the one behind them; x264 writes 3 in a row unless told otherwise
 _LEAST_SKIP = 10  # frames; a seek costs about as much as decoding these
 
 
@@ -74,7 +78,7 @@ def list_frames(container: av.container.InputContainer, stream: av.VideoStream, 
     keyframes: list[int] = []
     end, trusted, numbered, step = 0.0, True, False, float(stream.time_base or 0)
     with media_errors(name, "damaged video", PYAV_ERRORS):
-        for packet in container.demux():
+        for packet in in_time(container.demux(), name):
             if packet.size == 0 or packet.is_discard:
                 continue
             end = max(end, packet_end(packet))
@@ -87,14 +91,14 @@ def list_frames(container: av.container.InputContainer, stream: av.VideoStream, 
                     keyframes.append(packet.pts)
     if not stamps:
         raise MediaError(name, "holds no video frames")
-    if stream.frames and len(stamps) < _LEAST_PART * stream.frames - 1:
-        raise MediaError(name, f"cut off: {len(stamps)} of {stream.frames} video frames are there")
+    if stream.frames:
+        check_promise(name, len(stamps), stream.frames, "frames", least=0.9, slack=1)
     if numbered:
         return FrameIndex(list(range(len(stamps))), [])
     stamps.sort()
-    if len(stamps) > 1:  # a packet may not say how long it lasts: the last one is taken to last as long as the others
-        mean = (stamps[-1] - stamps[0]) / (len(stamps) - 1)
-        check_end(container, max(end, (stamps[-1] + mean) * step), name)
+    # A packet may not say how long it lasts: the last one is taken to last as long as the others.
+    mean = (stamps[-1] - stamps[0]) / max(1, len(stamps) - 1)
+    check_end(container, max(end, (stamps[-1] + mean) * step), name)
     trusted = trusted and len(set(stamps)) == len(stamps) and keyframes == sorted(keyframes)
     return FrameIndex(stamps, keyframes if trusted else [])
 
@@ -114,130 +118,108 @@ def runs(index: FrameIndex, wanted: list[int]) -> list[tuple[int | None, list[in
 
 
 def decode_frames(
-    container: av.container.InputContainer, stream: av.VideoStream, index: FrameIndex, wanted: list[int]
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    index: FrameIndex,
+    wanted: list[int],
+    name: str = "film",
 ) -> Iterator[av.VideoFrame]:
     """For each of the ascending timestamps `wanted`, the frame shown at that moment.
 
     Raises:
         UntrustedIndex: from its keyframes, the decoder does not give these frames, whole and in order. Call again with
             an index without keyframes, on a fresh container.
+        MediaError: with such an index, one of the frames is not whole.
     """
     if not index.keyframes:
-        yield from _shown(container.decode(stream), wanted, index.numbered)
+        yield from _shown(in_time(container.decode(stream), name), wanted, index.numbered, name)
         return
     for keyframe, stamps in runs(index, wanted):
         try:
             if keyframe is not None:
                 container.seek(keyframe, stream=stream, backward=True)
-            yield from _exactly(container, stream, keyframe, stamps)
+            yield from _exactly(in_time(_decoded(container, stream, stamps), name), keyframe, stamps)
+        except MediaError:
+            raise
         except PYAV_ERRORS as error:
             raise UntrustedIndex(str(error)) from error
 
 
-def _exactly(container, stream, keyframe: int | None, wanted: list[int]) -> Iterator[av.VideoFrame]:
-    """The frames with exactly these timestamps, from where the container stands; whatever is decoded is checked."""
-    context, last, left = stream.codec_context, None, deque(wanted)
+def _decoded(container, stream, wanted: list[int]) -> Iterator[av.VideoFrame]:
+    """All frames from where the container stands, of H.264 without pictures that no other refers to: it marks them."""
+    context = stream.codec_context
     for packet in container.demux(stream):
-        if context.name == "h264":  # pictures that no other refers to need not be decoded, and H.264 marks them
+        if context.name == "h264":
             context.skip_frame = "DEFAULT" if packet.size == 0 or packet.pts in wanted else "NONREF"
-        for frame in packet.decode():
-            if frame.pts is None:
-                raise UntrustedIndex("a frame without a timestamp")
-            if keyframe is not None and frame.pts < keyframe:
-                continue  # the seek went further back, or frames that the keyframe's successors need not
-            begins = keyframe is None or (frame.pts == keyframe and frame.pict_type == PictureType.I)
-            if frame.is_corrupt or (not begins if last is None else frame.pts <= last):
-                raise UntrustedIndex(f"frame {frame.pts} after a seek to {keyframe}")
-            if frame.pts > left[0]:
-                raise UntrustedIndex(f"no frame at {left[0]}")
-            last = frame.pts
-            if frame.pts == left[0]:
-                yield frame
-                left.popleft()
-                if not left:
-                    return
+        yield from packet.decode()
+
+
+def _marked(frames: Iterator[av.VideoFrame]) -> Iterator[tuple[av.VideoFrame, bool]]:
+    """Each frame, and whether it is damaged: the decoder had to mend it, or one that it may be made from, which are
+    those since the last keyframe, and of a picture between two others (B) the next one, for which it waits."""
+    waiting: deque[tuple[av.VideoFrame, bool]] = deque()
+    damaged = False
+    for frame in frames:
+        is_between = frame.pict_type == PictureType.B
+        if not is_between or len(waiting) == _MOST_BETWEEN:
+            yield from ((one, hurt or frame.is_corrupt) for one, hurt in waiting)
+            waiting.clear()
+        damaged = frame.is_corrupt or (damaged and not frame.key_frame)
+        if is_between:
+            waiting.append((frame, damaged))
+        else:
+            yield frame, damaged
+    yield from waiting
+
+
+def _exactly(frames: Iterator[av.VideoFrame], keyframe: int | None, wanted: list[int]) -> Iterator[av.VideoFrame]:
+    """The frames with exactly these timestamps, from a keyframe on; whatever is decoded is checked."""
+    last, left = None, deque(wanted)
+    for frame, is_damaged in _marked(frames):
+        if frame.pts is None:
+            raise UntrustedIndex("a frame without a timestamp")
+        if keyframe is not None and frame.pts < keyframe:
+            continue  # the seek went further back, or frames that the keyframe's successors need not
+        begins = keyframe is None or (frame.pts == keyframe and frame.pict_type == PictureType.I)
+        if is_damaged or (not begins if last is None else frame.pts <= last):
+            raise UntrustedIndex(f"frame {frame.pts} after a seek to {keyframe}")
+        if frame.pts > left[0]:
+            raise UntrustedIndex(f"no frame at {left[0]}")
+        last = frame.pts
+        if frame.pts == left[0]:
+            yield frame
+            left.popleft()
+            if not left:
+                return
     raise UntrustedIndex(f"no frame at {left[0]}")
 
 
-def _shown(frames: Iterator[av.VideoFrame], wanted: list[int], numbered: bool) -> Iterator[av.VideoFrame]:
-    """Of all frames in order of showing, the one on the screen at each wanted timestamp; nothing if there are none."""
-    left, shown = deque(wanted), None
-    for number, frame in enumerate(frames):
+def _shown(frames: Iterator[av.VideoFrame], wanted: list[int], numbered: bool, name: str) -> Iterator[av.VideoFrame]:
+    """Of all frames in order of showing, the one on the screen at each wanted timestamp; nothing if there are none.
+
+    To take a damaged one is an error, to pass it by a warning.
+    """
+    left, shown, damaged = deque(wanted), None, 0
+
+    def whole(frame: av.VideoFrame, is_damaged: bool) -> av.VideoFrame:
+        if is_damaged:
+            at = "" if frame.time is None else f" at {frame.time:.2f} s"
+            raise MediaError(name, f"damaged video: the decoder cannot read the frame{at}, or one it is made from")
+        return frame
+
+    for number, (frame, is_damaged) in enumerate(_marked(frames)):
         stamp = number if numbered or frame.pts is None else frame.pts
+        damaged += is_damaged
         while left and stamp >= left[0]:
             is_exact = stamp == left.popleft()
-            yield frame if is_exact or shown is None else shown
+            yield whole(frame, is_damaged) if is_exact or shown is None else whole(*shown)
         if not left:
-            return
-        shown = frame
-    if shown is not None:  # packets that show nothing (VP8's hidden reference frames) were counted at the end
-        yield from [shown] * len(left)
-
-
-def _on_screen(times: list[float], moments: list[float]) -> list[int]:
-    """Which frames are shown so many seconds after the first began, each once; the margin is for rounded stamps."""
-    return sorted({bisect.bisect_right(times, times[0] + moment + 1e-4) - 1 for moment in moments})
-
-
-def _rate_varies(times: list[float]) -> bool:
-    """Whether a frame lasts longer, or less, than the median by half of that and 10 ms, as where one is missing."""
-    steps = np.diff(times)
-    return bool((abs(steps - np.median(steps)) > 0.5 * np.median(steps) + 0.01).any())
-
-
-def frame_indices(
-    total: int,
-    num_frames: int | None = None,
-    fps: float | None = None,
-    max_frames: int | None = None,
-    times: list[float] | None = None,
-    source_fps: float | None = None,
-) -> list[int]:
-    """Ascending indices of some of a clip's `total` frames.
-
-    Args:
-        num_frames: that many frames, in the middle of equal parts of the clip (all of a shorter one): of time where
-            the frame rate varies, and then each frame once.
-        fps: one frame at 0, 1/fps, 2/fps, ... seconds, instead of `num_frames`.
-        max_frames: of these, the first so many.
-        times, source_fps: the start of each frame in seconds, ascending, or (for `fps`) the constant rate of the clip.
-
-    Raises:
-        ValueError: both rules at once, a count or rate below 1 or 0, or `fps` for frames whose times are unknown.
-    """
-    if num_frames is not None and fps is not None:
-        raise ValueError(f"num_frames={num_frames} and fps={fps} exclude each other: give one of them")
-    for name, value in (("num_frames", num_frames), ("fps", fps), ("max_frames", max_frames)):
-        if value is not None and value <= 0:
-            raise ValueError(f"{name}={value}, expected a number above 0")
-    if fps is not None:
-        if times is None and not source_fps:
-            raise ValueError(
-                f"fps={fps} needs the times of the frames: pass video_metadata with their fps, or use num_frames"
-            )
-        times = times or [i / cast(float, source_fps) for i in range(total)]
-        steps = int((times[-1] - times[0]) * fps + 1e-6) + 1
-        chosen = _on_screen(times, [k / fps for k in range(steps)])
-    elif num_frames is not None and num_frames < total:
-        chosen = [(2 * i + 1) * total // (2 * num_frames) for i in range(num_frames)]
-        if times is not None and _rate_varies(times):
-            seconds = 2 * times[-1] - times[-2] - times[0]  # the last frame lasts as long as the one before it
-            chosen = _on_screen(times, [(i + 0.5) * seconds / num_frames for i in range(num_frames)])
-    else:
-        chosen = list(range(total))
-    return chosen if max_frames is None else chosen[:max_frames]
-
-
-def _choose(sample_indices_fn: Callable[..., Any], metadata: VideoMetadata, times: list[float] | None) -> list[int]:
-    """Runs the sampling rule and checks its answer."""
-    chosen = [int(i) for i in sample_indices_fn(metadata=metadata, times=times)]
-    if not chosen or min(chosen) < 0 or max(chosen) >= metadata.total_num_frames:
-        raise ValueError(f"the sampling rule chose frames {chosen} of a clip with {metadata.total_num_frames}")
-    return chosen
-
-
-def _default_rule(metadata: VideoMetadata, times: list[float] | None, **rule: Any) -> list[int]:
-    return frame_indices(metadata.total_num_frames, times=times, source_fps=metadata.fps, **rule)
+            break
+        shown = frame, is_damaged
+    if shown is not None and left:  # packets that show nothing (VP8's hidden reference frames) were counted
+        yield from [whole(*shown)] * len(left)
+    if damaged:
+        warn_of(name, f"{damaged} frames are damaged, none of which is taken")
 
 
 def _video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
@@ -262,29 +244,39 @@ def _rate_and_times(stream: av.VideoStream, index: FrameIndex) -> tuple[float | 
     return (len(times) - 1) / times[-1] if times[-1] > 0 else fps, times
 
 
-def _to_rgb(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
-    """One frame, scaled to width and height, to upright RGB `(H, W, 3)`."""
-    pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
-    side_data = cast(Any, frame.side_data)  # PyAV declares a mapping, but iterates over the values
-    matrix = next((data for data in side_data if data.type == SideDataType.DISPLAYMATRIX), None)
-    if matrix is None:
-        return pixels
-    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()  # (x, y) is shown at (a x + c y, b x + d y)
-    if abs(a) < abs(b):
-        pixels, a, d = pixels.transpose(1, 0, 2), c, b
-    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+class _ToRgb:
+    """Frames of one film, scaled to the size of the first, to upright RGB `(H, W, 3)`.
+
+    PyAV would give each frame a scaler with threads of its own, and `side_data` ties a frame to itself, so that all of
+    them stay until Python collects garbage: one scaler is used, and the first frame's display matrix is everyone's.
+    """
+
+    def __init__(self, first: av.VideoFrame):
+        self.size = first.width, first.height
+        self.scaler = VideoReformatter()
+        side_data = cast(Any, first.side_data)  # PyAV declares a mapping, but iterates over the values
+        matrix = next((data for data in side_data if data.type == SideDataType.DISPLAYMATRIX), None)
+        # (x, y) is shown at (a x + c y, b x + d y)
+        self.matrix = (1, 0, 0, 0, 1) if matrix is None else np.frombuffer(matrix, np.int32)[:5].tolist()
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        pixels = self.scaler.reformat(frame, *self.size, format="rgb24").to_ndarray()
+        a, b, _, c, d = self.matrix
+        if abs(a) < abs(b):
+            pixels, a, d = pixels.transpose(1, 0, 2), c, b
+        return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 def _stack(frames: Iterator[av.VideoFrame], count: int, name: str) -> np.ndarray:
     """`count` frames to one array `(count, H, W, 3)`."""
-    pixels, read = None, 0
+    pixels, read, to_rgb = None, 0, None
     with media_errors(name, "damaged video", PYAV_ERRORS):
         for read, frame in enumerate(frames, start=1):
-            if pixels is None:
-                size = frame.width, frame.height
-                what = f"{count} frames of {size[0]} x {size[1]} pixels"
-                check_memory(name, size[0] * size[1] * 3 * (count + 1), what)
-            upright = _to_rgb(frame, size)
+            if to_rgb is None:
+                what = f"{count} frames of {frame.width} x {frame.height} pixels"
+                check_memory(name, frame.width * frame.height * 3 * (count + 1), what)
+                to_rgb = _ToRgb(frame)
+            upright = to_rgb(frame)
             pixels = np.empty((count, *upright.shape), np.uint8) if pixels is None else pixels
             pixels[read - 1] = upright
     if pixels is None:
@@ -295,13 +287,14 @@ def _stack(frames: Iterator[av.VideoFrame], count: int, name: str) -> np.ndarray
 def _decode_video(
     file: BinaryIO, name: str, sample_indices_fn: Callable[..., Any]
 ) -> tuple[np.ndarray, VideoMetadata]:
+    check_file(file, name)
     with open_container(file, name) as container:
         stream = _video_stream(container, name)
         index = list_frames(container, stream, name)
         fps, times = _rate_and_times(stream, index)
         size = {side: getattr(stream.codec_context, side) for side in ("width", "height")}
         metadata = _metadata(len(index.stamps), fps, video_backend="pyav", **size)
-        metadata.frames_indices = _choose(sample_indices_fn, metadata, times)
+        metadata.frames_indices = choose_frames(sample_indices_fn, metadata, times)
     wanted = [index.stamps[i] for i in metadata.frames_indices]
     try:
         frames = _read(file, name, index, wanted)
@@ -315,8 +308,9 @@ def _read(file: BinaryIO, name: str, index: FrameIndex, wanted: list[int]) -> np
     file.seek(0)
     with open_container(file, name) as container:
         stream = _video_stream(container, name)
-        stream.thread_type = "AUTO"
-        return _stack(decode_frames(container, stream, index, wanted), len(wanted), name)
+        # Several threads give frames before all damage to them is known.
+        stream.thread_type = "AUTO" if stream.codec_context.name in _NEVER_MENDED else "NONE"
+        return _stack(decode_frames(container, stream, index, wanted, name), len(wanted), name)
 
 
 def _webp_frames(file: BinaryIO, name: str) -> tuple[list[Image.Image], VideoMetadata]:
@@ -380,9 +374,9 @@ def load_video(
         ValueError: contradictory or impossible sampling arguments.
     """
     if isinstance(source, Frames):
-        sample_indices_fn, metadata, source = _default_rule, source.metadata or metadata, source.frames
+        sample_indices_fn, metadata, source = default_rule, source.metadata or metadata, source.frames
     if sample_indices_fn is None:
-        sample_indices_fn = partial(_default_rule, num_frames=num_frames, fps=fps, max_frames=max_frames)
+        sample_indices_fn = partial(default_rule, num_frames=num_frames, fps=fps, max_frames=max_frames)
     name = describe_source(source)
     if not isinstance(source, (np.ndarray, torch.Tensor, list, tuple, Image.Image)):
         with open_media(source) as (file, name):
@@ -396,5 +390,5 @@ def load_video(
     frames = _list_to_frames(frames, name) if isinstance(frames, list) else _array_to_frames(frames, name)
     fps_of_frames = None if metadata is None else metadata.fps
     known = _metadata(len(frames), fps_of_frames, height=frames.shape[1], width=frames.shape[2])
-    known.frames_indices = _choose(sample_indices_fn, known, None)
+    known.frames_indices = choose_frames(sample_indices_fn, known, None)
     return frames[known.frames_indices], known

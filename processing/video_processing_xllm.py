@@ -23,8 +23,9 @@ from transformers.processing_utils import VideosKwargs
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata, make_batched_metadata
 
+from .frame_sampling import frame_indices
 from .picture_features import extract_pictures, image_processor
-from .video_decoding import frame_indices, load_video
+from .video_decoding import load_video
 
 
 class XLLMVideoProcessorKwargs(VideosKwargs, total=False):

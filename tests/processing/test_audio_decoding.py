@@ -3,8 +3,10 @@
 
 import base64
 import pickle
+import re
 import struct
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -91,7 +93,7 @@ BAD_FILES = {
     "liar.wav": (lambda wav: wav[:40] + struct.pack("<I", 10 * len(wav)) + wav[44:], "cut off"),
     "fast.wav": (lambda wav: wav[:24] + struct.pack("<I", 10**9) + wav[28:], "sampling rate 1000000000 Hz"),
     "slow.wav": (lambda wav: wav[:24] + struct.pack("<I", 1) + wav[28:], "sampling rate 1 Hz"),
-    "channels.wav": (lambda wav: wav[:22] + struct.pack("<H", 0) + wav[24:], "sound|audio"),
+    "channels.wav": (lambda wav: wav[:22] + struct.pack("<H", 0) + wav[24:], "contradicts itself"),
 }
 
 
@@ -166,3 +168,84 @@ def test_the_error_survives_the_trip_from_a_worker():
     error = pickle.loads(pickle.dumps(MediaError("a.wav", "cut\noff")))
     assert (str(error), error.source, isinstance(error, ValueError)) == ("a.wav: cut off", "a.wav", True)
     assert str(MediaError("a.wav: cut off")) == "a.wav: cut off"  # how a data loader builds it again
+
+
+def test_sound_of_eight_channels_does_not_end_the_process(tmp_path):
+    """In planes, as AAC and Opus give them: PyAV looks for a ninth behind the last."""
+    path = tmp_path / "surround.mka"
+    levels = np.arange(8) / 80
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16_000, layout="7.1")
+        frame = av.AudioFrame(format="fltp", layout="7.1", samples=1024)
+        frame.sample_rate = 16_000
+        tone = sine(1024 / 16_000)
+        for number in range(20):
+            for plane, level in zip(frame.planes[:8], levels):
+                plane.update((np.float32(level) * tone).tobytes())
+            frame.pts = number * 1024
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    samples = load_audio(path)
+    assert len(samples) == pytest.approx(20 * 1024, abs=2048)
+    assert np.abs(samples[5000:15000]).max() == pytest.approx(levels.mean() / 2, rel=0.3)
+
+
+def told(caplog):
+    return [record.getMessage() for record in caplog.records]
+
+
+def noisy(seconds, rate=16_000):
+    tone = sine(seconds, rate)
+    return tone + 0.1 * np.random.default_rng(0).standard_normal(len(tone))
+
+
+def test_damage_inside_a_flac_is_noticed_by_its_checksums(tmp_path):
+    data = write_sound(tmp_path / "a.flac", noisy(3.0), "flac").read_bytes()
+    for place in range(9_000, len(data), len(data) // 7):
+        with pytest.raises(MediaError, match="damaged"):
+            load_audio(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+
+
+def test_damage_inside_an_ogg_file_is_noticed(tmp_path, caplog):
+    data = write_sound(tmp_path / "a.ogg", noisy(4.0, 48_000), "libopus", 48_000).read_bytes()
+    pages = [match.start() for match in re.finditer(b"OggS", data)]
+    assert len(pages) > 4
+    third, last = pages[2] + 200, pages[-1]
+    for hurt, reason in (
+        (data[:third] + bytes([data[third] ^ 1]) + data[third + 1 :], "damaged: the checksum of the page at byte"),
+        (data[: pages[2]] + data[pages[3] :], "damaged: a page is missing before byte"),
+        (data[: last + 40], "cut off: its last page begins at byte"),
+    ):
+        with pytest.raises(MediaError, match=reason):
+            load_audio(hurt)
+    assert told(caplog) == []
+    assert 0 < len(load_audio(data[:last])) < len(load_audio(data))  # as of a program that was killed
+    assert told(caplog) == [
+        f"<{last} bytes in memory>: it has no end mark: it may be cut off, or its recording never ended"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda wav: wav[:-100], "15900 of 16000 bytes of sound are there: its end may be missing"),
+        (lambda wav: wav[:28] + struct.pack("<I", 8_000) + wav[32:], "16000 Hz in blocks of 2 bytes, but 8000 bytes"),
+        (lambda wav: wav[:44] + bytes(len(wav) - 44), "silence: nothing in it is louder than -70 dB of full scale"),
+    ],
+)
+def test_what_is_doubtful_is_read_with_a_warning(tmp_path, damage, reason, caplog):
+    path = write_wav(tmp_path / "a.wav", [sine()])
+    assert len(load_audio(path)) == 8_000
+    assert told(caplog) == []
+    path.write_bytes(damage(path.read_bytes()))
+    assert len(load_audio(path)) in (8_000, 7_950)
+    (line,) = told(caplog)
+    assert line.startswith(f"{path}: ")
+    assert reason in line
+
+
+@pytest.mark.parametrize(("place", "value"), [(22, 2), (34, 24), (32, 1)])
+def test_a_header_that_contradicts_itself(tmp_path, place, value):
+    wav = write_wav(tmp_path / "a.wav", [sine()]).read_bytes()
+    with pytest.raises(MediaError, match="its header contradicts itself: . channels of .* bits in blocks of . bytes"):
+        load_audio(wav[:place] + struct.pack("<H", value) + wav[place + 2 :])

@@ -2,7 +2,9 @@
 """Pictures of every mode and orientation to RGB, and one clear error for what is no picture."""
 
 import io
+import struct
 import threading
+import zlib
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
@@ -164,3 +166,88 @@ def test_http():
         server.server_close()
     with pytest.raises(MediaError, match="cannot be downloaded"):
         load_image(f"{address}/picture")
+
+
+def told(caplog):
+    """The warnings, one line each."""
+    return [record.getMessage() for record in caplog.records]
+
+
+def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def test_a_flipped_bit_of_a_png_is_noticed_wherever_it_is(tmp_path, caplog):
+    data = encode(Image.effect_noise((32, 32), 90))
+    path, noticed = tmp_path / "a.png", 0
+    for place in range(8, len(data), 7):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :])
+        caplog.clear()
+        try:
+            picture = load_image(path)
+        except MediaError:
+            noticed += 1
+        else:  # lengths of chunks, or the end mark: no pixel is hurt, and the file does not end where it says
+            assert "cut off" in told(caplog)[0]
+            np.testing.assert_array_equal(np.asarray(picture), np.asarray(load_image(data)))
+        path = tmp_path / f"{place}.png"  # a warning is said once
+    assert noticed > 0.9 * len(range(8, len(data), 7))
+
+
+def test_a_png_without_its_end_is_read_with_a_warning(tmp_path, caplog):
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(halves())[:-12])
+    np.testing.assert_array_equal(np.asarray(load_image(path)), np.asarray(halves()))
+    assert told(caplog) == [f"{path}: cut off: the end of the file is missing"]
+
+
+TWELVE = np.array([[0, 1000, 4001], [2, 2048, 4095]], np.uint16)
+SCALED = np.rint(TWELVE * (255 / 4095)).astype(np.uint8)
+
+
+def twelve_bits(path, kind):
+    """12 bits of 16, and what the file says of that."""
+    image = Image.fromarray(TWELVE)
+    tags = {"tiff": {341: 4095, 340: 0}, "tiff-max": {281: 4095}, "tiff-lie": {281: 255}}.get(kind)
+    if tags is not None:
+        image.save(path, "TIFF", tiffinfo=tags)
+        return path
+    data = encode(image)
+    said = chunk(b"sBIT", bytes([12])) if kind == "sBIT" else b""
+    path.write_bytes(data[:33] + said + data[33:])
+    return path
+
+
+@pytest.mark.parametrize("kind", ["tiff", "tiff-max", "sBIT"])
+def test_twelve_bits_in_sixteen_are_scaled_where_the_file_says_so(tmp_path, kind, caplog):
+    picture = load_image(twelve_bits(tmp_path / "a", kind))
+    np.testing.assert_array_equal(np.asarray(picture)[..., 0], SCALED)
+    assert told(caplog) == []
+
+
+@pytest.mark.parametrize("kind", ["none", "tiff-lie"])
+def test_twelve_bits_in_sixteen_are_named_where_it_does_not(tmp_path, kind, caplog):
+    path = twelve_bits(tmp_path / "a", kind)
+    assert np.asarray(load_image(path)).max() == 16
+    assert f"{path}: its 16-bit pixels run from 0 to 4095 of 65535, and become nearly black" in told(caplog)[-1]
+    assert len(told(caplog)) == (2 if kind == "tiff-lie" else 1)
+
+
+def test_significant_bits_of_samples_that_are_scaled_change_nothing(tmp_path, caplog):
+    """As the PNG specification wants it; a dark picture stays dark."""
+    data = encode(Image.fromarray((TWELVE // 16 << 4).astype(np.uint16)))
+    picture = load_image(data[:33] + chunk(b"sBIT", bytes([12])) + data[33:])
+    assert np.asarray(picture).max() == 16
+
+
+def test_dark_colours_of_sixteen_bits_are_named(caplog):
+    rows = b"".join(b"\0" + struct.pack(">6H", *[0, 900, 4095] * 2) for _ in range(2))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0))
+    png = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    assert load_image(png).getpixel((0, 0)) == (0, 3, 15)
+    assert "16-bit pixels run from 0 to 3840 of 65535" in told(caplog)[0]
+
+
+def test_postscript_is_not_run():
+    with pytest.raises(MediaError, match="EPS is a program that draws, and is not run"):
+        load_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n%%EOF\n")

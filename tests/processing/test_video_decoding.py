@@ -3,15 +3,21 @@
 i.
 """
 
+import gc
 import io
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+from av.video.frame import PictureType
 from media_files import frame_numbers, grey_frames, sine, turn_mp4, write_video, write_wav
 from PIL import Image
 
+from xllm.processing import media_sources
+from xllm.processing.frame_sampling import frame_indices
 from xllm.processing.media_sources import MediaError
-from xllm.processing.video_decoding import frame_indices, load_video
+from xllm.processing.video_decoding import _marked, load_video
 
 
 def test_the_default_rule_takes_the_middle_of_equal_parts():
@@ -215,3 +221,122 @@ def test_bad_sources(source, reason):
 def test_a_sound_is_no_film(tmp_path):
     with pytest.raises(MediaError, match=r"no moving picture in it \(streams: audio\)"):
         load_video(write_wav(tmp_path / "a.wav", [sine()]))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="where threads can be counted")
+def test_a_film_that_has_been_read_leaves_no_threads_and_no_frames(tmp_path):
+    """Even before Python collects garbage: it may not for long, and frames are large."""
+    path = write_video(tmp_path / "a.mp4", grey_frames(20))
+
+    def threads():
+        return next(line for line in Path("/proc/self/status").read_text("ascii").splitlines() if "Threads" in line)
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = threads(), sum(isinstance(one, av.VideoFrame) for one in gc.get_objects())
+        load_video(path)
+        assert threads() == before[0]
+        assert sum(isinstance(one, av.VideoFrame) for one in gc.get_objects()) - before[1] <= 1
+    finally:
+        gc.enable()
+
+
+def mended(path):
+    """The frames that the decoder says it had to mend."""
+    with av.open(str(path)) as container:
+        container.streams.video[0].thread_type = "NONE"
+        return [number for number, frame in enumerate(container.decode(video=0)) if frame.is_corrupt]
+
+
+def damaged_film(path, codec):
+    """60 frames of noise, and one of them that the decoder has to mend: a packet between keyframes is overwritten."""
+    blocks = np.random.default_rng(0).integers(0, 255, (60, 8, 12, 3), dtype=np.uint8)
+    write_video(path, blocks.repeat(8, axis=1).repeat(8, axis=2), codec=codec, keyframe_every=15)
+    whole, data = load_video(path)[0], path.read_bytes()
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size and not packet.is_keyframe]
+    for packet in packets[18:25]:  # that of H.264 does not notice everything
+        start, size = packet.pos + packet.size // 3, packet.size // 2
+        path.write_bytes(data[:start] + np.random.default_rng(1).bytes(size) + data[start + size :])
+        if found := mended(path):
+            return whole, found[0]
+    raise AssertionError("the decoder noticed nothing")
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.avi", "mpeg4")])
+def test_frames_that_the_decoder_cannot_read_are_an_error_and_others_are_taken(tmp_path, name, codec, caplog):
+    path = tmp_path / name
+    whole, number = damaged_film(path, codec)
+    for hurt in ([number], [2, number, 57]):
+        with pytest.raises(MediaError, match=r"damaged video"):
+            load_video(path, sample_indices_fn=lambda metadata, times: hurt)  # noqa: B023
+    assert [record.getMessage() for record in caplog.records] == []
+    frames, _ = load_video(path, sample_indices_fn=lambda metadata, times: [2, 12, 55, 57])
+    np.testing.assert_array_equal(frames, whole[[2, 12, 55, 57]])
+
+
+def test_what_is_made_from_a_damaged_frame_is_damaged():
+    """Up to the next keyframe, and of a B picture also what is shown behind it."""
+    kinds, hurt = "IPBBPBBPIPBI", [4, 9]
+
+    def frame(number):
+        kind = kinds[number]
+        fields = {"pict_type": PictureType[kind], "key_frame": kind == "I", "is_corrupt": number in hurt}
+        return type("Frame", (), {"number": number, **fields})
+
+    marked = [(one.number, is_damaged) for one, is_damaged in _marked(map(frame, range(len(kinds))))]
+    assert [number for number, _ in marked] == list(range(len(kinds)))
+    assert [number for number, is_damaged in marked if is_damaged] == [2, 3, 4, 5, 6, 7, 9, 10]
+
+
+def test_a_film_that_takes_too_long_is_refused(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", grey_frames(20))
+    monkeypatch.setattr(media_sources, "DECODE_SECONDS", 0)
+    with pytest.raises(MediaError, match=r"a\.mp4: decoding it takes longer than 0 s"):
+        load_video(path, num_frames=2)
+
+
+def test_a_film_that_lacks_a_little_is_read_with_a_warning(tmp_path, caplog):
+    path = write_video(tmp_path / "a.avi", grey_frames(40), codec="mpeg4")
+    data = path.read_bytes()
+    path.write_bytes(data[:-20])
+    assert len(load_video(path)[0]) == 40
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == f"{path}: {len(data) - 28} of {len(data) - 8} bytes are there: its end may be missing"
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "reason"),
+    [
+        ("a.mkv", "libx264", "damaged: the checksum of the element at byte"),
+        ("a.webm", "libvpx", "damaged: no element of Matroska or WebM begins at byte"),
+        ("a.gif", None, "damaged: no block of a GIF begins at byte"),
+    ],
+)
+def test_what_is_missing_in_the_middle_is_noticed(tmp_path, name, codec, reason):
+    """FFmpeg finds the next block, or takes the film to end there."""
+    blocks = np.random.default_rng(0).integers(0, 255, (30, 4, 6, 3), dtype=np.uint8).repeat(16, 1).repeat(16, 2)
+    path = tmp_path / name
+    if codec is None:
+        first, *others = map(Image.fromarray, blocks)
+        first.save(path, save_all=True, append_images=others, duration=100)
+    else:
+        write_video(path, blocks, codec=codec)
+    data = path.read_bytes()
+    for hurt in (data[: len(data) // 2] + data[len(data) // 2 + 400 :], data[: len(data) // 2]):
+        path.write_bytes(hurt)
+        with pytest.raises(MediaError, match=f"{reason}|cut off"):
+            load_video(path, num_frames=5)
+    path.write_bytes(data)
+    assert len(load_video(path)[0]) == 30
+
+
+def test_a_gif_without_its_end_is_read_with_a_warning(tmp_path, caplog):
+    first, *others = (Image.fromarray(frame) for frame in grey_frames(5))
+    first.save(tmp_path / "a.gif", save_all=True, append_images=others, duration=100)
+    (tmp_path / "a.gif").write_bytes((tmp_path / "a.gif").read_bytes()[:-1])
+    assert len(load_video(tmp_path / "a.gif")[0]) == 5
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'a.gif'}: it has no end mark: it may be cut off"
+    ]

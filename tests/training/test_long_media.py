@@ -1,6 +1,7 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Recordings of any length: where they are cut, what is silent, and that each window is heard as if it were alone."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from media_files import sine, write_sound, write_wav
 import xllm
 from xllm.cli import main
 from xllm.processing.audio_decoding import Waveform, load_audio
+from xllm.processing.media_sources import logger
 from xllm.training.data.sound_windows import Windowing, plan_windows, powers, sound_windows
 from xllm.training.evaluation.answers import answer_rows
 from xllm.training.evaluation.transcription import Segment
@@ -203,25 +205,60 @@ def test_evaluate_hears_long_rows_by_windows_and_short_ones_as_ever(
     capsys.readouterr()
 
 
-def test_a_sound_too_long_to_be_heard_as_a_whole_is_one_line(tiny_checkpoint, tmp_path, capsys):
+def test_a_sound_too_long_to_be_heard_as_a_whole_is_one_line(tiny, tiny_checkpoint, tmp_path, capsys):
+    encoder = tiny[0].config.audio_config
+    most = encoder.max_position_embeddings * encoder.subsampling_factor // 100  # frames of 10 ms
     with wave.open(str(tmp_path / "long.wav"), "wb") as file:
         file.setparams((1, 2, 16000, 0, "NONE", ""))
-        file.writeframes(b"\0\0" * 301 * RATE)
+        file.writeframes(b"\0\0" * (most + 1) * RATE)
     (tmp_path / "rows.csv").write_text("file,text\nlong.wav,a\n")
     evaluate = ["evaluate", str(tiny_checkpoint), "--task", "asr", "--data", str(tmp_path / "rows.csv")]
     chat = ["chat", str(tiny_checkpoint), "--speech", str(tmp_path / "long.wav")]
+    whole = f"the most that is heard as a whole is {most} s, for which its encoder has positions"
+    limit = f"a sound of {most + 1}.0 s: {whole}"
     for arguments in (evaluate, [*chat, "Why?"]):
         assert main(arguments) == 1
         said = capsys.readouterr()
         (line,) = said.err.splitlines()
-        assert "a sound of 301.0 s: the most that is heard as a whole is 300 s" in line
-        assert "--window" in line
+        assert limit in line
+        assert "xllm.transcribe(model, processor, file), or --window 20 of xllm chat" in line
         assert "rows.csv:2" in line or arguments[0] == "chat"
         assert not said.out
+    with pytest.raises(xllm.MediaError, match=limit):
+        tiny[1](text="<SpeechHere> what", audio=[str(tmp_path / "long.wav")])
     assert main([*chat, "--window", "20"]) == 0
     said = capsys.readouterr()
-    assert said.out == "[0:00:00.0 - 0:05:01.0] (silence)\n"
+    assert said.out == f"[0:00:00.0 - 0:{(most + 1) // 60:02d}:{(most + 1) % 60:04.1f}] (silence)\n"
     assert said.err.startswith("1 windows: 1 of silence")
+
+
+def test_an_encoder_without_a_limit_hears_five_minutes(tiny):
+    processor = copy.deepcopy(tiny[1])
+    (row,) = (row for row in processor.rows.values() if row.part == "audio")
+    row.most_positions = None  # as in a processor_config.json of before
+    with pytest.raises(
+        xllm.MediaError, match=r"^a sound of 301\.0 s: the most that is heard as a whole is 300 s; hear it"
+    ):
+        processor(text="<SpeechHere>", audio=[np.zeros(301 * RATE, np.float32)])
+    processor.check_length("audio", Waveform(np.zeros(300 * RATE, np.float32), RATE))
+
+
+def test_silence_that_is_asked_about_as_a_whole_is_said_to_be_silence(tiny, tiny_checkpoint, tmp_path, caplog, capsys):
+    """With a window nothing is asked; without one it is for the model to answer, and the line names the file."""
+    path = write_wav(tmp_path / "nothing.wav", [np.zeros(2 * RATE)])
+    (tmp_path / "rows.csv").write_text("file,text\nnothing.wav,a\n")
+    line = f"{path}: silence: nothing in it is louder than -70 dB of full scale"
+    short = ["--max-new-tokens", "2"]
+    evaluate = ["evaluate", str(tiny_checkpoint), "--task", "asr", "--data", str(tmp_path / "rows.csv"), *short]
+    for arguments in (["chat", str(tiny_checkpoint), "--speech", str(path), "What?", *short], evaluate):
+        logger.warning_once.cache_clear()
+        caplog.clear()
+        assert main(arguments) == 0
+        assert [record.getMessage() for record in caplog.records].count(line) == 1
+        assert main([*arguments, "--window", "5"]) == 0
+    said = capsys.readouterr().out
+    assert "[0:00:00.0 - 0:00:02.0] (silence)" in said
+    assert list(xllm.transcribe(*tiny, str(path)))[0].silent
 
 
 def test_chat_asks_about_each_window(tiny_checkpoint, recording, media, capsys):

@@ -17,7 +17,7 @@ from xllm.processing.media_sources import MediaError
 from xllm.training.data.dataset import ChatDataset, SampleError, read_stored
 from xllm.training.data.samples import Stored
 from xllm.training.data.sound_windows import Window, Windowing
-from xllm.training.evaluation.transcription import check_lengths, hear, join_segments, windows_of
+from xllm.training.evaluation.transcription import hear, join_segments, windows_of
 from xllm.training.recipes.recipe import EvaluationSpec
 
 
@@ -75,11 +75,12 @@ Answered = Iterator[tuple[str, list[dict], dict]]
 
 def by_batch(data: ChatDataset, numbers: Iterable[int], answer: Answer, spec: EvaluationSpec) -> Answered:
     """Place, messages and answer of rows that share a batch."""
-    advice, batch = "give --window SECONDS (in a recipe: window) to hear it window by window", []
+    batch = []
     for number in numbers:
         batch.append(data[number])
         with named(batch[-1]["where"]):
-            check_lengths((part for turn in batch[-1]["messages"] for part in turn["content"]), advice)
+            for part in (part for turn in batch[-1]["messages"] for part in turn["content"] if is_sound(part)):
+                data.processor.check_length(part["type"], part_source(part))
     answers = answer([sample["messages"] for sample in batch])
     for one, said in zip(batch, answers):
         kept = {name: said[name] for name in ("skipped", "tokens") if name in said}

@@ -12,13 +12,11 @@ from typing import Any
 import torch
 
 from xllm.processing.audio_decoding import Waveform
-from xllm.processing.media_kinds import AUDIO, MEDIA_KINDS, MediaKind, media_kind
+from xllm.processing.media_kinds import AUDIO, MediaKind, media_kind
 from xllm.processing.media_sources import MediaError, describe_source
 from xllm.training.data.sound_windows import Window, Windowing, sound_windows
 
 
-# A sound that is asked about as a whole: encoders that look at all of it at once take memory by the square of this.
-MOST_SECONDS = 300.0
 # Between these characters and others no space is written: ideographs, kana, full-width forms and punctuation.
 _UNSPACED = ((0x3000, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF), (0xFF00, 0xFF65), (0x20000, 0x3FFFF))
 
@@ -196,15 +194,4 @@ def _is_unspaced(character: str) -> bool:
     return any(first <= ord(character) <= last for first, last in _UNSPACED)
 
 
-def check_lengths(content: Iterable[dict], advice: str) -> None:
-    """`MediaError` for a decoded sound among content parts that is too long to be asked about as a whole."""
-    for part in content:
-        medium = part.get(part["type"]) if part["type"] in MEDIA_KINDS else None
-        if isinstance(medium, Waveform) and (n := len(medium.samples)) > MOST_SECONDS * medium.sampling_rate:
-            raise MediaError(
-                f"a sound of {n / medium.sampling_rate:.1f} s",
-                f"the most that is heard as a whole is {MOST_SECONDS:g} s; {advice}",
-            )
-
-
-__all__ = ["Segment", "check_lengths", "join_segments", "transcribe"]
+__all__ = ["Segment", "join_segments", "transcribe"]

@@ -18,6 +18,7 @@ from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig
 from xllm.modeling_xllm.conversion.convert import is_pth
 from xllm.modeling_xllm.converters import converter_class
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
+from xllm.modeling_xllm.speech_encoders import most_positions
 from xllm.modeling_xllm.weight_files import split_source
 from xllm.processing.feature_extraction_xllm import XLLMCIFFeatureExtractor, XLLMFeatureExtractor
 from xllm.processing.media_kinds import AUDIO, IMAGE, PAPER_KINDS, SOUND, VIDEO, MediaKind, media_kind, part_of_row
@@ -83,6 +84,7 @@ def processor_rows(config: XLLMConfig) -> dict[str, dict]:
             "subsampling_factor": row.subsampling_factor,
             "input_name": row.input_name,
             "mask_name": row.mask_name,
+            "most_positions": most_positions(config.encoder_config(row.encoder)),
         }
         for name, row in config.modalities.items()
     }

@@ -92,7 +92,6 @@ class Chat:
         import torch
 
         from xllm.processing.conversations import part_source, with_track
-        from xllm.training.evaluation.transcription import check_lengths
 
         # Files are opened once; later turns hold what was decoded.
         content = []
@@ -100,7 +99,6 @@ class Chat:
             loaded = {"type": part["type"], part["type"]: self.processor.load(part["type"], part_source(part))}
             named = [part[key] for key in ("file", "path", part["type"]) if isinstance(part.get(key), str)]
             content.append({**loaded, **({"file": named[0]} if named else {})})
-        check_lengths(content, "--window 20 asks about it window by window")
         if self.device:
             self.device.look(content)
         turns = [*self.turns, {"role": "user", "content": [*content, {"type": "text", "text": question}]}]

@@ -20,7 +20,6 @@ from xllm.serving.limits import Limits, RequestError, context_length
 from xllm.serving.media_access import MediaAccess
 from xllm.serving.requests import sampling_of
 from xllm.serving.sampling import Delta, Sampling
-from xllm.training.evaluation.transcription import check_lengths
 
 
 @dataclass
@@ -163,9 +162,9 @@ class Service:
         if part["type"] == "text":
             return part
         source = self.access.open(part_source(part), MEDIA_KINDS[part["type"]])
-        decoded = {"type": part["type"], part["type"]: self.processor.load(part["type"], source)}
-        check_lengths([decoded], "/v1/audio/transcriptions takes longer ones")
-        return decoded
+        medium = self.processor.load(part["type"], source)
+        self.processor.check_length(part["type"], medium, "/v1/audio/transcriptions")
+        return {"type": part["type"], part["type"]: medium}
 
 
 def _grammar_of(schema: dict) -> str:
