@@ -38,6 +38,21 @@ def test_an_openai_client_gets_the_model_s_own_answer(client, loaded, media):
     assert reply.model == NAME
 
 
+def test_an_evaluation_through_the_server_is_that_of_the_model(serving, loaded, media, tmp_path):
+    """Pictures and sounds of a table, sent as any other model would get them, and as the model reads them itself."""
+    for part in loaded:
+        part.save_pretrained(tmp_path / "model")
+    (tmp_path / "t.csv").write_text("file,text\nred.png,red\nlow.wav,low\nhigh.wav,high\n")
+    asked = ["--task", "qa", "--data", str(tmp_path / "t.csv"), "--media-root", str(media), "--max-new-tokens", "6"]
+    asked += ["--prompt", "What is this?", "--output"]
+    assert main(["evaluate", str(tmp_path / "model"), *asked, str(tmp_path / "own")]) == 0
+    served = ["--endpoint", f"{serving.url}/v1", "--concurrency", "2"]
+    assert main(["evaluate", NAME, *asked, str(tmp_path / "served"), *served]) == 0
+    both = [(tmp_path / name / "samples_qa.jsonl").read_text() for name in ("own", "served")]
+    assert both[0] == both[1]
+    assert len({json.loads(line)["answer"] for line in both[0].splitlines()}) > 1
+
+
 def test_a_stream_is_the_answer_in_pieces(client, media):
     whole = chat(client, parts_of(media)).choices[0].message.content
     chunks = list(chat(client, parts_of(media), stream=True, stream_options={"include_usage": True}))
