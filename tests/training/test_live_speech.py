@@ -8,13 +8,23 @@ import pytest
 import torch
 from live_talk import RATE, in_chunks, quiet, talk
 from media_files import sine
-from tiny import SPEECH, TEXT, prompt, speech, tiny_model
+from processor_parts import word_tokenizer
+from tiny import SPEECH, TEXT, prompt, speech, tiny_model, tiny_text_config
 from torch.nn import functional as F
+from transformers import (
+    AutoModel,
+    LlamaForCausalLM,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+)
 from transformers.modeling_outputs import BaseModelOutput
 
 import xllm
 from xllm.assembly.opening import load_checkpoint
 from xllm.assembly.tiny import build_tiny
+from xllm.cli import main
 from xllm.modeling_xllm.speech_encoders import speech_input
 from xllm.processing.audio_decoding import Waveform
 from xllm.processing.feature_extraction_xllm import XLLMFeatureExtractor
@@ -298,3 +308,47 @@ def test_what_is_held_does_not_grow_in_an_hour(recogniser):
     assert len(stream._windows._power) <= 50
     assert abs(held[1][0] - held[0][0]) < 500_000
     assert peak < 30e6  # the hour is 230 MB
+
+
+PUBLISHED = {
+    "whisper": (
+        WhisperConfig(d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=32, decoder_layers=1,
+                      decoder_attention_heads=2, decoder_ffn_dim=32, num_mel_bins=80, max_source_positions=100,
+                      vocab_size=60, max_target_positions=8, pad_token_id=0),
+        WhisperFeatureExtractor(chunk_length=2),
+    ),
+    "wav2vec2": (
+        Wav2Vec2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=8,
+                       conv_dim=(8, 8), conv_kernel=(400, 3), conv_stride=(160, 2), num_conv_pos_embeddings=8,
+                       num_conv_pos_embedding_groups=2, feat_extract_norm="layer"),
+        Wav2Vec2FeatureExtractor(),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_published_encoders_with_extractors_of_their_own(tmp_path, family):
+    """One reads windows of two seconds and one samples; both stream behind a C-Former."""
+    config, extractor = PUBLISHED[family]
+    torch.manual_seed(2)
+    LlamaForCausalLM(tiny_text_config("llama")).save_pretrained(tmp_path / "llm")
+    word_tokenizer().save_pretrained(tmp_path / "llm")
+    AutoModel.from_config(config).save_pretrained(tmp_path / "encoder")
+    extractor.save_pretrained(tmp_path / "encoder")
+    sources = ["--language-model", str(tmp_path / "llm"), "--encoder", f"speech={tmp_path / 'encoder'}"]
+    command = ["init", str(tmp_path / "m"), *sources, "--interface-size", "16x1"]
+    assert main(command) == 0
+    model, processor = load_checkpoint(str(tmp_path / "m"))
+    how = {"window": Windowing(pause=0.8), "prompt": "what is this", "max_new_tokens": 4}
+    sound = np.concatenate([sine(2.7), quiet(1), sine(1)])
+    expected = [str(one) for one in xllm.transcribe(model, processor, sound, **how)]
+    stream = StreamTranscriber(model, processor, **how)
+    assert stream.latency == pytest.approx(0.32 + 0.64 + 2 * 0.02 + 0.02)
+    found = stream.feed(sound) + stream.finish()
+    assert [str(one) for one in finals(found)] == expected
+    how |= {"chunk": 0.2, "lookahead": 0.2, "left": 1.0}
+    found = list(xllm.stream_transcribe(model, processor, in_chunks(sound, 3200), **how))
+    spans = [str(one).partition("]")[0] for one in finals(found)]
+    assert spans == [one.partition("]")[0] for one in expected]
+    assert sum(one.new for one in found if not one.is_final) > 20
+    assert all(one.fired == sorted(one.fired) for one in found)
