@@ -93,7 +93,7 @@ def chatglm_positions(
 
 def _checked_places(place: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     place = place.expand_as(keep)
-    falls = (place.diff(dim=1) < 0) & keep[:, 1:] & keep[:, :-1]
+    falls = keep & (place < place.masked_fill(~keep, 0).cummax(1).values)  # also where masked tokens stand between
     check(~falls, lambda: "position_ids fall within a row: ChatGLM reads no rows packed into one")
     return place
 

@@ -95,6 +95,31 @@ def test_clips_that_fire_nothing(monkeypatch, processes):
     assert out.lengths.tolist() == [0, 0]
 
 
+def test_alone_there_is_one_process():
+    assert cformer_module.world_size() == 1
+
+
+def test_a_graph_has_room_for_a_token_per_frame_unless_targets_say_how_many(monkeypatch):
+    cformer, (hidden, mask) = tiny_cformer(transformer="none"), clips(12, 6)
+    expected = cformer(hidden, mask)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    wide = cformer(hidden, mask)
+    assert wide.embeddings.shape == (2, 12, 8)
+    torch.testing.assert_close(wide.embeddings[:, : expected.mask.shape[1]], expected.embeddings)
+    assert cformer(hidden, mask, torch.tensor([5, 2])).embeddings.shape == (2, 5, 8)
+
+
+def test_layers_may_be_computed_again_in_the_backward_pass():
+    cformer, (hidden, mask), found = tiny_cformer().train(), clips(30, 12), []
+    for again in (False, True):
+        if again:
+            cformer.activation_checkpointing_enable()
+        torch.manual_seed(0)  # the same dropout
+        found += torch.autograd.grad(cformer(hidden, mask).embeddings.square().sum(), cformer.pre_proj.weight)
+    torch.testing.assert_close(*found)
+    assert found[0].any()
+
+
 def test_targets_set_the_number_of_tokens():
     cformer = tiny_cformer()
     hidden, mask = clips(30, 12)

@@ -164,6 +164,8 @@ def test_rows_that_fire_nothing():
     nothing = integrate_and_fire(hidden[:2], alphas[:2], mask[:2])
     assert nothing.embeddings.shape == (2, 0, 2)
     assert nothing.mask.shape == nothing.fire_frames.shape == (2, 0)
+    assert integrate_and_fire(hidden[:2], alphas[:2], mask[:2], max_tokens=2).lengths.tolist() == [0, 0]
+    assert integrate_and_fire(torch.randn(1, 1, 2), torch.tensor([[0.5]])).lengths.tolist() == [0]  # no more than half
     assert integrate_and_fire(torch.randn(2, 0, 3), torch.randn(2, 0)).embeddings.shape == (2, 0, 3)
     assert integrate_and_fire(torch.randn(0, 5, 3), torch.randn(0, 5)).embeddings.shape == (0, 0, 3)
     assert integrate_and_fire(torch.randn(0, 5, 3), torch.randn(0, 5), max_tokens=2).embeddings.shape == (0, 2, 3)
@@ -268,14 +270,24 @@ def test_fixed_width_is_one_graph():
         ({"mask": torch.ones(1, 3)}, r"mask must have shape"),
         ({"target_lengths": torch.ones(3)}, r"target_lengths must have shape \(2,\)"),
         ({"fire_threshold": 1.5}, "fire_threshold"),
+        ({"fire_threshold": 0}, "fire_threshold"),
         ({"tail_threshold": -1.0}, "tail_threshold"),
+        ({"tail_threshold": 1.5}, "tail_threshold"),
         ({"alphas": torch.tensor([[0.1, float("nan"), 0.1], [0.1] * 3])}, "finite and not negative"),
         ({"alphas": torch.tensor([[0.1, float("inf"), 0.1], [0.1] * 3])}, "finite and not negative"),
         ({"alphas": torch.full((2, 3), -0.1)}, "finite and not negative"),
-        ({"target_lengths": torch.tensor([2, 4])}, r"target_lengths\[1\] is 4 but the row has 3 real frames"),
+        ({"target_lengths": torch.tensor([2, 4])}, r"\[1\] is 4 but the row has 3 real frames: drop it or set one"),
         (
             {"target_lengths": torch.tensor([1, 1]), "mask": torch.tensor([[0, 0, 0], [1, 1, 1]])},
-            r"\[0\] is 1 .* 0 real",
+            r"\[0\] is 1 .* 0 real frames: drop it$",
+        ),
+        (
+            {
+                "target_lengths": torch.tensor([1, 5]),
+                "mask": torch.tensor([[0, 0, 0], [1, 1, 1]]),
+                "one_token_per_frame": False,
+            },
+            r"\[0\] is 1 .* 0 real frames: drop it$",
         ),
     ],
 )
@@ -296,7 +308,8 @@ def test_module_predicts_scales_and_projects(kind):
     free, scaled = cif(hidden, mask), cif(hidden, mask, torch.tensor([5, 2]))
     assert scaled.lengths.tolist() == [5, 2]
     assert scaled.embeddings.shape == (2, 5, 6)
-    assert not scaled.embeddings[1, 2:].any()  # no bias in the projection: what did not fire stays zero
+    assert not scaled.embeddings[1, 2:].any()
+    assert cif.output_proj.bias is None  # what did not fire stays zero
     torch.testing.assert_close(scaled.quantity, free.alphas.sum(1))  # before scaling, for the quantity loss
     assert not free.alphas[~mask].any()
     assert ((free.alphas > 0) & (free.alphas < 1))[mask].all()

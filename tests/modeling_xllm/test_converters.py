@@ -2,6 +2,7 @@
 """Converters found by name: one of the user's own through all that meets it; rows and inputs."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,15 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from xllm import X2LConfig, XLLMConfig, XLLMForConditionalGeneration
-from xllm.modeling_xllm.converters import CONVERTERS, ConverterOutput, X2LConverter, register_converter
+from xllm.modeling_xllm.converters import (
+    CONVERTERS,
+    CFormerConverter,
+    ConverterOutput,
+    LinearConverter,
+    QFormerConverter,
+    X2LConverter,
+    register_converter,
+)
 from xllm.training.stage_one import stage_one_task
 from xllm.training.stages import StageError, freeze_for_stage
 
@@ -232,6 +241,32 @@ def test_rows_that_cannot_join_frames(fields, message):
     row = {"encoder": None, "encoder_hidden_size": 6, "input_name": "a", "placeholder_token": "<A>", **fields}
     with pytest.raises(ValueError, match=message):
         XLLMConfig(modalities={"a": row})
+
+
+def table_row(frames_per_token=None, **fields):
+    given = {"encoder_hidden_size": 6, "vectors_per_frame": 1, "converter_config": None, "token_level": False}
+    return SimpleNamespace(frames_per_token=frames_per_token, converter="x", **{**given, **fields})
+
+
+@pytest.mark.parametrize(("own", "owners", "fits"), [(None, 1, True), (1, None, True), (2, 2, True), (None, 2, False),
+                                                     (2, None, False), (3, 2, False)])  # fmt: skip
+def test_rows_that_share_a_converter_join_as_many_frames(own, owners, fits):
+    QFormerConverter.check_table(table_row(own), table_row(owners))  # has query tokens of its own
+    if fits:
+        LinearConverter.check_table(table_row(own), table_row(owners))
+    else:
+        with pytest.raises(ValueError, match=f"frames_per_token is {own}, but the .* that it shares joins {owners}"):
+            LinearConverter.check_table(table_row(own), table_row(owners))
+
+
+def test_a_converter_s_sizes_are_those_of_its_owner_s_encoder():
+    own, other = (table_row(converter_config=SimpleNamespace(encoder_hidden_size=1)) for _ in range(2))
+    CFormerConverter.check_table(own, own)
+    CFormerConverter.check_table(other, own)
+    assert (own.converter_config.encoder_hidden_size, other.converter_config.encoder_hidden_size) == (6, 1)
+    LinearConverter.check_table(table_row(vectors_per_frame=2), table_row())
+    with pytest.raises(ValueError, match="its encoder gives several vectors per frame, which 'x' cannot join"):
+        CFormerConverter.check_table(table_row(vectors_per_frame=2), table_row())
 
 
 def test_names_of_rows_carry_no_meaning():

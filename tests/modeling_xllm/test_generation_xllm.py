@@ -7,12 +7,21 @@ everywhere.
 
 import contextlib
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import FRAMES, IMAGE, PIXELS, QUERIES, SPEECH, VIDEO, left_pad, prompt, speech, tiny_model
 from transformers import Cache, DynamicCache, StaticCache, SuppressTokensLogitsProcessor
 
+from xllm.modeling_xllm.generation_xllm import (
+    InVocabulary,
+    SuppressPlaceholders,
+    XLLMGenerationMixin,
+    hide_gaps,
+    left_padded,
+    remember_gaps,
+)
 from xllm.modeling_xllm.language_models import CacheNote
 
 
@@ -186,6 +195,99 @@ def test_an_answer_holds_no_placeholder_and_ones_own_processors_are_asked_too(mo
     assert model.generate(**inputs, **GREEDY, **likely)[0, length:].tolist() == answer
     forbidden = SuppressTokensLogitsProcessor(answer[:1])
     assert answer[0] not in model.generate(**inputs, **GREEDY, logits_processor=[forbidden])[0, length:]
+
+
+class Cached(SimpleNamespace):
+    """A cache of so many tokens."""
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+
+def test_gaps_of_a_cache_by_hand():
+    held = CacheNote([torch.tensor([[1, 0, 1], [1, 1, 1]])])
+    cache, mask = Cached(length=3, attended=held), torch.tensor([[1, 1, 1, 1, 0], [0, 1, 1, 1, 1]])
+    assert hide_gaps(cache, mask).tolist() == [[1, 0, 1, 1, 0], [0, 1, 1, 1, 1]]
+    cache.length = 2  # it was cropped
+    assert hide_gaps(cache, mask).tolist() == [[1, 0, 1, 1, 0], [0, 1, 1, 1, 1]]
+    for other in (mask[:1], mask.repeat(2, 1)):
+        with pytest.raises(ValueError, match=f"past_key_values hold 2 rows, got a text of {len(other)}"):
+            hide_gaps(cache, other)
+    cache.attended = CacheNote([torch.tensor([[1, 0]])])  # one row, of which several answers are asked for
+    assert hide_gaps(cache, mask).tolist() == [[1, 0, 1, 1, 0], [0, 0, 1, 1, 1]]
+    for four in (torch.ones(2, 1, 5, 5), None):
+        assert hide_gaps(Cached(length=2), mask if four is None else four) is (mask if four is None else four)
+
+
+@pytest.mark.parametrize(("rows", "beams"), [(2, 1), (6, 3), (1, 1)])
+def test_gaps_are_kept_for_each_beam(rows, beams):
+    layers = [SimpleNamespace(keys=None), SimpleNamespace(), SimpleNamespace(keys=torch.zeros(rows, 1, 3, 4))]
+    cache, mask = Cached(length=3, layers=layers), torch.tensor([[True, False, True], [True] * 3])
+    remember_gaps(cache, mask)
+    assert CacheNote.read(cache, "attended").tolist() == [[1, 0, 1]] * beams + [[1, 1, 1]] * beams
+    empty = Cached(length=0, layers=layers)
+    remember_gaps(empty, mask)
+    assert not hasattr(empty, "attended")
+    no_keys = Cached(length=1, layers=layers[:2])
+    remember_gaps(no_keys, mask[:, :1])
+    assert CacheNote.read(no_keys, "attended").tolist() == [[1], [1]]
+
+
+def test_columns_that_a_padded_text_needs():
+    mask = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 1]])
+    assert left_padded(mask).tolist() == [[0, 2], [2, 3]]
+    assert left_padded(torch.tensor([[1, 1], [0, 1]])) is None
+    assert left_padded(torch.tensor([[1, 1], [1, 0]])).tolist() == [[0, 1], [1, 0]]
+    assert left_padded(torch.zeros(1, 3)).tolist() == [[2]]
+
+
+def test_processors_look_up_no_token_behind_the_vocabulary():
+    seen = []
+    InVocabulary([lambda ids, scores: seen.append(ids.tolist())])(torch.tensor([[3, 4, 5]]), torch.zeros(1, 4))
+    assert seen == [[[3, 0, 0]]]
+    scores = SuppressPlaceholders([1, 3], torch.device("cpu"))(None, torch.zeros(2, 4))
+    assert scores.isneginf().tolist() == [[False, True, False, True]] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_short"),
+    [
+        ({}, True),
+        ({"max_new_tokens": None, "generation_config": SimpleNamespace(max_new_tokens=3)}, False),
+        ({"generation_config": SimpleNamespace(return_dict_in_generate=True)}, False),
+        ({"return_dict_in_generate": False, "generation_config": SimpleNamespace(return_dict_in_generate=True)}, True),
+        ({"min_length": 3}, False),
+        ({"no_repeat_ngram_size": 2}, False),
+        ({"custom_generate": "mine"}, False),
+        ({"custom_generate": SimpleNamespace(reads_shortened=True)}, True),
+        ({"past_key_values": 0}, False),
+        ({"position_ids": 0}, False),
+        ({"token_type_ids": 0}, False),
+        ({"stopping_criteria": []}, False),
+        ({"prefix_allowed_tokens_fn": 0}, False),
+        ({"position_ids": None, "streamer": None}, True),
+        ({"streamer": SimpleNamespace()}, False),
+        ({"streamer": SimpleNamespace(skip_prompt=False)}, False),
+        ({"streamer": SimpleNamespace(skip_prompt=True)}, True),
+        ({"logits_processor": [1, 2]}, False),
+    ],
+    ids=str,
+)
+def test_when_a_prompt_may_be_shortened(changes, is_short):
+    """Where nobody can tell."""
+    model = SimpleNamespace(generation_config=SimpleNamespace(max_new_tokens=None))
+    kwargs = {"max_new_tokens": 4, "logits_processor": [1], **changes}
+    assert XLLMGenerationMixin._may_shorten(model, kwargs) is is_short
+
+
+def test_a_placeholder_behind_the_vocabulary_cannot_be_said(model):
+    assert model._sayable([0, 119, 120, 121]) == [0, 119]
+
+
+def test_the_first_token_of_a_prompt_is_looked_at_too(model):
+    ids = torch.tensor([[VIDEO, *prompt([IMAGE] * QUERIES)]])
+    with pytest.raises(ValueError, match="hold 1 placeholder tokens of a modality that no media is given for"):
+        model.generate(ids, pixel_values=torch.randn(1, 3, PIXELS, PIXELS), **GREEDY)
 
 
 def test_media_whose_place_is_not_known_are_an_error(model):

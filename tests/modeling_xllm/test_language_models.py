@@ -1,6 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """A third language model with a mask of its own: one class, one registration; forward, train, `generate`."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny import (
@@ -21,8 +23,11 @@ from transformers import AutoConfig, DynamicCache, LlamaConfig, LlamaForCausalLM
 from xllm import ChatGLMConfig, XLLMForConditionalGeneration, freeze_for_stage
 from xllm.modeling_xllm.language_models import (
     LANGUAGE_MODELS,
+    CacheNote,
     LanguageModel,
     PrefixLanguageModel,
+    embed_tokens,
+    find_tokens,
     language_model_of,
     register_language_model,
 )
@@ -178,3 +183,97 @@ def test_any_other_language_model_needs_no_entry():
 )
 def test_who_composes_a_half_precision_chatglm_is_told_of_its_angles(text, is_told):
     assert ("rope_half_precision" in language_model_of(text).note()) == is_told
+
+
+def test_positions_of_any_language_model_by_hand():
+    language, mask = LanguageModel(LlamaConfig()), torch.tensor([[0, 0, 1, 1, 1], [1, 0, 1, 1, 0]])
+    assert language.layout(None, mask)["position_ids"].tolist() == [[0, 0, 0, 1, 2], [0, 0, 1, 2, 2]]
+    assert language.layout(None, mask, 3)["position_ids"].tolist() == [[1, 2], [2, 2]]
+    assert language.layout(None, None) == language.layout(None, torch.ones(1, 1, 2, 2)) == {}
+    places = PrefixLlama(LlamaConfig()).next_positions(torch.tensor([[2, 3, 4], [0, 0, 7]]), 2)
+    assert places.tolist() == [[2, 3, 4, 5, 6], [0, 0, 7, 8, 9]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "sees"),
+    [
+        ({}, True),
+        ({"layer_types": ["full_attention"] * 2}, True),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, False),
+        ({"layer_types": ["sliding_attention"]}, False),
+        ({"sliding_window": 4}, False),
+        ({"attention_chunk_size": 4}, False),
+        ({"alibi": True}, False),
+        ({"model_type": "bloom"}, False),
+        ({"_attn_implementation": "eager"}, False),
+    ],
+    ids=str,
+)
+def test_who_takes_the_mask_of_scaled_dot_product_attention(fields, sees):
+    config = SimpleNamespace(**{"model_type": "llama", "_attn_implementation": "sdpa", **fields})
+    assert LanguageModel(config).sees_all_before() is sees
+
+
+def test_who_counts_alone():
+    assert LanguageModel(LlamaConfig()).counts_alone()
+    assert not LanguageModel(LlamaConfig(output_router_logits=True)).counts_alone()
+    assert not PrefixLlama(LlamaConfig()).counts_alone()
+
+
+@pytest.mark.parametrize("first", ["of token", "behind a cache", "a token"])
+def test_the_prefix_is_seen_where_it_is_read(model, first):
+    """Not behind a filled cache, nor by one token."""
+    length = 1 if first == "a token" else 3
+    embeds, cache = torch.zeros(1, length, 32), DynamicCache(config=model.config.text_config)
+    if first == "behind a cache":
+        cache.update(torch.zeros(1, 2, 2, 8), torch.zeros(1, 2, 2, 8), 0)
+    types = torch.tensor([[0, 0, 1]])[:, :length]
+    language = PrefixLlama(model.model.language_model.config)
+    mask = language.mask(embeds, torch.ones(1, length + cache.get_seq_length()), cache, types)
+    if first == "of token":
+        assert mask[0, 0].tolist() == [[True, True, False], [True, True, False], [True] * 3]
+    elif first == "behind a cache":
+        assert mask is None or mask[0, 0].tolist() == [[True] * 3 + [False] * 2, [True] * 4 + [False], [True] * 5]
+    else:
+        assert mask is None or mask.all()
+    four = torch.ones(1, 1, 3, 3)
+    assert language.mask(embeds, four, cache, types) is four
+
+
+def test_prompts_and_their_masks_are_of_one_width():
+    language, ids, cache = PrefixLlama(LlamaConfig()), torch.tensor([[11, 12, SOP]]), DynamicCache()
+    assert language.prompt_layout(ids, {})["token_type_ids"].tolist() == [[0, 0, 1]]
+    with pytest.raises(ValueError, match="attention_mask has 2 columns, input_ids 3$"):
+        language.prompt_layout(ids, {"attention_mask": torch.ones(1, 2)})
+    cache.update(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4), 0)
+    with pytest.raises(ValueError, match="input_ids 3: with past_key_values give the whole sequence"):
+        language.prompt_layout(ids, {"attention_mask": torch.ones(1, 2), "past_key_values": cache})
+    assert "position_ids" in language.prompt_layout(ids, {"past_key_values": cache})  # the cache holds the prefix
+    with pytest.raises(ValueError, match="past_key_values holds 2 tokens but the prompt's bidirectional prefix is"):
+        language.prompt_layout(torch.tensor([[11, 12, 13, SOP]]), {"past_key_values": cache})
+    masked = torch.tensor([[1, 1, 0, 1]])  # what is not attended is no prefix
+    assert language.prompt_layout(
+        torch.tensor([[11, 12, 13, SOP]]), {"attention_mask": masked, "past_key_values": cache}
+    )
+
+
+def test_a_note_of_a_cache_is_cropped_with_it():
+    cache = DynamicCache()
+    assert CacheNote.read(cache, "note") is None
+    cache.update(torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4), 0)
+    cache.note = CacheNote([torch.tensor([[1, 2, 3, 4]])])
+    assert CacheNote.read(cache, "note").tolist() == [[1, 2, 3]]
+    cache.crop(-1)
+    assert CacheNote.read(cache, "note").tolist() == [[1, 2]]
+
+
+def test_tokens_are_told_by_their_embeddings_and_ids_by_their_range():
+    embedding = torch.nn.Embedding(4, 3)
+    embeds = embedding(torch.tensor([[0, 3, 1], [3, 2, 3]]))
+    assert find_tokens(embeds, embedding, [3, 1, 4, 9]).tolist() == [[-1, 3, 1], [3, -1, 3]]
+    assert embed_tokens(embedding, torch.tensor([[0, 3]])).shape == (1, 2, 3)
+    for wrong in (4, -1):
+        with pytest.raises(ValueError, match=r"input_ids must lie in 0..3, got"):
+            embed_tokens(embedding, torch.tensor([[0, wrong]]))
+    with pytest.raises(IndexError):  # single tokens are not looked at before
+        embed_tokens(embedding, torch.tensor([[4]]))

@@ -10,7 +10,7 @@ from fixtures.chatglm_helpers import REFERENCE, ROWS, WEIGHTS, build, pad
 from fixtures.chatglm_oracle import CONFIG, EOP, GMASK, MASK, PAD, PROMPTS, SOP, slow_logits, slow_positions
 
 from xllm import ChatGLMConfig, ChatGLMForConditionalGeneration
-from xllm.modeling_xllm.modeling_chatglm import chatglm_positions, eager_attention_forward
+from xllm.modeling_xllm.modeling_chatglm import ChatGLMLanguageModel, chatglm_positions, eager_attention_forward
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,67 @@ def test_layout_errors_name_the_row_and_the_remedy():
     mask[0, :20] = 0  # padding may exceed the limit, tokens may not
     assert chatglm_positions(ids, mask, config)[0].max() == 118
     chatglm_positions(torch.tensor([[5, GMASK, SOP], [PAD, PAD, PAD]]), torch.tensor([[1, 1, 1], [0, 0, 0]]), config)
+
+
+def test_a_row_may_be_as_long_as_the_model_takes_and_repeat_places_but_not_fall():
+    config = ChatGLMConfig(**CONFIG)
+    ids = torch.full((1, 129), 5)
+    ids[0, -2:] = torch.tensor([GMASK, SOP])
+    assert chatglm_positions(ids[:, 1:], None, config)[0].max() == 126
+    with pytest.raises(ValueError, match="129 tokens in a row"):
+        chatglm_positions(ids, None, config)
+    ids, mask = torch.tensor([[7, 8, 9, GMASK, SOP]]), torch.tensor([[1, 1, 0, 1, 1]])
+    places = torch.tensor([[0, 2, 1, 2, 4]])  # one that falls at a masked token, one that is had twice
+    positions, _ = chatglm_positions(ids, mask, config, places)
+    assert positions.tolist() == [[[0, 2, 1, 2, 2]], [[0, 0, 0, 0, 1]]]
+    for falling in ([0, 2, 1, 1, 4], [3, 2, 2, 3, 4]):
+        with pytest.raises(ValueError, match="position_ids fall within a row"):
+            chatglm_positions(ids, mask, config, torch.tensor([falling]))
+    config.mask_token_id = None  # a vocabulary without [MASK]
+    assert chatglm_positions(ids, mask, config)[0].tolist() == [[[0, 1, 1, 2, 2]], [[0, 0, 0, 0, 1]]]
+    with pytest.raises(ValueError, match=r"row 0 of input_ids has no \[gMASK\]"):
+        chatglm_positions(torch.tensor([[7, MASK, SOP]]), None, config)
+    assert ChatGLMLanguageModel(config).layout_tokens() == [GMASK, SOP]
+
+
+def test_positions_of_further_tokens_by_hand():
+    language = ChatGLMLanguageModel(ChatGLMConfig(**CONFIG))
+    prompt = torch.tensor([[[0, 1, 2, 2]], [[0, 0, 0, 1]]])  # (2, B, L): `<sop>` is the last
+    assert language.next_positions(prompt, 2).tolist() == [[[0, 1, 2, 2, 2, 2]], [[0, 0, 0, 1, 2, 3]]]
+    shortest = torch.tensor([[[0, 0]], [[0, 1]]])
+    assert language.next_positions(shortest, 1).tolist() == [[[0, 0, 0]], [[0, 1, 2]]]
+    last = torch.tensor([[[2]], [[5]]])  # of an answer
+    assert language.next_positions(last, 1).tolist() == [[[2, 2]], [[5, 6]]]
+    drafted = torch.tensor([[[0, 1, 2, 2, 3, 4]], [[0, 0, 0, 1, 2, 3]]])  # as transformers counts them
+    assert language.drafted_positions(drafted).tolist() == [[[0, 1, 2, 2, 2, 2]], [[0, 0, 0, 1, 2, 3]]]
+    places = torch.tensor([[0, 1]])
+    assert language.drafted_positions(places) is places
+    assert language.empty_prompt() == [GMASK, SOP]
+    assert language.layout(torch.tensor([[7, GMASK, SOP]]), None, 3) == language.layout(None, None) == {}
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_drafted_tokens_of_a_step_stand_where_the_mask_is(model, number):
+    """transformers has counted on for each of them."""
+    prompt = torch.tensor([[7, 8, 9, GMASK, SOP]])
+    cache = model(prompt, use_cache=True).past_key_values
+    ids, counts = torch.cat([prompt, torch.full((1, number), 20)], 1), torch.arange(number + 1)
+    positions = torch.stack([torch.cat([torch.arange(4), 3 + counts]), torch.cat([torch.zeros(4), 1 + counts])])[
+        :, None
+    ]
+    if number == 1:
+        positions[0, :, -1] = 3  # the answer goes on by itself
+    step = model.prepare_inputs_for_generation(
+        ids, next_sequence_length=number, past_key_values=cache, position_ids=positions.long(), use_cache=True,
+        attention_mask=torch.ones_like(ids),
+    )["position_ids"]  # fmt: skip
+    assert step[0, 0, -number:].tolist() == [3] * number
+    assert step[1, 0, -number:].tolist() == list(range(2, 2 + number))
+
+
+def test_frequencies_are_no_weights_and_nothing_is_recomputed_unasked(model):
+    assert not [name for name in model.state_dict() if "rotary" in name]
+    assert not model.is_activation_checkpointing
 
 
 # ---- forward --------------------------------------------------------------------------------------------------------
@@ -202,6 +263,14 @@ def test_a_cache_knows_the_positions_of_what_follows(legacy):
     first = model(words[:, :2], attention_mask=whole_mask[:, :-1], past_key_values=cache).logits
     last = model(words[:, 2:], attention_mask=whole_mask, past_key_values=cache).logits
     torch.testing.assert_close(torch.cat([first, last], 1), whole, atol=1e-5, rtol=1e-5)
+    row, alone = torch.tensor(ROWS[:1]), model(torch.tensor([[*ROWS[0], 20, 21, 22]])).logits[:, -3:]
+    kept = model(row, use_cache=True).past_key_values
+    torch.testing.assert_close(model(words[:1], past_key_values=kept).logits, alone, atol=1e-5, rtol=1e-5)  # no mask
+    with pytest.raises(ValueError, match="past_key_values holds 10 tokens: give the position_ids"):
+        model(words[:2], past_key_values=kept)  # of one row
+    shortest = model(torch.tensor([[GMASK, SOP]]), use_cache=True).past_key_values
+    expected = model(torch.tensor([[GMASK, SOP, 20]])).logits[:, -1:]
+    torch.testing.assert_close(model(words[:1, :1], past_key_values=shortest).logits, expected, atol=1e-5, rtol=1e-5)
     cache.crop(-3)  # another answer to the same question
     again = model(words, attention_mask=whole_mask, past_key_values=cache).logits
     torch.testing.assert_close(again, whole, atol=1e-5, rtol=1e-5)
@@ -238,6 +307,7 @@ def test_training_projects_supervised_positions_only_and_gets_the_same_loss():
     sparse = model(ids, attention_mask=mask, labels=labels)
     sparse.loss.backward()
     assert sparse.logits is None
+    assert sparse.past_key_values is None
     assert rows == [24, int((labels != -100).sum())]
     assert sparse.loss.item() == pytest.approx(full.loss.item(), abs=1e-6)
     for name, parameter in model.named_parameters():

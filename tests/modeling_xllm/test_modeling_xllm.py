@@ -297,3 +297,83 @@ def test_features_are_what_the_language_model_reads(model):
     assert clips.pooler_output[0].shape[0] == int(clips.mask.sum()) <= int(clips.num_placeholders) == 7
     with pytest.raises(ValueError, match="modality must be one of image, speech, video, got 'smell'"):
         model.get_features("smell", torch.zeros(1))
+
+
+def pictures_of_one_token_of_two() -> dict[str, X2LOutput]:
+    embeddings, mask = torch.ones(1, 2, 32), torch.tensor([[True, False]])
+    return {"image": X2LOutput(embeddings=embeddings, mask=mask, num_placeholders=torch.tensor([2]))}
+
+
+def test_media_over_a_text_behind_cached_tokens_by_hand():
+    tree, features = tiny_model("llama").model, pictures_of_one_token_of_two()
+    ids = torch.tensor([[7, IMAGE, IMAGE, 8]])
+    for given, expected in ((None, [1, 1, 0, 1]), (torch.tensor([[0, 1, 1, 1, 1, 1]]), [0, 1, 1, 1, 0, 1])):
+        embeds, mask = tree.place_features(ids, given, features)
+        assert mask.tolist() == [expected]
+        assert embeds.sum(-1).tolist() == [[0, 32, 0, 0]]
+    ids = torch.tensor([[VIDEO, IMAGE, IMAGE]])
+    assert tree.place_features(ids, None, features, seen=1)[1].tolist() == [[1, 1, 0]]
+    with pytest.raises(ValueError, match="hold 1 placeholder tokens of a modality that no media is given for"):
+        tree.place_features(ids, None, features)
+    assert tree.placeholder_ids(without=["image"]) == [SPEECH, VIDEO]
+    tree.config.modalities["image"].token_id = None
+    assert tree.placeholder_ids() == [SPEECH, VIDEO]
+    with pytest.raises(ValueError, match=r"modalities\['image'\].token_id is not set"):
+        tree.place_features(ids, None, features, seen=1)
+
+
+def test_what_is_given_to_a_step_is_said_to_be_wrong_or_read(model):
+    ids = torch.tensor([prompt(TEXT)])
+    embeds = model.get_input_embeddings()(ids)
+    for given in ({}, {"input_ids": ids, "inputs_embeds": embeds}):
+        with pytest.raises(ValueError, match="give exactly one of input_ids and inputs_embeds"):
+            model(**given)
+    pictures = tiny_model("llama", rows={"image": tiny_rows()["image"]})
+    with pytest.raises(ValueError, match="input_features given, but no row of config.modalities reads it"):
+        pictures(input_ids=ids, input_features=torch.randn(1, 9, 80))
+    cache = model(input_ids=ids, use_cache=True).past_key_values
+    model(input_ids=torch.tensor([[IMAGE]]), past_key_values=cache)  # behind a prompt a drafted step may read anything
+    model.train()
+    assert model(input_ids=ids).past_key_values is None
+    assert model(input_ids=ids, use_cache=True).past_key_values is not None
+    assert model.model(input_ids=ids).last_hidden_state.requires_grad
+    with torch.no_grad():
+        assert not model.model(input_ids=ids).last_hidden_state.requires_grad
+
+
+@torch.no_grad()
+def test_new_media_come_behind_those_encoded_before():
+    """In one row; of several it is not known which holds which."""
+    model, (ids, media) = tiny_model("llama"), mixed_rows()[3]
+    first, second = ({"pixel_values": picture} for picture in media["pixel_values"].split(1))
+    given = {"modality_features": model.encode_media(first), **second}
+    expected = model(input_ids=torch.tensor([ids]), **media).logits
+    torch.testing.assert_close(model(input_ids=torch.tensor([ids]), **given).logits, expected, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="image: got modality_features and new items for 2 rows"):
+        model(input_ids=torch.tensor([ids] * 2), **given)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("by_embeddings", [False, True])
+def test_a_text_that_goes_on_without_a_mask_sees_no_gaps_of_its_cache(by_embeddings):
+    model = tiny_model("llama")
+    ids, media = mixed_rows()[4]
+    words = torch.tensor([[11, 12]])
+    whole = model(input_ids=torch.tensor([[*ids, 11, 12]]), **media).logits[:, -2:]
+    cache = model(input_ids=torch.tensor([ids]), **media, use_cache=True).past_key_values
+    given = {"inputs_embeds": model.get_input_embeddings()(words)} if by_embeddings else {"input_ids": words}
+    torch.testing.assert_close(model(**given, past_key_values=cache).logits, whole, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_step_of_text_runs_what_other_processes_train(monkeypatch, processes):
+    for module in ("modeling_xllm", "cformer"):
+        monkeypatch.setattr(f"xllm.modeling_xllm.{module}.world_size", lambda: processes)
+    model, ids = tiny_model("llama").requires_grad_(False), torch.tensor([prompt(TEXT)])
+    adapter = model.model.interfaces["image"].adapter.requires_grad_(True)
+    expected = model(input_ids=ids, labels=ids).loss
+    loss = model.train()(input_ids=ids, labels=ids).loss
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert (adapter.weight.grad is None) == (processes == 1)
+    assert adapter.weight.grad is None or not adapter.weight.grad.any()

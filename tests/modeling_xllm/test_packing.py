@@ -9,7 +9,7 @@ from tiny import EOP, batch_of, gradients, mixed_rows, tiny_model
 from transformers import MambaConfig, MambaModel
 
 from xllm import freeze_for_stage
-from xllm.modeling_xllm.packing import PackedTokens, packing_problem
+from xllm.modeling_xllm.packing import PackedTokens, _shared_rows, packing_problem
 
 
 def test_packed_tokens_by_hand():
@@ -37,6 +37,31 @@ def test_rows_that_are_not_full():
     assert PackedTokens(mask[:2], width=10_000).mask.shape == (1, 61)
     states = torch.randn(6, 41, 2)
     assert torch.equal(filled.put_back(filled.take_states(states))[mask.bool()], states[mask.bool()])
+
+
+def rows_by_a_loop(lengths, width):
+    """The lengths of each row, for the number of rows that costs least: the longest first, each where least is."""
+    best, least = [lengths], sum(lengths) * (6 * width + sum(lengths))
+    for number in range(2, len(lengths) + 1):
+        rows = [[] for _ in range(number)]
+        for length in sorted(lengths, reverse=True):
+            min(rows, key=sum).append(length)
+        size = max(map(sum, rows))
+        if number * size <= 1.05 * sum(lengths) and number * size * (6 * width + size) < least:
+            best, least = rows, number * size * (6 * width + size)
+    return sorted(sorted(row) for row in best)
+
+
+@pytest.mark.parametrize("width", [0, 2, 40])
+def test_as_many_rows_as_cost_least(width):
+    for seed in range(30):
+        lengths = torch.randint(1, 30, (7,), generator=torch.Generator().manual_seed(seed)).tolist()
+        rows = _shared_rows(lengths, width, False)
+        assert sorted(sorted(length for _, length in row) for row in rows) == rows_by_a_loop(lengths, width)
+        assert sorted(place for row in rows for place in row) == list(enumerate(lengths))
+        assert len(_shared_rows(lengths, width, True)) == 1
+    assert _shared_rows([21, 19], 0, False) == [[(0, 21)], [(1, 19)]]  # of 42 positions exactly a twentieth is padding
+    assert _shared_rows([22, 18], 0, False) == [[(0, 22), (1, 18)]]
 
 
 def step_batch():

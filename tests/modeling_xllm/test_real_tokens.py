@@ -1,13 +1,15 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Training computes real tokens only, and gives what computing everything gives."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from fixtures.chatglm_helpers import ROWS, build, pad
 from tiny import EOP, SOP, batch_of, gradients, mixed_rows, tiny_model
 
 from xllm import freeze_for_stage
-from xllm.modeling_xllm.real_tokens import RealTokens
+from xllm.modeling_xllm.real_tokens import RealTokens, computes_real_tokens_only, real_tokens
 
 
 def test_real_tokens_by_hand():
@@ -18,6 +20,71 @@ def test_real_tokens_by_hand():
     assert tokens.put_back(tokens.take_states(states)).flatten(1).tolist() == [[0, 1, 1, 3, 4], [5, 5, 5, 5, 5]]
     positions = torch.stack([torch.arange(10).view(2, 5), torch.arange(10).view(2, 5) + 100])
     assert tokens.take(positions)[1].tolist()[0] == [101, 103, 104]
+
+
+def test_rows_without_gaps_are_left_as_they_are():
+    whole, states = RealTokens(torch.ones(2, 3)), torch.randn(2, 3, 4)
+    assert whole.is_whole
+    assert whole.real() is None
+    assert whole.take_states(states) is states
+    assert whole.put_back(states) is states
+    one_short = RealTokens(torch.tensor([[1, 1, 1], [0, 1, 1]]))
+    assert not one_short.is_whole
+    assert one_short.real().tolist() == [[1, 1, 1], [1, 1, 0]]
+    nothing = RealTokens(torch.zeros(2, 3))
+    assert nothing.take_states(states).shape == (2, 1, 4)
+    assert not nothing.put_back(states[:, :1]).any()
+
+
+@pytest.mark.parametrize(
+    ("width", "ours", "counts_alone", "sees_all", "seen"),
+    [
+        (512, True, True, True, "causal"),
+        (513, True, True, True, "none"),  # a longer mask costs more than to do without
+        (4, True, True, False, "none"),
+        (4, False, True, True, "real"),  # positions are the caller's
+        (4, True, False, True, "real"),
+    ],
+)
+def test_the_mask_of_real_tokens(width, ours, counts_alone, sees_all, seen):
+    mask = (torch.arange(width + 1) < torch.tensor([[width], [2]])).long()
+    language = SimpleNamespace(counts_alone=lambda: counts_alone, sees_all_before=lambda: sees_all)
+    layout = {"position_ids": mask}
+    got = RealTokens(mask).seen(language, None, layout, ours)
+    assert ("position_ids" in layout) == (seen == "real")
+    if seen == "none":
+        assert got is None
+    elif seen == "real":
+        assert got.tolist() == mask[:, :width].tolist()
+    else:
+        assert got.shape == (1, 1, width, width)
+        assert got[0, 0, :3, :3].tolist() == [[True, False, False], [True, True, False], [True] * 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "kwargs"),
+    [
+        ({"training": False}, {}),
+        ({"cache": "a cache"}, {}),
+        ({"use_cache": True}, {}),
+        ({"mask": torch.ones(1, 1, 2, 2)}, {}),
+        ({"mask": None}, {}),
+        ({}, {"output_hidden_states": True}),
+        ({}, {"output_attentions": True}),
+        ({"config": {"output_attentions": True}}, {}),
+    ],
+    ids=str,
+)
+def test_when_padding_is_computed_all_the_same(changes, kwargs):
+    def asked(mask=torch.ones(1, 2), cache=None, use_cache=False, training=True, config=(), **kwargs):  # noqa: B008
+        model = SimpleNamespace(training=training, config=SimpleNamespace(**dict(config)))
+        found = real_tokens(model, mask, cache, use_cache, kwargs)
+        assert computes_real_tokens_only(model, mask, cache, use_cache, kwargs) == (found is not None)
+        return found is not None
+
+    assert asked()
+    assert asked(config={"output_attentions": True}, output_attentions=False)
+    assert not asked(**changes, **kwargs)
 
 
 def assert_same_step(model, batch):

@@ -1,12 +1,15 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Speech encoders of other families: lengths by hand, published folders through processor, model and generation."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from processor_parts import word_tokenizer
 from tiny import SPEECH, prompt, tiny_config, tiny_model, tiny_rows, tiny_text_config
 from transformers import (
+    ASTConfig,
     AutoModel,
     BertConfig,
     BertModel,
@@ -29,7 +32,7 @@ from transformers.models.fun_asr_nano.configuration_fun_asr_nano import FunAsrNa
 
 from xllm.assembly.composing import Towers, compose
 from xllm.assembly.opening import load_checkpoint
-from xllm.modeling_xllm.speech_encoders import encode_sequences, speech_input
+from xllm.modeling_xllm.speech_encoders import blank_sequence, encode_sequences, output_width, speech_input
 
 
 LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -170,6 +173,38 @@ def test_lengths_by_hand(config, length, frames, stride):
     assert all(rule.num_frames(n) <= -(-n // stride) for n in range(1, 2000))
 
 
+@pytest.mark.parametrize("patch", [4, (4, 5)])
+def test_windows_of_spectrograms_by_hand(patch):
+    """The published sizes: AST makes 12 rows of 101 patches of ten seconds; CLAP's map is 8 by 8, four folds of it."""
+    ast = {"max_length": 1024, "num_mel_bins": 128, "patch_size": 16, "time_stride": 10, "frequency_stride": 10}
+    clap = {"spec_size": 256, "num_mel_bins": 64, "patch_stride": patch, "depths": [2, 2, 6, 2]}
+    for kind, fields, expected in (
+        ("audio-spectrogram-transformer", ast, (1024, 101, 12, 10)),
+        ("clap_audio_model", clap, (1001, 32, 2, 31)),
+    ):
+        rule = speech_input(SimpleNamespace(model_type=kind, **fields))
+        assert (rule.window, rule.steps, rule.vectors, rule.stride) == expected
+        assert rule.num_frames(rule.window) == rule.steps
+        assert [rule.num_frames(n) for n in (0, 1, rule.window + 1)] == [0, 1, rule.steps + 1]
+
+
+@pytest.mark.parametrize(
+    ("config", "is_alone"),
+    [
+        (WAVE_LAYER, False),
+        (Wav2Vec2Config(**WAVE), True),  # a norm over time
+        (Wav2Vec2Config(feat_extract_norm="layer", add_adapter=True, **WAVE), True),
+        (SEWConfig(feat_extract_norm="layer", **WAVE), True),
+        (WAVE_BERT, False),
+        (Wav2Vec2BertConfig(add_adapter=True), True),
+        (MOONSHINE, True),
+        (PARAKEET, False),
+    ],
+)
+def test_who_is_encoded_alone(config, is_alone):
+    assert speech_input(config).one_by_one is is_alone
+
+
 def test_rules_agree_with_transformers():
     """Where a family computes lengths itself, ours are the same for every length."""
     lengths = torch.arange(400, 3000)
@@ -221,13 +256,87 @@ def test_an_encoder_that_the_table_does_not_know():
         encode_sequences(Strided(), torch.randn(1, 10, 4), None)
 
 
+@pytest.mark.parametrize(("lost", "is_taken"), [(0, True), (2, True), (3, False)])
+def test_an_unknown_encoder_may_lose_the_margin_of_a_convolution(lost, is_taken):
+    class Cut(torch.nn.Module):
+        config = PretrainedConfig()
+
+        def forward(self, inputs):
+            return PretrainedOutput(inputs[:, : inputs.shape[1] - lost])
+
+    if is_taken:
+        assert encode_sequences(Cut(), torch.randn(1, 9, 4), None)[1].tolist() == [[True] * (9 - lost)]
+    else:
+        with pytest.raises(ValueError, match="gives 6 frames for an input of 9, expected 9"):
+            encode_sequences(Cut(), torch.randn(1, 9, 4), None)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "shape"),
+    [
+        (PARAKEET, "input_features", (1, 9, 80)),  # one frame of a clip of one position, and eight more
+        (WHISPER, "input_features", (1, 100, 80)),  # a window
+        (WAVE_LAYER, "input_values", (1, 250 + 320)),
+        (WAVE_BERT, "input_features", (1, 2, 160)),
+        (FUN_ASR, "input_features", (1, 2, 560)),
+        (ASTConfig(max_length=104, num_mel_bins=26), "input_values", (1, 104, 26)),
+    ],
+)
+def test_a_blank_clip_has_two_frames(config, name, shape):
+    clip = blank_sequence(SimpleNamespace(config=config, main_input_name=name))
+    assert clip.shape == shape
+    assert not clip.any()
+    if speech_input(config).window is None:
+        assert speech_input(config).num_frames(shape[1]) == 2
+
+
+def test_a_blank_clip_of_an_encoder_that_the_table_does_not_know():
+    unknown = SimpleNamespace(config=PretrainedConfig(), main_input_name="input_values")
+    assert blank_sequence(unknown).shape == (1, 4)
+    assert blank_sequence(unknown, 3).shape == (1, 12)  # two frames, though it may lose two
+    unknown.main_input_name = "input_features"
+    with pytest.raises(ValueError, match="how wide its input is, none of input_size, num_mel_bins, feature_proj"):
+        blank_sequence(unknown, 3)
+    unknown.config.num_mel_bins = 7
+    assert blank_sequence(unknown, 3).shape == (1, 12, 7)
+
+
+@pytest.mark.parametrize(
+    ("fields", "width"),
+    [
+        ({"hidden_size": 5, "output_hidden_size": 6}, 5),
+        ({"hidden_size": 5, "output_hidden_size": 6, "add_adapter": True}, 6),
+        ({"hidden_sizes": [3, 4, 5]}, 5),
+        ({"hidden_dim": 7}, 7),
+    ],
+)
+def test_how_wide_the_features_of_an_encoder_are(fields, width):
+    assert output_width(SimpleNamespace(**fields)) == width
+    with pytest.raises(ValueError, match="how wide the features of a radar are"):
+        output_width(SimpleNamespace(model_type="radar"))
+
+
+class Shortened(torch.nn.Module):
+    """Loses the last frame of an encoder whose rule is known."""
+
+    def __init__(self, tower):
+        super().__init__()
+        self.tower, self.config = tower, tower.config
+
+    def forward(self, inputs, attention_mask):
+        return PretrainedOutput(self.tower(inputs, attention_mask=attention_mask).last_hidden_state[:, :-1])
+
+
 class PretrainedOutput:
     def __init__(self, states):
         self.last_hidden_state = states
 
 
 def test_wrong_input_is_named(tmp_path):
-    tower = AutoModel.from_config(WAVE_LAYER)
+    tower = AutoModel.from_config(WAVE_LAYER).eval()
+    assert encode_sequences(tower, torch.randn(1, 250), None)[1].tolist() == [[True]]  # the shortest clip
+    with pytest.raises(ValueError, match="wav2vec2 gives 49 frames for an input of 16000, expected 50"):
+        encode_sequences(Shortened(tower), torch.randn(1, 16_000), None)
     with pytest.raises(ValueError, match="a clip has 200 positions; wav2vec2 needs 250"):
         encode_sequences(tower, torch.randn(2, 999), (torch.arange(999) < torch.tensor([[999], [200]])).long())
     with pytest.raises(ValueError, match=r"modalities\['speech'\].subsampling_factor is 8, but whisper gives one fr"):

@@ -3,6 +3,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import AutoModel, AutoModelForMultimodalLM, LlamaForCausalLM, 
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 
 from xllm import ChatGLMForConditionalGeneration, XLLMForConditionalGeneration
+from xllm.modeling_xllm.stage_checkpoints import sample_towers
 from xllm.modeling_xllm.weight_files import StageCheckpointError
 
 
@@ -127,3 +129,49 @@ def test_interface_weights_missing_from_the_stage_are_refused(tmp_path):
     model.save_pretrained(tmp_path / "stage", state_dict=state)
     with pytest.raises(StageCheckpointError, match="2 missing: model.interfaces.image.adapter"):
         XLLMForConditionalGeneration.from_pretrained(tmp_path / "stage")
+
+
+def test_a_few_values_of_each_tensor_of_a_named_tower_are_kept():
+    model = torch.nn.ModuleDict({"vision_tower": torch.nn.Embedding(128, 2), "lm_head": torch.nn.Linear(3, 1)})
+    model.vision_tower.small = torch.nn.Parameter(torch.ones(3))
+    model.vision_tower.count = torch.nn.Buffer(torch.tensor([1, 2]))
+    model.config = SimpleNamespace(towers=None)
+    assert sample_towers(model) == {}
+    model.config.towers = {"vision_tower": {}}
+    samples = sample_towers(model)
+    assert samples.keys() == {"vision_tower.weight", "vision_tower.small"}
+    assert torch.equal(samples["vision_tower.weight"], model.vision_tower.weight.flatten()[::4])  # 64 of 256
+    assert torch.equal(samples["vision_tower.small"], torch.ones(3))
+    with torch.no_grad():
+        model.vision_tower.weight.zero_()
+    assert samples["vision_tower.weight"].any(), "a copy"
+    model.config.towers = {"language_model": {}}
+    assert sample_towers(model).keys() == {"lm_head.weight", "lm_head.bias"}
+
+
+def test_what_is_loaded_is_asked_for_by_its_revision_and_reported():
+    model, asked = tiny_model("llama"), []
+    assert not model.is_quantized
+    model.is_quantized = True  # whatever quantisers set: what is trained never is
+    assert not model.is_quantized
+
+    def load(path, *args, **kwargs):
+        asked.append((path, kwargs["revision"], kwargs["ignore_mismatched_sizes"], kwargs["output_loading_info"]))
+        return model, {"mismatched_keys": [("a", (1,), (2,))], "missing_keys": {"a", "b"}, "unexpected_keys": ["c"]}
+
+    def given(revision, source="here", **kwargs):
+        return model._load_strictly(load, "x", (), source, False, None, revision, kwargs)
+
+    for kwargs, problems in (
+        (
+            {},
+            r"here does not fit this model: 1 missing: b; .*: c; 1 misshapen: a \(\[1\], expected \[2\]",
+        ),
+        ({"ignore_mismatched_sizes": True}, "here does not fit this model: 1 missing: b; 1 without a place: c$"),
+    ):
+        with pytest.raises(StageCheckpointError, match=problems):
+            given("v1", **kwargs)
+    assert given(None, output_loading_info=True)[0] is model
+    assert given(None, output_loading_info=True, ignore_mismatched_sizes=True)[0] is model
+    assert given(None, None) is model  # a new one has no checkpoint
+    assert asked == [("x", "v1", True, True)] * 2 + [("x", "main", tolerant, True) for tolerant in (False, True, True)]

@@ -17,9 +17,16 @@ from xllm.cli import main
 from xllm.modeling_xllm.weight_files import (
     RECORD,
     StageCheckpointError,
+    check_finite,
+    check_fit,
     copy_tensors,
+    pinned_revision,
     record_weights,
+    resolve_source,
     split_source,
+    verify_weights,
+    weight_files,
+    write_json,
 )
 
 
@@ -146,6 +153,10 @@ def test_an_index_names_files_of_its_own_folder_only(folder, tmp_path):
 def test_an_encoder_model_does_without_the_language_model_but_lacks_nothing_of_its_own(folder):
     model = XLLMEncoderModel.from_pretrained(folder, modalities=["speech"])
     assert set(model.interfaces) == {"speech"}
+    rewrite(folder, lambda tensors: tensors.update({"model.interfaces.speech.odd": torch.ones(1)}))
+    with pytest.raises(StageCheckpointError, match="1 without a place: .*interfaces.speech.odd"):
+        XLLMEncoderModel.from_pretrained(folder, modalities=["speech"])
+    rewrite(folder, lambda tensors: tensors.pop("model.interfaces.speech.odd"))
     rewrite(folder, lambda tensors: tensors.pop("model.interfaces.speech.adapter.bias"))
     XLLMEncoderModel.from_pretrained(folder, modalities=["image"])
     with pytest.raises(StageCheckpointError, match="1 missing: .*speech.adapter.bias"):
@@ -167,6 +178,28 @@ def test_commands_say_it_in_one_line(tmp_path, capfd, command):
     assert "m does not fit this model: 47 missing: model.interfaces.image.adapter.bias" in err
 
 
+def test_who_asks_for_the_report_of_loading_gets_it_instead_of_an_error(folder):
+    model, info = XLLMForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert type(model) is XLLMForConditionalGeneration
+    assert not info["missing_keys"]
+    if not json.loads((folder / "config.json").read_text()).get("towers"):  # else it is put together before
+        rewrite(folder, lambda tensors: tensors.update(odd=torch.ones(1)))
+        _, info = XLLMForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+        assert list(info["unexpected_keys"]) == ["odd"]
+
+
+def test_what_follows_saving_is_told_the_folder(tmp_path):
+    model, told = tiny_model("llama"), []
+    model.after_saving = told.append
+    model.save_pretrained(tmp_path / "a", is_main_process=False)
+    assert told == []
+    model.save_pretrained(tmp_path / "b")
+    assert told == [tmp_path / "b"]
+    model.after_saving = None
+    model.save_pretrained(tmp_path / "c")
+    assert RECORD in json.loads((tmp_path / "c" / "config.json").read_text())
+
+
 def test_nothing_is_copied_unless_all_of_it_fits():
     target = {"a": torch.zeros(2), "b": torch.zeros(2)}
     with pytest.raises(
@@ -182,3 +215,58 @@ def test_a_path_with_an_at_sign_is_a_path(tmp_path):
     (tmp_path / "a@b").mkdir()
     assert split_source(str(tmp_path / "a@b")) == (str(tmp_path / "a@b"), None)
     assert split_source("user/repo@v1") == ("user/repo", "v1")
+
+
+def test_a_message_names_three_tensors():
+    check_fit({}, {}, "x")
+    for number, names in ((1, "a$"), (3, "a, b, c$"), (4, r"a, b, c \.\.\.$")):
+        wanted = {name: torch.Size([1]) for name in "dcba"[-number:]}
+        with pytest.raises(StageCheckpointError, match=f"x does not fit the model: {number} missing: {names}"):
+            check_fit({}, wanted, "x")
+    with pytest.raises(StageCheckpointError, match=r"1 missing: a; 1 without a place: c; 1 misshapen: b \(\[2\], exp"):
+        check_fit({"b": torch.ones(2), "c": torch.ones(1)}, {"a": torch.ones(1), "b": torch.ones(1)}, "x")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "is_broken"),
+    [
+        (torch.tensor([1.0, float("nan")]), True),
+        (torch.tensor([float("-inf"), 1.0], dtype=torch.float16), True),
+        (torch.tensor([float("nan")]).to(torch.float8_e4m3fn), False),  # has no largest value to be asked for
+        (torch.tensor([1, 2]), False),
+        (torch.zeros(0), False),
+        (torch.zeros(2, device="meta"), False),
+    ],
+)
+def test_what_is_not_finite_is_named(tensor, is_broken):
+    check_finite({"good": torch.ones(3)}, "x")
+    if not is_broken:
+        return check_finite({"good": torch.ones(3), "odd": tensor}, "x")
+    for broken in (tensor, torch.nn.Parameter(tensor)):
+        with pytest.raises(StageCheckpointError, match="x: NaN or Inf in 1 of its tensors: odd"):
+            check_finite({"good": torch.ones(3), "odd": broken}, "x")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", 3])
+def test_an_index_names_files(tmp_path, name):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(StageCheckpointError, match="index.json: names .*, which is not a file in the"):
+        weight_files(str(tmp_path))
+
+
+def test_other_files_than_those_that_were_saved(tmp_path):
+    save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
+    write_json(tmp_path / "config.json", {"model_type": "xllm", RECORD: {"other.safetensors": "0"}})
+    assert (tmp_path / "config.json").read_text().endswith("}\n")
+    with pytest.raises(StageCheckpointError, match="config.json was saved with other.safetensors, these are other"):
+        verify_weights(str(tmp_path))
+    write_json(tmp_path / "config.json", {"model_type": "xllm", RECORD: "a string"})
+    verify_weights(str(tmp_path))
+
+
+def test_sources_beside_a_checkpoint_are_found_from_it(tmp_path):
+    assert resolve_source("../base", tmp_path / "stage") == str(tmp_path / "base")
+    assert resolve_source("user/base", tmp_path / "stage") == "user/base"
+    assert split_source("@odd") == ("@odd", None)
+    assert split_source("user/repo") == ("user/repo", None)
+    assert pinned_revision(str(tmp_path), "v1") == "v1"

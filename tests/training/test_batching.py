@@ -1,14 +1,19 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Lengths without decoding, batches of one length or one kind of media, and sounds that are too long."""
 
+import contextlib
 import json
 import wave
+from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from xllm.processing.audio_decoding import Waveform
 from xllm.processing.media_sources import MediaError
-from xllm.training.batches.batching import GroupedSampler, token_lengths
+from xllm.training.batches import batching
+from xllm.training.batches.batching import GroupedSampler, _num_vectors, kinds_of_sample, seconds_of, token_lengths
 from xllm.training.batches.collator import XLLMDataCollator
 from xllm.training.data.dataset import ChatDataset
 from xllm.training.data.long_media import LongMedia
@@ -145,6 +150,90 @@ def test_a_recipe_groups_its_batches(tiny, media, tmp_path, monkeypatch):
     kinds = [("pixel_values" in batch, "input_features" in batch) for batch in batches]
     assert len(kinds) == 6  # of each epoch one of sounds and two of pictures
     assert all(picture != sound for picture, sound in kinds)
+
+
+def of_parts(*types):
+    return Sample("s", media=[{"type": one} for one in types], answers=["a"])
+
+
+def test_the_kinds_of_a_sample_have_one_order():
+    assert kinds_of_sample(of_parts("video", "image", "text", "image")) == "image+video"
+    assert kinds_of_sample(of_parts("text")) == kinds_of_sample(of_parts()) == "text"
+
+
+def test_how_long_a_sound_is_by_hand(tmp_path):
+    wave = np.zeros(4000, np.float32)
+    assert seconds_of({"type": "audio", "duration": 0.7, "offset": 0.2}) == 0.7
+    assert seconds_of({"type": "audio", "audio": Waveform(wave, 8000)}) == 0.5
+    assert seconds_of({"type": "audio", "array": wave, "sampling_rate": 16_000}) == 0.25
+    assert seconds_of({"type": "audio", "audio": Waveform(wave, 8000), "offset": 0.1}) == pytest.approx(0.4)
+    assert seconds_of({"type": "audio", "audio": Waveform(wave, 8000), "offset": 0.9}) == 0
+    np.save(tmp_path / "x.npy", np.zeros((7, 3)))
+    assert _num_vectors(str(tmp_path / "x.npy")) == _num_vectors([0] * 7) == 7
+
+
+@pytest.mark.parametrize(
+    ("stream", "whole", "seconds"),
+    [(SimpleNamespace(duration=8000, time_base=Fraction(1, 16_000)), 2_500_000, 0.5), (None, 2_500_000, 2.5),
+     (SimpleNamespace(duration=None), 2_500_000, 2.5), (None, None, None)],
+)  # fmt: skip
+def test_the_header_of_a_sound_says_how_long_it_is(media, monkeypatch, stream, whole, seconds):
+    container = SimpleNamespace(streams=SimpleNamespace(best=lambda kind: stream), duration=whole)
+    monkeypatch.setattr(batching, "open_container", lambda file, name: contextlib.nullcontext(container))
+    part = {"type": "audio", "path": str(media / "low.wav")}
+    if seconds is None:
+        with pytest.raises(MediaError, match="its header does not say how long it is"):
+            seconds_of(part)
+    else:
+        assert seconds_of(part) == seconds
+
+
+def test_the_longest_of_several_texts_counts(tiny_processor):
+    assert token_lengths([], tiny_processor) == []
+    several = Sample("a", prompts=["?", "what is it"], answers=["a dog in the sun", "a"])
+    one = Sample("b", prompts=["what is it"], answers=["a dog in the sun"])
+    words = tiny_processor.tokenizer("what is ita dog in the sun", add_special_tokens=False)["input_ids"]
+    assert token_lengths([several, one], tiny_processor) == [len(words)] * 2
+
+
+def sampler(count, batch_size, kinds=("text",), lengths=None, seed=3, epoch=5):
+    """Over samples whose kinds repeat, and a data set that draws them in reverse."""
+    samples = [of_parts(kinds[index % len(kinds)]) for index in range(count)]
+    data = SimpleNamespace(samples=samples, processor=None, order=np.arange(count)[::-1], seed=seed, epoch=epoch)
+    found = GroupedSampler(data, batch_size, by_length=False, one_modality=len(kinds) > 1)
+    found.lengths = lengths
+    return found
+
+
+def test_the_order_of_an_epoch_follows_from_seed_and_epoch_alone():
+    """By hand, so that a run that is resumed by another version reads on where it was."""
+    rng = np.random.default_rng([3, 5, 2])
+    drawn = rng.permutation(10)
+    batches = [drawn[:4], drawn[4:8]]
+    expected = [*np.concatenate([batches[place] for place in rng.permutation(2)]), *drawn[8:]]
+    assert list(sampler(10, 4)) == expected
+    assert sampler(10, 4).data.kinds is None
+    assert len(sampler(10, 4)) == 10
+
+
+def test_samples_are_sorted_within_fifty_batches():
+    lengths = np.random.default_rng(0).integers(1, 1000, 230)
+    found = sampler(230, 2, lengths=lengths)
+    order = found.data.order
+    batches = list(found._batches(np.arange(230), order))
+    assert [len(batch) for batch in batches] == [2] * 115
+    for start in (0, 50, 100):
+        some = np.concatenate(batches[start : start + 50])
+        assert sorted(some) == list(range(2 * start, min(2 * start + 100, 230)))
+        assert (np.diff(lengths[order[some]]) <= 0).all()
+
+
+def test_groups_are_filled_up_with_their_own():
+    found = sampler(7, 4, kinds=("image", "audio"))  # four pictures, three sounds
+    order = list(found)
+    assert len(order) == len(found) == 8
+    assert {frozenset(order[:4]), frozenset(order[4:])} == {frozenset({0, 2, 4, 6}), frozenset({1, 3, 5})}
+    assert found.data.kinds.tolist() == ["image", "audio"] * 3 + ["image"]
 
 
 # ---- sounds that are too long ---

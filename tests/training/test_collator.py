@@ -12,7 +12,8 @@ from processor_parts import composed, small_processor
 from transformers import GenerationConfig, LlamaConfig
 
 from xllm.modeling_xllm.configuration_xllm import XLLMConfig
-from xllm.training.batches.collator import DAY, TEACHER, XLLMDataCollator, chat_settings, on_one_day, text_ids
+from xllm.training.batches import collator
+from xllm.training.batches.collator import TEACHER, XLLMDataCollator, chat_settings, on_one_day, text_ids
 from xllm.training.data.augmentation import Augmentation
 
 
@@ -166,11 +167,91 @@ def test_contrast_texts_open_with_cls_and_end_with_sep(tiny_processor):
         ("transcribe", [user("a"), assistant("b")], "takes one audio per sample, got none"),
         ("transcribe", [user(clip(), clip()), assistant("b")], "got audio, audio"),
         ("contrast", [user(clip()), assistant("b")], "takes one image or video per sample, got audio"),
+        (
+            "contrast",
+            [user(picture(), picture()), assistant("b")],
+            "takes one image or video per sample, got image, im",
+        ),
     ],
 )
 def test_samples_of_the_wrong_kind(tiny_processor, task, messages, message):
     with pytest.raises(ValueError, match=message):
         XLLMDataCollator(tiny_processor, task=task)([{"messages": messages}])
+
+
+def test_a_batch_of_stage_one_is_of_one_kind_and_of_the_row_that_is_trained(tiny_processor):
+    film = {"type": "video", "video": "film.mp4"}
+    samples = [{"messages": [user(medium), assistant("b")]} for medium in (picture(), film)]
+    with pytest.raises(ValueError, match="takes batches of one kind, got image and video"):
+        XLLMDataCollator(tiny_processor, task="contrast")(samples)
+    with pytest.raises(ValueError, match="takes one video per sample, got image"):
+        XLLMDataCollator(tiny_processor, task="contrast", modality="video")(samples[:1])
+
+
+class Vocabulary:
+    """A tokenizer of ten tokens that has only the special ones named."""
+
+    def __init__(self, **ids):
+        vars(self).update({f"{name}_token_id": value for name, value in ids.items()})
+
+    def __len__(self):
+        return 10
+
+
+def test_ids_around_a_text_by_hand():
+    assert text_ids(Vocabulary(cls=1, sep=2, pad=0, bos=8, eos=9)) == (1, 10, 2, 0, 11)
+    assert text_ids(Vocabulary(cls=None, gmask=7, bos=8, eos=9, pad=3)) == (7, 10, 9, 3, 11)
+    assert text_ids(Vocabulary(bos=8, eos=9)) == (8, 10, 9, 9, 11)
+    with pytest.raises(ValueError, match="tokenizer Vocabulary has no token to be sep of a text"):
+        text_ids(Vocabulary(cls=1))
+
+
+def test_the_oldest_turn_goes_with_its_answer_and_no_more(tiny_processor):
+    drop = XLLMDataCollator(tiny_processor)._drop_oldest_turn
+    first, again, said, last, end = user("a"), user("b"), assistant("c"), user("d"), assistant("e")
+    assert drop([first, again, said, last, end], 9, 1) == [again, said, last, end]
+    rules = {"role": "system", "content": [{"type": "text", "text": "rules"}]}
+    assert drop([rules, first, said, last, end], 9, 1) == [rules, last, end]
+    seen = user(picture())
+    assert drop([seen, said, first, last, end], 9, 1) == [seen, said, last, end]
+    with pytest.raises(ValueError, match="a sample has 9 prompt and 1 answer tokens"):
+        drop([last, end], 9, 1)
+
+
+def test_text_may_be_given_as_a_string_and_packing_is_said(tiny_processor):
+    plain = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "a dog"}]
+    batch = XLLMDataCollator(tiny_processor, packing=True)([{"messages": plain}])
+    assert batch.pop("packing") is True
+    parts = XLLMDataCollator(tiny_processor)([{"messages": [user("What?"), assistant("a dog")]}])
+    assert batch.keys() == parts.keys()
+    assert all(torch.equal(batch[name], parts[name]) for name in parts)
+
+
+def test_each_clip_is_augmented_by_its_sample_s_seed_and_its_place(tiny_processor):
+    """Real frames alone; a clip beside others of its row is known by its row, one alone by what is said of it."""
+    seen = []
+
+    class Spy:
+        def handles(self, kind):
+            return kind == "features"
+
+        def apply_to_features(self, clips, texts, rngs):
+            seen.append(([len(one) for one in clips], texts, [rng and rng.random() for rng in rngs]))
+            return [one + 1 for one in clips]
+
+    samples = [
+        {"messages": [user(clip(0.4), clip(0.2), "Both?"), assistant("c")], "seed": 3},
+        {"messages": [user(clip(0.3), "One?"), assistant("a"), user("And?"), assistant("b")], "seed": 5},
+        {"messages": [user(clip(0.2)), assistant("d")]},
+    ]
+    plain = XLLMDataCollator(tiny_processor, loss_on="all")(samples)
+    batch = XLLMDataCollator(tiny_processor, loss_on="all", augmentation=Spy())(samples)
+    ((lengths, texts, drawn),) = seen
+    assert lengths == batch["input_features_mask"].sum(1).tolist() == [38, 18, 28, 28, 18]
+    assert texts == ["\0" + "0", "\0" + "0", "a", "b", "d"]
+    assert drawn == [*(np.random.default_rng(seed).random() for seed in ([3, 0], [3, 1], [5, 0], [5, 0])), None]
+    added = batch["input_features"] - plain["input_features"]
+    torch.testing.assert_close(added, batch["input_features_mask"][..., None].float().expand_as(added))
 
 
 def test_unknown_switches(tiny_processor):
@@ -205,7 +286,19 @@ def test_captions_that_are_cut_are_counted(tiny_processor, caplog):
     batch = collate(samples)
     assert batch["attention_mask"].sum(1).max() == 8
     assert collate.cuts() == {"texts": 1}
-    assert "texts: a sample is too long and was cut" in caplog.text
+    collate(samples)
+    assert collate.cuts() == {"texts": 2}
+    assert caplog.text.count("texts: a sample is too long and was cut") == 1
+    length = len(ids_of(tiny_processor, "a b c d e"))
+    for room, cuts in ((length + 2, {}), (length + 1, {"texts": 1})):
+        collate = XLLMDataCollator(tiny_processor, task="contrast", max_length=room)
+        batch = collate([{"messages": [user(picture()), assistant("a b c d e")]}])
+        assert batch["input_ids"].shape == (1, room)
+        assert collate.cuts() == cuts
+    batch = XLLMDataCollator(tiny_processor, task="contrast")(
+        [{"messages": [user(picture()), assistant("a b " * 40)]}]
+    )
+    assert batch["input_ids"].shape == (1, 32)
 
 
 @pytest.mark.parametrize(("ends", "stop_ids"), [(None, []), (2, [2]), ([2, 7], [2, 7])])
@@ -225,19 +318,26 @@ def test_today_is_one_day_in_every_template(tiny_processor, named, caplog):
     assert processor.chat_template != fixed.chat_template
     templates = fixed.chat_template.values() if named else [fixed.chat_template]
     written = {fixed.apply_chat_template([user("What?")], chat_template=one, tokenize=False) for one in templates}
-    assert written == ({f"{DAY:%d %B %Y}", f"{DAY:%d %B %Y}!"} if named else {f"{DAY:%d %B %Y}"})
+    assert written == ({"26 July 2024", "26 July 2024!"} if named else {"26 July 2024"})
     assert on_one_day(tiny_processor) is tiny_processor
+    dated = copy.copy(tiny_processor)
+    dated.chat_template = "{{ strftime_now('%A %-d.%-m.%y, %F') }}"
+    assert on_one_day(dated).apply_chat_template([user("What?")], tokenize=False) == "Friday 26.7.24, 2024-07-26"
 
 
 def test_a_teacher_reads_what_the_media_say(tiny_processor):
     """Rows without such a text are marked: their answers are no lesson."""
-    rows = [[user(clip(), "Say it"), assistant("b")], [user("Only text?"), assistant("yes")]]
+    rows = [[user(clip(), "Say it"), assistant("b")]]
+    rows.append([user("Only text?"), assistant("yes"), user("Sure?"), assistant("no")])
     samples = [{"messages": row, "equivalents": texts} for row, texts in zip(rows, (["one two"], None))]
     batch = XLLMDataCollator(tiny_processor, distills=True)(samples)[TEACHER]
     assert batch["rows"].tolist() == [True, False]
-    text = tiny_processor.tokenizer.decode(batch["input_ids"][0])
-    assert "one two" in text
-    assert tiny_processor.audio_token not in text
+    said = [[user("one two", "Say it"), assistant("b")], rows[1]]
+    plain = XLLMDataCollator(tiny_processor)([{"messages": row} for row in said])
+    assert all(torch.equal(batch[name], plain[name]) for name in ("input_ids", "attention_mask", "labels"))
+    # Its prompts have other lengths: no two answers share a row.
+    assert XLLMDataCollator(tiny_processor, causal=True).causal
+    assert not XLLMDataCollator(tiny_processor, causal=True, distills=True).causal
 
 
 def test_answers_that_share_a_row_are_taken_apart_where_it_is_too_long():
@@ -263,6 +363,21 @@ def test_answers_that_share_a_row_are_taken_apart_where_it_is_too_long():
     _, answers = learnt(max_length=int(batch["attention_mask"].sum(1).max()) - 1)
     apart = [[text.strip() for text in row] for row in answers]
     assert apart == [["a dog", "red"], ["a dog"], ["red"], ["yes"]]
+    padding = batch["attention_mask"] == 0
+    assert padding.any()
+    assert (batch["input_ids"][padding] == processor.tokenizer.eos_token_id).all()  # it has no token to pad with
+    with pytest.MonkeyPatch.context() as patch:  # tokens reach over the ends of answers
+        patch.setattr(collator, "located", lambda batch, mask, spans: unlocated(batch, spans))
+        assert [len(row) for row in learnt()[1]] == [1] * 5
+    long[-1]["loss"] = False
+    assert [[text.strip() for text in row] for row in learnt()[1]] == [["a dog", "red"]] * 2
+    assert "yes" not in processor.tokenizer.decode(learnt()[0]["input_ids"][1])
+
+
+def unlocated(batch, spans):
+    for name in ("offset_mapping", "text_replacement_offsets"):
+        batch.pop(name, None)
+    return [None if places else [] for places in spans]
 
 
 def test_a_first_token_is_learnt_at_the_end_of_a_prompt_of_chatglm_alone():

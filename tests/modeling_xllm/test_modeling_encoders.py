@@ -1,0 +1,121 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""What of the encoders is trained, run and left without a trace, module by module."""
+
+import pytest
+import torch
+from tiny import FRAMES, PIXELS, tiny_config, tiny_model, tiny_rows
+from torch import nn
+
+from xllm import X2LConfig, XLLMEncoderModel
+from xllm.modeling_xllm.modeling_encoders import _without_traces, is_sharded, is_trainable, train_unless_frozen
+
+
+def test_who_is_trained():
+    plain = nn.Sequential(nn.Sequential(nn.BatchNorm1d(2, affine=False)), nn.Linear(2, 2), nn.Dropout())
+    assert is_trainable(plain)
+    plain[1].requires_grad_(False)
+    assert not is_trainable(plain)
+    assert not is_trainable(plain[0])  # parameters that are None
+    plain[1].bias.requires_grad_(True)
+    assert is_trainable(plain)
+
+
+def test_the_frozen_stay_in_eval_mode():
+    module = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.Dropout())
+    module[0].eval()  # one part is in another mode than the rest
+    train_unless_frozen(module, True)
+    assert all(part.training for part in module.modules())
+    train_unless_frozen(module, False)
+    assert not any(part.training for part in module.modules())
+    module.requires_grad_(False)[1].train()
+    train_unless_frozen(module, True)
+    assert not any(part.training for part in module.modules())
+
+
+def test_who_is_sharded():
+    module = nn.Sequential(nn.Linear(2, 2))
+    assert not is_sharded(module)
+    module[0].bias.ds_id = 3  # as ZeRO-3 marks them
+    assert is_sharded(module)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_is_run_in_passing_leaves_no_trace(fails):
+    module = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2, track_running_stats=False), nn.Dropout())
+    before = {name: value.clone() for name, value in module.named_buffers()}
+    own = dict(module.named_buffers())
+    torch.manual_seed(4)
+    expected = torch.rand(3)
+    torch.manual_seed(4)
+    try:
+        with _without_traces([module], torch.device("cpu")):
+            module(torch.randn(5, 2))
+            assert module[0].num_batches_tracked == 1
+            if fails:
+                raise KeyError
+    except KeyError:
+        assert fails
+    assert torch.equal(torch.rand(3), expected)
+    for name, value in module.named_buffers():
+        assert value is own[name]
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize(("trained", "runs"), [("image", True), ("speech", False)])
+def test_a_row_stands_in_for_the_converter_that_it_shares(trained, runs):
+    """Of a process without videos: their converter is the images' one."""
+    model = tiny_model("llama").requires_grad_(False)
+    model.model.interfaces[trained].requires_grad_(True)
+    assert model.model.stand_in("video") is None  # in eval mode
+    model.train()
+    assert (model.model.stand_in("video") is not None) == runs
+
+
+def test_a_row_without_an_encoder():
+    row = X2LConfig(encoder=None, encoder_hidden_size=6, input_name="values", mask_name="value_mask",
+                    converter="linear", placeholder_token="<V>", token_id=115)  # fmt: skip
+    model = tiny_model("llama", rows={**tiny_rows(), "status": row})
+    values, mask = torch.randn(2, 3, 6), torch.tensor([[1, 1, 0], [1, 0, 0]])
+    output, real = model.model.encode("status", values, mask)
+    assert output.last_hidden_state is values
+    assert (real.dtype, real.tolist()) == (torch.bool, mask.bool().tolist())
+    assert model.model.encode("status", values)[1] is None
+    features = model.get_features("status", values)
+    assert features.num_placeholders.tolist() == [3, 3]
+    assert [len(one) for one in model.get_features("status", values, mask).pooler_output] == [2, 1]
+    assert model.model.interfaces["status"].converter.window == 1
+    model.requires_grad_(False).model.interfaces["status"].requires_grad_(True)
+    assert model.train().model.stand_in("status").item() == 0
+    with pytest.raises(ValueError, match="modality must be one of .*status.*, got 'sound'"):
+        model.get_features("sound", values)
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_frozen_tower_keeps_no_graph(trains):
+    """And missing frames are not encoded."""
+    model = tiny_model("llama")
+    tower = model.model.vision_tower.requires_grad_(trains)
+    seen = []
+    tower.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    videos, mask = torch.randn(2, FRAMES, 3, PIXELS, PIXELS), torch.tensor([[1] * FRAMES, [1, 0, 0]])
+    output, real = model.model.encode("video", videos, mask)
+    assert output.last_hidden_state.requires_grad == trains
+    assert real is None
+    whole = model.model.encode("video", videos, torch.ones_like(mask))[0].last_hidden_state
+    assert seen == [FRAMES + 1, 2 * FRAMES]
+    torch.testing.assert_close(output.last_hidden_state, whole[: FRAMES + 1])
+    assert tower.post_layernorm.eps == 1e-5
+
+
+def test_every_vector_of_a_picture_may_be_a_token():
+    row = X2LConfig(
+        encoder="vision", input_name="pixel_values", converter="linear", placeholder_token="<P>", token_id=5
+    )
+    model = tiny_model("llama", rows={"picture": row})
+    vectors = (PIXELS // 14) ** 2 + 1
+    assert model.get_image_features(torch.randn(2, 3, PIXELS, PIXELS)).num_placeholders.tolist() == [vectors] * 2
+
+
+def test_encoders_alone_begin_as_those_of_a_whole_model():
+    queries = XLLMEncoderModel(tiny_config()).interfaces["image"].converter.query_tokens
+    assert 0 < queries.std() < 1
