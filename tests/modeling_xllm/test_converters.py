@@ -18,6 +18,7 @@ from xllm.modeling_xllm.converters import (
     LinearConverter,
     QFormerConverter,
     X2LConverter,
+    in_windows,
     register_converter,
 )
 from xllm.training.stage_one import stage_one_task
@@ -241,6 +242,16 @@ def test_rows_that_cannot_join_frames(fields, message):
     row = {"encoder": None, "encoder_hidden_size": 6, "input_name": "a", "placeholder_token": "<A>", **fields}
     with pytest.raises(ValueError, match=message):
         XLLMConfig(modalities={"a": row})
+
+
+def test_windows_of_vectors_by_hand():
+    hidden = torch.arange(10.0).view(1, 5, 2)
+    for mask, real in ((None, [[[True] * 3, [True, True, False]]]),
+                       (torch.tensor([[1, 1, 1, 1, 0]]), [[[True] * 3, [True, False, False]]])):  # fmt: skip
+        windows, kept = in_windows(hidden, mask, 3)
+        assert windows.tolist() == [[[[0, 1], [2, 3], [4, 5]], [[6, 7], [8, 9], [0, 0]]]]
+        assert kept.tolist() == real
+    assert in_windows(hidden, None, 5)[0].shape == (1, 1, 5, 2)
 
 
 def table_row(frames_per_token=None, **fields):

@@ -1,6 +1,7 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Parts of a model by name, and whether a published head is one that ours repeats."""
 
+import json
 import logging
 from types import SimpleNamespace
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 from tiny import tiny_text_config
 from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
     BlipConfig,
     ClapConfig,
     CohereConfig,
@@ -17,6 +20,8 @@ from transformers import (
     ParakeetCTCConfig,
 )
 
+from xllm import ChatGLMConfig, ChatGLMForConditionalGeneration
+from xllm.modeling_xllm import tower_sources
 from xllm.modeling_xllm.tower_sources import (
     check_head,
     encoder_of,
@@ -113,3 +118,25 @@ def test_only_the_report_of_loading_is_silenced(caplog):
     assert "of many lines" not in caplog.text
     assert "something else" in caplog.text
     assert "LOAD REPORT again" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "auto"),
+    [
+        ({"model_type": ChatGLMConfig.model_type}, ChatGLMForConditionalGeneration),
+        ({"model_type": "llama"}, AutoModelForCausalLM),
+        ({"model_type": "gemma3", "text_config": {}}, AutoModelForMultimodalLM),  # one that reads media itself
+    ],
+)
+def test_a_language_model_is_opened_as_what_it_is(tmp_path, monkeypatch, settings, auto):
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    asked = []
+
+    def load(kind, *args, **kwargs):
+        asked.append(kind)
+        raise ValueError("that is enough")
+
+    monkeypatch.setattr(tower_sources, "load_whole", load)
+    with pytest.raises(StageCheckpointError, match="language_model: cannot load .*: that is enough"):
+        read_tower("language_model", str(tmp_path))
+    assert asked == [auto]
