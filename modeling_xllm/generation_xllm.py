@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers.generation import LogitsProcessor, LogitsProcessorList
 
-from .host_reads import Asked, reads_together
+from .host_reads import Asked, check, reads_together
 from .language_models import CacheNote, LanguageModelGenerationMixin, find_tokens
 from .x2l_interfaces import X2LOutput
 
@@ -149,7 +149,18 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
         cached = 0 if cache is None else int(cache.get_seq_length())
         before = 0 if mask is None else mask.shape[1] - ids.shape[1]  # the ids may be those behind the cache alone
         media_embeds, mask = self.model.place_features(ids, mask, features, seen=max(0, cached - before))
-        return media_embeds, mask, left_padded(mask) if may_shorten else None
+        if may_shorten:
+            return media_embeds, mask, left_padded(mask)
+        ends_in_gap = self.model.placeholder_mask(ids)[:, -1] & (mask[:, -1] == 0)
+        check(
+            ~ends_in_gap,
+            lambda: (
+                f"{int(ends_in_gap.sum())} prompts end in a placeholder that no token fills, so nothing says what "
+                "comes next: put text behind the media, or call generate without what needs the whole prompt "
+                "(return_dict_in_generate, stopping criteria, ...)"
+            ),
+        )
+        return media_embeds, mask, None
 
     def _may_shorten(self, kwargs: dict) -> bool:
         """Whether nobody can tell that `generate` reads a shorter prompt, without placeholders that no token fills."""

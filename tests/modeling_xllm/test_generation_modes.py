@@ -368,3 +368,31 @@ def test_kept_features_beside_new_media_need_one_row(model):
         model.generate(rows, modality_features=features, **second, **GREEDY)
     with pytest.raises(ValueError, match="hold 4 placeholder tokens of a modality that no media is given for"):
         answer(model, torch.tensor([prompt(first_ids)]), modality_features={"image": features["image"]})
+
+
+def test_a_prompt_that_ends_in_an_empty_placeholder_is_not_answered_from_it():
+    """Where the prompt cannot be shortened, its last place would be one that nobody attends to."""
+    model, clip = tiny_model("llama"), speech(23)
+    ids, asked = (
+        torch.tensor([[*TEXT, *[SPEECH] * 3]]),
+        {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None},
+    )
+    fired = int(model.encode_media(clip)["speech"].mask.sum())
+    assert fired < 3
+    plain = model.generate(ids, **clip, **asked)[0, ids.shape[1] :]
+    short = model.generate(ids[:, : ids.shape[1] - 3 + fired], modality_features=trimmed(model, clip, fired), **asked)
+    assert plain.tolist() == short[0, -3:].tolist()
+    with pytest.raises(ValueError, match="1 prompts end in a placeholder that no token fills"):
+        model.generate(ids, **clip, **asked, return_dict_in_generate=True)
+    behind = torch.cat([ids, torch.tensor([TEXT])], 1)
+    whole = model.generate(behind, **clip, **asked, return_dict_in_generate=True).sequences
+    assert whole.tolist() == model.generate(behind, **clip, **asked).tolist()
+
+
+def trimmed(model, clip, fired: int) -> dict:
+    """The clip's embeddings with as many placeholders as fired."""
+    features = model.encode_media(clip)
+    features["speech"].num_placeholders = torch.tensor([fired])
+    features["speech"].embeddings = features["speech"].embeddings[:, :fired]
+    features["speech"].mask = features["speech"].mask[:, :fired]
+    return features
