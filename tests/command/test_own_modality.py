@@ -3,7 +3,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import openai
 import pytest
 import torch
 from media_files import sine, write_wav
+from serving_fixtures import chat, running
 
 from xllm.assembly.modules import import_modules
 from xllm.assembly.opening import load_checkpoint
@@ -23,7 +23,6 @@ from xllm.modeling_xllm.configuration_xllm import XLLMConfig
 from xllm.modeling_xllm.converters import CONVERTERS
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
 from xllm.processing.media_kinds import MEDIA_KINDS
-from xllm.serving import XLLMServe
 from xllm.training.batches.collator import XLLMDataCollator
 
 
@@ -159,24 +158,16 @@ def test_train_chat_and_evaluate(status_folder, files, capsys, monkeypatch, data
 
 
 def test_a_client_of_the_server_sends_statuses(status_folder):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    serving = XLLMServe(status_folder, host="127.0.0.1", port=port, device="cpu")
-    serving.start_server()
     question = [{"type": "status", "status": LOW}, {"type": "text", "text": "Speed?"}]
-    try:
-        with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=20) as client:
-            reply = client.chat.completions.create(
-                model=status_folder, messages=[{"role": "user", "content": question}], max_tokens=3, temperature=0
-            )
-            with pytest.raises(openai.BadRequestError, match="content part of type 'smell'"):
-                client.chat.completions.create(
-                    model=status_folder, messages=[{"role": "user", "content": [{"type": "smell"}]}], max_tokens=3
-                )
-    finally:
-        serving.kill_server()
     model, processor = load_checkpoint(status_folder)
+    with running((model, processor)) as server, server.client() as client:
+        reply = chat(client, question, max_tokens=3)
+        for part, wrong in (
+            ({"type": "smell"}, "of type 'smell'"),
+            ({"type": "status", "path": MODULE}, "opens no files"),
+        ):
+            with pytest.raises(openai.BadRequestError, match=wrong):
+                chat(client, [part])
     inputs = processor.encode_conversations([[{"role": "user", "content": question}]])
     output = model.generate(**inputs, max_new_tokens=3, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert reply.usage.prompt_tokens == inputs["input_ids"].shape[1]

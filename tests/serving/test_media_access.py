@@ -208,7 +208,8 @@ def test_one_private_address_among_several_is_enough_to_refuse(monkeypatch):
     ],
 )
 def test_a_site_cannot_hold_or_fill_the_server(site, path, message):
-    access = MediaAccess([site.host], Limits(download_seconds=0.6, download_bytes=100_000))
+    seconds = 0.6 if "0.6 s" in message else 30
+    access = MediaAccess([site.host], Limits(download_seconds=seconds, download_bytes=100_000))
     begun = time.monotonic()
     with pytest.raises(MediaError, match=message):
         access.open(f"http://{site.host}/{path}", IMAGE)

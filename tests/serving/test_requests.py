@@ -165,7 +165,7 @@ def test_a_body_without_a_length_is_cut_off_at_the_limit(loaded):
 
 
 def test_a_body_that_does_not_come_keeps_nobody_waiting(loaded):
-    with running(loaded, Limits(body_seconds=0.5, bodies=1)) as server, server.client() as client:
+    with running(loaded, Limits(body_seconds=1.5, bodies=1)) as server, server.client() as client:
         host, port = server.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=30) as slow:
             head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: 5000\r\n\r\n{{"

@@ -219,7 +219,7 @@ def test_a_client_that_goes_away_is_not_answered(loaded):
 
 
 def test_a_full_queue_and_late_answers_are_refused(loaded):
-    with running(loaded, Limits(rows=1, queue=1, request_seconds=1.5)) as server, server.client() as client:
+    with running(loaded, Limits(rows=1, queue=1, request_seconds=1.0)) as server, server.client() as client:
         results = []
 
         def ask():

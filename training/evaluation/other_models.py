@@ -49,6 +49,9 @@ class PlainProcessor:
         """A decoded medium."""
         return media_kind(kind).load(source, self._reader, **kwargs)
 
+    def check_length(self, kind: MediaKind | str, item: Any, instead: str | None = None) -> None:
+        """How much the other model hears at once is its own business: it says so where it is asked."""
+
 
 def endpoint_answers(endpoint: Endpoint, concurrency: int) -> Answer:
     """What a server says; of a conversation that it does not answer, why it is `skipped`."""

@@ -18,7 +18,7 @@ import urllib.parse
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from xllm.processing.media_kinds import MediaKind, is_values
+from xllm.processing.media_kinds import OWN_KINDS, MediaKind, is_values
 from xllm.processing.media_sources import MediaError, describe_source
 from xllm.serving.limits import Limits
 
@@ -63,7 +63,9 @@ class MediaAccess:
             return {"base64": source[key]} if key == "base64" else self._open_text(source[key])
         if isinstance(source, dict) and is_values(source.get("array")):
             return source
-        if is_values(source) or (isinstance(source, dict) and hasattr(kind.reader_class, "load")):  # JSON of its own
+        if is_values(source) or (
+            isinstance(source, dict) and kind not in OWN_KINDS
+        ):  # JSON that a reader of its own takes
             return source
         raise MediaError(describe_source(source), f"no {kind.type}: send a data: URL, base64 text or an http(s) URL")
 
