@@ -50,6 +50,11 @@ def part(**members):
         ({"temperature": "hot"}, 400, "temperature: Input should be a valid number"),
         ({"max_tokens": 0}, 400, "max_tokens: Input should be greater than or equal to 1"),
         ({"max_tokens": 100_000}, 400, "tokens of the model's context for the 100000 that the answer may have"),
+        (
+            {"messages": [{"role": "user", "content": "word " * 100_000}]},
+            400,
+            "500000 characters of text are more than the 1024 tokens",
+        ),
         ({"n": 0}, 400, "n: Input should be greater than or equal to 1"),
         ({"n": 1000}, 400, "n: at most 8 answers"),
         ({"stop": [""]}, 400, "stop: expected up to 16 strings that are not empty"),

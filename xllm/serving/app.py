@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from pydantic import ValidationError
+from starlette.background import BackgroundTask
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
@@ -112,7 +113,10 @@ class _Routes:
             body.forget()
         if body.stream:
             headers = {"Cache-Control": "no-store"}
-            return StreamingResponse(events(asking, body), media_type="text/event-stream", headers=headers)
+            # A client may be gone before its stream begins, which then has nothing to end.
+            gone = BackgroundTask(asking.cancel)
+            stream = events(asking, body)
+            return StreamingResponse(stream, media_type="text/event-stream", headers=headers, background=gone)
         try:
             return JSONResponse(await _while_connected(request, whole(asking, body)))
         finally:

@@ -22,6 +22,9 @@ from xllm.serving.requests import sampling_of
 from xllm.serving.sampling import Delta, Sampling
 
 
+CHARACTERS = 256  # of the longest tokens: runs of spaces
+
+
 @dataclass
 class Asking:
     """Answers that were asked for, as they are written."""
@@ -116,7 +119,7 @@ class Service:
         if wrong := [token for token in sampling.logit_bias if not 0 <= token < self._vocabulary]:
             raise RequestError(f"logit_bias: there is no token {wrong[0]}", param="logit_bias")
         if schema is not None:
-            sampling = replace(sampling, grammar=await self.in_worker(_grammar_of, schema))
+            sampling = replace(sampling, grammar=await self.in_worker(self._grammar_of, schema))
         return self.begin([inputs] * body.n, sampling)
 
     def begin(self, rows: list[dict], sampling: Sampling) -> Asking:
@@ -143,6 +146,7 @@ class Service:
         Raises:
             ValueError: a part or medium that cannot be used.
         """
+        self._check_text(conversation)
         messages, count = [], 0
         for message in conversation:
             parts = [part for given in message["content"] for part in with_track(clean_part(given))]
@@ -158,6 +162,25 @@ class Service:
         with self._tokenizer_lock:
             return dict(self.processor.encode_conversations([messages], sanitize_control_tokens=True))
 
+    def _check_text(self, conversation: list[dict]) -> None:
+        """`RequestError` for texts that no tokenizer makes short enough: it would work on them for long."""
+        texts = (part.get("text") for message in conversation for part in message["content"])
+        length = sum(len(text) for text in texts if isinstance(text, str))
+        if self.context is not None and length > CHARACTERS * self.context:
+            message = f"{length} characters of text are more than the {self.context} tokens of the model's context"
+            raise RequestError(message, code="context_length_exceeded", param="messages")
+
+    def _grammar_of(self, schema: dict) -> str:
+        """A JSON Schema as llguidance's grammar."""
+        from xllm.device.commands import DeviceCommands
+
+        try:
+            grammar = DeviceCommands(schema).grammar()
+        except ValueError as error:
+            raise RequestError(str(error).replace("commands", "response_format"), param="response_format") from error
+        assert self.engine.pieces is not None  # made here the first time: it takes seconds for a large vocabulary
+        return grammar
+
     def _decoded(self, part: dict) -> dict:
         if part["type"] == "text":
             return part
@@ -165,13 +188,3 @@ class Service:
         medium = self.processor.load(part["type"], source)
         self.processor.check_length(part["type"], medium, "/v1/audio/transcriptions")
         return {"type": part["type"], part["type"]: medium}
-
-
-def _grammar_of(schema: dict) -> str:
-    """A JSON Schema as llguidance's grammar."""
-    from xllm.device.commands import DeviceCommands
-
-    try:
-        return DeviceCommands(schema).grammar()
-    except ValueError as error:
-        raise RequestError(str(error).replace("commands", "response_format"), param="response_format") from error
