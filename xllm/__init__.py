@@ -15,6 +15,7 @@ if os.path.isfile(os.path.join(_ROOT, "setup.py")) and os.path.isdir(os.path.joi
     __path__.append(_ROOT)  # run from a checkout: modeling_xllm/ and its neighbours lie beside this folder
 
 _PUBLIC = {
+    "AnswerMetrics": "training.evaluation.trainer_metrics",
     "ChatGLMConfig": "modeling_xllm.configuration_chatglm",
     "ChatGLMForConditionalGeneration": "modeling_xllm.modeling_chatglm",
     "ChatGLMModel": "modeling_xllm.modeling_chatglm",
@@ -38,6 +39,7 @@ _PUBLIC = {
     "add_lora": "training.adapters",
     "freeze_for_stage": "training.stages",
     "integrate_and_fire": "modeling_xllm.cif",
+    "likeliest_tokens": "training.evaluation.trainer_metrics",
     "join_segments": "training.evaluation.transcription",
     "merge_lora": "training.adapters",
     "publish": "hub_cards.publish",
