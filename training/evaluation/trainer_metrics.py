@@ -46,11 +46,11 @@ class AnswerMetrics:
                 "preprocess_logits_for_metrics=likeliest_tokens"
             )
         predicted, labels = predicted[:, :-1], labels[:, 1:]  # the token at a place foretells the next
-        is_answer = labels >= 0  # -100, of padding between batches too, is none
+        is_answer: np.ndarray = np.asarray(labels >= 0)  # -100, of padding between batches too, is none
         if not is_answer.any():
             raise ValueError("no token of the evaluation has a label: there is nothing to measure")
         right = (predicted == labels) | ~is_answer
-        rows = is_answer.any(1)
+        rows: np.ndarray = np.asarray(is_answer.any(1))
         found = {
             "token_accuracy": float(right[is_answer].mean()),
             "answer_accuracy": float(right[rows].all(1).mean()),
