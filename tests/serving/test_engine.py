@@ -149,6 +149,40 @@ def test_an_error_is_its_own_request_s(engine):
     assert {job.text for job in good} == {alone(engine.model, good[0].inputs, 9)}
 
 
+@pytest.mark.parametrize(
+    ("sampling", "status"),
+    [
+        ({"temperature": 1e-42}, 500),  # scores that are not finite
+        ({"grammar": "no grammar at all"}, 400),
+    ],
+)
+def test_an_answer_that_cannot_be_chosen_ends_nobody_else_s(engine, sampling, status, monkeypatch):
+    monkeypatch.setattr(Engine, "pieces", None)
+    inputs = rows()[-1]
+    if "grammar" in sampling:
+        monkeypatch.setattr("xllm.device.commands.CommandLogitsProcessor", Unfollowable)
+    good = [Asked(inputs, Sampling(max_tokens=30)) for _ in range(2)]
+    bad = Asked(inputs, Sampling(max_tokens=30, **sampling))
+    engine.submit([good[0], bad, good[1]])
+    for job in (*good, bad):
+        assert job.ended.wait(60)
+    assert bad.error.status == status
+    assert {(job.text, job.error) for job in good} == {(alone(engine.model, inputs, 30), None)}
+
+
+class Unfollowable:
+    """A schema that turns out, after three tokens, to be one that decoding cannot follow."""
+
+    def __init__(self, grammar, pieces):
+        self.steps = 0
+
+    def __call__(self, input_ids, scores):
+        self.steps += 1
+        if self.steps > 3:
+            raise ValueError("decoding cannot follow the schema")
+        return scores
+
+
 def test_a_model_that_fails_while_it_writes_ends_the_answers_but_not_the_engine(engine, monkeypatch):
     step, calls = Rows.step, []
 

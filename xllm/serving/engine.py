@@ -39,6 +39,7 @@ class Job:
     tell: Callable[[Delta | RequestError], None]
     deadline: float
     is_cancelled: bool = False
+    has_begun: bool = False  # it has been told something
 
     @property
     def length(self) -> int:
@@ -123,23 +124,30 @@ class Engine:
         """An error ends the answers that it befell, not the engine."""
         try:
             work()
-        except Exception as error:
-            is_ours = isinstance(error, ValueError)
-            if not is_ours:
-                logger.exception("answering failed")
+        except Exception as error:  # noqa: BLE001  # whatever befalls the model
             if any(job in jobs for job, _ in self._running):  # their rows are in an unknown state
                 self._running, self._rows, self._next = [], None, []
-            elif len(jobs) > 1:  # whose fault it is shows when each is read alone
+            elif len(jobs) > 1 and not any(
+                job.has_begun for job in jobs
+            ):  # whose fault it is shows when each is read alone
                 for job in jobs:
                     self._guarded([job], partial(self._admit, [job]))
                 return
-            message = str(error) if is_ours else f"the model failed: {type(error).__name__}"
             for job in jobs:
-                self._tell(job, RequestError(message, 400 if is_ours else 500))
+                self._fail(job, error)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        """Tell a client what ended its answer; of a fault of ours, no more than its kind."""
+        if isinstance(error, ValueError):
+            self._tell(job, RequestError(str(error)))
+        elif not job.is_cancelled:
+            logger.error("answering failed", exc_info=error)
+            self._tell(job, RequestError(f"the model failed: {type(error).__name__}", 500))
 
     def _tell(self, job: Job, what: Delta | RequestError) -> None:
         if isinstance(what, RequestError):
             job.is_cancelled = True
+        job.has_begun = True
         with contextlib.suppress(RuntimeError):  # the client's loop is closed
             job.tell(what)
 
@@ -203,8 +211,7 @@ class Engine:
         self._next = self._choose(self._rows, scores, self._running)
         self._keep(self._say(self._running, self._next))
 
-    @staticmethod
-    def _choose(rows: Rows, scores: torch.Tensor, answers: list[tuple[Job, Answer]]) -> list[int]:
+    def _choose(self, rows: Rows, scores: torch.Tensor, answers: list[tuple[Job, Answer]]) -> list[int]:
         """The next token of each row; the model's own settings (a repetition penalty, say) see that row's tokens."""
         alike: dict[int, list[int]] = {}  # prompts that were read together have the same processors
         for place, processors in enumerate(rows.processors):
@@ -219,15 +226,20 @@ class Engine:
                 ids = torch.cat([job.inputs["input_ids"], torch.tensor([answer.ids], dtype=torch.long)], dim=1)
                 scores[place] = processors(ids.to(scores.device), scores[place : place + 1])[0]
         tokens = scores.argmax(-1).tolist()
-        for place, (_, answer) in enumerate(answers):
+        for place, (job, answer) in enumerate(answers):
             if not answer.sampling.is_plain:
-                tokens[place] = answer.choose(scores[place])
+                try:
+                    tokens[place] = answer.choose(scores[place])
+                except Exception as error:  # noqa: BLE001  # a schema, say: nobody else is ended for it
+                    self._fail(job, error)
         return tokens
 
     def _say(self, answers: list[tuple[Job, Answer]], tokens: list[int]) -> list[int]:
         """Tell each client its token; the places of those whose answers go on."""
         left = []
         for place, ((job, answer), token) in enumerate(zip(answers, tokens)):
+            if job.is_cancelled:
+                continue
             delta = answer.add(token)
             self.counts["tokens"] += 1
             self._tell(job, delta)

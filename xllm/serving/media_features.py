@@ -61,11 +61,11 @@ class MediaFeatures:
     def _keep(self, found: dict) -> None:
         for key, features in found.items():
             if key not in self._kept:
-                self.held += _size(features)
+                self.held += features["embeddings"].nbytes
             self._kept[key] = features
             self._kept.move_to_end(key)
         while self.held > self._most:
-            self.held -= _size(self._kept.popitem(last=False)[1])
+            self.held -= self._kept.popitem(last=False)[1]["embeddings"].nbytes
 
 
 def items_of(inputs: dict[str, torch.Tensor], input_name: str, mask_name: str | None) -> list[Item]:
@@ -122,7 +122,3 @@ def _joined(items: list[X2LOutput]) -> X2LOutput:
     for item in items[1:]:
         found = join_items(found, item)
     return found
-
-
-def _size(features: X2LOutput) -> int:
-    return features["embeddings"].nbytes

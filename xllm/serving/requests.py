@@ -197,6 +197,7 @@ def parse_body(kind: type[ChatBody] | type[ResponsesBody], body: dict[str, Any])
         raise RequestError(f"{where}: {first['msg']}", param=where or None) from error
 
 
+LOWEST_TEMPERATURE = 1e-4  # below, the likeliest token is all that is left, and scores overflow
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -239,6 +240,7 @@ def sampling_of(body: Any, limits: Limits, defaults: Any, room: int | None) -> S
     temperature = body.temperature
     if temperature is None:
         temperature = (defaults.temperature or 1.0) if defaults.do_sample else 0.0
+    temperature = temperature if temperature > LOWEST_TEMPERATURE else 0.0
     most = body.most_tokens or min(limits.new_tokens, room or limits.new_tokens)
     top_p = body.top_p if body.top_p is not None else (defaults.top_p if defaults.do_sample else None)
     top_k = body.top_k if body.top_k is not None else (defaults.top_k if defaults.do_sample else None)

@@ -85,12 +85,8 @@ class Service:
     def check_model(self, name: str) -> None:
         """`RequestError` 404 for the name of another model."""
         if name != self.name:
-            raise RequestError(
-                f"the model {name!r} does not exist here; this server has {self.name!r}",
-                404,
-                param="model",
-                code="model_not_found",
-            )
+            message = f"the model {name!r} does not exist here; this server has {self.name!r}"
+            raise RequestError(message, 404, param="model", code="model_not_found")
 
     async def in_worker(self, work: Any, *args: Any) -> Any:
         """The result of something that takes its time, which may refuse the request."""
