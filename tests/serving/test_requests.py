@@ -83,6 +83,16 @@ def test_a_bad_body_is_an_error_in_openai_s_form(serving, change, status, messag
     assert "\n" not in error["message"]
 
 
+def test_a_schema_too_deep_to_follow_is_refused(serving):
+    schema: dict = {"type": "object"}
+    for _ in range(450):
+        schema = {"type": "object", "properties": {"a": schema}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "deep", "schema": schema}}
+    body = {"model": NAME, "messages": HELLO, "max_tokens": 2, "response_format": wanted}
+    status, text = post(serving, "/v1/chat/completions", body)
+    assert (status, json.loads(text)["error"]["type"]) == (400, "invalid_request_error")
+
+
 def test_after_bad_bodies_the_same_connection_is_answered(serving):
     with serving.client() as client:
         for bad in ([], [{"role": "user", "content": [{"type": "nothing"}]}]):

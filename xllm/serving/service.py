@@ -172,7 +172,7 @@ class Service:
 
         try:
             grammar = DeviceCommands(schema).grammar()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RequestError(str(error).replace("commands", "response_format"), param="response_format") from error
         assert self.engine.pieces is not None  # made here the first time: it takes seconds for a large vocabulary
         return grammar
