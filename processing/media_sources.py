@@ -20,7 +20,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any, BinaryIO, TypeVar, cast
@@ -36,6 +36,7 @@ DECODE_SECONDS = 300  # for the frames of one film, or one sound as a whole
 MAX_DOWNLOAD_BYTES = 1 << 30
 DOWNLOAD_SECONDS = 300  # for a whole file, from the connection to its last byte; one read may wait SOCKET_SECONDS
 SOCKET_SECONDS = 30
+REDIRECTS = 5
 _IN_MEMORY = 1 << 25  # bytes; a longer download lies in a temporary file
 
 _memory: ContextVar[int | None] = ContextVar("memory", default=None)
@@ -145,12 +146,13 @@ def _read_data_url(url: str) -> bytes:
 
 
 class _Watch:
-    """Ends the connections of one download when its time is over: each read may wait, and a server may trickle."""
+    """The connections of one download: where each leads, and their end when the time is over, since each read may wait
+    and a server may trickle."""
 
-    def __init__(self):
-        self.sockets: list[socket.socket] = []
-        self.is_over = False
-        self._timer = threading.Timer(DOWNLOAD_SECONDS, self._end)
+    def __init__(self, seconds: float, address_of: Callable[[str, int], str] | None):
+        self.is_over, self._lock, self._address_of = False, threading.Lock(), address_of
+        self._sockets: list[socket.socket] = []
+        self._timer = threading.Timer(seconds, self._end)
         self._timer.daemon = True
 
     def __enter__(self) -> urllib.request.OpenerDirector:
@@ -158,25 +160,63 @@ class _Watch:
         self._timer.start()
         opener = urllib.request.OpenerDirector()
         for handler in (
-            _WatchedHandler(self), urllib.request.ProxyHandler(), urllib.request.UnknownHandler(),
-            urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPRedirectHandler(),
-            urllib.request.HTTPErrorProcessor(),
+            _WatchedHandler(self), _Redirects(), urllib.request.UnknownHandler(),
+            urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor(),
         ):  # fmt: skip
             opener.add_handler(handler)
+        if self._address_of is None:  # a proxy would look names up by itself
+            opener.add_handler(urllib.request.ProxyHandler())
         return opener
 
     def __exit__(self, *error: object) -> None:
         self._timer.cancel()
 
+    def connect(self, place: tuple[str, int], *args: Any) -> socket.socket:
+        """`socket.create_connection`, to the address that `address_of` gives."""
+        host, port = place
+        address = host if self._address_of is None else self._address_of(host, port)
+        return self.add(socket.create_connection((address, port), *args))
+
+    def add(self, sock: socket.socket) -> socket.socket:
+        """One more socket that is to last no longer."""
+        with self._lock:
+            self._sockets.append(sock)
+        if self.is_over:
+            self._end()
+        return sock
+
     def _end(self) -> None:
-        self.is_over = True
-        for each in self.sockets:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            self.is_over = True
+            for each in self._sockets:
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+
+
+class _Connection(HTTPConnection):
+    """One that a `_Watch` makes."""
+
+    def __init__(self, host: str, *, watch: _Watch, **options: Any):
+        super().__init__(host, **options)
+        self.watch, self._create_connection = watch, watch.connect
+
+
+class _SecureConnection(_Connection, HTTPSConnection):
+    """One with TLS in the name of the host, whose handshake is watched, too."""
+
+    def connect(self) -> None:
+        """To the host, or through a proxy's tunnel."""
+        HTTPConnection.connect(self)
+        name = self._tunnel_host or self.host  # type: ignore[attr-defined]
+        self.sock = self._context.wrap_socket(  # type: ignore[attr-defined]
+            self.sock, server_hostname=name, do_handshake_on_connect=False
+        )
+        self.watch.add(self.sock)
+        self.sock.do_handshake()
 
 
 class _WatchedHandler(urllib.request.HTTPSHandler):
-    """Connections whose sockets a `_Watch` knows."""
+    """Opens http(s) URLs by connections that a `_Watch` knows."""
 
     http_request = urllib.request.AbstractHTTPHandler.do_request_
 
@@ -184,53 +224,85 @@ class _WatchedHandler(urllib.request.HTTPSHandler):
         super().__init__()
         self.watch = watch
 
-    def _connection(self, kind: type[HTTPConnection], host: str, **kwargs: Any) -> HTTPConnection:
-        connection = kind(host, **kwargs)
-        connect = connection.connect
-
-        def watched() -> None:
-            connect()
-            self.watch.sockets.append(connection.sock)
-
-        connection.connect = watched  # type: ignore[method-assign]
-        return connection
-
     def http_open(self, request: urllib.request.Request) -> Any:
-        return self.do_open(lambda host, **kwargs: self._connection(HTTPConnection, host, **kwargs), request)
+        return self.do_open(lambda host, **options: _Connection(host, watch=self.watch, **options), request)
 
     def https_open(self, request: urllib.request.Request) -> Any:
-        return self.do_open(lambda host, **kwargs: self._connection(HTTPSConnection, host, **kwargs), request)
+        return self.do_open(lambda host, **options: _SecureConnection(host, watch=self.watch, **options), request)
 
 
-def _download(url: str) -> BinaryIO:
-    """Fetches an http(s) URL, with limits on size and time; it may lie in a temporary file, which its end removes."""
-    name, watch = describe_source(url), _Watch()
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """A few of them, to http(s) only."""
+
+    max_redirections = max_repeats = REDIRECTS
+
+    def redirect_request(self, request: Any, reply: Any, code: int, message: str, headers: Any, url: str) -> Any:
+        if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+            raise urllib.error.HTTPError(url, code, message, headers, reply)
+        return super().redirect_request(request, reply, code, message, headers, url)
+
+
+def download(
+    url: str,
+    most_bytes: int | None = None,
+    seconds: float | None = None,
+    address_of: Callable[[str, int], str] | None = None,
+) -> BinaryIO:
+    """Fetches an http(s) URL as a file at its start, which may be a temporary one that its end removes.
+
+    Args:
+        most_bytes, seconds: of all of it; default `MAX_DOWNLOAD_BYTES` and `DOWNLOAD_SECONDS`.
+        address_of: takes a host and a port, and gives the one address that is connected to: for the URL, and for each
+            redirect. What it raises ends the download. With it no proxy is asked, and errors tell no more than that
+            there was one: whoever gave the URL may be a stranger.
+
+    Raises:
+        MediaError: it cannot be fetched as a whole within the limits.
+    """
+    name, most = describe_source(url), most_bytes or MAX_DOWNLOAD_BYTES
+    seconds = seconds or DOWNLOAD_SECONDS
+    watch = _Watch(seconds, address_of)
     content = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115, it is what is returned
     try:
         with watch as opener:
-            request = urllib.request.Request(url, headers={"User-Agent": "xllm-transformers"})
-            with opener.open(request, timeout=SOCKET_SECONDS) as response:
+            request = urllib.request.Request(_quoted(url), headers={"User-Agent": "xllm-transformers"})
+            with opener.open(request, timeout=min(seconds, SOCKET_SECONDS)) as response:
                 stated = response.headers.get("Content-Length") or ""
                 expected = int(stated) if stated.isdecimal() else 0
-                while max(expected, content.tell()) <= MAX_DOWNLOAD_BYTES and (chunk := response.read1(1 << 20)):
+                while max(expected, content.tell()) <= most and (chunk := response.read1(1 << 20)):
                     content.write(chunk)
-        if max(expected, content.tell()) > MAX_DOWNLOAD_BYTES:
-            raise MediaError(name, f"larger than the limit of {MAX_DOWNLOAD_BYTES} bytes for a download")
+        if max(expected, content.tell()) > most:
+            raise MediaError(name, f"larger than the limit of {most} bytes for a download")
         if watch.is_over:
             raise TimeoutError
         if content.tell() < expected:
             raise MediaError(name, f"the download ended after {content.tell()} of {expected} bytes")
-    except (OSError, HTTPException, ValueError) as error:  # URLError and timeouts are OSErrors
+    except (OSError, HTTPException, ValueError, OverflowError) as error:  # URLError and timeouts are OSErrors
         content.close()
         if isinstance(error, MediaError):
             raise
         if watch.is_over:
-            raise MediaError(name, f"the download took longer than {DOWNLOAD_SECONDS} s") from error
+            raise MediaError(name, f"the download took longer than {seconds:g} s") from error
         if isinstance(error, urllib.error.HTTPError):
-            raise MediaError(name, f"the server answered {error.code} {error.reason}") from error
-        raise MediaError(name, f"cannot be downloaded ({error})") from error
+            raise MediaError(name, _refusal(error, address_of is None)) from error
+        raise MediaError(name, "cannot be downloaded" + (f" ({error})" if address_of is None else "")) from error
     content.seek(0)
     return cast(BinaryIO, content)
+
+
+def _quoted(url: str) -> str:
+    """A URL whose path and query may hold any characters, as a request takes it."""
+    parts = urllib.parse.urlsplit(url)
+    if not parts.hostname or parts.port == 0:
+        raise MediaError(describe_source(url), "expected an http(s) URL with a host")
+    path, query = (urllib.parse.quote(text, safe="/%:@!$&'()*+,;=~?") for text in (parts.path, parts.query))
+    return parts._replace(path=path, query=query, fragment="").geturl()
+
+
+def _refusal(error: urllib.error.HTTPError, in_full: bool) -> str:
+    if error.code in (301, 302, 303, 307, 308):
+        return f"more than {REDIRECTS} redirects, or one to what is no http(s) URL"
+    return f"the server answered {error.code}" + (f" {error.reason}" if in_full else "")
 
 
 def _open_path(path: str | os.PathLike) -> BinaryIO:
@@ -261,7 +333,7 @@ def _open_text(text: str) -> BinaryIO:
         return io.BytesIO(_decode_base64(text, describe_source(text))) if _is_base64(text) else _open_path(text)
     kind = scheme.group(1).lower()
     if kind in ("http", "https"):
-        return _download(text)
+        return download(text)
     if kind == "file":
         return _open_path(urllib.request.url2pathname(urllib.parse.urlparse(text).path))
     raise MediaError(describe_source(text), f"URL scheme {kind!r} is not supported: use http, https, file or data")

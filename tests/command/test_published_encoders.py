@@ -8,22 +8,11 @@ import pytest
 import torch
 from media_files import grey_frames, sine, write_video, write_wav
 from PIL import Image
-from processor_parts import word_tokenizer
 from published_encoders import ENCODERS, REFUSED
 from stage_two import one_step
-from tiny import tiny_text_config
-from transformers import AutoFeatureExtractor, AutoImageProcessor, LlamaForCausalLM
+from transformers import AutoFeatureExtractor, AutoImageProcessor
 
 from xllm.cli import main
-
-
-@pytest.fixture(scope="module")
-def llm(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sources") / "llm"
-    torch.manual_seed(2)
-    LlamaForCausalLM(tiny_text_config("llama")).save_pretrained(folder)
-    word_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,12 @@ import pytest
 import torch
 from media_files import grey_frames, sine, write_video, write_wav
 from PIL import Image
-from processor_parts import word_tokenizer
-from tiny import tiny_text_config
 from transformers import (
     ASTConfig,
     ASTFeatureExtractor,
     AutoModel,
     ClapConfig,
     ClapFeatureExtractor,
-    LlamaForCausalLM,
     SeamlessM4TFeatureExtractor,
     Wav2Vec2BertConfig,
     WhisperConfig,
@@ -57,15 +54,6 @@ ENCODERS = {
 # Tokens of 1.5 s. AST: 148 frames, windows of 104 frames that are 9 patches long: 9 + ceil(44 * 9 / 104) = 13, by 5.
 # CLAP: 151 of the 1001 frames of ten seconds, 32 steps: 5, by 5. Whisper: 150 frames by 2, by 5. BERT: 74, by 5.
 TOKENS = {"ast": 3, "clap": 1, "clap with fusion": 1, "whisper": 15, "wav2vec2-bert": 15}
-
-
-@pytest.fixture(scope="module")
-def llm(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sources") / "llm"
-    torch.manual_seed(2)
-    LlamaForCausalLM(tiny_text_config("llama")).save_pretrained(folder)
-    word_tokenizer().save_pretrained(folder)
-    return folder
 
 
 def noise(seconds: float, seed: int = 0, rate: int = 16_000) -> np.ndarray:

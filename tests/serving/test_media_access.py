@@ -165,7 +165,7 @@ def test_an_allowed_host_is_fetched_and_its_redirects_are_checked(site, media):
             access.open(f"http://{site.host}/to/http:||{other.host}|picture", IMAGE)
         assert not other.paths
         for target in ("file:|||etc|passwd", "ftp:||example.org|x"):
-            with pytest.raises(MediaError, match=r"expected an http\(s\) URL"):
+            with pytest.raises(MediaError, match=r"one to what is no http\(s\) URL$"):
                 access.open(f"http://{site.host}/to/{target}", IMAGE)
     finally:
         other.close()
@@ -185,7 +185,7 @@ def test_a_name_is_looked_up_once(site, monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     monkeypatch.setattr(socket, "create_connection", connect)
-    with pytest.raises(MediaError, match="the download failed"):
+    with pytest.raises(MediaError, match="cannot be downloaded$"):
         MediaAccess().open("http://rebind.example/picture", IMAGE)
     assert connected == [("93.184.216.34", 80)]
 

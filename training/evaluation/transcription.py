@@ -67,6 +67,32 @@ def windows_of(
         yield window, None if window.silent else Waveform(samples, reader.sampling_rate)
 
 
+WindowsT = list[tuple[Window, Any]]  # with what is asked of each, or `None` where it is silent
+
+
+def batches_of(windows: Iterable[tuple[Window, Any]], batch_size: int) -> Iterator[WindowsT]:
+    """Windows in order, as many at a time as hold `batch_size` that are not silent."""
+    batch: WindowsT = []
+    for window, item in windows:
+        batch.append((window, item))
+        if sum(item is not None for _, item in batch) == batch_size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def segments_of(batch: WindowsT, answers: Iterable[dict]) -> Iterator[Segment]:
+    """The segments of a batch, of which `answers` has the fields of those that are not silent."""
+    found = iter(answers)
+    for window, item in batch:
+        start, end = window.seconds
+        fields: dict[str, Any] = {"silent": True} if item is None else next(found)
+        if (tokens := fields.pop("tokens", None)) is not None:
+            fields["tokens"] = [{**t, "start": start + t["start"], "end": start + t["end"]} for t in tokens]
+        yield Segment(start, end, divides=window.divides, **fields)
+
+
 def hear(
     windows: Iterable[tuple[Window, Any]], answer: Callable[[list], list[dict]], batch_size: int
 ) -> Iterator[Segment]:
@@ -74,24 +100,9 @@ def hear(
 
     `answer` gives the fields of the segments of `batch_size` of them at a time.
     """
-    waiting: list[tuple[Window, Any]] = []
-
-    def heard() -> Iterator[Segment]:
-        asked = [item for _, item in waiting if item is not None]
-        found = iter(answer(asked) if asked else [])
-        for window, item in waiting:
-            start, end = window.seconds
-            fields: dict[str, Any] = {"silent": True} if item is None else next(found)
-            if (tokens := fields.pop("tokens", None)) is not None:
-                fields["tokens"] = [{**t, "start": start + t["start"], "end": start + t["end"]} for t in tokens]
-            yield Segment(start, end, divides=window.divides, **fields)
-        waiting.clear()
-
-    for window, item in windows:
-        waiting.append((window, item))
-        if sum(item is not None for _, item in waiting) == batch_size:
-            yield from heard()
-    yield from heard()
+    for batch in batches_of(windows, batch_size):
+        asked = [item for _, item in batch if item is not None]
+        yield from segments_of(batch, answer(asked) if asked else [])
 
 
 def generated(

@@ -11,11 +11,13 @@ from xllm.serving.limits import Limits, RequestError
 from xllm.serving.sampling import Sampling
 
 
-class _Body(BaseModel):
+class RequestBody(BaseModel):
+    """What a client sends; a name that is not understood is an error."""
+
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
-class JSONSchema(_Body):
+class JSONSchema(RequestBody):
     """`json_schema` of a response format."""
 
     name: str = ""
@@ -24,7 +26,7 @@ class JSONSchema(_Body):
     strict: bool | None = None
 
 
-class ResponseFormat(_Body):
+class ResponseFormat(RequestBody):
     """What an answer must be; the Responses API has the members of `json_schema` beside its type."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -46,14 +48,14 @@ class ResponseFormat(_Body):
         return found
 
 
-class StreamOptions(_Body):
+class StreamOptions(RequestBody):
     """`stream_options`."""
 
     include_usage: bool = False
     include_obfuscation: bool | None = None
 
 
-class _Asked(_Body):
+class _Asked(RequestBody):
     """What all ways of asking share; what only OpenAI's own servers can heed, and no answer depends on, is allowed."""
 
     model: str
@@ -127,7 +129,7 @@ class ChatBody(_Asked):
         return self.response_format.json_schema_of() if self.response_format else None
 
 
-class TextOptions(_Body):
+class TextOptions(RequestBody):
     """`text` of the Responses API."""
 
     format: ResponseFormat | None = None

@@ -1,25 +1,25 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """POST /v1/audio/transcriptions: a recording of any length, window by window, with the times of what was said."""
 
-from itertools import islice
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import Field
 
 from xllm.processing.media_kinds import AUDIO
 from xllm.serving.limits import RequestError
-from xllm.serving.requests import _Body
+from xllm.serving.requests import RequestBody
 from xllm.serving.sampling import Sampling
 from xllm.serving.service import Service
 from xllm.training.data.sound_windows import Window, Windowing
-from xllm.training.evaluation.transcription import Segment, join_segments, windows_of
+from xllm.training.evaluation.transcription import Segment, batches_of, join_segments, segments_of, windows_of
 
 
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 AT_A_TIME = 8  # windows of one recording, so that it does not keep others from their turn
 
 
-class TranscriptionForm(_Body):
+class TranscriptionForm(RequestBody):
     """The fields of the form beside the file."""
 
     model: str
@@ -44,41 +44,36 @@ async def transcribe(service: Service, recording: bytes, form: TranscriptionForm
     windowing = Windowing(form.window, most=service.limits.recording_seconds)
     windows = windows_of(service.processor, AUDIO, recording, windowing)
     text = {"type": "text", "text": AUDIO.prompts[0] if form.prompt is None else form.prompt}
-    most = service.limits.new_tokens
 
-    def prepare() -> list[tuple[Window, dict | None]]:
-        """The next windows, and what the model reads of those that are not silent."""
-        found = []
-        for window, wave in islice(windows, AT_A_TIME):
+    def asked() -> Iterator[tuple[Window, dict | None]]:
+        """The windows, and what the model reads of those that are not silent."""
+        for window, wave in windows:
             part = {"type": AUDIO.type, AUDIO.type: wave}
             messages = [{"role": "user", "content": [part, text]}]
-            found.append((window, None if wave is None else service.encode(messages)))
-        return found
+            yield window, None if wave is None else service.encode(messages)
 
-    segments: list[Segment] = []
-    while prepared := await service.in_worker(prepare):
-        rows = [inputs for _, inputs in prepared if inputs is not None]
-        texts, is_cut = [""] * len(rows), [False] * len(rows)
-        if rows:
-            longest = max(inputs["input_ids"].shape[1] for inputs in rows)
-            room = most if service.context is None else service.context - longest
-            if room < 1:
-                raise RequestError(
-                    "a window is longer than the model's context: ask for a shorter one", param="window"
-                )
-            asking = service.begin(rows, Sampling(max_tokens=min(most, room), temperature=form.temperature))
-            try:
-                async for place, delta in asking:
-                    texts[place] += delta.text
-                    is_cut[place] |= delta.finish_reason == "length"
-            finally:
-                asking.cancel()
-        said = iter(zip(texts, is_cut))
-        for window, inputs in prepared:
-            heard, cut = ("", False) if inputs is None else next(said)
-            start, end = window.seconds
-            segments.append(Segment(start, end, heard.strip(), inputs is None, window.divides, cut))
+    batches, segments = batches_of(asked(), AT_A_TIME), list[Segment]()
+    while batch := await service.in_worker(next, batches, None):
+        rows = [inputs for _, inputs in batch if inputs is not None]
+        segments += segments_of(batch, await _answers(service, rows, form.temperature) if rows else [])
     return segments
+
+
+async def _answers(service: Service, rows: list[dict], temperature: float) -> list[dict]:
+    """`text` and `is_cut` of what is said in windows."""
+    longest, most = max(inputs["input_ids"].shape[1] for inputs in rows), service.limits.new_tokens
+    room = most if service.context is None else service.context - longest
+    if room < 1:
+        raise RequestError("a window is longer than the model's context: ask for a shorter one", param="window")
+    asking = service.begin(rows, Sampling(max_tokens=min(most, room), temperature=temperature))
+    texts, is_cut = [""] * len(rows), [False] * len(rows)
+    try:
+        async for place, delta in asking:
+            texts[place] += delta.text
+            is_cut[place] |= delta.finish_reason == "length"
+    finally:
+        asking.cancel()
+    return [{"text": text.strip(), "is_cut": cut} for text, cut in zip(texts, is_cut)]
 
 
 def reply(segments: list[Segment], form: TranscriptionForm) -> dict[str, Any] | str:
