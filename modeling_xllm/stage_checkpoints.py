@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import cached_file
 
@@ -39,6 +40,7 @@ from .weight_files import (
     resolve_source,
     save_tensors,
     split_source,
+    unread_tensors,
     verify_weights,
     weight_files,
 )
@@ -270,7 +272,12 @@ class StageCheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
                 with suppress(OSError):  # an old checkpoint has none
                     found = GenerationConfig.from_pretrained(str(path), revision=revision, **hub)
                     kwargs.setdefault("generation_config", found)
-            kwargs["state_dict"] = cls._gather_weights(config, str(path), revision, hub, modalities is not None)
+            dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
+            dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype  # there is no "auto"
+            is_plain = isinstance(dtype, torch.dtype) and "quantization_config" not in kwargs
+            kwargs["state_dict"] = cls._gather_weights(
+                config, str(path), revision, hub, modalities is not None, dtype=dtype if is_plain else None
+            )
             path = revision = None
         loaded = cls._load_strictly(load, path, args, source, modalities is not None, config, revision, kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # (model, info) with output_loading_info
@@ -301,6 +308,16 @@ class StageCheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
         check_finite(dict(model.named_parameters()), str(source or "the sources"))
         return (model, info) if asked else model
 
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
+        is_plain = not (is_deepspeed_zero3_enabled() or load_config.is_quantized or load_config.disable_mmap)
+        is_mapped = checkpoint_files and all(str(file).endswith(".safetensors") for file in checkpoint_files)
+        if state_dict is None and is_mapped and is_plain and sys.platform == "linux":  # elsewhere nothing is mapped
+            state_dict = {}
+            for file in checkpoint_files:
+                state_dict.update(unread_tensors(file, load_config.dtype))
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys)
+
     def _is_elsewhere(self, key: str, is_subset: bool) -> bool:
         """Whether a tensor of a checkpoint belongs to a part that this model does without: head, LLM, other rows."""
         names = key.removeprefix("model.").split(".")
@@ -311,9 +328,10 @@ class StageCheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
 
     @classmethod
     def _gather_weights(
-        cls, config, path: str, revision: str | None, hub: dict, is_subset: bool, heads: dict | None = None
+        cls, config, path: str, revision: str | None, hub: dict, is_subset: bool, heads: dict | None = None, dtype=None
     ) -> dict[str, torch.Tensor]:
-        """State dict of a stage checkpoint, its towers and stage 1's `heads`, complete and of the right shapes."""
+        """State dict of a stage checkpoint, its towers and stage 1's `heads`, complete and of the right shapes; of
+        `dtype` where one is given and may be."""
         with torch.device("meta"):
             model = cls(config)
         shapes = model._expected_shapes()
@@ -323,11 +341,26 @@ class StageCheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
         def is_wanted(key: str) -> bool:
             return key.removeprefix(prefix) in shapes or not model._is_elsewhere(key, is_subset)
 
-        tensors = read_tensors(path, revision, is_wanted, **hub)
+        exact = model._get_dtype_plan(torch.float16)  # what is never stored in half precision, by parts of its name
+        tensors: dict[str, torch.Tensor] = {}
+
+        def take(found: dict[str, torch.Tensor], is_taken: Callable[[str], bool] = bool) -> None:
+            while found:  # nothing else holds them: what was cast is let go, and so are the pages of its mapped file
+                key, value = found.popitem()
+                if is_taken(key):
+                    is_cast = (
+                        dtype is not None and value.is_floating_point() and not any(part in key for part in exact)
+                    )
+                    tensors[key] = value.to(dtype) if is_cast else value
+
+        take(read_tensors(path, revision, is_wanted, **hub))
         for part, source in (config.towers or {}).items():
             if any(part_of(key) == part for key in shapes):  # a model without language model needs none
-                tower = read_tower(part, resolve_source(source["name_or_path"], path), source.get("revision"), **hub)
-                tensors.update({key: value for key, value in tower.items() if key.removeprefix(prefix) in shapes})
+                place = resolve_source(source["name_or_path"], path)
+                take(
+                    read_tower(part, place, source.get("revision"), **hub),
+                    lambda key: key.removeprefix(prefix) in shapes,
+                )
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items()} | (heads or {})
         cls.check_towers(config, tensors)
         check_fit(tensors, shapes, path, "this model")

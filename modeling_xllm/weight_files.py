@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +26,12 @@ from transformers.utils.hub import extract_commit_hash
 # Arguments of `from_pretrained` that say how to reach the Hub; they apply to towers too.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token")
 RECORD = "weight_files"  # key of config.json
+FLOAT_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}  # safetensors'
 
 
 class StageCheckpointError(ValueError, RuntimeError):
@@ -75,6 +82,18 @@ def read_tensors(source: str, revision: str | None, wanted: Callable[[str], bool
     for shard in weight_files(source, revision, **hub):
         tensors.update(read_safetensors(shard, wanted))
     return tensors
+
+
+def unread_tensors(path: str, dtype: torch.dtype | None) -> dict[str, Any]:
+    """Tensors of a safetensors file by their names, each read when it is asked for (`tensor[...]`).
+
+    Floating-point ones of another type than `dtype` are about to be copied, and are read one by one into memory of
+    their own: the pages of a mapped file would stay with the process, beside the copies, until it is closed.
+    """
+    mapped, read = (safe_open(path, framework="pt", backend=backend) for backend in ("mmap", "pread"))
+    tensors = {name: mapped.get_slice(name) for name in mapped.keys()}  # noqa: SIM118
+    is_copied = {code for code, stored in FLOAT_TYPES.items() if dtype not in (None, stored)}
+    return {name: read.get_slice(name) if one.get_dtype() in is_copied else one for name, one in tensors.items()}
 
 
 def read_safetensors(path: str, wanted: Callable[[str], bool] = bool) -> dict[str, torch.Tensor]:

@@ -5,12 +5,14 @@ import json
 import os
 import shutil
 import stat
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tiny import tiny_model
+from tiny import tiny_model, tiny_text_config
 
 from xllm import XLLMConfig, XLLMEncoderModel, XLLMForConditionalGeneration, XLLMModel
 from xllm.cli import main
@@ -270,3 +272,24 @@ def test_sources_beside_a_checkpoint_are_found_from_it(tmp_path):
     assert split_source("@odd") == ("@odd", None)
     assert split_source("user/repo") == ("user/repo", None)
     assert pinned_revision(str(tmp_path), "v1") == "v1"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of resident memory is read from /proc")
+@pytest.mark.parametrize("kind", ["whole", "stage"])
+def test_opening_in_another_type_takes_the_memory_of_the_model_and_no_more(tmp_path, kind):
+    """Pages of the mapped files would be resident beside what is copied from them: twice the model."""
+    text = tiny_text_config()
+    text.hidden_size, text.num_hidden_layers, text.intermediate_size = 512, 24, 4096
+    tiny_model(text_config=text).half().save_pretrained(tmp_path / "whole", max_shard_size="64MB")
+    if kind == "stage":
+        XLLMForConditionalGeneration.from_pretrained(tmp_path / "whole").save_interfaces(tmp_path / "stage")
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak is now the present
+    model = XLLMForConditionalGeneration.from_pretrained(tmp_path / kind, dtype=torch.bfloat16)
+    assert (resident("VmHWM") - before) / model.get_memory_footprint() < 1.4
+
+
+def resident(key: str) -> int:
+    """Bytes of a line of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
