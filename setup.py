@@ -10,6 +10,7 @@ PACKAGES = {
     "xllm.demo": "xllm/demo",
     "xllm.demo.device": "xllm/demo/device",
     "xllm.device": "xllm/device",
+    "xllm.page": "xllm/page",
     "xllm.serving": "xllm/serving",
     "xllm.modeling_xllm": "modeling_xllm",
     "xllm.modeling_xllm.composition": "modeling_xllm/composition",
@@ -34,6 +35,7 @@ setup(
     package_dir=PACKAGES,
     package_data={
         "xllm": ["py.typed"],
+        "xllm.page": ["*.css", "*.yaml"],
         "xllm.training.instructions": ["*.yaml"],
         "xllm.training.recipes": ["*.yaml"],
         "xllm.hub_cards": ["*.md"],

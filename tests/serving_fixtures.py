@@ -13,12 +13,36 @@ from dataclasses import dataclass
 from typing import Any
 
 import openai
+import torch
 import uvicorn
+from media_files import grey_frames, sine, write_video, write_wav
+from PIL import Image
 
+from xllm.assembly.opening import load_checkpoint
 from xllm.serving import Limits, MediaAccess, Service, create_app
 
 
 NAME = "tiny-x"
+
+
+def load_lively(folder):
+    """Model and processor of a tiny checkpoint whose answers depend on what is asked."""
+    model, processor = load_checkpoint(folder)
+    # With weights as they are drawn, everything is answered alike.
+    with torch.no_grad():
+        for weight in model.model.language_model.parameters():
+            weight.mul_(6 if weight.dim() > 1 else 1)
+    return model, processor
+
+
+def write_media(folder):
+    """A picture, two sounds, a film, and what is none of these."""
+    Image.new("RGB", (40, 30), (255, 0, 0)).save(folder / "red.png")
+    write_wav(folder / "low.wav", [sine(frequency=200)])
+    write_wav(folder / "high.wav", [sine(frequency=1000)])
+    write_video(folder / "clip.mp4", grey_frames(10))
+    (folder / "broken.wav").write_bytes(b"not a sound")
+    return folder
 
 
 @dataclass

@@ -24,16 +24,17 @@ EXTRAS = {
     **dict.fromkeys(("jsonschema", "llguidance"), "device"),
     "sounddevice": "microphone",
     **dict.fromkeys(("fastapi", "multipart", "uvicorn"), "serve"),
+    "gradio": "page",
 }
 # Commands that make a model take a user's modules; those that open one may also run the code beside it.
 MAKING = ("init",)
-ANSWERING = ("chat", "evaluate", "look")  # choose device and precision
+ANSWERING = ("chat", "evaluate", "look", "page")  # choose device and precision
 OPENING = (
-    "check", "explain", "estimate", "train", "ablate", "chat", "serve", "evaluate", "look", "inspect", "convert",
-    "push",
+    "check", "explain", "estimate", "train", "ablate", "chat", "serve", "page", "evaluate", "look", "inspect",
+    "convert", "push",
 )  # fmt: skip
 COMMANDS = (*MAKING, "test-interface", "demo", "build-instructions", "score", "judge", *OPENING, "env")
-REPORTING = set(COMMANDS) - {"init", "explain", "serve"}
+REPORTING = set(COMMANDS) - {"init", "explain", "serve", "page"}
 
 
 class CommandParser(argparse.ArgumentParser):

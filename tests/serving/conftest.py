@@ -2,12 +2,8 @@
 """A tiny model whose answers depend on what is asked, served."""
 
 import pytest
-import torch
-from media_files import grey_frames, sine, write_video, write_wav
-from PIL import Image
-from serving_fixtures import running
+from serving_fixtures import load_lively, running, write_media
 
-from xllm.assembly.opening import load_checkpoint
 from xllm.cli import main
 from xllm.serving import Limits
 
@@ -23,24 +19,13 @@ def folder(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def loaded(folder):
     """Its model and processor."""
-    model, processor = load_checkpoint(folder)
-    # With weights as they are drawn, everything is answered alike.
-    with torch.no_grad():
-        for weight in model.model.language_model.parameters():
-            weight.mul_(6 if weight.dim() > 1 else 1)
-    return model, processor
+    return load_lively(folder)
 
 
 @pytest.fixture(scope="session")
 def media(tmp_path_factory):
     """A picture, two sounds, a film, and what is none of these."""
-    folder = tmp_path_factory.mktemp("media")
-    Image.new("RGB", (40, 30), (255, 0, 0)).save(folder / "red.png")
-    write_wav(folder / "low.wav", [sine(frequency=200)])
-    write_wav(folder / "high.wav", [sine(frequency=1000)])
-    write_video(folder / "clip.mp4", grey_frames(10))
-    (folder / "broken.wav").write_bytes(b"not a sound")
-    return folder
+    return write_media(tmp_path_factory.mktemp("media"))
 
 
 @pytest.fixture(scope="session")

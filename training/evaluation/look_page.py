@@ -108,14 +108,15 @@ def _body(found: Look) -> Iterator[str]:
         yield from (f'<p class="soft">{safe_text(note)}</p>' for note in row.notes)
         if row.weights is not None:
             yield f'<img class="plot" alt="" src="{data_uri("image/png", _drawn(_sound_figure(found, row)))}">'
-        if heats := _mean_heats(row):
+        if heats := mean_heats(row):
             maps = "".join(_still(found, number, heat) for number, heat in enumerate(heats))
             how = "mean of all queries; a map is as bright as its own brightest patch"
             yield f'<p>Attention over the medium ({how}):</p><div class="stills">{maps}</div>'
         yield from _table(found, row)
 
 
-def _mean_heats(row: RowLook) -> list[np.ndarray]:
+def mean_heats(row: RowLook) -> list[np.ndarray]:
+    """For each picture, where all queries look on average."""
     by_picture: dict[int, list[np.ndarray]] = {}
     for piece in row.pieces:
         if piece.heat is not None:
@@ -143,11 +144,11 @@ def _table(found: Look, row: RowLook) -> Iterator[str]:
 
 def _still(found: Look, picture: int, heat: np.ndarray) -> str:
     file = io.BytesIO()
-    Image.fromarray(_overlay(found, picture, heat)).save(file, "PNG")
+    Image.fromarray(overlay(found, picture, heat)).save(file, "PNG")
     return f'<img alt="" src="{data_uri("image/png", file.getvalue())}">'
 
 
-def _overlay(found: Look, picture: int, heat: np.ndarray) -> np.ndarray:
+def overlay(found: Look, picture: int, heat: np.ndarray) -> np.ndarray:
     """The picture in dim grey, lit up where the attention is: `(H, W, 3)`; black without a picture."""
     times = max(1, -(-SIDE // max(heat.shape)))
     size = (heat.shape[1] * times, heat.shape[0] * times)
@@ -225,7 +226,7 @@ def _png(found: Look) -> bytes:
             panel.set_axis_off()
         for panel, piece in zip(panels, pieces):
             if piece.heat is not None:
-                panel.imshow(_overlay(found, piece.picture or 0, piece.heat))
+                panel.imshow(overlay(found, piece.picture or 0, piece.heat))
             word, cosine = piece.words[0]
             panel.set_title(_plain(f"{word} {cosine:.2f}"), fontsize=8, **_font())
     return _drawn(made)
@@ -242,4 +243,4 @@ def _font() -> dict[str, Any]:
     return {"fontfamily": ["DejaVu Sans", *(name for name in _CJK if name in known)]}
 
 
-__all__ = ["as_json", "check_output", "scale_text", "terminal_lines", "write_look"]
+__all__ = ["as_json", "check_output", "far", "mean_heats", "overlay", "scale_text", "terminal_lines", "write_look"]

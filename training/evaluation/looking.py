@@ -11,6 +11,7 @@ Legend: V tokens of the vocabulary, K embeddings of the medium, D width, R pictu
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -75,12 +76,15 @@ class Look:
 
 
 @torch.no_grad()
-def look(model: Any, processor: Any, part: dict, top: int = 5, rows: list[str] | None = None) -> Look:
+def look(
+    model: Any, processor: Any, part: dict, top: int = 5, rows: list[str] | None = None,
+    vocabulary: "Vocabulary | None" = None,
+) -> Look:  # fmt: skip
     """Look at one medium.
 
     Args:
         part: a content part, `{"type": "image", "path": ...}`. top: how many tokens for each embedding. rows: those
-            that are looked at; default all that read it.
+            that are looked at; default all that read it. vocabulary: of this model, for further looks.
 
     Raises:
         MediaError: it cannot be read. ValueError: no row of the model reads it.
@@ -94,7 +98,7 @@ def look(model: Any, processor: Any, part: dict, top: int = 5, rows: list[str] |
     cpu = {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
     [medium] = media_of_sample(processor, sample, item, cpu)
     known = [name for name, row in processor.rows.items() if row.part == kind]
-    vocabulary = Vocabulary(model, processor)
+    vocabulary = vocabulary or Vocabulary(model, processor)
     seconds = None
     if isinstance(wave := media_of(messages)[kind][0], Waveform):
         seconds = len(wave.samples) / wave.sampling_rate
@@ -123,9 +127,13 @@ class Vocabulary:
         found = torch.cat([directions @ normalize(chunk.float(), dim=1).T for chunk in chunks], 1)
         return found.masked_fill(~self.known, -1)
 
-    @torch.no_grad()
     def scale(self) -> Scale:
         """See `Scale`; the same at every call."""
+        return self._scale
+
+    @cached_property
+    @torch.no_grad()
+    def _scale(self) -> Scale:
         rng = torch.Generator().manual_seed(0)
         random = self.cosines(torch.randn(DRAWS, self.weight.shape[1], generator=rng)).amax(1)
         ids = self.known.nonzero().flatten()

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     open_config(args.model, args.trust_remote_code)
     limits = Limits(rows=args.rows, queue=args.queue, request_seconds=args.timeout)
     access = MediaAccess(args.allow_media_from, limits)
-    _check_port(args.host, args.port)
+    check_port(args.host, args.port)
     place = default_device() if args.device == "auto" else args.device
     model, processor = load_checkpoint(args.model, args.trust_remote_code, place, args.dtype)
     service = Service(model, processor, args.name or args.model, access, limits)
@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
-def _check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int) -> None:
+    """A `ValueError` where nothing can listen."""
     try:
         if not 0 < port < 1 << 16:  # getaddrinfo would take it modulo 2**16
             raise OverflowError("ports are 1 to 65535")

@@ -24,6 +24,8 @@ class Guard:
         body_bytes: of a request.
     """
 
+    challenge = b"Bearer"  # how a client without a key is asked for it
+
     def __init__(self, app: Any, body_bytes: int, api_key: str | None = None, hosts: Iterable[str] = (), origins=()):
         self.app, self.body_bytes = app, body_bytes
         self.api_key = api_key.encode() if api_key else None
@@ -39,7 +41,7 @@ class Guard:
         try:
             self._check(scope, headers)
         except RequestError as error:
-            await _refuse(error, send)
+            await refuse(error, send, self.challenge)
             return
         taken = 0
 
@@ -61,13 +63,15 @@ class Guard:
         if origin is not None and not self._is_allowed(origin.decode("latin-1"), host):
             raise RequestError("pages of this origin may not send requests (--allow-origin ORIGIN)", 403)
         is_open = scope["path"] == "/health" or scope["method"] == "OPTIONS"
-        if self.api_key is not None and not is_open:
-            kind, _, key = headers.get(b"authorization", b"").partition(b" ")
-            if kind.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self.api_key):
-                raise RequestError("the API key is missing or wrong", 401, code="invalid_api_key")
+        if self.api_key is not None and not is_open and not self._is_admitted(headers.get(b"authorization", b"")):
+            raise RequestError("the API key is missing or wrong", 401, code="invalid_api_key")
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self.body_bytes:
             raise self._too_long()
+
+    def _is_admitted(self, given: bytes) -> bool:
+        kind, _, key = given.partition(b" ")
+        return kind.lower() == b"bearer" and hmac.compare_digest(key.strip(), self.api_key or b"")
 
     def _is_known(self, host: str) -> bool:
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() and not host.endswith("]") else host
@@ -87,10 +91,12 @@ class Guard:
         return RequestError(f"the body is longer than {self.body_bytes} bytes", 413)
 
 
-async def _refuse(error: RequestError, send: Any) -> None:
+async def refuse(error: RequestError, send: Any, challenge: bytes = b"") -> None:
+    """Answer a request with an error."""
     body = json.dumps(error.body()).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     # What is left of the body is not read: the connection ends here.
     headers.append((b"connection", b"close"))
+    headers += [(b"www-authenticate", challenge)] if error.status == 401 else []
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -49,6 +49,12 @@ class Asking:
         for job in self.jobs:
             job.is_cancelled = True
 
+    def stop(self) -> None:
+        """What is written by now are the answers; in the thread of the loop that waits for them."""
+        self.cancel()
+        for place in range(len(self.jobs)):
+            self.deltas.put_nowait((place, Delta(finish_reason="stop")))
+
 
 def _together(told: list[tuple[int, Delta | RequestError]]) -> list[tuple[int, Delta]]:
     """What was told of each choice as one delta; raises what ended one."""

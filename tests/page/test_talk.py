@@ -1,0 +1,44 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""What is said, as the page shows it; and the texts of the page."""
+
+import pytest
+
+from xllm.page.talk import Talk, Turn, Upload, literal, without_html
+from xllm.page.texts import all_texts, language_of
+
+
+def test_languages_say_the_same_things():
+    english, *others = all_texts().values()
+    assert len(others) == 1
+    for texts in others:
+        assert [*texts] == [*english]
+        for name in english:
+            assert sorted(_holes(texts[name])) == sorted(_holes(english[name])), name
+
+
+def _holes(text: str) -> list[str]:
+    return [piece.partition("}")[0].partition(":")[0] for piece in text.split("{")[1:]]
+
+
+@pytest.mark.parametrize(
+    ("accepted", "language"), [("zh-TW", "zh"), ("de, zh;q=0.5, en;q=0.4", "zh"), ("*;q=x, en", "en"), ("fr", "en")]
+)
+def test_language_of_a_browser(accepted, language):
+    assert language_of(accepted) == language
+
+
+def test_markdown_of_texts():
+    assert literal("a*b* <i>\n  c_d") == "a\\*b\\* \\<i\\>\n\u00a0\u00a0c\\_d"
+    assert without_html("**a** <b> `<c>` <d>") == "**a** \\<b> `<c>` \\<d>"
+    assert without_html("```\n<a>\n``` <b>\n```\n<c>") == "```\n<a>\n``` \\<b>\n```\n<c>"
+
+
+def test_messages_of_a_talk():
+    talk = Talk([Turn("one", [], "1"), Turn("", [Upload("image", "/x/a.png", "a.png")])])
+    assert talk.messages() == [
+        {"role": "user", "content": [{"type": "text", "text": "one"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "1"}]},
+        {"role": "user", "content": [{"type": "image", "path": "/x/a.png"}]},
+    ]
+    assert [talk.turns.index(talk.turn_of(place)) for place in range(3)] == [0, 0, 1]
+    assert talk.turn_of(3) is None

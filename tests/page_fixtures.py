@@ -1,0 +1,71 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""A page in a thread of the test's process, and a browser that is told what its microphone hears."""
+
+import contextlib
+import os
+import shutil
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+OPTIONS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--use-fake-ui-for-media-stream",
+    "--use-fake-device-for-media-stream",
+)  # fmt: skip
+
+
+@dataclass
+class Serving:
+    """A page that is served; `service` answers it."""
+
+    url: str
+    folder: Path
+    service: Any
+
+
+@contextlib.contextmanager
+def serving_page(build, folder: Path, service: Any = None, **options: Any):
+    """Serves pages until the block ends; `build` makes them of a language."""
+    import uvicorn
+
+    from xllm.page.page_app import create_page_app
+
+    os.environ["GRADIO_ANALYTICS_ENABLED"], os.environ["GRADIO_TEMP_DIR"] = "False", str(folder)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        app = create_page_app(build, folder, **options)
+        settings: dict[str, Any] = {"log_level": "critical", "ws": "none", "timeout_graceful_shutdown": 1}
+        server = uvicorn.Server(uvicorn.Config(app, **settings))
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.02)
+        try:
+            yield Serving(f"http://127.0.0.1:{listener.getsockname()[1]}", folder, service)
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+
+@contextlib.contextmanager
+def browser(hears: Path | None = None):
+    """Headless Chromium, whose microphone hears a wav; skips, and says why, where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="NO BROWSER TESTS: pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("NO BROWSER TESTS: install Debian's chromium")
+    options = [*OPTIONS, *([f"--use-file-for-fake-audio-capture={hears}"] if hears else [])]
+    with playwright.sync_playwright() as found:
+        chromium = found.chromium.launch(executable_path=CHROMIUM, args=options)
+        try:
+            yield chromium
+        finally:
+            chromium.close()
