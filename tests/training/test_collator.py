@@ -2,6 +2,7 @@
 """Batches: which tokens carry loss, what is cut when a sample is too long, and the batches of stage 1."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -12,9 +13,15 @@ from processor_parts import composed, small_processor
 from transformers import GenerationConfig, LlamaConfig
 
 from xllm.modeling_xllm.configuration_xllm import XLLMConfig
+from xllm.processing.media_sources import MediaError
 from xllm.training.batches import collator
 from xllm.training.batches.collator import TEACHER, XLLMDataCollator, chat_settings, on_one_day, text_ids
+from xllm.training.batches.notes import NamedBatches
 from xllm.training.data.augmentation import Augmentation
+from xllm.training.data.dataset import ChatDataset, SampleError
+from xllm.training.data.sources import load_source
+from xllm.training.instructions.speech_synthesis import wav_bytes
+from xllm.training.recipes.recipe import SourceSpec
 
 
 def user(*parts):
@@ -52,6 +59,40 @@ def test_loss_is_on_sop_answer_and_eop_alone(tiny_processor):
     assert batch["input_ids"].tolist() == [[*question, gmask, sop, *answer, eop]]
     assert batch["labels"].tolist() == [[-100] * (len(question) + 1) + [sop, *answer, eop]]
     assert batch["attention_mask"].all()
+
+
+def test_a_sound_longer_than_its_encoder_hears_names_its_row_and_what_a_run_does_about_it(tiny_processor):
+    """By its place where it has one, else by its number in the batch; decoded before, or not yet."""
+    processor = copy.deepcopy(tiny_processor)
+    processor.rows["speech"].most_positions = 200  # two seconds
+    way_out = "set data.max_seconds to no more than that, and data.long_audio to chunk or window"
+    fine, long = ({"messages": [user(clip(seconds), "What?"), assistant("a")]} for seconds in (1, 3))
+    decoded = {"type": "audio", "audio": processor.load("audio", clip(3)["audio"])}
+    named = {"messages": [user(decoded, "What?"), assistant("a")], "where": "rows.jsonl:7"}
+    for samples, place in (([fine, long], "sample 2 of the batch"), ([fine, named], "rows.jsonl:7")):
+        for task, more in (("chat", {}), ("transcribe", {"modality": "speech"})):
+            with pytest.raises(MediaError) as caught:
+                XLLMDataCollator(processor, task=task, **more)(samples)
+            assert str(caught.value).startswith(f"{place}: a sound of 3.0 s: the most that is heard as a whole is 2 s")
+            assert str(caught.value).endswith(way_out)
+    processor.rows["speech"].most_positions = 400
+    assert len(XLLMDataCollator(processor)([fine, named])["input_ids"]) == 2
+
+
+def test_a_run_names_the_row_of_such_a_sound_once(tiny_processor, tmp_path):
+    processor = copy.deepcopy(tiny_processor)
+    processor.rows["speech"].most_positions = 200
+    for name, seconds in (("short", 1), ("long", 3)):
+        (tmp_path / f"{name}.wav").write_bytes(wav_bytes(clip(seconds)["audio"], 16_000))
+    rows = [{"messages": [user({"type": "audio", "path": f"{name}.wav"}, "What?"), assistant("a")]}
+            for name in ("short", "long")]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ChatDataset([load_source(SourceSpec(path=str(tmp_path / "rows.jsonl")))], processor)
+    with pytest.raises(SampleError) as caught:
+        NamedBatches(XLLMDataCollator(processor))([data[0], data[1]])
+    assert str(caught.value).startswith(f"{tmp_path / 'rows.jsonl'}:2: a sound of 3.0 s")
+    assert str(caught.value).count("rows.jsonl") == 1
+    assert str(caught.value).endswith("data.long_audio to chunk or window")
 
 
 def test_the_prompt_is_what_generation_will_see(tiny_processor):

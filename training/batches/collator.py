@@ -28,6 +28,7 @@ from transformers.utils import logging
 from xllm.modeling_xllm.language_models import PrefixLanguageModel, language_model_of
 from xllm.processing.conversations import clean_messages, media_of
 from xllm.processing.media_kinds import MEDIA_KINDS
+from xllm.processing.media_sources import MediaError
 from xllm.training.batches.answers import answers_with_loss, earlier_answers, located
 from xllm.training.data.augmentation import Augmentation
 from xllm.training.trainers.distillation import TEACHER, in_words
@@ -38,17 +39,15 @@ IGNORE = -100
 CUTS = ("turns", "texts")  # what is left out of samples: turns of "chat", the end of texts of "contrast"
 DAY = datetime(2024, 7, 26)  # noqa: DTZ001  # what Llama 3.2's template writes where there is no clock
 _PARTS_OF_DATES = {f"%{code}": DAY.strftime(f"%{code}") for code in "aAbBcdHIjmMpSUwWxXyY"}
-_PARTS_OF_DATES |= {
-    "%-d": str(DAY.day),
-    "%-m": str(DAY.month),
-    "%F": str(DAY.date()),
-}  # not of every system's strftime
+# Not of every system's strftime:
+_PARTS_OF_DATES |= {"%-d": str(DAY.day), "%-m": str(DAY.month), "%F": str(DAY.date())}
 # In front of a chat template: its function that writes today's date writes that day's.
 _ON_ONE_DAY = (
     "{%- macro strftime_now(format) -%}{%- set ns = namespace(text=format) -%}"
     f"{{%- for code, part in {_PARTS_OF_DATES!r}.items() -%}}"
     "{%- set ns.text = ns.text.replace(code, part) -%}{%- endfor -%}{{- ns.text -}}{%- endmacro -%}"
 )
+_TOO_LONG = "set data.max_seconds to no more than that, and data.long_audio to chunk or window"
 logger = logging.get_logger(__name__)
 
 
@@ -189,6 +188,25 @@ class XLLMDataCollator:
             MediaError: a medium that cannot be decoded.
         """
         rows = [_Row(self._messages_of(sample), owner) for owner, sample in enumerate(samples)]
+        try:
+            return self._batch(samples, rows)
+        except MediaError as error:
+            raise self._placed(error, samples, rows) from error
+
+    def _placed(self, error: MediaError, samples: Sequence[dict[str, Any]], rows: list["_Row"]) -> MediaError:
+        """The error of the sample whose medium it is, with its place (which a data set of ours adds itself), and with
+        what a run does about a sound that is too long."""
+        for number, (sample, row) in enumerate(zip(samples, rows), start=1):
+            try:
+                for part, items in media_of(row.messages).items():
+                    for item in items:
+                        self.processor.check_length(part, self.processor.load(part, item), _TOO_LONG)
+            except MediaError as own:
+                place = sample.get("where", f"sample {number} of the batch")
+                return own if "data" in sample else MediaError(f"{place}: {own}")
+        return error
+
+    def _batch(self, samples: Sequence[dict[str, Any]], rows: list["_Row"]) -> dict[str, torch.Tensor]:
         batch: dict[str, Any]
         if self.task == "chat":
             batch, rows = self._chat(rows)
