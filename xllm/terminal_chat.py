@@ -73,7 +73,7 @@ class TerminalChat:
         if command.startswith("/") and name.isidentifier():
             known = [f"/{name} {takes}".rstrip() for name, (_, takes, _) in self.commands.items()]
             raise ValueError(f"there is no {command} here, only {', '.join(known)}")
-        if line:
+        if line or self.pending:  # a recording may be the question itself
             pending, unread = self.pending, self.unread
             self.pending, self.unread = [], None
             if unread is not None and not self.is_terminal:
@@ -120,7 +120,7 @@ class TerminalChat:
     def help(self, rest: str = "") -> None:
         """What can be typed."""
         lines = [(f"/{name} {takes}", what) for name, (_, takes, what) in self.commands.items()]
-        lines += [("Ctrl-C", "stop the answer"), ("anything else", "is asked")]
+        lines += [("Ctrl-C", "stop the answer"), ("anything else", "is asked; so are files alone, by an empty line")]
         sys.stderr.writelines(f"{name:16}{what}\n" for name, what in lines)
 
     def _read(self) -> str | None:

@@ -65,6 +65,12 @@ def test_a_file_is_opened_when_it_is_named(folder, pictures, capsys, monkeypatch
     assert [json.loads(line)["question"] for line in output.out.splitlines()] == ["Hello"]
 
 
+def test_an_empty_line_asks_with_files_alone_and_is_nothing_without(folder, pictures, capsys, monkeypatch):
+    """A recording may be the question itself; with it nothing is asked twice."""
+    assert talk(monkeypatch, folder, ["", "", "", "What?"], "--image", str(pictures / "a.png")) == 0
+    assert [json.loads(line)["question"] for line in capsys.readouterr().out.splitlines()] == ["", "What?"]
+
+
 def test_a_question_is_taken_back(folder, pictures):
     model, processor = load_checkpoint(folder)
     arguments = build_parser().parse_args(["chat", folder, "--json", "--max-new-tokens", "4"])

@@ -3,8 +3,8 @@
 
 KIND is what a row of the model reads: --image, --video and --speech for the paper's rows, others with --module;
 `xllm inspect MODEL` lists them. Without QUESTION it reads questions from standard input, one a line; `/KIND FILE` adds
-a file to the next question, `/undo` takes one back, `/help` lists the rest, and Ctrl-C stops an answer. With --json,
-each answer is one line of JSON.
+a file to the next question, an empty line asks with the files alone (a spoken question, say), `/undo` takes one back,
+`/help` lists the rest, and Ctrl-C stops an answer. With --json, each answer is one line of JSON.
 
 With --commands an answer is text or a command that the model's device declares, as JSON, and nothing in between. It is
 printed and not executed, unless --execute names a device: that is made of the last status given, and its new state, or
