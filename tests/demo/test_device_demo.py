@@ -13,6 +13,7 @@ from xllm.cli import main
 from xllm.demo.run import format_table
 from xllm.demo.settings import Optimisation
 from xllm.device import phone
+from xllm.modeling_xllm.weight_files import read_tensors
 
 
 HOME = {
@@ -202,11 +203,10 @@ def test_the_figures_are_those_of_the_answers(tmp_path):
 
     rows = [{"messages": [{"role": "user", "content": [{"type": "status", "path": name}, {"text": name}]}, {}],
              "state": name} for name in "abc"]  # fmt: skip
-    beside = [
-        [part.get("path", part.get("text")) for part in row["messages"][0]["content"]] for row in _of_others(rows)
-    ]
-    assert beside == [["c", "a"], ["a", "b"], ["b", "c"]]
-    assert [row["state"] for row in _of_others(rows)] == ["a", "b", "c"]
+    for is_spoken, expected in ((False, ["ca", "ab", "bc"]), (True, ["ac", "ba", "cb"])):
+        beside = [row["messages"][0]["content"] for row in _of_others(rows, is_spoken)]
+        assert [state["path"] + words["text"] for state, words in beside] == expected
+    assert [row["state"] for row in _of_others(rows, False)] == ["a", "b", "c"]
 
 
 def test_the_same_seed_writes_the_same_files(data, tmp_path):
@@ -246,7 +246,7 @@ def test_two_words_of_a_description_share_a_place(world, tmp_path):
     said = "battery 12 wifi on app mail"
     samples = [(Turn((("status", said),), "Wifi?", "yes"),), (Turn((("status", "app maps"),), "Which app?", "maps"),)]
     encoded = [encode_sample(tokenizer, sample) for sample in samples]
-    plain, paired = (collate_text(tokenizer, encoded, paired) for paired in (False, True))
+    plain, paired = (collate_text(tokenizer, encoded, paired) for paired in ("", "status"))
     first = paired["partners"][0] >= 0
     assert torch.equal(first, paired["described"][0])
     both = torch.stack([paired["input_ids"][0][first], paired["partners"][0][first]], dim=1)
@@ -284,32 +284,134 @@ def test_the_interface_learns_what_each_field_is_called(world, data, tmp_path):
     assert (named[nearest, 0] == named[:, 0]).float().mean() > 0.9
 
 
+@pytest.mark.parametrize(
+    ("words", "said", "pairs"),
+    [
+        ("Wake me at 7:30.", "wake me at seven thirty", {False}),
+        ("Set an alarm for 0:00, please", "set an alarm for zero o'clock please", {True}),
+        ("Alarm at 21:45", "alarm at twenty one forty five", {True}),
+        ("Volume 42 %", "volume forty two percent", {True}),
+        ("Hey phone, make it 105.", "hey phone make it one hundred five", set()),
+        ("Volume 150", "volume one hundred fifty", set()),
+        ("20 or 99 or 127", "twenty or ninety nine or one hundred twenty seven", {False}),
+        ("Could you close it?", "could you close it", set()),
+    ],
+)
+def test_what_is_said_of_what_is_written(world, words, said, pairs):
+    assert world.say(words) == said
+    assert world.unheard(words) == pairs
+
+
+def test_what_is_spoken_stands_behind_the_state_and_what_is_read_is_what_the_processor_writes(world, tmp_path):
+    """Of the language model's text: two words of a state at one place, and each word of a voice at its own."""
+    from xllm.demo.corpus import collate_text, encode_sample
+    from xllm.demo.device.corpus import build_tokenizer, random_text_sample
+
+    tokenizer, rng = build_tokenizer(tmp_path, 0, spoken=True), np.random.default_rng(2)
+    samples = [random_text_sample(rng, 1.0) for _ in range(300)]
+    asked, written = ([one for one in samples if bool(one[0].question) is is_asked] for is_asked in (False, True))
+    assert len(written) == pytest.approx(60, abs=25)
+    for (turn,) in written:
+        ((name, said),) = turn.media
+        assert (name, turn.question, turn.answer) == ("speech", "What is said?", said)
+        assert len(tokenizer.encode(said, add_special_tokens=False)) == len(said.split())
+        assert tokenizer.decode(tokenizer.encode(said, add_special_tokens=False)) == said
+    for sample in asked[:20]:
+        (_, state), (_, said) = sample[0].media
+        batch = collate_text(tokenizer, [encode_sample(tokenizer, sample)], "status")
+        assert (batch["partners"] >= 0).sum() == len(state.split()) // 2
+        ids = batch["input_ids"][0][batch["described"][0] & (batch["partners"][0] < 0)]
+        assert tokenizer.decode(ids.tolist()) == said
+
+
+def test_the_test_is_spoken_by_other_voices_in_other_words_about_numbers_never_heard(world, tmp_path):
+    from xllm.demo.device.corpus import write_data
+    from xllm.demo.device.spoken import write_spoken
+    from xllm.demo.run import read_lines
+    from xllm.demo.settings import DemoScale
+    from xllm.training.instructions import speech_synthesis
+
+    spoken, speak = [], speech_synthesis.synthesise
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xllm.demo.dataset.synthesise", lambda said: spoken.append(said) or speak(said))
+        data = write_data(tmp_path, 40, 20, seed=3, spoken=True)
+        write_spoken(data, DemoScale(num_recordings=80, num_tests=10), 3)
+    train, *tests = spoken
+    assert [len(said) for said in spoken] == [80, 20, 20, 20]
+    voices = [{one.voice for said in some for one in said} for some in ([train], tests)]
+    assert not voices[0] & voices[1]
+    words = [{one.text for said in some for one in said} for some in ([train], tests)]
+    assert not words[0] & words[1]
+    assert sum(bool(world.unheard(row[0]["content"][1]["text"])) for name in HELD_OUT
+               for row in rows(data, f"test_{name}.jsonl")) >= 2  # fmt: skip
+    for name in HELD_OUT:
+        for typed, row in zip(rows(data, f"test_{name}.jsonl"), read_lines(data / f"test_spoken_{name}.jsonl")):
+            assert False not in world.unheard(typed[0]["content"][1]["text"])
+            (state, heard), reply = row["messages"][0]["content"], row["messages"][1]
+            assert (state, reply, row["words"]) == (typed[0]["content"][0], typed[1], typed[0]["content"][1]["text"])
+            assert (data / heard["path"]).stat().st_size > 8000
+    for asked, reply in rows(data, "convert_speech.jsonl"):
+        assert [part["type"] for part in asked["content"]] == ["audio"]
+        assert reply["content"][0]["text"] in words[0]
+    assert len(rows(data, "test_speech.jsonl")) == 10
+    kinds = [tuple(part["type"] for part in row[0]["content"]) for row in rows(data, "integrate.jsonl")]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {
+        ("status", "audio"): 80, ("status", "text"): 40, ("audio", "text"): 20,
+    }  # fmt: skip
+
+
 @pytest.mark.slow
 def test_the_whole_demo_at_a_reduced_scale(world, tmp_path, capsys):
+    """Its status interface alone, then speech composed with it, stage 3, and a conversation with the result."""
     from xllm.demo.device.run import DeviceScale, run_device_demo
+    from xllm.demo.settings import DemoScale
 
     brief = Optimisation(2, 4, 1e-3)
+    stages = dict.fromkeys(("speech", "speech_convert", "speech_align", "integrate"), brief)
+    spoken = DemoScale(num_recordings=24, num_tests=8, speech_size=16, converter_size=16, **stages)
     plans = {"language": brief, "convert": brief, "align": brief}
-    scale = DeviceScale(language_size=32, language_layers=1, num_states=40, num_tests=8, **plans)
-    results = run_device_demo(tmp_path / "demo", seed=1, scale=scale)
-    assert json.loads((tmp_path / "demo" / "results.json").read_text()) == results
-    assert list(results["tasks"]) == ["answers", "valid_commands", "goal_reached", "refused", "reason_given"]
+    scale = DeviceScale(language_size=32, language_layers=1, num_states=40, num_tests=8, spoken=spoken, **plans)
+    demo = tmp_path / "demo"
+    results = run_device_demo(demo, seed=1, scale=scale)
+    assert json.loads((demo / "results.json").read_text()) == results
+    typed = ["answers", "valid_commands", "goal_reached", "refused", "reason_given"]
+    assert list(results["tasks"]) == [*typed, *(f"spoken_{task}" for task in typed), "transcripts"]
     assert results["language_model_unchanged"] is True
     for cell in results["tasks"].values():
-        assert 0 <= cell["value"] <= 1
-    assert results["tasks"]["refused"]["n"] == 16
+        assert 0 <= cell["value"] <= 1 or cell["metric"] == "cer"
+    assert results["tasks"]["refused"]["n"] == results["tasks"]["spoken_refused"]["n"] == 16
     assert "bit-identical" in format_table(results)
     # Whatever a model that knows nothing says is text or a valid command.
     samples = [
         json.loads(line)["answer"]
-        for path in (tmp_path / "demo" / "samples").glob("*.jsonl")
+        for task in HELD_OUT
+        for path in (demo / "samples").glob(f"samples_*{task}.jsonl")
         for line in path.read_text().splitlines()
     ]
-    assert len(samples) == 24
+    assert len(samples) == 48
     assert all("{" not in answer for answer in samples if not answer.startswith("{"))
-    (tmp_path / "demo" / "towers").rename(tmp_path / "elsewhere")
+    # What is composed is what was trained, bit for bit; stage 3 has trained both.
+    status, speech, both, last = (
+        read_tensors(str(demo / "stages" / name), None, lambda key: key.startswith("model.interfaces."))
+        for name in ("stage2-status", "speech/stage2-speech", "composed", "stage3")
+    )
+    assert {key: value.tolist() for key, value in both.items()} == {
+        key: value.tolist() for key, value in {**status, **speech}.items()
+    }
+    for name in ("status", "speech"):
+        assert any(not torch.equal(last[key], value) for key, value in both.items() if f".{name}." in key)
+    (demo / "towers").rename(tmp_path / "elsewhere")
     capsys.readouterr()
-    state = str(tmp_path / "demo" / "data" / "states" / "test-command-0000.json")
-    command = ["chat", str(tmp_path / "demo" / "checkpoint"), "--status", state, "--json", "--max-new-tokens", "16"]
+    state = str(demo / "data" / "states" / "test-command-0000.json")
+    heard = str(demo / "data" / "speech" / "test-command-00000.wav")
+    command = ["chat", str(demo / "checkpoint"), "--status", state, "--json", "--max-new-tokens", "16"]
     assert main([*command, "--execute", "xllm.device.phone:Phone", "Could you close the app?"]) == 0
     assert "answer" in json.loads(capsys.readouterr().out)
+    assert main([*command, "--speech", heard, "--execute", "xllm.device.phone:Phone", ""]) == 0
+    assert "answer" in json.loads(capsys.readouterr().out)
+
+
+def test_digits_are_spoken_anyway(capsys):
+    with pytest.raises(SystemExit):
+        main(["demo", "--spoken"])
+    assert "--spoken: it is for --world device" in capsys.readouterr().err

@@ -257,12 +257,12 @@ def encode_sample(tokenizer: ChatGLMTokenizer, sample: TextSample) -> EncodedSam
 
 
 def collate_text(
-    tokenizer: ChatGLMTokenizer, encoded: list[EncodedSample], paired: bool = False
+    tokenizer: ChatGLMTokenizer, encoded: list[EncodedSample], paired: str = ""
 ) -> dict[str, torch.Tensor]:
     """A batch padded on the left, `(B, L)`: ids, mask, `labels`, and `described` (1 in a description).
 
-    `paired` descriptions have two words at each place, where their embeddings are added: `partners` are the second
-    ones, -1 where there is none.
+    Descriptions of the modality `paired` have two words at each place, where their embeddings are added: `partners`
+    are the second ones, -1 where there is none.
     """
 
     def pad(rows, value: int) -> torch.Tensor:
@@ -270,8 +270,10 @@ def collate_text(
 
     rows: list[Any] = [*encoded]
     partners: list[list[int]] = []
+    marks = [tokenizer.sp_model.piece_to_id(f"<{mark}{paired.title()}>") for mark in ("", "/")]
     for number, row in enumerate(rows if paired else ()):
-        inside = [place for place, is_inside in enumerate(row[2]) if is_inside]
+        begin, end = (row[0].index(mark) if mark in row[0] else 0 for mark in marks)
+        inside = [place for place in range(begin, end) if row[2][place]]
         second = dict(zip(inside[::2], inside[1::2]))
         kept = [place for place in range(len(row[0])) if place not in inside[1::2]]
         partners.append([row[0][second[place]] if place in second else -1 for place in kept])

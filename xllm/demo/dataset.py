@@ -36,7 +36,7 @@ from xllm.demo.questions import (
 from xllm.demo.settings import DemoScale
 from xllm.demo.waveforms import SAMPLING_RATE, augment_waveform, quiet_waveform, write_wave
 from xllm.processing.audio_decoding import resample
-from xllm.training.instructions.speech_synthesis import random_speaker, split_voices, synthesise
+from xllm.training.instructions.speech_synthesis import Utterance, random_speaker, split_voices, synthesise
 from xllm.training.progress import ProgressLine, SharedLines
 
 
@@ -165,17 +165,23 @@ def _write_speech(
         pause = str(rng.choice([" ", " ", ", "]))  # the digits run together, or not
         text = pause.join(NUMBER_WORDS[language][digit] for digit in spoken)
         utterances.append(random_speaker(text, language, voices, rng))
+    paths = write_recordings(folder, side, utterances, strength, rng)
+    return [Item(path, fact) for path, fact in zip(paths, facts)]
+
+
+def write_recordings(
+    folder: Path, side: str, utterances: list[Utterance], strength: float, rng: np.random.Generator
+) -> list[str]:
+    """Speak and disturb everything, below `folder/speech`; the files."""
     waves, rate = synthesise(utterances)
-    items = []
-    for count, fact in enumerate(_counted("recordings", facts)):
-        wave = waves[count]
+    paths = []
+    for count, wave in enumerate(_counted("recordings", waves)):
         samples = resample(wave.astype(np.float32) / 32768.0, rate, SAMPLING_RATE)
         # A third of the training clips is left nearly clean: a quiet room must not be a surprise either.
         share = strength if strength < 1.0 or rng.random() < 0.67 else 0.3
-        path = f"speech/{side}-{count:05d}.wav"
-        write_wave(augment_waveform(samples, rng, share), folder / path)
-        items.append(Item(path, fact))
-    return items
+        paths.append(f"speech/{side}-{count:05d}.wav")
+        write_wave(augment_waveform(samples, rng, share), folder / paths[-1])
+    return paths
 
 
 def _write_silence(folder: Path, side: str, number: int, seconds: float, rng: np.random.Generator) -> list[Item]:

@@ -187,7 +187,7 @@ def _integrate(output: Path, scale: DemoScale, seed: int, progress: Progress) ->
     model.config.lineage += XLLMConfig.from_pretrained(speech).lineage
     aligned = output / "stages" / "aligned"
     save(model, processor, aligned)
-    zero_shot = _ask(model, processor, output, "cross", aligned)
+    zero_shot = ask(model, processor, output, "cross", aligned)
     progress.say("zero-shot questions", 1)
 
     recipe = recipes.integration(aligned, output, scale, seed)
@@ -196,10 +196,10 @@ def _integrate(output: Path, scale: DemoScale, seed: int, progress: Progress) ->
     model, processor = load_checkpoint(str(final))
     checkpoint = output / "checkpoint"
     samples = output / "samples"
-    tasks = {task: _ask(model, processor, output, task, samples) for task in QUESTIONS}
+    tasks = {task: ask(model, processor, output, task, samples) for task in QUESTIONS}
     tasks["again"] = _ask_again(model, processor, output, samples)
     for task in ("silence", "cannot_tell"):
-        _ask(model, processor, output, task, samples)
+        ask(model, processor, output, task, samples)
     tasks["silence"] = _told_apart(samples, "silence", ("speech",), "")
     tasks["cannot_tell"] = _told_apart(samples, "cannot_tell", QUESTIONS, CANNOT_TELL)
     model.config.towers = None  # a checkpoint that needs nothing beside it
@@ -210,7 +210,7 @@ def _integrate(output: Path, scale: DemoScale, seed: int, progress: Progress) ->
     return {"tasks": {**tasks, "cross_zero_shot": zero_shot}, "language_model_unchanged": unchanged}
 
 
-def _ask(model, processor, output: Path, task: str, folder: Path) -> dict[str, Any]:
+def ask(model, processor, output: Path, task: str, folder: Path) -> dict[str, Any]:
     """Answers to a test file: one cell of the table."""
     kind, path = QUESTIONS.get(task, "qa"), output / "data" / f"test_{task}.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
@@ -228,7 +228,7 @@ def _ask_again(model, processor, output: Path, folder: Path) -> dict[str, Any]:
         name = f"again{turn}"
         lines = [json.dumps({"messages": row["messages"][: 2 * turn]}, ensure_ascii=False) + "\n" for row in rows]
         (data / f"test_{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-        cells.append(_ask(model, processor, output, name, folder))
+        cells.append(ask(model, processor, output, name, folder))
         for row, sample in zip(rows, read_lines(folder / f"samples_{name}.jsonl")):
             row["messages"][2 * turn - 1]["content"][0]["text"] = sample["answer"]
     later = cells[1:]  # of as many questions each
@@ -278,9 +278,9 @@ def digest(checkpoint: Path, prefix: str) -> str:
 
 def format_table(results: dict[str, Any]) -> str:
     """The results as a table of text."""
-    lines = [f"{'task':<17} {'metric':<9} {'value':>7} {'n':>5} {'chance':>7}"]
+    lines = [f"{'task':<21} {'metric':<9} {'value':>7} {'n':>5} {'chance':>7}"]
     for task, cell in results["tasks"].items():
-        lines.append(f"{task:<17} {cell['metric']:<9} {cell['value']:>7.1%} {cell['n']:>5} {cell['chance']:>7.1%}")
+        lines.append(f"{task:<21} {cell['metric']:<9} {cell['value']:>7.1%} {cell['n']:>5} {cell['chance']:>7.1%}")
     unchanged = "bit-identical" if results["language_model_unchanged"] else "CHANGED"
     lines.append(f"language model after training: {unchanged}; seed {results['seed']}, {results['seconds']:.0f} s")
     return "\n".join(lines)

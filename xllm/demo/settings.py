@@ -86,20 +86,11 @@ def transformer(width: int, layers: int, expansion: int) -> dict[str, Any]:
 
 def build_config(tokenizer: ChatGLMTokenizer, scale: DemoScale) -> XLLMConfig:
     """Sizes of the three towers and the three interfaces; the table of modalities is the paper's."""
-    # BERT's 0.02 is meant for a width of 768; here it would let a thirtieth of the encoder's signal through.
-    spread = scale.converter_size**-0.5
-    converter = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": spread}
     qformer = {
         **transformer(scale.converter_size, scale.qformer_layers, 2),
         "cross_attention_frequency": 1,
-        **converter,
+        **_converter(scale),
     }
-    cformer = {
-        **transformer(scale.converter_size, scale.cformer_layers, 2),
-        "max_position_embeddings": 256,
-        **converter,
-    }
-    cformer |= {"cif_hidden_size": scale.speech_size, "cif_dropout": 0.0}
     pictures = {"num_query_tokens": scale.num_query_tokens, "qformer_config": qformer}
     return small_config(
         tokenizer,
@@ -113,12 +104,32 @@ def build_config(tokenizer: ChatGLMTokenizer, scale: DemoScale) -> XLLMConfig:
             "image": pictures,
             # The paper's drawing: a Q-Former of its own, started from the image's.
             "video": {**pictures, "num_frames": scale.num_frames, "shares_converter_with": None},
-            "speech": {"cformer_config": cformer, "adapter_activation": None},
+            "speech": speech_row(scale),
         },
-        initializer_range=spread,
+        initializer_range=scale.converter_size**-0.5,
         vision_config=vision_config(scale),
         audio_config=speech_config(scale),
     )
+
+
+def speech_row(scale: DemoScale) -> dict[str, Any]:
+    """What the row of speech has of its own."""
+    cformer = {
+        **transformer(scale.converter_size, scale.cformer_layers, 2),
+        "max_position_embeddings": 256,
+        **_converter(scale),
+    }
+    cformer |= {"cif_hidden_size": scale.speech_size, "cif_dropout": 0.0}
+    return {"cformer_config": cformer, "adapter_activation": None}
+
+
+def _converter(scale: DemoScale) -> dict[str, float]:
+    # BERT's 0.02 is meant for a width of 768; here it would let a thirtieth of the encoder's signal through.
+    return {
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": scale.converter_size**-0.5,
+    }
 
 
 def vision_config(scale: DemoScale) -> Blip2VisionConfig:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import BlipImageProcessor, ParakeetEncoder
+from transformers import BlipImageProcessor, ParakeetEncoder, ParakeetEncoderConfig
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 
 from xllm.demo.corpus import TextSample, build_tokenizer, collate_text, encode_sample, random_text_sample
@@ -107,11 +107,11 @@ def train_language_model(
     plan: Optimisation,
     seed: int,
     draw: Callable[[np.random.Generator], TextSample],
-    paired: bool = False,
+    paired: str = "",
 ) -> str:
     """A ChatGLM that has read the samples which `draw` makes, saved with its tokenizer; returns a line of progress.
 
-    `paired`: two words of a description stand at one place, see `collate_text`.
+    `paired`: the modality of which two words of a description stand at one place, see `collate_text`.
     """
     torch.manual_seed(seed)
     model = ChatGLMForConditionalGeneration(config).train()
@@ -132,7 +132,7 @@ def train_language_model(
 
 
 def _text_batches(
-    tokenizer, batch_size: int, rng: np.random.Generator, draw: Callable, paired: bool = False, pool: int = 8
+    tokenizer, batch_size: int, rng: np.random.Generator, draw: Callable, paired: str = "", pool: int = 8
 ) -> Iterator[dict]:
     """Batches of samples of similar length, so that little is padding."""
     while True:
@@ -201,12 +201,24 @@ def make_speech_encoder(folder: Path, scale: DemoScale, seed: int, data: Path, r
         recordings: the items of `write_speech`'s training side, files below `data`.
     """
     clips, words = _recordings(data, [*recordings["speech"], *recordings["silence"]])
-    plan = scale.speech
+    return train_speech_encoder(folder, speech_config(scale), scale.speech, seed, clips, words, len(WORDS))
+
+
+def train_speech_encoder(
+    folder: Path,
+    config: ParakeetEncoderConfig,
+    plan: Optimisation,
+    seed: int,
+    clips: list[torch.Tensor],
+    words: list[list[int]],
+    num_words: int,
+) -> str:
+    """A Conformer whose frames spell the words (CTC) of clips, log-mel frames `(frames, mels)`; a line of progress."""
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 9])
-    model = ParakeetEncoder(speech_config(scale)).train()
+    model = ParakeetEncoder(config).train()
     _start_speech(model)
-    head = nn.Linear(scale.speech_size, len(WORDS) + 1)
+    head = nn.Linear(config.hidden_size, num_words + 1)
     by_length = np.argsort([len(clip) for clip in clips], kind="stable")
     window = min(len(clips), 4 * plan.batch_size)
 
@@ -222,7 +234,7 @@ def make_speech_encoder(folder: Path, scale: DemoScale, seed: int, data: Path, r
         targets = torch.tensor([word for index in chosen for word in words[index]], dtype=torch.long)
         sizes = torch.tensor([len(words[index]) for index in chosen])
         frames = output.attention_mask.sum(1)
-        return F.ctc_loss(log_probs, targets, frames, sizes, blank=len(WORDS), zero_infinity=True)
+        return F.ctc_loss(log_probs, targets, frames, sizes, blank=num_words, zero_infinity=True)
 
     return train_tower(folder, [model, head], model.layers, plan, loss_of_batch)
 
@@ -244,14 +256,17 @@ def _spoken_otherwise(features: torch.Tensor) -> torch.Tensor:
 
 def _recordings(data: Path, items: list[Item]) -> tuple[list[torch.Tensor], list[list[int]]]:
     """Log-mel frames `(frames, mels)` of each recording, and the numbers of its words."""
+    words = [[10 * (item.facts.language == "zh") + digit for digit in item.facts.speech] for item in items]
+    return mel_frames([data / item.path for item in items]), words
+
+
+def mel_frames(paths: list[Path]) -> list[torch.Tensor]:
+    """Log-mel frames `(frames, mels)` of recordings, as the demo's encoders read them."""
     extractor = feature_extractor()
-    clips, words = [], []
-    for item in items:
-        features = extractor(read_wave(data / item.path), sampling_rate=extractor.sampling_rate)["input_features"][0]
-        clips.append(torch.as_tensor(features))
-        first = 10 * (item.facts.language == "zh")
-        words.append([first + digit for digit in item.facts.speech])
-    return clips, words
+    return [
+        torch.as_tensor(extractor(read_wave(path), sampling_rate=extractor.sampling_rate)["input_features"][0])
+        for path in paths
+    ]
 
 
 @torch.no_grad()

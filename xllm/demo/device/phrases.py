@@ -161,3 +161,10 @@ TITLES = (
     ("river", "moon", "heart", "road", "rain", "garden", "train", "star", "bird", "house", "fire", "ocean"),
 )
 CANNOT_DO = "I cannot do that"
+# Numbers as they are said; and what is asked about a recording that is to be written down.
+TEENS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+)  # fmt: skip
+TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+WHAT_IS_SAID = "What is said?"

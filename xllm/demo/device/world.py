@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xllm.demo.device import phrases
-from xllm.demo.device.phrases import CANNOT_DO, NAMES, QUESTIONS, REQUESTS
+from xllm.demo.device.phrases import CANNOT_DO, NAMES, QUESTIONS, REQUESTS, TEENS, TENS
 from xllm.demo.questions import CANNOT_TELL
 from xllm.device.commands import Refused
 from xllm.device.device_status import SUMMARY, fields_of
@@ -240,3 +240,28 @@ def loosely(words: str, rng: np.random.Generator, disturbance: float = 0.15) -> 
     if behind:
         words = f"{words} {pick(rng, phrases.CLOSINGS)}"
     return words.lower() if small else words
+
+
+def say(words: str) -> str:
+    """As it is said: "Wake me at 7:30." becomes "wake me at seven thirty"."""
+
+    def number(found: re.Match[str] | int) -> str:
+        value = found if isinstance(found, int) else int(found[0])
+        if value < len(TEENS):
+            return TEENS[value]
+        (high, low), name = (divmod(value, 100), "one hundred") if value >= 100 else (divmod(value, 10), "")
+        return f"{name or TENS[high - 2]} {number(low) if low else ''}".rstrip()
+
+    words = re.sub(r"(\d+):(\d+)", r"\1 \2", words.replace(":00", " o'clock")).replace("%", "percent")
+    words = re.sub(r"\d+", number, words)
+    return re.sub(r"[^a-z' ]", "", words.lower()).strip()
+
+
+def unheard(words: str) -> set[bool]:
+    """Of each number and time in `words` that is said in two parts, "forty two" or "seven thirty": whether no
+    recording of training has this pair."""
+    found = {(2 * int(hour) + int(minute) // 15) % 5 == 0 for hour, minute in re.findall(r"(\d+):(\d+)", words)}
+    for value in (int(number) % 100 for number in re.findall(r"(?<![:\d])\d+(?![:\d])", words)):
+        if value > 20 and value % 10:
+            found.add((2 * (value // 10) + value % 10) % 5 == 0)
+    return found

@@ -1,0 +1,142 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Requests to the phone that are spoken: recordings, an encoder that hears their words, and stages 1, 2 and 3.
+
+| file                     | one line is                                                      | read by |
+|--------------------------|------------------------------------------------------------------|---------|
+| convert_speech.jsonl     | a recording and its transcript                                   | stage 1 |
+| align_speech.jsonl       | the same, asked for                                              | stage 2 |
+| integrate.jsonl          | a state and a recording; a state and text; a transcript          | stage 3 |
+| test_speech.jsonl        | transcripts of the recordings below                              | the end |
+| test_spoken_<task>.jsonl | test_<task>.jsonl spoken, by voices that are not in those above  | the end |
+
+The interface of speech is trained without that of the status, in a model of its own around the same language model;
+`xllm init` puts both together, as it would those of two people, and stage 3 trains them on.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import set_seed
+
+from xllm.assembly.composing import Towers, compose
+from xllm.assembly.processors import save
+from xllm.assembly.tiny import small_config
+from xllm.demo import recipes
+from xllm.demo.dataset import write_recordings
+from xllm.demo.device.corpus import TESTS, conversation, random_spoken, status_line, write_rows
+from xllm.demo.device.phrases import WHAT_IS_SAID
+from xllm.demo.device.world import Task, random_state, say, unheard
+from xllm.demo.run import Progress, read_lines, train_recipe
+from xllm.demo.settings import DemoScale, build_model_processor, speech_config, speech_row
+from xllm.demo.towers import mel_frames, train_speech_encoder
+from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
+from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
+from xllm.training.instructions.speech_synthesis import random_speaker, split_voices
+
+
+Rows = list[dict[str, Any]]
+
+
+def write_spoken(folder: Path, scale: DemoScale, seed: int) -> Path:
+    """Write recordings, and the rows about them, beside what `write_data` has written; returns `folder`."""
+    (folder / "speech").mkdir(parents=True, exist_ok=True)
+    voices = split_voices(scale.num_test_voices, seed)
+    rng = np.random.default_rng([seed, 11])
+    asked: list[tuple[dict, Task]] = []
+    while len(asked) < scale.num_recordings:
+        state = random_state(rng)
+        task = random_spoken(rng, state)
+        if True not in unheard(task.words):
+            asked.append((state, task))
+    words = [say(task.words) for _, task in asked]
+    files = _record(folder, "train", words, voices[0], 1.0, rng)
+    requests = [
+        status_line(folder, f"spoken-{count:05d}", *pair, file) for count, (pair, file) in enumerate(zip(asked, files))
+    ]
+    transcripts = _transcripts(files, words, WHAT_IS_SAID)
+    write_rows(folder / "convert_speech.jsonl", _transcripts(files, words))
+    write_rows(folder / "align_speech.jsonl", transcripts)
+    typed = read_lines(folder / "align_status.jsonl")[: len(requests) // 2]
+    mixture = [*requests, *typed, *transcripts[: len(requests) // 4]]
+    write_rows(folder / "integrate.jsonl", [mixture[place] for place in rng.permutation(len(mixture))])
+    _write_tests(folder, scale.num_tests, voices[1], np.random.default_rng([seed, 12]))
+    return folder
+
+
+def _write_tests(folder: Path, num_transcripts: int, voices: tuple[str, ...], rng: np.random.Generator) -> None:
+    """The questions and requests of the test, each with a recording in place of its words."""
+    heard: Rows = []
+    for task in TESTS:
+        rows = read_lines(folder / f"test_{task}.jsonl")
+        parts = [row["messages"][0]["content"] for row in rows]
+        words = [say(text["text"]) for _, text in parts]
+        files = _record(folder, f"test-{task}", words, voices, 0.3, rng)
+        heard += _transcripts(files, words, WHAT_IS_SAID)
+        lines = [
+            {**conversation([state, {"type": "audio", "path": file}], row["messages"][1]["content"][0]["text"]),
+             "kind": row["kind"], "words": text["text"]}
+            for row, (state, text), file in zip(rows, parts, files)
+        ]  # fmt: skip
+        write_rows(folder / f"test_spoken_{task}.jsonl", lines)
+    chosen = rng.permutation(len(heard))[:num_transcripts]
+    write_rows(folder / "test_speech.jsonl", [heard[place] for place in chosen])
+
+
+def _record(
+    folder: Path, side: str, words: list[str], voices: tuple[str, ...], strength: float, rng: np.random.Generator
+) -> list[str]:
+    utterances = [random_speaker(said, "en", voices, rng) for said in words]
+    return write_recordings(folder, side, utterances, strength, rng)
+
+
+def _transcripts(files: list[str], words: list[str], question: str = "") -> Rows:
+    asked = [{"type": "text", "text": question}] if question else []
+    return [conversation([{"type": "audio", "path": file}, *asked], said) for file, said in zip(files, words)]
+
+
+def make_encoder(folder: Path, scale: DemoScale, seed: int, data: Path) -> str:
+    """A Conformer whose frames spell the words of the training recordings (CTC); a line of progress."""
+    rows = [row["messages"] for row in read_lines(data / "convert_speech.jsonl")]
+    said = [reply["content"][0]["text"].split() for _, reply in rows]
+    numbers = {word: number for number, word in enumerate(sorted({word for words in said for word in words}))}
+    clips = mel_frames([data / asked["content"][0]["path"] for asked, _ in rows])
+    words = [[numbers[word] for word in line] for line in said]
+    return train_speech_encoder(folder, speech_config(scale), scale.speech, seed, clips, words, len(numbers))
+
+
+def compose_speech(towers: Path, text: dict[str, Any], scale: DemoScale, seed: int, folder: Path) -> None:
+    """A model around the language model in `towers` that reads speech alone, its interface new."""
+    set_seed(seed)
+    tokenizer = ChatGLMTokenizer.from_pretrained(towers / "text")
+    fields = {"audio_config": speech_config(scale), "initializer_range": scale.converter_size**-0.5}
+    config = small_config(tokenizer, text, {"speech": speech_row(scale)}, **fields)
+    model = XLLMForConditionalGeneration.from_towers(
+        language_model=str((towers / "text").resolve()),
+        encoders={"audio": str((towers / "audio").resolve())},
+        modalities=config.modalities,
+        initializer_range=config.initializer_range,
+    )
+    save(model, build_model_processor(config, tokenizer, scale), folder)
+
+
+def hear(status: Path, output: Path, text: dict[str, Any], scale: DemoScale, seed: int, progress: Progress) -> Path:
+    """Teach speech to a language model whose interface of the status is in the checkpoint `status`; all three stages.
+
+    Returns:
+        the checkpoint that reads both.
+    """
+    data = write_spoken(output / "data", scale, seed)
+    progress.say(f"{scale.num_recordings} recordings", 10)
+    found = make_encoder(output / "towers" / "audio", scale, seed, data)
+    progress.say(f"speech encoder: {found}", 17)
+    compose_speech(output / "towers", text, scale, seed, output / "base_speech")
+    recipe = {**recipes.branch("speech", output, scale, seed), "model": str(output / "base_speech")}
+    speech = train_recipe(recipe, output / "recipes" / "speech.yaml", True)
+    progress.say("stages 1 and 2: speech", 12)
+    both = output / "stages" / "composed"
+    compose(Towers(None, interfaces={"status": str(status), "speech": str(speech)}), both)
+    recipe = recipes.integration(both, output, scale, seed)
+    final = train_recipe(recipe, output / "recipes" / "integrate.yaml", True)
+    progress.say("stage 3", 6)
+    return final
