@@ -170,6 +170,91 @@ def test_rows_that_cannot_be_used(command, data, tmp_path, capsys):
     assert "clip.mp4" in last["skipped"]
 
 
+def test_empty_references_are_counted_and_listed(command, data, tmp_path, capsys):
+    lines = (data / "rows.jsonl").read_text().splitlines(keepends=True)
+    lines[1] = lines[1].replace('"two words"', '" "')
+    (data / "rows.jsonl").write_text("".join(lines[:3]))
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [where.rpartition(":")[2] for where in found["empty_references"]] == ["2"]
+    assert found["n"] == 3
+    assert main(command) == 0
+    assert "n = 3, 1 with an empty reference" in capsys.readouterr().out
+    (data / "rows.jsonl").write_text(lines[1].replace('" "', '""'))
+    assert main(command) == 1
+    assert "references hold no character: there is no error rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (["--where", "task"], "--where takes COLUMN=VALUE, got 'task'"),
+        (["--where", "=a"], "--where takes COLUMN=VALUE, got '=a'"),
+        (["--where", "speaker=a"], r"rows.jsonl:1: no column 'speaker' to choose by; the columns are messages, group"),
+        (["--where", "group=c"], r"no row is left \(where \{'group': \['c'\]\}, exclude none\)"),
+        (["--where", "group=a", "--exclude", "group=a"], r"no row is left"),
+        (["--where", "group=a"], 6), (["--where", "group=a,b"], 12), (["--exclude", "group=a,"], 6),
+        (["--exclude", "nothing=a"], 12), (["--where", "group=a,place=0"], 2),
+    ],
+)  # fmt: skip
+def test_choosing_rows(command, data, capsys, monkeypatch, where, message):
+    monkeypatch.setattr(
+        "xllm.training.evaluation.answers.generated",
+        lambda model, processor, rows, max_new_tokens: [{"text": "x"} for _ in rows],
+    )
+    lines = [json.loads(line) for line in (data / "rows.jsonl").read_text().splitlines()]
+    marked = [{**line, "group": "ab"[n % 2], "place": str(n % 6)} for n, line in enumerate(lines)]
+    (data / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in marked))
+    if isinstance(message, int):
+        assert main([*command, *where, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["n"] == message
+    else:
+        assert main([*command, *where]) == 1
+        assert re.search(message, capsys.readouterr().err)
+
+
+def test_options_that_would_change_nothing_are_refused(command, capsys):
+    for task, option in (
+        ("retrieval", ["--media", "blank"]), ("retrieval", ["--metric", "cer"]), ("text", ["--output", "x"]),
+        ("text", ["--on-error", "skip"]),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit):
+            main([*command[:3], task, *command[4:6], *option])
+        assert f"--task {task} does not take {option[0]}" in capsys.readouterr().err
+
+
+def test_a_medium_that_has_changed_is_asked_about_again(command, data, tmp_path, capsys, caplog):
+    """Other bytes under the same name: of the rows with that picture alone; another date is no change."""
+    folder = tmp_path / "out"
+    run = [*command, "--output", str(folder), "--json"]
+    assert main(run) == 0
+    first = [json.loads(line) for line in without_time(folder).splitlines()]
+    (data / "low.wav").touch()
+    shutil.copy(data / "blue.png", data / "red.png")
+    capsys.readouterr()
+    assert main(run) == 0
+    assert json.loads(capsys.readouterr().out)["found"] == 10
+    assert "2 rows are asked about again, for their media have changed" in caplog.text
+    again = [json.loads(line) for line in without_time(folder).splitlines()]
+    changed = [one["n"] for one, other in zip(first, again) if one["media_sha256"] != other["media_sha256"]]
+    assert changed == [number for number, sample in enumerate(first) if sample["media"][0].endswith("red.png")]
+    assert len(again) == len(TEXTS)
+    assert main(run) == 0
+    assert json.loads(capsys.readouterr().out)["found"] == 12
+
+
+def test_an_old_answer_in_a_part_is_forgotten_too(tmp_path):
+    """A killed run's part holds the answer about the medium as it was; what another process finds since stays."""
+    old = AnswerLog(tmp_path, "asr", {"model": "m"})
+    old.add([{"n": 0, "answer": "old", "media_sha256": "a"}, {"n": 1, "answer": "kept", "media_sha256": "b"}])
+    part = next(tmp_path.glob(".answers_asr.*.jsonl"))
+    part.rename(tmp_path / ".answers_asr.zzz.jsonl")  # is read after that of this process
+    log = AnswerLog(tmp_path, "asr", {"model": "m"})
+    log.forget([0])
+    log.add([{"n": 0, "answer": "new", "media_sha256": "c"}])
+    assert [line["answer"] for line in log.join()] == ["new", "kept"]
+
+
 def test_a_checkpoint_is_no_folder_of_results(command, tiny_checkpoint, capsys):
     assert main([*command, "--output", str(tiny_checkpoint)]) == 1
     assert "a checkpoint lies there; choose another folder" in capsys.readouterr().err

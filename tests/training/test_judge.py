@@ -108,6 +108,11 @@ def test_both_orders_by_a_server_that_misbehaves(files, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["value"] == found["value"]
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results["results"]["judge"]["relative,none"] == found["value"]
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "judge: judge-1, relative score 52.9 %" in page
+    assert page.count("<h3>") == QUESTIONS
+    for text in ("answer 5, reference 8", "answer 4, reference 9", "question 4?", "As asked.", "dog: [0.1,"):
+        assert text in page
     # a finished judge asks nothing more; with other answers it would be another one
     nobody = "http://127.0.0.1:9/v1"
     assert main(command(files, tmp_path / "out", nobody)) == 0
@@ -215,6 +220,8 @@ def test_reviews_that_are_missing_are_asked_for_again(files, tmp_path, capsys):
         assert json.loads(found.out)["skipped"] == 2
         assert "2 of 12 reviews are missing, of the questions 14; the same command asks for them again" in found.err
         assert '500 {"error": "as told"} (2 times)' in found.err
+        page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+        assert page.index("Reviews that are missing") < page.index("as told") < page.index("went worst")
         assert [sample["order"] for sample in samples_of(tmp_path / "out") if "skipped" in sample] == [
             "given", "swapped"
         ]  # fmt: skip
@@ -236,6 +243,8 @@ def test_replies_without_scores_are_counted(files, tmp_path, capsys):
     with serving(server) as url:
         assert main(command(files, tmp_path / "out", url)) == 0
     assert 1 < server.most <= 4  # requests at a time
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert page.index("Questions without a score") < page.index("I cannot decide.")
     out = capsys.readouterr().out
     assert "n = 10 of 12 reviews" in out
     assert "2 do not begin with two scores (rows 7, 8)" in out
@@ -319,9 +328,14 @@ def test_answers_that_cannot_be_used(files, change, message):
 def test_answers_that_do_not_pair_are_listed(files):
     rows = [json.loads(line) for line in Path(files["answers"]).read_text("utf-8").splitlines()]
     write(Path(files["answers"]), [*rows[1:], {"question_id": 77, "text": "poor"}])
-    references = [{"question_id": 11 + n, "text": "rich"} for n in range(3)]
-    left = read_comparisons(files["answers"], files["questions"], write(Path(files["reference"]), references))[1]
-    assert left == {"unanswered": ["10"], "without_reference": ["14", "15"], "answers_of_no_question": ["77"]}
+    references = [{"question_id": 11 + n, "text": ("rich", "", "rich")[n]} for n in range(3)]
+    references.append({"question_id": 88, "text": "rich"})
+    seen, left = read_comparisons(files["answers"], files["questions"], write(Path(files["reference"]), references))
+    assert [one.id for one in seen] == ["11", "13"]
+    assert left == {
+        "unanswered": ["10"], "without_reference": ["12", "14", "15"], "answers_of_no_question": ["77"],
+        "references_of_no_question": ["88"],
+    }  # fmt: skip
 
 
 def test_a_judge_in_this_process(files, tmp_path, capsys):

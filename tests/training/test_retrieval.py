@@ -2,6 +2,8 @@
 """R@k of stage 1: ranks that can be counted by hand, and a table of pictures through the command."""
 
 import json
+import re
+import shutil
 
 import pytest
 import torch
@@ -79,6 +81,40 @@ def test_a_table_of_pictures(trained, media, tmp_path, capsys):
     assert found["text_to_media"]["R@5"] == 1
     assert main(asked) == 0
     assert "text to media: R@1 " in capsys.readouterr().out
+
+
+def test_what_the_folder_holds_and_rows_that_cannot_be_used(trained, media, tmp_path, capsys):
+    """A picture that is none has two rows, and one row no caption: all three are listed, wherever figures stand."""
+    shutil.copytree(media, tmp_path / "data")
+    (tmp_path / "data/torn.png").write_bytes((media / "red.png").read_bytes()[:40])
+    rows = [("red.png", "red"), ("torn.png", "a"), ("blue.png", "blue"), ("torn.png", "b"), ("blue.png", "")]
+    table = tmp_path / "data/captions.csv"
+    table.write_text("image,caption\n" + "".join(f"{file},{text}\n" for file, text in rows))
+    folder = tmp_path / "out"
+    asked = ["evaluate", str(trained), "--task", "retrieval", "--data", str(table), "--output", str(folder)]
+    assert main(asked) == 1
+    assert re.search(r"captions\.csv:6: .*caption", capsys.readouterr().err)
+    assert not folder.exists()
+    assert main([*asked, "--on-error", "skip", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["media"], found["texts"], found["skipped"]) == (2, 2, 3)
+    lines = [json.loads(line) for line in (folder / "samples_retrieval.jsonl").read_text().splitlines()]
+    assert sorted(line["where"].rpartition(":")[2] for line in lines if "skipped" in line) == ["3", "5", "6"]
+    assert [line["direction"] for line in lines if "rank" in line] == ["media_to_text"] * 2 + ["text_to_media"] * 2
+    first = [line for line in lines if line.get("direction") == "media_to_text"]
+    assert [(line["n"], line["right"]) for line in first] == [(0, ["red"]), (2, ["blue"])]
+    assert sum(line["rank"] == 1 for line in first) / 2 == found["media_to_text"]["R@1"]
+    for line in first:
+        assert (line["found"][0][0] in line["right"]) == (line["rank"] == 1)
+    results = json.loads((folder / "results.json").read_text())
+    assert results["results"]["retrieval-media_to_text"]["R@1,none"] == found["media_to_text"]["R@1"]
+    assert results["results"]["retrieval-text_to_media"]["R@5,none"] == found["text_to_media"]["R@5"]
+    assert results["n-samples"]["retrieval-media_to_text"] == {"original": 5, "effective": 2}
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("<img") == 2
+    assert "torn.png" in page
+    assert main(["score", "table", str(folder)]) == 0
+    assert "retrieval-text_to_media" in capsys.readouterr().out
 
 
 def test_tables_that_cannot_be_retrieved_from(trained, tiny_checkpoint, media, tmp_path, capsys):

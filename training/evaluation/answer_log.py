@@ -32,6 +32,7 @@ class AnswerLog:
         self.folder, self.name, self.settings = Path(folder), name, settings
         self.path, self.head = samples_file(folder, name), Path(folder, f".answers_{name}.json")
         self.answers: dict[int, dict] = {}
+        self._forgotten: set[tuple[int, str | None]] = set()
         self._own: Any = None
         if settings is not None:
             if self.head.is_file():
@@ -54,7 +55,12 @@ class AnswerLog:
                 f"{self.folder}: holds answers of another evaluation called {self.name}, with other "
                 f"{', '.join(other)}; choose another folder, or remove {path.name} there"
             )
-        self.answers |= {line["n"]: line for line in lines}
+        self.answers |= {line["n"]: line for line in lines if _state(line) not in self._forgotten}
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """The answers of these rows were about media that have changed since: they are none, in parts either."""
+        for number in numbers:
+            self._forgotten.add(_state(self.answers.pop(number)))
 
     def add(self, lines: Iterable[dict]) -> None:
         """Keep answers, each `{"n": number of its row, ...}`; they are on disk when this returns."""
@@ -96,6 +102,10 @@ def samples_of(folder: str | Path, name: str) -> list[dict]:
 def samples_file(folder: str | Path, name: str) -> Path:
     """Where they are."""
     return Path(folder, f"samples_{name}.jsonl")
+
+
+def _state(line: dict) -> tuple[int, str | None]:
+    return line["n"], line.get("media_sha256")
 
 
 def _line(row: dict) -> str:

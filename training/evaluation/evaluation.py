@@ -30,7 +30,7 @@ from xllm.training.evaluation.answers import answerer
 from xllm.training.evaluation.caption_metrics import CAPTION_METRICS
 from xllm.training.evaluation.endpoint import EndpointError
 from xllm.training.evaluation.metrics import METRICS, accuracy, bootstrap_interval, ratio
-from xllm.training.evaluation.other_media import MEDIA_CHOICES, BlankMedia, with_media
+from xllm.training.evaluation.other_media import MEDIA_CHOICES, BlankMedia, media_digest, with_media
 from xllm.training.evaluation.row_windows import Answer, SoundsInFiles, by_batch, by_windows, is_sound
 from xllm.training.evaluation.tasks import TASKS
 from xllm.training.progress import ProgressLine
@@ -136,7 +136,8 @@ def run_evaluation(
 
     Returns:
         `{"task", "metric", "value", "interval", "n", "skipped"}`, for error rates also `substitutions`,
-        `deletions`, `insertions`, `reference`, `accuracy` (answers without any error).
+        `deletions`, `insertions`, `reference`, `accuracy` (answers without any error); where there are any, the places
+        of the `empty_references`, whose answers' insertions count.
 
     Raises:
         SampleError: a sample that cannot be used; with `on_error: skip` it is left out, counted and listed.
@@ -155,6 +156,8 @@ def run_evaluation(
     answer = answer or answerer(model, processor, spec.max_new_tokens, stage_one)
     log = AnswerLog(folder, spec.name, settings) if folder is not None else None
     answers = {} if log is None else log.answers
+    if log is not None and settings is not None:
+        log.forget(_changed(data, answers))
     found = len(answers)
     left = [number for number in _by_length(data, processor)[share[0] :: share[1]] if number not in answers]
     if asked is not None:
@@ -164,7 +167,8 @@ def run_evaluation(
         some: list[dict] = []
         try:
             for sample in _answered(data, left[start : start + spec.batch_size], answer, spec):
-                some.append(sample)
+                is_kept = settings is not None and "skipped" not in sample
+                some.append(sample | (media_digest(data.samples[data.order[sample["n"]]]) if is_kept else {}))
         finally:  # what was answered before one that ends the evaluation is not asked again
             log.add(some) if log is not None else answers.update({sample["n"]: sample for sample in some})
         if line is not None:
@@ -179,6 +183,19 @@ def run_evaluation(
     if log is not None and share[0] == 0:
         log.finish(samples)
     return result
+
+
+def _changed(data: ChatDataset, answers: dict[int, dict]) -> list[int]:
+    """The rows whose media are no longer what they were when they were answered; they are asked about again."""
+    known = {number: line for number, line in answers.items() if "media_sha256" in line and number < len(data)}
+    changed = [
+        number for number, line in known.items()
+        if media_digest(data.samples[data.order[number]]).get("media_sha256") != line["media_sha256"]
+    ]  # fmt: skip
+    if changed:
+        named = ", ".join(data.samples[data.order[number]].where for number in changed[:5])
+        logger.warning(f"{len(changed)} rows are asked about again, for their media have changed: {named}")
+    return changed
 
 
 def _by_length(data: ChatDataset, processor) -> list[int]:
@@ -253,6 +270,8 @@ def score_samples(spec: EvaluationSpec, samples: list[dict]) -> dict:
     else:
         found = METRICS[metric](references, answers)
     rows = found.pop("rows", None)
+    if empty := [sample["where"] for sample, text in zip(scored, references) if not text.strip()]:
+        found["empty_references"] = empty
     for number, sample in enumerate(scored):
         if own is not None:
             sample |= {"normalized_reference": references[number], "normalized_answer": answers[number]}

@@ -119,7 +119,8 @@ def read_comparisons(
     column: str | None = None,
 ) -> tuple[list[Comparison], dict[str, list[str]]]:
     """What is to be compared, in the order of the questions, and the ids of what is not: `unanswered` and
-    `without_reference` questions, `answers_of_no_question`.
+    `without_reference` questions (an empty one is none), `answers_of_no_question`, `references_of_no_question`. An
+    empty answer is one, and is compared.
 
     Args:
         answers: of the model: a table of `question_id` and a text, or the samples of `xllm evaluate`, which hold
@@ -149,9 +150,13 @@ def read_comparisons(
             raise DataError(f"{place}: answers another question than {where}: {answered['question']!r:.60}")
         answer = _text(place, answered, "answer", column)
         reference = _own_reference(place, answered, row) if held is None else _text(*held[key], "answer", column)
+        if not reference.strip():
+            left["without_reference"].append(key)
+            continue
         context = None if seen is None else _context(where, row, seen, contexts)
         comparisons.append(Comparison(key, where, row.get("category"), question, context, (answer, reference)))
     left["answers_of_no_question"] = [key for key in given if key not in asked]
+    left["references_of_no_question"] = [key for key in held or () if key not in asked]
     if not comparisons:
         first = " and ".join(", ".join([*table][:3]) for table in (given, asked))
         raise DataError(f"{answers}: no answer has both a question and a reference; the first ids are {first}")

@@ -36,12 +36,13 @@ def write_results(folder: Path, name: str, result: Mapping, settings: Mapping, c
     """Put an evaluation into `results.json`.
 
     Args:
-        result: what `run_evaluation` returned. settings: what the answers depend on. config: of the run: the model,
-            device, precision, batch size.
+        result: what `run_evaluation` returned; its `figures`, if there are any, are others by their names.
+        settings: what the answers depend on. config: of the run: the model, device, precision, batch size.
     """
     path, metric = folder / RESULTS, result["metric"]
     whole = read_json(path)
     figures = {f"{metric}{'' if key == 'value' else '_' + key},none": result[key] for key in _FIGURES if key in result}
+    figures |= {f"{key},none": value for key, value in result.get("figures", {}).items()}
     entry = {
         "results": {"alias": name, **figures},
         "configs": {"task": name, "metric": metric, "output_type": "generate_until", **settings},
@@ -121,7 +122,7 @@ def _body(name: str, result: Mapping, samples: list[dict], data: ChatDataset, sh
     order = sorted(answered, key=lambda sample: (-_badness(sample, metric), sample["n"]))
     yield f"<h2>The {min(shown, len(order))} samples with the most errors</h2>"
     for number, sample in enumerate(order[:shown], 1):
-        yield f"<h3>{number}. {safe_text(sample['where'])}</h3>{_media(data, sample)}"
+        yield f"<h3>{number}. {safe_text(sample['where'])}</h3>{media_figures(data, sample)}"
         rows = [(key, sample[key]) for key in ("question", "reference", "answer")]
         rows += [(key, sample[key]) for key in sample if key.startswith("normalized_")]
         if metric in sample:
@@ -138,7 +139,7 @@ def _badness(sample: Mapping, metric: str) -> float:
     return -errors if metric in HIGHER else errors / max(1, of)
 
 
-def _media(data: ChatDataset, sample: Mapping) -> str:
+def media_figures(data: ChatDataset, sample: Mapping) -> str:
     """The media of a sample as the model got them; what cannot be shown is said."""
     if "segments" in sample:
         return f"<p>heard in {len(sample['segments'])} windows, not shown: {safe_text(', '.join(sample['media']))}</p>"
@@ -156,4 +157,13 @@ def _shown(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-__all__ = ["PERCENT", "RESULTS", "file_of", "table_lines", "write_alignments", "write_report", "write_results"]
+__all__ = [
+    "PERCENT",
+    "RESULTS",
+    "file_of",
+    "media_figures",
+    "table_lines",
+    "write_alignments",
+    "write_report",
+    "write_results",
+]

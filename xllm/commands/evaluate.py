@@ -82,13 +82,15 @@ def run(args: argparse.Namespace) -> None:
     from xllm.training.stage_one import open_stage_one
 
     if args.task in OTHER_TASKS:
-        OTHER_TASKS[args.task](args)
+        task, unused = OTHER_TASKS[args.task]
+        get_default = args.wrong_usage.__self__.get_default
+        if idle := [name for name in unused if getattr(args, name) != get_default(name)]:
+            args.wrong_usage(f"--task {args.task} does not take {', '.join('--' + _dashed(name) for name in idle)}")
+        task(args)
         return
     if args.task not in TASKS:
         raise ValueError(f"task is {args.task!r}; choose one of {', '.join((*TASKS, *OTHER_TASKS))}")
-    folder = None if args.output is None else Path(args.output)
-    if folder is not None and (folder / "config.json").exists():
-        raise ValueError(f"--output {folder}: a checkpoint lies there; choose another folder")
+    folder = _folder(args)
     where, exclude = _columns(args.where, "--where"), _columns(args.exclude, "--exclude")
     is_other = args.endpoint is not None or args.pipeline is not None
     config = None if is_other else open_config(args.model, args.trust_remote_code)[2]
@@ -214,12 +216,15 @@ def _compare_texts(args: argparse.Namespace) -> None:
 def _retrieve(args: argparse.Namespace) -> None:
     """R@k of the Q-Former that stage 1 has trained."""
     from xllm.assembly.opening import default_device, load_checkpoint
+    from xllm.training.data.dataset import ChatDataset, describe
     from xllm.training.data.media_rows import media_rows
     from xllm.training.data.sources import load_source
-    from xllm.training.evaluation.retrieval import DIRECTIONS, KS, run_retrieval
+    from xllm.training.evaluation.retrieval import DIRECTIONS, KS, run_retrieval, write_retrieval
     from xllm.training.recipes.recipe import SourceSpec
+    from xllm.training.saving.lineage import data_fingerprint
     from xllm.training.stage_one import open_stage_one
 
+    folder, name = _folder(args), _name(args)
     model, processor = load_checkpoint(args.model, args.trust_remote_code, args.device or default_device(), args.dtype)
     learner = open_stage_one(model, processor, args.modality, args.model)
     if not hasattr(learner, "embed_media"):
@@ -227,8 +232,21 @@ def _retrieve(args: argparse.Namespace) -> None:
     where, exclude = _columns(args.where, "--where"), _columns(args.exclude, "--exclude")
     columns = {name: getattr(args, name) for name in ("file_column", "text_column", "media_root", "limit")}
     spec = SourceSpec(path=args.data, modality=learner.config.modality, where=where, exclude=exclude, **columns)
-    samples = load_source(spec, media_rows(processor, (learner.config.modality,)))
-    found = run_retrieval(learner, processor, samples, args.batch_size)
+    lines: list[dict] = []
+
+    def leave_out(where: str, error: Exception) -> None:
+        lines.append({"where": where, "skipped": describe(error).removeprefix(f"{where}: ")})
+        sys.stderr.write(f"skipped {where}: {lines[-1]['skipped']}\n")
+
+    skip = leave_out if args.on_error == "skip" else None
+    samples = load_source(spec, media_rows(processor, (learner.config.modality,)), skip)
+    found = run_retrieval(learner, processor, samples, args.batch_size, skip, lines) | {"skipped": 0}
+    found["skipped"] = sum("skipped" in line for line in lines)
+    if folder is not None:
+        settings = {"data": args.data, "data_sha256": data_fingerprint(samples)["sha256"]}
+        run = {"model": "xllm", "model_args": args.model, "device": args.device, "batch_size": args.batch_size}
+        shown = ChatDataset([samples], processor)
+        write_retrieval(folder, name, found, lines, shown, {"model": args.model, **settings}, run, args.examples)
     if args.json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
         return
@@ -238,9 +256,31 @@ def _retrieve(args: argparse.Namespace) -> None:
             f"R@{k} {row[f'R@{k}']:.1%} [{row[f'R@{k}_interval'][0]:.1%}, {row[f'R@{k}_interval'][1]:.1%}]" for k in KS
         )
         sys.stdout.write(f"{direction.replace('_', ' ')}: {', '.join(shares)}, n = {row['n']}\n")
+    if found["skipped"]:
+        sys.stdout.write(f"{found['skipped']} rows skipped\n")
 
 
-OTHER_TASKS = {"text": _compare_texts, "retrieval": _retrieve}
+# A task that asks for no answers, and the options that would change nothing.
+_OF_ANSWERS = (
+    "endpoint", "pipeline", "stage_one", "metric", "prompt", "max_new_tokens", "window", "normalizer", "media",
+    "media_of",
+)  # fmt: skip
+_OF_MEDIA = ("modality", "file_column", "text_column", "media_root", "on_error", "output", "name", "examples")
+OTHER_TASKS = {
+    "text": (_compare_texts, (*_OF_ANSWERS, *_OF_MEDIA)),
+    "retrieval": (_retrieve, (*_OF_ANSWERS, "against")),
+}
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _folder(args: argparse.Namespace) -> Path | None:
+    folder = None if args.output is None else Path(args.output)
+    if folder is not None and (folder / "config.json").exists():
+        raise ValueError(f"--output {folder}: a checkpoint lies there; choose another folder")
+    return folder
 
 
 def _name(args: argparse.Namespace) -> str:
@@ -301,6 +341,8 @@ def _print(args: argparse.Namespace, found: dict) -> None:
         errors = f" ({kinds} in {found['reference']} {units}; {100 * found['accuracy']:.1f} % without error)"
     between = " [{:.2f}, {:.2f}]".format(*(100 * bound for bound in found["interval"])) if "interval" in found else ""
     skipped = f", {found['skipped']} skipped" if found["skipped"] else ""
+    if empty := found.get("empty_references"):
+        skipped += f", {len(empty)} with an empty reference"
     figure = f"{found['metric']} {100 * found['value']:.2f} %{between}"
     if "difference" in found:
         low, high = (100 * bound for bound in found["difference"]["interval"])

@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--orders", choices=("both", "given", "swapped"), default="both", help=what)
     parser.add_argument("--rule", default="parsed", help="of the headline, as in `xllm score judge`")
     parser.add_argument("--device", help="of a judge in this process")
+    parser.add_argument("--examples", type=int, default=20, help="questions that report.html shows (default: 20)")
 
 
 def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace) -> None:
     """Judge, score and print."""
     from xllm.training.evaluation import judging, reviews
     from xllm.training.evaluation.answer_log import AnswerLog
+    from xllm.training.evaluation.judge_page import write_judge_report
     from xllm.training.evaluation.results import PERCENT, write_results
 
     reviews.check_rule(args.rule)
@@ -95,11 +97,13 @@ def run(args: argparse.Namespace) -> None:
     skipped = [sample for sample in samples if "skipped" in sample]
     if len(skipped) == len(samples):
         raise ValueError(f"no review was given; the first reason: {skipped[0]['skipped']}")
-    scores = reviews.score_reviews(reviews.read_reviews(log.path))
+    given_reviews = reviews.read_reviews(log.path)
+    scores = reviews.score_reviews(given_reviews)
     result = {"task": judging.NAME, "judge": args.judge_model, "questions": len(comparisons), **left, "found": found}
     result |= {"skipped": len(skipped), **reviews.headline(scores, args.rule), **scores}
     run_by = {"model": args.judge_model, "endpoint": args.endpoint}
     write_results(folder, judging.NAME, {**result, "metric": PERCENT}, {**settings, "data": args.answers}, run_by)
+    write_judge_report(folder, {**result, "left": [*left]}, comparisons, samples, given_reviews, args.examples)
     if args.json:
         sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     else:
