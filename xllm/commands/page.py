@@ -79,6 +79,8 @@ def _conversation(args: argparse.Namespace, folder: Path, limits: Any) -> tuple[
     from xllm.serving import MediaAccess, Service
 
     config = open_config(args.model, args.trust_remote_code)[2]
+    if not config.modalities:
+        raise ValueError(f"{args.model} reads nothing but text: it has no modalities; `xllm chat` talks with it")
     examples = offered(args.example, config.modalities, folder)
     place = args.device or default_device()
     model, processor = load_checkpoint(args.model, args.trust_remote_code, place, args.dtype)

@@ -56,6 +56,7 @@ class ChatPage:
         self.service, self.looks, self.texts = service, looks, all_texts()[language]
         self.language, self.examples = language, [*examples]
         self.kinds = kinds_of(service.model.config.modalities)
+        self.heard = [kind for kind in self.kinds if "waveform" in kind.augmented_as]
         self.talks: dict[str | None, Talk] = {}  # of tabs for which an answer is being written
 
     # ---- parts ------------------------------------------------------------------------------------------------------
@@ -71,6 +72,10 @@ class ChatPage:
                 with gradio.Column(scale=2, min_width=320, elem_id="looks"):
                     gradio.HTML(f"<h2>{self.texts['looks']}</h2>", padding=False)
                     self.panel = gradio.HTML(self._panel_text("looks empty"), padding=False, elem_id="panel")
+            if self.examples:
+                self._build_examples()
+            with gradio.Accordion(self.texts["settings"], open=False, elem_id="settings"):
+                self._build_settings()
         self._wire(blocks)
         return blocks
 
@@ -83,8 +88,7 @@ class ChatPage:
         )  # fmt: skip
         self.notice = gradio.HTML("", elem_id="notice", padding=False)
         endings = sorted({ending for kind in self.kinds for ending in kind.extensions})
-        heard = [kind for kind in self.kinds if "waveform" in kind.augmented_as]
-        sources: list[Any] = [*(["upload"] if endings else []), *(["microphone"] if heard else [])]
+        sources: list[Any] = [*(["upload"] if endings else []), *(["microphone"] if self.heard else [])]
         self.box = gradio.MultimodalTextbox(
             show_label=False, label=texts["write"], placeholder=texts["write" if endings else "write only"],
             file_types=endings or ["."], file_count="multiple", autofocus=True, elem_id="box",
@@ -94,10 +98,6 @@ class ChatPage:
             self.undo = gradio.Button(texts["undo"], size="sm", elem_id="undo", min_width=80)
             self.clear = gradio.Button(texts["clear"], size="sm", elem_id="clear", min_width=80)
         self._build_cameras()
-        with gradio.Accordion(texts["settings"], open=False, elem_id="settings"):
-            self._build_settings(heard)
-        if self.examples:
-            self._build_examples()
 
     def _build_cameras(self) -> None:
         seen = [kind for kind in self.kinds if "picture" in kind.augmented_as]
@@ -114,7 +114,7 @@ class ChatPage:
                     camera(label=label, sources=["webcam"], webcam_options=mirror, height=260, **options)
                 )
 
-    def _build_settings(self, heard: list[MediaKind]) -> None:
+    def _build_settings(self) -> None:
         texts, defaults = self.texts, self.service.model.generation_config
         temperature = (defaults.temperature or 1.0) if defaults.do_sample else 0.0
         most = self.service.limits.new_tokens
@@ -125,7 +125,7 @@ class ChatPage:
             gradio.Slider(1, most, min(256, most), step=1, label=texts["most"], elem_id="most"),
             gradio.Number(None, precision=0, label=texts["seed"], elem_id="seed"),
         ]  # fmt: skip
-        names = [(texts.kind(kind.type), kind.type) for kind in heard]
+        names = [(texts.kind(kind.type), kind.type) for kind in self.heard]
         self.heard_as = gradio.Radio(
             names, value=names[0][1] if names else None, label=texts["heard as"], visible=len(names) > 1
         )

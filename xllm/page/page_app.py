@@ -25,6 +25,7 @@ from xllm.serving.guard import Guard, refuse
 from xllm.serving.limits import Limits, RequestError
 
 
+EVENTS = ("/queue/join", "/run/predict")  # where clicks go
 EVENT_BYTES = 1 << 20  # of what a click sends: texts, names of files
 FONTS = ("system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "sans-serif")
 POLICY = (
@@ -40,7 +41,7 @@ HEADERS = [
 _NEEDED = re.compile(
     r"/(?:[a-z]{2}/?)?"
     r"|/[a-z]{2}/(?:assets/.*|static/.*|theme\.css|config/?|favicon\.ico|manifest\.json)"
-    r"|/[a-z]{2}/gradio_api/(?:file=.*|queue/(?:join|data)/?|upload/?|upload_progress/?|heartbeat/[^/]*|cancel/?|reset/?"
+    r"|/[a-z]{2}/gradio_api/(?:file=.*|queue/(?:join|data)/?|run/predict/?|upload/?|upload_progress/?|heartbeat/[^/]*|cancel/?|reset/?"
     r"|startup-events|theme\.css|info/?)"
     r"|/favicon\.ico"
 )
@@ -91,6 +92,7 @@ def create_page_app(
             head=f'<script>Object.defineProperty(navigator, "language", {{value: "{language}"}})</script>',
         )  # fmt: skip
     most = limits.body_bytes
+    app.add_middleware(UploadsAlone, folder=folder)
     app.add_middleware(PageGuard, body_bytes=most, folder=folder, api_key=password, hosts=[*hosts], origins=[*origins])
     return app
 
@@ -155,7 +157,7 @@ class UploadsAlone:
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
         """Pass an event on, or refuse it."""
-        if scope["type"] != "http" or not scope["path"].rstrip("/").endswith("/queue/join"):
+        if scope["type"] != "http" or not scope["path"].rstrip("/").endswith(EVENTS):
             await self.app(scope, receive, send)
             return
         body, more = b"", True
