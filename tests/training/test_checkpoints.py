@@ -1,0 +1,272 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""What makes a checkpoint whole, what a full disk is, what `--resume` takes; killed runs: `test_resume.py`."""
+
+import errno
+import hashlib
+import json
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from xllm.training.saving import checkpoints
+from xllm.training.saving.checkpoints import (
+    MANIFEST,
+    SAVING,
+    DiskFullError,
+    WholeCheckpoints,
+    disk_errors,
+    fault,
+    full_disk,
+    is_full,
+    last_whole_checkpoint,
+    place,
+    remove_checkpoints,
+    seal,
+    stored_bytes,
+)
+from xllm.training.saving.folders import ResumeError
+
+
+@pytest.fixture
+def sealed(tmp_path):
+    """A checkpoint of three files, one of them in a folder."""
+    folder = tmp_path / "checkpoint-2"
+    (folder / "processor").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "weights.bin").write_bytes(bytes(range(100)))
+    (folder / "processor" / "vocab.txt").write_text("a\nb\n")
+    seal(folder, processes=3, learns=True)
+    return folder
+
+
+def test_the_manifest_counts_every_file(sealed):
+    manifest = json.loads((sealed / MANIFEST).read_text())
+    assert manifest["processes"] == 3
+    assert manifest["learns"] is True
+    assert set(manifest["files"]) == {"config.json", "weights.bin", os.path.join("processor", "vocab.txt")}
+    assert manifest["files"]["weights.bin"] == [100, hashlib.sha256(bytes(range(100))).hexdigest()]
+
+
+def test_digests_that_the_config_has_are_not_made_again(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps({checkpoints.RECORD: {"weights.bin": "known"}}))
+    (tmp_path / "weights.bin").write_bytes(b"1234")
+    made = []
+    monkeypatch.setattr(checkpoints, "digests", lambda paths: made.extend(paths) or ["new"] * len(made))
+    seal(tmp_path)
+    assert [path.name for path in made] == ["config.json"]
+    assert json.loads((tmp_path / MANIFEST).read_text())["files"] == {
+        "config.json": [(tmp_path / "config.json").stat().st_size, "new"],
+        "weights.bin": [4, "known"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: None, None),
+        (lambda folder: (folder / MANIFEST).unlink(), "it has no manifest.json"),
+        (lambda folder: (folder / MANIFEST).write_text("{"), "its manifest.json is damaged"),
+        (lambda folder: (folder / MANIFEST).write_text("[]"), "its manifest.json is damaged"),
+        (lambda folder: (folder / MANIFEST).write_text('{"files": {"a": 1}}'), "its manifest.json is damaged"),
+        (lambda folder: (folder / "weights.bin").unlink(), "weights.bin is missing"),
+        (lambda folder: (folder / "weights.bin").write_bytes(bytes(1001)), "weights.bin has 1,001 of 100 bytes"),
+        (lambda folder: (folder / "weights.bin").write_bytes(bytes(100)), "weights.bin has been altered"),
+        (lambda folder: (folder / "processor" / "vocab.txt").write_text("a\nc\n"), "processor/vocab.txt has been"),
+    ],
+)
+def test_each_fault_is_told_apart(sealed, damage, said):
+    damage(sealed)
+    found = fault(sealed)
+    assert found is None if said is None else found.startswith(said)
+
+
+def whole(folder, step):
+    path = folder / f"checkpoint-{step}"
+    path.mkdir()
+    (path / "weights.bin").write_bytes(b"1")
+    seal(path)
+
+
+def test_the_newest_is_the_largest_number(tmp_path, caplog):
+    for step in (9, 10, 100):
+        whole(tmp_path, step)
+    (tmp_path / SAVING).mkdir()
+    (tmp_path / "checkpoint-999").write_text("a file")
+    (tmp_path / "checkpoint-best").mkdir()
+    assert last_whole_checkpoint(tmp_path).name == "checkpoint-100"
+    assert not caplog.records
+    assert not (tmp_path / SAVING).exists()
+    remove_checkpoints(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-999", "checkpoint-best"]
+
+
+def test_what_was_set_aside_before_stays(tmp_path, caplog):
+    for _ in range(3):
+        whole(tmp_path, 5)
+        (tmp_path / "checkpoint-5" / "weights.bin").unlink()
+        assert last_whole_checkpoint(tmp_path) is None
+    aside = ["damaged-checkpoint-5", "damaged-checkpoint-5+", "damaged-checkpoint-5++"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == aside
+    assert "1 damaged checkpoint(s)" in caplog.records[-1].getMessage()
+    assert caplog.records[-1].getMessage().endswith("going on from the beginning of the stage")
+
+
+def test_a_checkpoint_is_placed_with_its_config_last(tmp_path, monkeypatch):
+    """And all that it names is on the disk before: whenever the machine stops, a config.json has its files."""
+    saving = tmp_path / SAVING
+    (saving / "zz").mkdir(parents=True)
+    for name in ("config.json", "a.bin", "zz/x"):
+        (saving / name).write_text("new")
+    (tmp_path / "zz").mkdir()
+    (tmp_path / "zz" / "old").write_text("of the one before")
+    (tmp_path / "a.bin").write_text("of the one before")
+    steps, replace, sync = [], os.replace, checkpoints._sync_entries
+    monkeypatch.setattr(os, "replace", lambda a, b: steps.append(f"move {b.name}") or replace(a, b))
+    monkeypatch.setattr(checkpoints, "_sync_entries", lambda path: steps.append(path.name) or sync(path))
+    place(saving, tmp_path)
+    assert set(steps[:5]) == {"config.json", "a.bin", "zz", "x", SAVING}
+    assert steps[5:] == ["move a.bin", "move zz", tmp_path.name, "move config.json", tmp_path.name]
+    assert (tmp_path / "a.bin").read_text() == "new"
+    assert [path.name for path in (tmp_path / "zz").iterdir()] == ["x"]
+    assert not saving.exists()
+
+
+def raised(error, cause=None, context=None):
+    error.__cause__, error.__context__ = cause, context
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "x"), True),
+        (OSError(errno.EDQUOT, "x"), True),
+        (OSError(errno.EFBIG, "x"), True),
+        (OSError(errno.EACCES, "x"), False),
+        (SafetensorError("No space left on device (os error 28)"), True),
+        (SafetensorError("a header of 7 bytes"), False),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), True),
+        (RuntimeError("out of memory"), False),
+        (ValueError("No space left"), False),  # not what a writer raises
+        (raised(ValueError("x"), cause=OSError(errno.ENOSPC, "x")), True),
+        (raised(ValueError("x"), context=raised(KeyError("x"), context=OSError(errno.ENOSPC, "x"))), True),
+        (raised(ValueError("x"), cause=KeyError("x"), context=OSError(errno.ENOSPC, "x")), False),
+        (None, False),
+    ],
+    ids=str,
+)
+def test_what_a_full_disk_is(error, full):
+    assert is_full(error) is full
+
+
+def test_a_full_disk_names_its_file_once(tmp_path):
+    folder = tmp_path / "not" / "there"
+    with (
+        pytest.raises(DiskFullError, match=r"^data.arrow: no room on the disk, [\d,]+ bytes are free; what"),
+        full_disk(folder),
+        full_disk(tmp_path),
+    ):
+        raise OSError(errno.ENOSPC, "No space", "data.arrow")
+    with pytest.raises(DiskFullError, match=rf"^{folder}: no room on the disk"), full_disk(folder):
+        raise SafetensorError("os error 28")
+    with pytest.raises(OSError, match="Permission denied") as caught, full_disk(folder):
+        raise PermissionError(errno.EACCES, "Permission denied")
+    assert not isinstance(caught.value, DiskFullError)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (OSError(errno.ENOSPC, "x"), DiskFullError, "{}: no room for a checkpoint: about 1,234 bytes are needed, "),
+        (KeyError("x"), KeyError, "'x'"),
+    ],
+)
+def test_what_is_half_written_goes_whatever_the_error(tmp_path, error, kind, said):
+    def write(error=None):
+        saving.mkdir()
+        with disk_errors(saving, lambda: 1234):
+            (saving / "half").write_text("x")
+            if error is not None:
+                raise error
+
+    saving = tmp_path / SAVING
+    with pytest.raises(kind) as caught:
+        write(error)
+    assert str(caught.value).startswith(said.format(tmp_path))
+    assert not saving.exists()
+    write()
+    assert saving.exists()
+
+
+def test_the_size_of_a_checkpoint():
+    model = nn.ModuleDict({"vision_tower": nn.Linear(3, 4, bias=False), "head": nn.Linear(4, 5)})
+    model.config = SimpleNamespace(towers=None)
+    assert stored_bytes(model) == 4 * (12 + 20 + 5)
+    head = torch.optim.AdamW(model["head"].parameters())
+    model["head"](torch.ones(4)).sum().backward()
+    head.step()  # two moments and a counter of each parameter
+    assert stored_bytes(model, head) == 4 * (12 + 25) + 2 * 4 * 25 + 2 * 4
+    model.config.towers = {checkpoints.part_of("vision_tower.weight"): {}}
+    assert stored_bytes(model) == 4 * 25
+    model.half()
+    assert stored_bytes(model) == 2 * 25
+
+
+def trainer_of(processes, deepspeed=None, **more):
+    trainer = object.__new__(WholeCheckpoints)
+    trainer.args = SimpleNamespace(world_size=processes, deepspeed=deepspeed, fsdp=None, fsdp_config=None, **more)
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("saved", "said"),
+    [
+        ({"engine": "", "processes": 2}, None),
+        ({"processes": 2}, None),  # of a version without engines
+        ({"engine": "", "processes": 4}, "was saved by 4 processes and goes on with 2"),
+        ({"engine": "zero3", "processes": 2}, "was saved with zero3, this run has neither of trainer.deepspeed and"),
+    ],
+)
+def test_a_checkpoint_of_another_engine_is_not_taken(tmp_path, caplog, monkeypatch, saved, said):
+    (tmp_path / MANIFEST).write_text(json.dumps(saved))
+    monkeypatch.setattr(checkpoints, "engine_of", lambda args: "")
+    if "engine" in saved and saved["engine"]:
+        with pytest.raises(ResumeError, match=said):
+            trainer_of(2)._check_shape(str(tmp_path))
+        return
+    trainer_of(2)._check_shape(str(tmp_path))
+    assert [said in record.getMessage() for record in caplog.records] == [True] * (said is not None)
+
+
+def test_an_engine_holds_its_parts_on_as_many_processes(tmp_path, monkeypatch):
+    (tmp_path / MANIFEST).write_text(json.dumps({"engine": "zero3", "processes": 4}))
+    monkeypatch.setattr(checkpoints, "engine_of", lambda args: "zero3")
+    trainer_of(4)._check_shape(str(tmp_path))
+    with pytest.raises(ResumeError, match="was saved by 4 processes, each its part; go on with as many"):
+        trainer_of(2)._check_shape(str(tmp_path))
+
+
+def test_the_best_checkpoint_is_where_it_was_placed(tmp_path, monkeypatch):
+    """The Trainer's state names the folder that it was written in, which is gone; the same step may be saved twice."""
+    trainer = trainer_of(1, save_total_limit=2)
+    trainer.receipt, trainer.skipped, trainer.learns = None, list, False
+    monkeypatch.setattr(checkpoints, "engine_of", lambda args: "")
+    for step in (1, 2, 2, 3, 4):
+        written = tmp_path / SAVING / f"checkpoint-{step}"
+        written.mkdir(parents=True)
+        (written / "weights.bin").write_text(str(step))
+        best = str(written) if step == 1 else str(tmp_path / "checkpoint-1")
+        states = []
+        trainer.state = SimpleNamespace(global_step=step, best_model_checkpoint=best, save_to_json=states.append)
+        trainer._place_checkpoint(tmp_path / SAVING, tmp_path)
+        assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-1")
+        assert len(states) == (step == 1)
+        assert not (tmp_path / SAVING).exists()
+        assert fault(tmp_path / f"checkpoint-{step}") is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-4"], (
+        "the best and the last"
+    )

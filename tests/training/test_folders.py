@@ -1,0 +1,233 @@
+# Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
+"""Who may write in a stage's folder, and what of its record must be the same; runs that go on: `test_resume.py`."""
+
+import fcntl
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from xllm.training.saving import folders
+from xllm.training.saving.folders import (
+    STAGE_FILE,
+    ResumeError,
+    begin,
+    check_free,
+    check_same,
+    is_finished,
+    locked,
+    read_record,
+    stage_record,
+)
+
+
+@dataclass
+class Spec:
+    stage: int = 2
+    trainer: dict = field(default_factory=lambda: {"learning_rate": 0.1, "save_steps": 5})
+    data: dict = field(default_factory=lambda: {"train": [{"path": "a.csv", "weight": 2}], "augment": ("gain",)})
+    model: object = None
+    reward: object = len
+
+
+def fingerprint(samples, sha="x"):
+    return SimpleNamespace(fingerprint=lambda: {"samples": samples, "sha256": sha})
+
+
+def test_a_record_has_what_changes_the_result(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    record = stage_record(SimpleNamespace(spec=Spec(), train=fingerprint(6), eval=None), 42)
+    assert record == {
+        "recipe": {
+            "seed": 42,
+            "stage": 2,
+            "trainer.learning_rate": 0.1,
+            "data.train.0.weight": 2,
+            "data.augment.0": "gain",
+            "model": None,
+            "reward": "builtin_function_or_method",
+        },
+        "data": {"train": {"samples": 6, "sha256": "x"}},
+        "processes": 1,
+    }
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    record = stage_record(SimpleNamespace(spec=Spec(), train=fingerprint(6), eval=fingerprint(1)), 42)
+    assert record["processes"] == 4
+    assert set(record["data"]) == {"train", "eval"}
+
+
+def test_a_folder_is_new_begun_or_finished(tmp_path):
+    folder = tmp_path / "stage"
+    assert read_record(folder) == {}
+    folder.mkdir()
+    (folder / ".hidden").write_text("")
+    assert read_record(folder) == {}
+    assert not is_finished(folder)
+    (folder / "other").write_text("")
+    with pytest.raises(ResumeError, match=f"holds no {STAGE_FILE}, so there is no run to go on with"):
+        read_record(folder)
+    begin(folder, {"recipe": {"seed": 1}})
+    assert read_record(folder) == {"recipe": {"seed": 1}}
+    begin(folder, {"recipe": {"seed": 1}, "result": {}})
+    assert not is_finished(folder), "config.json comes last"
+    (folder / "config.json").write_text("{}")
+    assert is_finished(folder)
+    begin(folder, {"recipe": {"seed": 1}})
+    assert not is_finished(folder), "a model, but no result yet"
+    (folder / STAGE_FILE).write_text("{")
+    with pytest.raises(ResumeError, match=r"stage.json: damaged \("):
+        read_record(folder)
+    with pytest.raises(ResumeError, match="so there is no run to go on with"):
+        read_record(folder / "other")
+
+
+def test_begin_makes_the_folders_above(tmp_path):
+    begin(tmp_path / "a" / "b", {"seed": 1})
+    assert json.loads((tmp_path / "a" / "b" / STAGE_FILE).read_text()) == {"seed": 1}
+
+
+def test_a_folder_is_free_while_it_is_empty(tmp_path):
+    check_free(tmp_path / "new")
+    (tmp_path / "new").mkdir()
+    check_free(tmp_path / "new")
+    (tmp_path / "new" / "x").write_text("")
+    (tmp_path / "file").write_text("")
+    for name in ("new", "file"):
+        with pytest.raises(ResumeError, match=f"{name}: exists and is not an empty folder; go on there with --resume"):
+            check_free(tmp_path / name)
+
+
+def record_of(processes=None, **recipe):
+    record = {"recipe": recipe, "data": {}}
+    return record if processes is None else {**record, "processes": processes}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        (record_of(a=1), record_of(a=1), None),
+        (record_of(a=1), record_of(a=2), "a is 2, but the run to go on with has 1; give it that value"),
+        (record_of(a=1), record_of(), "a is None, but the run to go on with has 1"),
+        (record_of(), record_of(a=1), "a is 1, but the run to go on with has None"),
+        # Without accumulation there is one batch a step.
+        (record_of(2), record_of(2), None),
+        (record_of(2), record_of(1), r"takes 1 batches \(trainer.\S+ 1 x 1 processes\), but .* with 2 \(1 x 2"),
+        (record_of(), record_of(2), None),  # of an older version
+    ],
+    ids=str,
+)
+def test_the_first_key_that_differs_is_named(tmp_path, before, now, said):
+    if said is None:
+        return check_same(tmp_path, before, now)
+    with pytest.raises(ResumeError, match=said):
+        check_same(tmp_path, before, now)
+
+
+def data_of(**data):
+    return {"recipe": {}, "data": {name: {"samples": n, "sha256": sha} for name, (n, sha) in data.items()}}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        (data_of(train=(6000, "a")), data_of(train=(6000, "a")), None),
+        (data_of(train=(6000, "a")), data_of(train=(5, "b")), "data.train has changed .*: 5 samples, it had 6,000 s"),
+        (data_of(eval=(6, "a")), data_of(), "data.eval has changed since the run began: 0 samples, it had 6 samples"),
+        (data_of(), data_of(eval=(6, "a")), "data.eval has changed since the run began: 6 samples, it had 0 samples"),
+        (data_of(train=("a stream", "a")), data_of(train=("a stream", "b")), ": a stream, it had a stream of which"),
+    ],
+    ids=str,
+)
+def test_the_data_that_differ_are_counted(tmp_path, before, now, said):
+    if said is None:
+        return check_same(tmp_path, before, now)
+    with pytest.raises(ResumeError, match=said):
+        check_same(tmp_path, before, now)
+
+
+def test_the_model_to_start_from_is_asked_for_where_it_is_known(tmp_path):
+    before = {**record_of(), "start": "one"}
+    check_same(tmp_path, before, record_of())
+    check_same(tmp_path, before, {**record_of(), "start": "one"})
+    with pytest.raises(ResumeError, match="the model that this stage starts from is not the one it was begun with"):
+        check_same(tmp_path, before, {**record_of(), "start": "other"})
+
+
+def in_child(job) -> int:
+    """The exit status of a child without torch in it."""
+    if (pid := os.fork()) == 0:
+        try:
+            os._exit(job() or 0)
+        except ResumeError as error:
+            os._exit(3 if "another run" in str(error) else 4)
+        finally:
+            os._exit(9)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_one_process_has_the_lock(tmp_path):
+    folder = tmp_path / "not" / "there"
+    lock = folder.with_name(".there.lock")
+
+    def take() -> None:
+        with locked(folder):
+            pass
+
+    with locked(folder):
+        assert in_child(take) == 3
+        assert in_child(lambda: check_free(folder)) == 0, "not yet made"
+        folder.mkdir()
+        (folder / "x").write_text("")
+        assert in_child(lambda: check_free(folder)) == 3
+        assert lock.read_text() == str(os.getpid())  # whoever closes the file gives the lock back: last
+    assert not lock.exists()
+    assert in_child(take) == 0
+    assert in_child(lambda: check_free(folder)) == 4
+    with pytest.raises(KeyError), locked(folder):
+        raise KeyError
+    assert not lock.exists(), "nor behind an error"
+
+
+def test_a_lock_left_by_a_longer_number_is_written_anew(tmp_path):
+    lock = tmp_path / ".run.lock"
+    lock.write_text("9" * 30)
+    with locked(tmp_path / "run"):
+        assert lock.read_text() == str(os.getpid())
+
+
+def test_a_lock_that_its_owner_removes_is_taken_again(tmp_path, monkeypatch):
+    """Opened before, and locked after, another run has ended: nobody else would see that file."""
+    lock, original, calls = tmp_path / ".run.lock", fcntl.lockf, []
+
+    def lockf(handle, how):
+        calls.append(handle)
+        if len(calls) == 1:
+            lock.unlink()
+        elif len(calls) == 2:
+            lock.unlink()
+            lock.write_text("of a third run")
+        return original(handle, how)
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    open_before = len(os.listdir("/proc/self/fd"))
+    with locked(tmp_path / "run"):
+        assert len(calls) == 3
+        assert lock.read_text() == str(os.getpid())
+        assert len(os.listdir("/proc/self/fd")) == open_before + 1
+    assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+def test_without_locks_there_is_a_warning(tmp_path, monkeypatch, caplog):
+    def lockf(handle, how):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    with locked(tmp_path / "run"):
+        pass
+    assert "this file system has no locks" in caplog.records[0].getMessage()
+    monkeypatch.setattr(folders, "fcntl", None)
+    with locked(tmp_path / "other"):
+        assert not Path(tmp_path, ".other.lock").exists()
