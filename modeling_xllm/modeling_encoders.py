@@ -108,6 +108,13 @@ class XLLMPreTrainedModel(StageCheckpointMixin, PreTrainedModel):
     # What is trained keeps its precision over towers and a language model of half of it.
     _keep_in_fp32_modules_strict = ["interfaces"]
 
+    def post_init(self) -> None:
+        """As in any model; one without values yet lets an automatic `device_map` cut beside interfaces, not in them.
+        FSDP, which would shard by the same list, never sees that: an interface may use the converter of another."""
+        super().post_init()
+        if self.device.type == "meta":
+            self._no_split_modules = {*(self._no_split_modules or ()), X2LInterface.__name__}
+
     @classmethod
     def is_custom_code(cls) -> bool:
         # Outside transformers, missing weights of towers that transformers owns would be left uninitialised.

@@ -285,6 +285,9 @@ class StageCheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
         if is_whole and getattr(model.config, "adapter", None):
             model.load_adapter_weights(str(source), own_revision, **hub)
         model._tower_samples = sample_towers(model)
+        for part in model.modules():
+            if isinstance(part, StageCheckpointMixin):  # the device map is made, see `post_init`
+                part._no_split_modules.discard("X2LInterface")
         return loaded
 
     @classmethod

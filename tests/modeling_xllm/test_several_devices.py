@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from xllm import freeze_for_stage
 from xllm.modeling_xllm import host_reads
+from xllm.modeling_xllm.x2l_interfaces import X2LInterface
 
 
 FIRST, SECOND, THIRD = (f"cuda:{number}" for number in range(3))
@@ -124,19 +125,53 @@ def test_parts_on_several_devices(text, name, monkeypatch):
     check_on(model, MAPS[name], monkeypatch)
 
 
+def automatic_map(model, shares) -> dict[str, int]:
+    """What accelerate finds for devices with these shares of the model's memory, as `device_map="auto"` asks it."""
+    room = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    memory = {number: int(share * room) + 1 for number, share in enumerate(shares)}
+    with torch.device("meta"):  # as from_pretrained makes it
+        bare = type(model)(model.config)
+    return infer_auto_device_map(bare, memory, no_split_module_classes=bare._no_split_modules)
+
+
 @pytest.mark.parametrize("text", ["chatglm", "llama"])
 @pytest.mark.parametrize("shares", [(0.1, 0.5, 1), (0.45, 0.2, 1), (0.6, 1)], ids=str)
 def test_an_automatic_map_cuts_where_it_may(text, shares, monkeypatch):
-    """Between layers, towers and whole interfaces (no class attribute says so: FSDP would shard interfaces by it)."""
+    """Between layers, towers and whole interfaces."""
     model = tiny_model(text)
     model.set_attn_implementation("eager")
-    room = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
-    memory = {number: int(share * room) + 1 for number, share in enumerate(shares)}
-    wholes = [*model._no_split_modules, "X2LInterface"]
-    found = infer_auto_device_map(model, memory, no_split_module_classes=wholes)
-    device_map = {part: f"cuda:{device}" for part, device in found.items()}
+    device_map = {part: f"cuda:{device}" for part, device in automatic_map(model, shares).items()}
     assert len(set(device_map.values())) > 1
     check_on(model, device_map, monkeypatch)
+
+
+def test_no_limit_of_memory_cuts_an_interface():
+    """But FSDP, which shards by the same list, must not see them: an interface may use another's converter."""
+    model = tiny_model("chatglm")
+    interfaces, cuts = [name for name, module in model.named_modules() if isinstance(module, X2LInterface)], set()
+    assert interfaces
+    for first in range(2, 100, 2):
+        device_map = automatic_map(model, (first / 100, 0.3, 1))
+        whole = [part for part in device_map if part in interfaces or part == "model.interfaces"]
+        assert not [part for part in device_map for name in interfaces if part.startswith(f"{name}.")]
+        cuts.add(tuple(device_map[part] for part in whole))
+    assert len(cuts) > 3, "the limits do not reach the interfaces"
+    assert "X2LInterface" not in model._no_split_modules
+
+
+@pytest.mark.parametrize("share", [0.4, 0.6, 0.8])
+def test_what_is_opened_over_two_places_says_the_same(share, tmp_path):
+    """`device_map="auto"` with room for a share of the model, the rest being on the disk."""
+    model, batch = tiny_model("chatglm").eval(), batch_of(mixed_rows())
+    model.save_pretrained(tmp_path / "model")
+    room = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    how = {"max_memory": {"cpu": int(share * room)}, "offload_folder": str(tmp_path / "disk")}
+    opened = type(model).from_pretrained(tmp_path / "model", device_map="auto", **how)
+    assert set(opened.hf_device_map.values()) == {"cpu", "disk"}
+    assert not [part for part in opened.hf_device_map if part.count(".") > 2 and "interfaces" in part]
+    assert all("X2LInterface" not in (getattr(part, "_no_split_modules", None) or ()) for part in opened.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(opened(**batch).logits, model(**batch).logits)
 
 
 @pytest.mark.parametrize("text", ["chatglm", "llama"])
