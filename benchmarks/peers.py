@@ -48,6 +48,7 @@ from xllm import (
     integrate_and_fire,
 )
 from xllm.assembly.tiny import sized_rows
+from xllm.processing.picture_features import extract_pictures
 
 
 Pair = dict[str, Callable[[], object]]
@@ -204,7 +205,7 @@ def pictures() -> Pair:
     steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(processor.image_mean, processor.image_std)]
     pipeline = v2.Compose(steps)
     return {
-        "ours": lambda: processor(images, return_tensors="pt"),
+        "ours": lambda: extract_pictures(processor, images, return_tensors="pt"),
         "other": lambda: torch.stack([pipeline(image) for image in images]),
     }
 

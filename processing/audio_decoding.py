@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torchaudio.functional.functional import _apply_sinc_resample_kernel, _get_sinc_resample_kernel
 
-from .media_lengths import check_end, check_file, check_promise, packet_end, promised_seconds
+from .media_lengths import LastEnd, check_end, check_file, check_promise, promised_seconds
 from .media_sources import (
     MediaError,
     check_memory,
@@ -98,14 +98,14 @@ def _decode_stream(
     container: av.container.InputContainer, stream: av.AudioStream, name: str
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (rate, mono samples) frame by frame."""
-    packets, end = 0, 0.0
+    packets, end = 0, LastEnd(container)
     is_timed = "flac" in container.format.name  # it counts samples without a gap
     next_start: Fraction | None = None
     stream.codec_context.options = {"err_detect": "crccheck+explode"}
     to_mono = _Mono(name)
     with media_errors(name, "damaged sound", PYAV_ERRORS):
         for packet in container.demux():
-            end = max(end, packet_end(packet))
+            end.add(packet, packet.stream.index)
             if packet.stream.index != stream.index:
                 continue
             packets += packet.size > 0
@@ -119,7 +119,7 @@ def _decode_stream(
                 yield frame.sample_rate, to_mono(frame)
     if stream.frames:
         check_promise(name, packets, stream.frames, "packets of sound", slack=1)
-    check_end(container, end, name)
+    check_end(container, end.seconds(), name)
 
 
 class _Mono:

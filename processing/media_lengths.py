@@ -35,10 +35,22 @@ def check_promise(name: str, found: float, promised: float, unit: str, least: fl
     warn_of(name, f"{there}: its end may be missing")
 
 
-def packet_end(packet: av.Packet) -> float:
-    """Where a packet ends, in seconds; 0 if that is not known."""
-    stamp = packet.pts if packet.pts is not None else packet.dts
-    return 0.0 if stamp is None else float((stamp + (packet.duration or 0)) * packet.time_base)
+class LastEnd:
+    """Where the last packet of a container ends, of those that were shown to it; in integers while they are read."""
+
+    def __init__(self, container: av.container.InputContainer):
+        self.container = container
+        self.ends = [0] * len(container.streams)
+
+    def add(self, packet: av.Packet, number: int) -> None:
+        """One more packet of the stream `number`; nothing if it has no time."""
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if stamp is not None:
+            self.ends[number] = max(self.ends[number], stamp + (packet.duration or 0))
+
+    def seconds(self) -> float:
+        """0 where no packet has a time."""
+        return max(float(end * (stream.time_base or 0)) for end, stream in zip(self.ends, self.container.streams))
 
 
 def check_end(container: av.container.InputContainer, end: float, name: str) -> None:

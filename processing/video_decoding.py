@@ -30,7 +30,7 @@ from transformers.video_utils import VideoMetadata
 from .audio_decoding import PYAV_ERRORS, best_stream, open_container
 from .frame_sampling import choose_frames, default_rule
 from .image_decoding import PILLOW_ERRORS, array_to_uint8, has_channels_first, load_image
-from .media_lengths import check_end, check_file, check_promise, packet_end
+from .media_lengths import LastEnd, check_end, check_file, check_promise
 from .media_sources import MediaError, check_memory, describe_source, in_time, media_errors, open_media, warn_of
 
 
@@ -76,13 +76,13 @@ def list_frames(container: av.container.InputContainer, stream: av.VideoStream, 
     """
     stamps: list[int] = []
     keyframes: list[int] = []
-    end, trusted, numbered, step = 0.0, True, False, float(stream.time_base or 0)
+    end, trusted, numbered, step = LastEnd(container), True, False, float(stream.time_base or 0)
     with media_errors(name, "damaged video", PYAV_ERRORS):
         for packet in in_time(container.demux(), name):
             if packet.size == 0 or packet.is_discard:
                 continue
-            end = max(end, packet_end(packet))
-            if packet.stream.index == stream.index:
+            end.add(packet, number := packet.stream.index)
+            if number == stream.index:
                 stamp = packet.dts if packet.pts is None else packet.pts
                 numbered = numbered or stamp is None
                 stamps.append(len(stamps) if stamp is None else stamp)
@@ -98,7 +98,7 @@ def list_frames(container: av.container.InputContainer, stream: av.VideoStream, 
     stamps.sort()
     # A packet may not say how long it lasts: the last one is taken to last as long as the others.
     mean = (stamps[-1] - stamps[0]) / max(1, len(stamps) - 1)
-    check_end(container, max(end, (stamps[-1] + mean) * step), name)
+    check_end(container, max(end.seconds(), (stamps[-1] + mean) * step), name)
     trusted = trusted and len(set(stamps)) == len(stamps) and keyframes == sorted(keyframes)
     return FrameIndex(stamps, keyframes if trusted else [])
 
@@ -240,7 +240,8 @@ def _rate_and_times(stream: av.VideoStream, index: FrameIndex) -> tuple[float | 
     fps = float(stream.average_rate) if stream.average_rate else None
     if index.numbered or not stream.time_base:
         return fps, None
-    times = [float((stamp - index.stamps[0]) * stream.time_base) for stamp in index.stamps]
+    first, (over, under) = index.stamps[0], stream.time_base.as_integer_ratio()
+    times = [(stamp - first) * over / under for stamp in index.stamps]  # of whole numbers: rounded once
     return (len(times) - 1) / times[-1] if times[-1] > 0 else fps, times
 
 

@@ -24,7 +24,7 @@ HUB_FOLDERS = ("modeling_xllm", "processing")
 HUB_ENTRIES = (
     "modeling_xllm/modeling_xllm.py", "processing/processing_xllm.py", "processing/tokenization_chatglm.py"
 )  # fmt: skip
-MOST_HUB_FILES, MOST_HUB_LINES = 36, 8_885
+MOST_HUB_FILES, MOST_HUB_LINES = 36, 8_950
 LONGER = {"modeling_xllm/modeling_chatglm.py": 536}
 
 MEDIA_WORDS = {"image", "video", "speech", "audio", "sound"}
@@ -43,16 +43,16 @@ OTHER_WORDS = {
 }
 # Lines of each room, tests aside: a room grows by a decision, not by accident.
 MOST_LINES = {
-    # stop tokens: 20, several processes: 155, every way to generate: 175, packing: 160, fewer waits: 270
+    # stop tokens: 20, several processes: 155, every way to generate: 175, packing: 180, fewer waits: 270
     # sounds: 120, of which spectrograms in windows 55, frames joined to tokens 45; encoders and language models as
     # published: 250, of which pictures of any shape 65, heads with a scale or cap 75, what cannot be taken 75
-    "modeling_xllm": 7_600,
+    "modeling_xllm": 7_625,
     # the ends of answers: 30, sounds that are kept: 10, the filterbank: 20, sounds that are not speech: 60,
     # sounds of any length: 20; sound of films: 10, frames by time: 15; published image processors, for frames too: 90,
     # templates of lists: 25; limits of memory: 10; damaged media: 370, of which lengths and checksums 140, downloads
     # that trickle, or go to allowed addresses, 130, damaged frames 45, bits of pictures 75; lengths that encoders
-    # hear: 30, chains of blocks 95
-    "processing": 3_890,
+    # hear: 30, chains of blocks 95; pictures read in place: 40
+    "processing": 3_935,
     "hub_cards": 530,
     # check, explain, build-instructions: 240; the demo talks, hears silence, cannot tell: 310; device status 320, its
     # commands, a phone and the conversation with it: 430; recordings window by window, sound of films: 65; scores

@@ -141,7 +141,7 @@ def test_when_keyframes_are_relied_upon(packets, keyframes):
         index, frames, time_base = 0, 0, 1
 
     class Container:
-        start_time, duration = 0, 0
+        start_time, duration, streams = 0, 0, [Stream]
         format = type("Format", (), {"name": "mov"})
 
         def demux(self):
