@@ -9,6 +9,7 @@ Legend: B samples, L tokens, P rows of W tokens, D width.
 """
 
 import heapq
+import inspect
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from transformers.masking_utils import create_causal_mask, create_masks_for_gene
 from transformers.utils.generic import is_flash_attention_requested
 
 from .host_reads import Asked, true_places
-from .language_models import LanguageModel, PrefixLanguageModel
+from .language_models import LanguageModel, PrefixLanguageModel, language_model_of
 from .real_tokens import RealTokens, computes_real_tokens_only, real_tokens
 
 
@@ -36,7 +37,7 @@ class PackedTokens:
     def __init__(self, attention_mask: torch.Tensor, width: int, in_one: bool = False):
         real = attention_mask.bool()
         place = real.cumsum(1) - 1  # of each column's last real token in its sample
-        lengths = Asked(real.sum(1)).values()
+        self.lengths = lengths = Asked(real.sum(1)).values()
         rows = _shared_rows(lengths, width, in_one)
         P, W = len(rows), max(1, *(sum(length for _, length in row) for row in rows))
         first = torch.zeros(len(real), dtype=torch.long, device="cpu")  # where each sample begins, row after row
@@ -125,15 +126,27 @@ def packing_problem(model: Any) -> str:
     return ""
 
 
+def packs_by_default(model: Any) -> bool:
+    """Whether samples share rows unless a recipe says otherwise: where all layers take the positions and the mask that
+    are made here, so that no language model can let one see another."""
+    if packing_problem(model) or not language_model_of(model.config).sees_all_before():
+        return False
+    return "position_ids" in inspect.signature(model.model.language_model.forward).parameters
+
+
 def computed_tokens(
     model, packing: bool, attention_mask: torch.Tensor | None, past_key_values: Cache | None, use_cache, kwargs: dict
 ) -> RealTokens | PackedTokens | None:
-    """What `model` computes of a batch: its samples packed, the real tokens of each, or `None` for all of it."""
+    """What `model` computes of a batch: its samples packed, the real tokens of each where that is hardly more,
+    or `None` for all of it."""
     how = past_key_values, use_cache, kwargs
     if not packing or attention_mask is None or not computes_real_tokens_only(model, attention_mask, *how):
         return real_tokens(model, attention_mask, *how)
     config = model.config.get_text_config()
-    return PackedTokens(attention_mask, config.hidden_size, is_flash_attention_requested(config))
+    packed = PackedTokens(attention_mask, config.hidden_size, is_flash_attention_requested(config))
+    if MOST_PADDING * packed.shape[0] * packed.shape[1] < len(packed.lengths) * max(packed.lengths):
+        return packed
+    return RealTokens(attention_mask, packed.lengths)
 
 
-__all__ = ["PackedTokens", "computed_tokens", "packing_problem"]
+__all__ = ["PackedTokens", "computed_tokens", "packing_problem", "packs_by_default"]

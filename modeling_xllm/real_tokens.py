@@ -24,10 +24,10 @@ SHORT = 512
 class RealTokens:
     """The attended tokens of each row moved together, `(B, L)` to `(B, R)`; in `attention_mask (B, L)` 1 = real."""
 
-    def __init__(self, attention_mask: torch.Tensor):
+    def __init__(self, attention_mask: torch.Tensor, lengths: list[int] | None = None):
         real = attention_mask.bool()
         counts = real.sum(1)
-        lengths = Asked(counts).values()
+        lengths = Asked(counts).values() if lengths is None else lengths
         self.is_whole = min(lengths) == attention_mask.shape[1]  # there is nothing to move
         self.place = real.cumsum(1) - 1  # of each column's last real token among the R
         width = max(1, *lengths)

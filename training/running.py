@@ -12,6 +12,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from xllm.assembly.processors import save as save_checkpoint
+from xllm.modeling_xllm.packing import packs_by_default
 from xllm.modeling_xllm.tower_sources import part_of
 from xllm.modeling_xllm.weight_files import read_json, write_json
 from xllm.training.adapters import begin_lora
@@ -221,7 +222,8 @@ def make_trainer(
     collate = {"processor": processor, "task": task, "max_length": data.max_length, "loss_on": data.loss_on}
     if task == "chat":
         collate |= chat_settings(learner.config, learner.generation_config)
-        collate |= {"distills": prepared.spec.distill is not None, "packing": data.packing}
+        packing = packs_by_default(learner) if data.packing is None else data.packing
+        collate |= {"distills": prepared.spec.distill is not None, "packing": packing}
     else:
         collate |= {"modality": prepared.modalities[0], "text_tokenizer": learner.tokenizer}
     collator = XLLMDataCollator(augmentation=prepared.augmentation, **collate)

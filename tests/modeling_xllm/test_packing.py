@@ -9,7 +9,14 @@ from tiny import EOP, batch_of, gradients, mixed_rows, tiny_model
 from transformers import MambaConfig, MambaModel
 
 from xllm import freeze_for_stage
-from xllm.modeling_xllm.packing import PackedTokens, _shared_rows, packing_problem
+from xllm.modeling_xllm.packing import (
+    PackedTokens,
+    _shared_rows,
+    computed_tokens,
+    packing_problem,
+    packs_by_default,
+)
+from xllm.modeling_xllm.real_tokens import RealTokens
 
 
 def test_packed_tokens_by_hand():
@@ -142,6 +149,35 @@ def test_evaluation_and_a_cache_are_not_packed():
     freeze_for_stage(model, 2)
     model.train()
     assert model(**batch, packing=True, use_cache=True).past_key_values.get_seq_length() == batch["input_ids"].shape[1]
+
+
+def test_what_is_packed_unless_a_recipe_says_otherwise():
+    """Where nothing could mix samples: full attention by a mask of ours, and positions that are given."""
+    models = {name: tiny_model(name) for name in ("chatglm", "llama", "qwen3")}
+    assert [packs_by_default(model) for model in models.values()] == [True] * 3
+    models["chatglm"].set_attn_implementation("eager")
+    models["qwen3"].config.text_config.layer_types[0] = "sliding_attention"
+    inner = models["llama"].model.language_model
+    inner.forward = lambda inputs_embeds, attention_mask: None
+    assert [packs_by_default(model) for model in models.values()] == [False] * 3
+    del inner.forward
+    assert packs_by_default(models["llama"])
+    inner._is_stateful = True
+    assert not packs_by_default(models["llama"])
+
+
+@pytest.mark.parametrize(("lengths", "is_packed"), [((20, 20, 20), False), ((20, 20, 18), False), ((20, 20, 9), True)])
+def test_rows_that_are_nearly_as_long_stay_rows(lengths, is_packed):
+    """Packed, the second batch computes 58 tokens instead of 60, which is not worth masks of blocks."""
+    model, mask = tiny_model("llama").train(), (torch.arange(20) < torch.tensor(lengths)[:, None]).long()
+    found = computed_tokens(model, True, mask, None, None, {})
+    assert isinstance(found, PackedTokens) == is_packed
+    if not is_packed:
+        expected = RealTokens(mask)
+        assert torch.equal(found.columns, expected.columns)
+        assert found.is_whole == expected.is_whole == (min(lengths) == 20)
+    assert isinstance(computed_tokens(model, False, mask, None, None, {}), RealTokens)
+    assert computed_tokens(model.eval(), True, mask, None, None, {}) is None
 
 
 def test_what_cannot_be_packed_says_why():

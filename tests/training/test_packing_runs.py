@@ -1,6 +1,7 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """`data.packing`: a run over mixed data computes next to no padding, and learns what it learns without."""
 
+import functools
 import json
 
 import pytest
@@ -20,9 +21,10 @@ def recipe(checkpoint, media, output, stage=3, **data):
 
 def test_a_run_that_is_packed(tiny_checkpoint, media, tmp_path, monkeypatch):
     original, positions, losses = ChatGLMModel.forward, {}, {}
-    for name, packing in (("apart", False), ("packed", True)):
+    for name, packing in (("apart", False), ("packed", True), ("unsaid", None)):
         positions[name] = 0
 
+        @functools.wraps(original)
         def forward(self, *args, name=name, **kwargs):
             positions[name] += kwargs["inputs_embeds"].shape[:2].numel()
             return original(self, *args, **kwargs)
@@ -32,8 +34,9 @@ def test_a_run_that_is_packed(tiny_checkpoint, media, tmp_path, monkeypatch):
         log = [json.loads(line) for line in (stage.folder / "log.jsonl").open()]
         losses[name] = [entry["loss"] for entry in log if "loss" in entry]
     assert losses["packed"] == pytest.approx(losses["apart"], rel=1e-4)
+    assert losses["unsaid"] == losses["packed"]
     assert len(losses["packed"]) == 2
-    assert positions["packed"] < 0.9 * positions["apart"]
+    assert positions["unsaid"] == positions["packed"] < 0.9 * positions["apart"]
 
 
 def test_stage_one_has_no_rows_to_pack(tiny_checkpoint, media, tmp_path):

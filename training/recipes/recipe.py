@@ -111,7 +111,8 @@ class DataSpec:
         loss_on (`str`): "last" turn of the assistant, or "all" of them.
         max_seconds (`float`): of a sound (default 60, null for no limit); `long_audio` says what happens to a longer
             one: "raise", "chunk" or "window" (`xllm.training.data.long_media`).
-        packing (`bool`): samples of a batch share rows of the language model, without padding (`docs/recipes.md`).
+        packing (`bool`): samples of a batch share rows of the language model, without padding; by default where it
+            takes a mask of ours (`docs/recipes.md`).
         one_modality (`bool`): batches whose samples hold the same kinds of media.
         normalize_text (`str`): spelling of the answers of all sources that do not say otherwise, of evaluations too.
     """
@@ -128,7 +129,7 @@ class DataSpec:
     loss_on: str = "last"
     max_seconds: float | None = 60.0
     long_audio: str = "raise"
-    packing: bool = False
+    packing: bool | None = None
     one_modality: bool = False
     normalize_text: str | None = None
 
