@@ -62,8 +62,8 @@ def check_weights(folder: Path) -> None:
 def choose_files(folder: Path) -> tuple[list[Path], list[str]]:
     """The files to push, and the names of what stays here.
 
-    Links are followed where the name is one of a checkpoint's files. In the sub-folders of readers, where any name may
-    be used, a link that points outside the checkpoint is a `ValueError`.
+    Links are followed where the name is one of a checkpoint's files. In the sub-folders of readers any name may be
+    used that does not begin with a dot; a link there that points outside the checkpoint is a `ValueError`.
     """
     weights = {Path(path).name for path in weight_files(str(folder))}
     tokenizer = tokenizer_class_from_name(read_json(folder / "tokenizer_config.json").get("tokenizer_class") or "")
@@ -77,7 +77,10 @@ def choose_files(folder: Path) -> tuple[list[Path], list[str]]:
         if path.is_file() and path.name in allowed:
             chosen.append(path)
         elif path.is_dir() and path.name in readers:
-            inside = [file for file in sorted(path.rglob("*")) if not file.is_dir()]
+            every = [file for file in sorted(path.rglob("*")) if not file.is_dir()]
+            hidden = [name for file in every if "/." in (name := file.relative_to(folder).as_posix())]  # .env, .git/
+            inside = [file for file in every if file.relative_to(folder).as_posix() not in hidden]
+            left += hidden
             if outside := [file for file in inside if not file.resolve().is_relative_to(folder.resolve())]:
                 raise StageCheckpointError(f"{outside[0]}: points outside the checkpoint; put the file there instead")
             chosen += inside

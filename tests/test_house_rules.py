@@ -53,7 +53,7 @@ MOST_LINES = {
     # that trickle, or go to allowed addresses, 130, damaged frames 45, bits of pictures 75; lengths that encoders
     # hear: 30, chains of blocks 95; pictures read in place: 40
     "processing": 3_935,
-    "hub_cards": 530,
+    "hub_cards": 535,
     # check, explain, build-instructions: 240; the demo talks, hears silence, cannot tell: 310; device status 320, its
     # commands, a phone and the conversation with it: 430; recordings window by window, sound of films: 65; scores
     # of files and what an evaluation leaves: 140; checks of an interface: 385; the world of the device: 1,210; readers

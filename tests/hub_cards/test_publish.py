@@ -294,6 +294,12 @@ def test_files_of_readers_may_be_called_anything_but_lie_there(hub, stage2, tmp_
     (stage2 / "processor_config.json").write_text(json.dumps({**settings, "readers": {"status": "StatusReader"}}))
     chosen, left = choose_files(stage2)
     assert stage2 / "status" / "scale.txt" in chosen
+    (stage2 / "status" / ".git").mkdir()
+    for name in (".env", ".git/config"):
+        (stage2 / "status" / name).write_text("secret")
+    hidden, left = choose_files(stage2)
+    assert hidden == chosen
+    assert {"status/.env", "status/.git/config"} <= {*left}
     (tmp_path / "secret").write_text("secret")
     (stage2 / "status" / "more.txt").symlink_to(tmp_path / "secret")
     with pytest.raises(ValueError, match=r"more\.txt: points outside the checkpoint"):
