@@ -22,6 +22,7 @@ import av
 import numpy as np
 import torch
 from av.sidedata.sidedata import Type as SideDataType
+from av.stream import Disposition
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageSequence
@@ -34,7 +35,6 @@ from .media_lengths import LastEnd, check_end, check_file, check_promise
 from .media_sources import MediaError, check_memory, describe_source, in_time, media_errors, open_media, warn_of
 
 
-_ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: a cover, not a film
 _NEVER_MENDED = ("hevc", "vp8", "vp9", "av1", "libdav1d")  # decoders that mend no frames
 _MOST_BETWEEN = 8  # pictures that wait for the one behind them; x264 writes 3 in a row unless told otherwise
 _LEAST_SKIP = 10  # frames; a seek costs about as much as decoding these
@@ -224,7 +224,7 @@ def _shown(frames: Iterator[av.VideoFrame], wanted: list[int], numbered: bool, n
 
 def _video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
     stream = best_stream(container, "video", av.VideoStream, "moving picture", name)
-    if int(stream.disposition) & _ATTACHED_PICTURE:
+    if Disposition.attached_pic in stream.disposition:
         raise MediaError(name, "no moving picture in it, only a cover")
     width, height = stream.codec_context.width, stream.codec_context.height
     check_memory(name, width * height * 8, f"frames of {width} x {height} pixels")
