@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUTPUT ?= outputs/demo
 
-.PHONY: demo test conformance check style bench docs
+.PHONY: demo test conformance check oldest dist style bench docs
 
 # The demo needs less than the tests; what only these need says much on standard error when it is imported.
 $(VENV)/.installed-%: pyproject.toml setup.py
@@ -32,6 +32,20 @@ check: $(VENV)/.installed-dev  ## lint, types and the quick tests
 	$(BIN)/ruff check .
 	$(BIN)/python .ci/types.py
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow" -n 2 --ignore tests/conformance
+
+oldest:  ## the quick tests over the oldest versions of all that pyproject.toml allows, in an environment of their own
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/pip install --quiet --upgrade pip
+	PYTHONWARNINGS=ignore $(VENV)-oldest/bin/pip install --quiet -c .ci/oldest.txt -e ".[dev,microphone,tensorboard]"
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)-oldest/bin/pytest -m "not slow" -n 2 --ignore tests/conformance
+
+dist: $(VENV)/.installed-dev  ## wheel and source distribution; the wheel is asked in a new environment
+	rm -rf dist build/new
+	$(BIN)/python -m build --outdir dist .
+	$(PYTHON) -m venv build/new
+	build/new/bin/pip install --quiet dist/*.whl
+	cd build && new/bin/xllm --version && new/bin/xllm env && new/bin/xllm init new/tiny --preset tiny && \
+		new/bin/xllm chat new/tiny "What is this?"
 
 style: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

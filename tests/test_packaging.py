@@ -1,7 +1,9 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """What is installed: inference without the training extras, the line that names an extra, wheel and sdist."""
 
+import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,12 +13,21 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import setuptools
+import torch
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+from PIL import Image
 from setuptools import build_meta
 
+import xllm
 from xllm import cli
 
 
 ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OPTIONAL = (
     "datasets", "dill", "jiwer", "rapidfuzz", "matplotlib", "pandas", "peft", "pyarrow", "scipy", "sklearn",
     "tensorboard", "bitsandbytes", "torchao", "trl",
@@ -92,7 +103,7 @@ def test_a_command_names_the_extra_in_one_line(command, package, tmp_path):
 
 
 def test_the_table_of_extras_is_that_of_pyproject():
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = PROJECT["optional-dependencies"]
     imported = {"sklearn": "scikit-learn", "espeakng_loader": "espeakng-loader", "multipart": "python-multipart"}
     for module, extra in cli.EXTRAS.items():
         name = imported.get(module, module)
@@ -107,17 +118,24 @@ def distributions(tmp_path_factory):
         ".git", ".venv", "build", "dist", "outputs", "*.egg-info", "__pycache__", ".*_cache"
     )
     shutil.copytree(ROOT, folder / "source", ignore=ignored)
-    here = Path.cwd()
-    os.chdir(folder / "source")
-    try:
-        sdist = build_meta.build_sdist(str(folder))
-        with tarfile.open(folder / sdist) as archive:
-            archive.extractall(folder, filter="data")
-        os.chdir(folder / sdist.removesuffix(".tar.gz"))  # the wheel is built from it, as pip does
-        wheel = build_meta.build_wheel(str(folder))
-    finally:
-        os.chdir(here)
-    return folder / sdist, folder / wheel
+    with contextlib.chdir(folder / "source"):
+        sdist = folder / build_meta.build_sdist(str(folder))
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    return sdist, built_wheel(folder / sdist.name.removesuffix(".tar.gz"))  # it is built from the other, as pip does
+
+
+def built_wheel(source: Path) -> Path:
+    """A wheel, beside the folder that it is built from and named as it."""
+    (place := source.with_name(f"wheel of {source.name}")).mkdir()
+    with contextlib.chdir(source):
+        return place / build_meta.build_wheel(str(place))
+
+
+def wheel_files(wheel: Path) -> set[str]:
+    """What it puts beside other packages, less its metadata."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if ".dist-info/" not in name}
 
 
 def tracked_files() -> set[str]:
@@ -136,26 +154,99 @@ def test_the_source_distribution_holds_every_tracked_file(distributions):
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(distributions):
-    with zipfile.ZipFile(distributions[1]) as archive:
-        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    held = wheel_files(distributions[1])
     assert {name.split("/")[0] for name in held} == {"xllm"}
     folders = ("xllm/", "modeling_xllm/", "processing/", "training/", "hub_cards/")
     ours = {name for name in tracked_files() if name.startswith(folders)}
     assert held == {name if name.startswith("xllm/") else f"xllm/{name}" for name in ours}
 
 
-def test_the_wheel_works_where_it_is_installed(distributions, tmp_path):
-    target = tmp_path / "site"
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
-    subprocess.run([*install, str(distributions[1])], check=True, capture_output=True)
-    code = (
-        "import xllm.training.train, xllm.demo.run, xllm.training.recipes.recipe as recipe;"
-        "print(xllm.__file__, len(recipe.shipped_recipes()))"
+def test_a_wheel_of_the_checkout_is_that_of_the_source_distribution(distributions):
+    def files(wheel: Path) -> dict[str, int]:
+        with zipfile.ZipFile(wheel) as archive:
+            return {entry.filename: entry.CRC for entry in archive.infolist() if not entry.filename.endswith("RECORD")}
+
+    assert files(built_wheel(distributions[0].parent / "source")) == files(distributions[1])
+
+
+TRY = """
+import sys
+from importlib.metadata import files, version
+from pathlib import Path
+import xllm, xllm.training.train, xllm.demo.run, xllm.serving
+from xllm.cli import main
+from xllm.training.recipes.recipe import shipped_recipes
+
+assert Path(xllm.__file__).is_relative_to(sys.prefix), xllm.__file__
+assert version("xllm-transformers") == xllm.__version__
+ours = [file for file in files("xllm-transformers") if file.parts[0] == "xllm" and file.suffix != ".pyc"]
+print("there:", sum(file.locate().is_file() for file in ours), "of", len(ours), "recipes:", len(shipped_recipes()))
+assert main(["init", "model", "--preset", "tiny"]) == 0
+assert main(["chat", "model", "--image", "picture.png", "What is this?", "--max-new-tokens", "2"]) == 0
+"""
+
+
+@pytest.mark.slow  # a new environment, and four processes in it
+def test_the_wheel_works_in_a_new_environment_away_from_the_checkout(distributions, tmp_path):
+    """What it depends on comes from where this test runs; whether the versions fit is for pip to say."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def said(*command: str | Path, status: int = 0) -> str:
+        run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+        assert run.returncode <= status, run.stdout + run.stderr
+        return run.stdout
+
+    said(sys.executable, "-m", "venv", "--without-pip", "new")
+    python = tmp_path / "new" / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", python]
+    said(*pip, "install", "--no-deps", "--no-index", distributions[1])
+    (site,) = (tmp_path / "new" / "lib").glob("python*/site-packages")
+    here = {str(Path(module.__file__).parents[1]) for module in (pytest, torch, setuptools)}
+    (site / "others.pth").write_text("\n".join(here) + "\n")
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "picture.png")
+    xllm = python.with_name("xllm")
+    assert said(xllm, "--version") == f"xllm {PROJECT['version']}\n"
+    assert f"xllm-transformers: {PROJECT['version']}\n" in said(xllm, "env")
+    files, recipes = wheel_files(distributions[1]), [*(ROOT / "training" / "recipes").glob("*.yaml")]
+    assert f"there: {len(files)} of {len(files)} recipes: {len(recipes)}\n" in said(python, "-c", TRY)
+    wrong = said(*pip, "check", status=1)  # of other packages, too
+    assert not [line for line in wrong.splitlines() if line.startswith("xllm-transformers")]
+
+
+def declared() -> dict[str, list[Requirement]]:
+    """Requirements of the package and of its extras that users install; `lmms-eval` resolves only at its newest."""
+    extras = PROJECT["optional-dependencies"]
+    groups = {
+        "": PROJECT["dependencies"],
+        **{name: extras[name] for name in extras if name not in ("dev", "lmms-eval")},
+    }
+    found = {name: [*map(Requirement, entries)] for name, entries in groups.items()}
+    return {name: [one for one in entries if one.name != PROJECT["name"]] for name, entries in found.items()}
+
+
+def test_the_oldest_versions_that_are_declared_are_those_that_are_tested():
+    lines = (ROOT / ".ci" / "oldest.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    for extra, requirements in declared().items():
+        for one in requirements:
+            (lowest,) = [bound.version for bound in one.specifier if bound.operator == ">="]
+            pinned = pins[canonicalize_name(one.name)]
+            assert Version(pinned) == Version(lowest), f"{one} {extra}: make oldest tries {pinned}"
+
+
+def test_one_version_everywhere():
+    version = PROJECT["version"]
+    assert xllm.__version__ == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    headings = re.findall(r"^## \[(.+?)\](.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0] == ("Unreleased", "")
+    assert headings[1][0] == version
+    assert re.fullmatch(r" - \d{4}-\d{2}-\d{2}", headings[1][1])
+
+
+def test_the_pythons_that_are_named_are_those_that_are_declared():
+    named = [line.rpartition(" ")[2] for line in PROJECT["classifiers"] if " :: Python :: 3." in line]
+    assert all(SpecifierSet(PROJECT["requires-python"]).contains(version) for version in named)
+    assert f"Python {', '.join(named[:-1])} or {named[-1]}," in (ROOT / "docs" / "index.md").read_text(
+        encoding="utf-8"
     )
-    environment = {**os.environ, "PYTHONPATH": str(target)}
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
-    )
-    path, recipes = result.stdout.split()[-2:]
-    assert path.startswith(str(target))
-    assert int(recipes) == len(list((ROOT / "training" / "recipes").glob("*.yaml")))

@@ -8,7 +8,7 @@ import importlib
 import os
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if os.path.isfile(os.path.join(_ROOT, "setup.py")) and os.path.isdir(os.path.join(_ROOT, "modeling_xllm")):
