@@ -17,6 +17,7 @@ demo: $(VENV)/.installed-demo  ## the main job: three stages over image, speech 
 	$(BIN)/xllm demo --output $(OUTPUT)
 
 test: $(VENV)/.installed-dev  ## lint, types and every test, slow ones and transformers' own suites too
+	sh .ci/browser.sh
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python .ci/types.py
