@@ -38,7 +38,9 @@ from xllm.training.saving.folders import (
     check_free,
     check_same,
     is_finished,
+    list_stages,
     locked,
+    noted_end,
     read_record,
     stage_record,
 )
@@ -92,13 +94,15 @@ def train(
             for folder in folders:
                 locks.enter_context(locked(folder))
             _count_finished(folders, resume)  # once more: nobody has begun in the meantime
+            list_stages(Path(recipe.output_dir).expanduser(), zip(folders, prepared))
         for index, (stage, folder) in enumerate(zip(prepared, folders)):
             first = stage.modalities[0] if stage.modalities else ""
             if index < done:
                 result = finished(folder, stage, recipe.seed, progress, _opener(trust_remote_code, recipe.dtype))
             else:
                 how = {"heads": heads[first], "resume": resume, "stop": stop}
-                result = run_prepared(model, processor, stage, folder, recipe.seed, progress, **how)
+                with noted_end(folder, is_first()):
+                    result = run_prepared(model, processor, stage, folder, recipe.seed, progress, **how)
             results.append(result)
             if stage.stage is Stage.CONVERT:
                 heads[first] = folder
@@ -195,7 +199,7 @@ def run_stage(
     if not resume:
         check_free(folder)
     prepared = prepare(model, processor, spec, seed)
-    with full_disk(folder), Interruption() as stop, locked(folder):
+    with full_disk(folder), Interruption() as stop, locked(folder), noted_end(folder, is_first()):
         return run_prepared(model, processor, prepared, folder, seed, progress, save, resume=resume, stop=stop)
 
 

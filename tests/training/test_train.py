@@ -14,6 +14,7 @@ from transformers import Trainer, TrainingArguments
 from xllm import XLLMForConditionalGeneration, XLLMProcessor
 from xllm.assembly.opening import CheckpointError, load_checkpoint
 from xllm.modeling_xllm.tower_sources import part_of
+from xllm.modeling_xllm.weight_files import read_json
 from xllm.training import running
 from xllm.training.batches.collator import XLLMDataCollator
 from xllm.training.data import row_files
@@ -148,7 +149,9 @@ def test_a_frozen_tensor_that_moves_is_noticed(tiny, media, tmp_path, monkeypatc
     stage = {"stage": 3, "modalities": ["image"], "data": {"train": {"dataset": rows}}, "trainer": QUICK}
     with pytest.raises(RuntimeError, match="1 frozen tensors have moved, nothing was saved: "):
         run_stage(model, processor, stage, tmp_path / "b", progress=False)
-    assert [path.name for path in (tmp_path / "b").iterdir()] == ["stage.json"], "what was asked for, to go on with"
+    left = {path.name for path in (tmp_path / "b").iterdir()}
+    assert left == {"stage.json", "stopped.json"}, "what was asked for, to go on with, and what has ended it"
+    assert read_json(tmp_path / "b/stopped.json")["error"].startswith("FrozenTensorError: 1 frozen tensors have moved")
 
 
 def test_skipped_samples_are_in_the_log(tiny, media, tmp_path):

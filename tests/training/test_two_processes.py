@@ -26,6 +26,7 @@ from process_runs import (
 )
 
 from xllm import XLLMForConditionalGeneration
+from xllm.training.inspection.run_state import RunState
 
 
 @pytest.mark.slow
@@ -111,6 +112,10 @@ def test_all_stages_of_a_recipe_give_what_one_process_gives(kind, recipe, one, f
     """Saved as ordinary checkpoints, evaluated, described; the first process alone prints."""
     done = several(folder, ["train", recipe, f"output_dir={folder / kind}", *engine_of(kind, folder)])
     compare(one, folder / kind, folder / "model")
+    found = RunState(folder / kind)
+    found.look()
+    looks = {name: (one.state, one.record["processes"], one.warnings) for name, one in found.stages.items()}
+    assert looks == dict.fromkeys(STAGES, ("done", 2, {}))
     assert len(done.stdout.splitlines()) == 5  # a line per stage, and one of the evaluation
     assert done.stderr.count("stage 3 (image+speech+video): step 4/8") == 1
     before, after = weights_of(folder / "model"), weights_of(folder / kind / "stage3")

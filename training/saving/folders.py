@@ -2,13 +2,15 @@
 """A stage's folder belongs to one run: what was asked of it (`stage.json`), and a lock while it is being written.
 
 `--resume` goes on only with the recipe, the data and the model that the folder was begun with; `stage.json` says what
-came of a stage that is finished, so that it is not run again.
+came of a stage that is finished, so that it is not run again. For those who look on, `stages.json` of the output
+folder lists the stages of its recipes, and `stopped.json` of a stage says what has ended it before it was done.
 """
 
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ except ImportError:  # not on Windows
 logger = logging.get_logger(__name__)
 
 STAGE_FILE = "stage.json"
+STAGES_FILE = "stages.json"
+STOPPED_FILE = "stopped.json"
 ACCUMULATED = "trainer.gradient_accumulation_steps"
 OTHER_FOLDER = "choose another output_dir"
 # Keys that do not change what is learnt: where data lie (their content has a fingerprint), how a run is watched.
@@ -151,8 +155,53 @@ def begin(folder: Path, record: Mapping) -> None:
     write_json(folder / STAGE_FILE, dict(record))
 
 
+def list_stages(output: Path, stages: Iterable[tuple[Path, Prepared]]) -> None:
+    """Write down which stages a recipe has, beside those of other recipes in the same output folder."""
+    try:
+        before = read_json(output / STAGES_FILE).get("stages", [])
+    except ValueError:
+        before = []  # damaged; it only lists
+    listed = [{"folder": path.relative_to(output).as_posix(), **_length(stage)} for path, stage in stages]
+    names = {one["folder"] for one in listed}
+    if (now := [*(one for one in before if one["folder"] not in names), *listed]) != before:
+        write_json(output / STAGES_FILE, {"stages": now})
+
+
+def _length(stage: Prepared) -> dict[str, Any]:
+    lengths = {f"trainer.{name}": stage.arguments.get(name) for name in ("max_steps", "num_train_epochs")}
+    return {"title": stage.title, **{name: value for name, value in lengths.items() if value is not None}}
+
+
+@contextmanager
+def noted_end(folder: Path, is_first: bool) -> Iterator[None]:
+    """What ends a stage that has begun, before it is done, is written into its folder, until it is done.
+
+    Args:
+        is_first: whether this process is the one that writes.
+    """
+    stopped = folder / STOPPED_FILE
+    try:
+        yield
+    except ResumeError:
+        raise  # nothing was begun
+    except BaseException as error:
+        if is_first and (folder / STAGE_FILE).is_file():
+            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            with suppress(OSError):  # the disk may be full: what ended the stage is said all the same
+                note = f"{type(error).__name__}: {error}".removesuffix(": ")
+                write_json(stopped, {"state": state, "error": note, "time": round(time.time(), 3)})
+        raise
+    if is_first:
+        stopped.unlink(missing_ok=True)
+
+
+def lock_name(folder: str) -> str:
+    """The name of the lock of a folder, which lies beside it."""
+    return f".{folder}.lock"
+
+
 def _lock_file(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.lock")
+    return folder.with_name(lock_name(folder.name))
 
 
 def _in_use(folder: Path) -> ResumeError:
@@ -210,5 +259,6 @@ def locked(folder: Path) -> Iterator[None]:
             os.close(handle)
 
 
-__all__ = ["OTHER_FOLDER", "STAGE_FILE", "ResumeError", "begin", "check_free", "check_same", "is_finished", "locked"]
-__all__ += ["read_record", "stage_record"]
+__all__ = ["OTHER_FOLDER", "STAGES_FILE", "STAGE_FILE", "STOPPED_FILE", "ResumeError", "begin", "check_free"]
+__all__ += ["check_same", "is_finished", "list_stages", "lock_name", "locked", "noted_end", "read_record"]
+__all__ += ["stage_record"]

@@ -50,7 +50,8 @@ def raise_if_moved(moved: list[str]) -> None:
         )
 
 
-def _over(hashes: dict[str, str]) -> str:
+def over(hashes: dict[str, str]) -> str:
+    """SHA-256 over names and hashes."""
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 
@@ -71,7 +72,7 @@ class FreezeReceipt:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over names and hashes of what was frozen."""
-        return _over(self.before)
+        return over(self.before)
 
     def check(self) -> dict:
         """Compare with now: `{"tensors": count, "sha256": over names and hashes}`.
@@ -81,7 +82,7 @@ class FreezeReceipt:
         """
         after = self._hashes()
         raise_if_moved(sorted(name for name, value in self.before.items() if after.get(name) != value))
-        self.checked = {"tensors": len(after), "sha256": _over(after)}
+        self.checked = {"tensors": len(after), "sha256": over(after)}
         return self.checked
 
     def write(self, folder: str | Path) -> Path:
@@ -98,14 +99,14 @@ class FreezeReceipt:
 def interfaces_fingerprint(model: Any) -> str:
     """SHA-256 over names, types, shapes and bytes of all interfaces of an X-LLM."""
     tensors = model.model.interfaces.state_dict()
-    return _over({name: tensor_digest(tensor) for name, tensor in tensors.items()})
+    return over({name: tensor_digest(tensor) for name, tensor in tensors.items()})
 
 
 def adapter_fingerprint(model: Any) -> str | None:
     """SHA-256 over names, types, shapes and bytes of the adapter of an X-LLM; `None` where it has none."""
     names = set(adapter_parameters(model))
     tensors = {name: parameter for name, parameter in model.named_parameters() if name in names}
-    return _over({name: tensor_digest(tensor) for name, tensor in tensors.items()}) if tensors else None
+    return over({name: tensor_digest(tensor) for name, tensor in tensors.items()}) if tensors else None
 
 
 def adapter_entry(model: Any, parent: str | None, receipt: FreezeReceipt, merge: bool = False) -> dict | None:
@@ -167,4 +168,4 @@ def lineage_entry(
 
 
 __all__ = ["FreezeReceipt", "FrozenTensorError", "adapter_entry", "adapter_fingerprint", "data_fingerprint"]
-__all__ += ["interfaces_fingerprint", "lineage_entry", "raise_if_moved"]
+__all__ += ["interfaces_fingerprint", "lineage_entry", "over", "raise_if_moved"]

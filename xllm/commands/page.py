@@ -1,7 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """`xllm page MODEL`: a page in the browser to talk with a model, by text and the media that it reads (docs/page.md).
 
-What the model heard and saw stands beside its answers. The page needs no network, listens to this machine alone unless
+What the model heard and saw stands beside its answers. Of a folder of training (`xllm page RUNS`) it shows the stages,
+their curves, samples and receipts, while they run too. The page needs no network, listens to this machine alone unless
 --host says otherwise, and opens no file for a browser but what was uploaded.
 """
 
@@ -20,7 +21,7 @@ from xllm.commands.serve import check_port
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare its arguments."""
-    parser.add_argument("model", help="folder or Hub id of an X-LLM")
+    parser.add_argument("model", help="folder or Hub id of an X-LLM, or a folder of training")
     parser.add_argument("--host", default="localhost", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=7860)
     what = "what a browser must be told, with any name (default: the environment's XLLM_PASSWORD, else nothing)"
@@ -61,7 +62,7 @@ def _serve(args: argparse.Namespace, folder: Path) -> None:
         raise ValueError(f"--max-upload {args.max_upload}: expected at least 1 MiB")
     check_port(args.host, args.port)
     limits = Limits(rows=args.rows, request_seconds=args.timeout, body_bytes=args.max_upload << 20)
-    build, close = _conversation(args, folder, limits)
+    build, close = _training(args) or _conversation(args, folder, limits)
     hosts = [args.host, *args.allow_host]
     app = create_page_app(build, folder, args.password, hosts, limits=limits, close=close)
     if args.password is None and args.host not in ("localhost", "127.0.0.1", "::1"):
@@ -69,6 +70,17 @@ def _serve(args: argparse.Namespace, folder: Path) -> None:
     sys.stderr.write(f"open http://{args.host}:{args.port}/ in a browser; Ctrl-C ends\n")
     options: dict[str, Any] = {"log_level": "critical", "timeout_graceful_shutdown": 1, "ws": "none"}
     uvicorn.run(app, host=args.host, port=args.port, **options)
+
+
+def _training(args: argparse.Namespace) -> tuple[Callable[[str], Any], None] | None:
+    """The page of a folder of training; `None` for a model."""
+    from xllm.page.training_folder import TrainingPage, is_training_folder
+
+    if not is_training_folder(args.model):
+        return None
+    if args.example:
+        raise ValueError(f"--example: {args.model} is a folder of training; there is no model to ask")
+    return TrainingPage(args.model).build, None
 
 
 def _conversation(args: argparse.Namespace, folder: Path, limits: Any) -> tuple[Callable[[str], Any], Callable]:
