@@ -5,13 +5,16 @@ import json
 import subprocess
 import sys
 import time
+from argparse import Namespace
 
 import numpy as np
 import pytest
 from page_fixtures import serving_page
 from PIL import Image
 
+from xllm.commands import page as command
 from xllm.modeling_xllm.weight_files import write_json
+from xllm.page import run_view
 from xllm.page.curves import drawn, number_text
 from xllm.page.samples_view import PER_PAGE
 from xllm.page.texts import all_texts
@@ -212,3 +215,50 @@ def test_drawings():
     assert [number_text(value) for value in (0, 0.5, 1234.56, 1e-5, -2.5e7, 123456)] == [
         "0", "0.5", "1235", "1e-5", "-2.5e7", "1.23e5"
     ]  # fmt: skip
+
+
+STRANGE = {
+    "stage.json": {
+        "recipe": {"stage": {}, "modalities.0": [], "trainer.max_steps": 1e308}, "result": {"trained": [1, {}]},
+        "report": {"parameters": {"a": [1, 0], "b": ["x", 2], "c": [1, 2.5], "d": 3}}, "processes": [],
+        "data": {"train": 3, "eval": {"names": 3, "samples": []}}, "start": {"frozen": 3},
+    },
+    "results.json": {"a": {"value": float("nan"), "interval": ["x", 1]}, "b": {"value": True}, "c": 3},
+    "config.json": {"lineage": [{"modalities": 3, "data": [], "weights": {}, "parent": []}, 3], "stage": 3},
+    "frozen.json": {"tensors": [], "before": 3, "merged": 3},
+    "stopped.json": {"state": "failed", "time": "x", "error": []},
+}  # fmt: skip
+LOG = (
+    '{"step": 1e999}\n{"step": -3, "loss": 1e308}\n{"step": 2, "time": "x", "epoch": "y", "loss": -1e308}\n'
+    '{"step": 1, "loss": true, "skipped": {}, "cut_x": 1e999, "eval_a": 0, "\\ud800": 1, "big": 1' + "0" * 400 + "}\n"
+)
+
+
+def test_anything_can_be_shown(tmp_path):
+    """Files of other programs, and of nobody's."""
+    folder = tmp_path / "one"
+    (folder / "checkpoint-2").mkdir(parents=True)
+    for name, content in STRANGE.items():
+        (folder / name).write_text(json.dumps(content))
+    (folder / "log.jsonl").write_text(LOG)
+    (folder / "checkpoint-2/manifest.json").write_text('{"files": {"a": [1, 2], "b": 3, "../../x": [1, 2]}}')
+    (folder / "checkpoint-2/trainer_state.json").write_text('{"max_steps": "x", "best_model_checkpoint": 3}')
+    rows = [{"answer": {}, "media": [3, "\0", {}], "reference": []}, {"answer": 1, "media": 3, "x": [True, None]}]
+    (folder / "samples_a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = TrainingPage(tmp_path)
+    page.look()
+    (stage,) = page.run.stages.values()
+    for texts in TEXTS.values():
+        shown = [run_view.overview(page.run, texts), page.samples("one/samples_a.jsonl", 0, False, texts)]
+        shown += [view(stage, texts) for view in (run_view.curves, run_view.receipts, run_view.checks)]
+        assert all(shown)
+
+
+def test_the_command_knows_a_folder_of_training(folder):
+    asked = Namespace(model=str(folder), example=[])
+    build, close = command._training(asked)
+    assert (build.__self__.run.files.root, close) == (folder, None)
+    assert command._training(Namespace(model=str(folder / "stage1-image"), example=[])) is None
+    assert command._training(Namespace(model="someone/model", example=[])) is None
+    with pytest.raises(ValueError, match="is a folder of training; there is no model to ask"):
+        command._training(Namespace(model=str(folder), example=["a.png"]))

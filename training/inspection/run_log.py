@@ -2,7 +2,6 @@
 """The curves of a `log.jsonl` that is being written, of which each look reads only what is new."""
 
 import json
-import math
 from statistics import median
 from typing import Any
 
@@ -16,6 +15,7 @@ COUNTS = ("skipped_samples", "cut_")  # entries that count what was left out
 # What is said of the whole run, or of the machine, and is no curve of learning.
 NO_CURVES = ("step", "epoch", "time", "train_", *COUNTS)
 NO_CURVE_ENDS = ("_runtime", "_per_second", "_flos")
+LARGEST = 1e100
 GROUPS = ("losses", "metrics", "learning_rate", "grad_norm", "others")
 
 Point = tuple[float, float]
@@ -72,16 +72,15 @@ class RunLog:
 
     def take(self, entry: dict[str, Any]) -> None:
         """One entry of the log."""
-        step = entry.get("step")
-        if step is None or not _is_number(step):
+        step = finite(entry.get("step"))
+        if step is None:
             self.damaged += 1
             return
         self.entries += 1
         self.step, self.is_over = int(step), RUNTIME in entry
-        self.epoch = entry["epoch"] if _is_number(entry.get("epoch")) else self.epoch
-        if _is_number(entry.get("time")):
-            self.time = float(entry["time"])
-            self.began = self.began or self.time
+        self.epoch = finite(entry.get("epoch")) or self.epoch
+        if now := finite(entry.get("time")):
+            self.time, self.began = now, self.began or now
             if "loss" in entry:
                 self._pace = [*self._pace[-RECENT:], (self.time, self.step)]
         if isinstance(entry.get("skipped"), list):
@@ -90,16 +89,16 @@ class RunLog:
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
             if name.startswith(COUNTS):
-                self.counts[name] = int(value) if math.isfinite(value) else 0
+                self.counts[name] = int(finite(value) or 0)
             elif (group := group_of(name)) is not None:
-                self._add(group, name, (self.step, float(value)))
+                self._add(group, name, finite(value))
 
-    def _add(self, group: str, name: str, point: Point) -> None:
-        if not math.isfinite(point[1]):
+    def _add(self, group: str, name: str, value: float | None) -> None:
+        if value is None:
             self.infinite += 1
             return
         points = self.curves[group].setdefault(name, [])
-        points.append(point)
+        points.append((self.step, value))
         if len(points) > MOST_POINTS:
             del points[-2:0:-2]
 
@@ -118,8 +117,14 @@ class RunLog:
         return median(paces) if paces else None
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def finite(value: Any) -> float | None:
+    """A number that is one, of a size that numbers have; `None` for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value) if abs(value) < LARGEST else None
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
 
 
-__all__ = ["GROUPS", "RunLog", "group_of"]
+__all__ = ["GROUPS", "RunLog", "finite", "group_of"]

@@ -20,7 +20,7 @@ from transformers.utils import CONFIG_NAME
 
 from xllm.training.inspection.report import REPORT_NAME
 from xllm.training.inspection.run_files import RunFiles
-from xllm.training.inspection.run_log import RunLog
+from xllm.training.inspection.run_log import RunLog, finite
 from xllm.training.saving.checkpoints import MANIFEST, SAVING
 from xllm.training.saving.folders import STAGE_FILE, STAGES_FILE, STOPPED_FILE, lock_name
 from xllm.training.saving.lineage import RECEIPT_NAME, over
@@ -190,7 +190,8 @@ class StageState:
     def parameters(self) -> dict[str, tuple[int, int]]:
         """Part -> (trained, all), as counted when the stage began."""
         counts = table_of(table_of(self.record, "report"), "parameters")
-        return {name: (int(pair[0]), int(pair[1])) for name, pair in counts.items() if _is_pair(pair)}
+        pairs = {name: pair for name, pair in counts.items() if _is_pair(pair)}
+        return {name: (int(pair[0]), int(finite(pair[1]) or 0)) for name, pair in pairs.items()}
 
     def answer_files(self) -> list[str]:
         """Files of answers: of finished evaluations, and of one that is under way."""
@@ -283,12 +284,11 @@ def table_of(value: Any, key: str) -> dict[str, Any]:
 
 def number_of(value: dict[str, Any], key: str) -> float | None:
     """A number in a table."""
-    found = value.get(key)
-    return found if isinstance(found, (int, float)) and not isinstance(found, bool) else None
+    return finite(value.get(key))
 
 
 def _is_pair(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 2 and isinstance(value[0], int)
+    return isinstance(value, (list, tuple)) and len(value) == 2 and finite(value[0]) is not None
 
 
 def _beside(name: str, other: str) -> str:

@@ -13,6 +13,7 @@ from xllm.training.inspection.html_page import safe_text
 WIDTH, HEIGHT = 1000.0, 300.0  # of the drawing's own units
 BINS = 60  # places at which values can be read
 DECADES = 1.3  # powers of ten that values must span for a logarithmic axis
+FLAT = 1e-12  # a range, relative to its values, that is none
 NEAR_END = 0.96  # of the axis: a label there ends with it
 COLOURS = 8  # classes c0 to c7 of the style sheet; further curves are dashed
 
@@ -25,7 +26,7 @@ class _Axis:
     def __init__(self, low: float, high: float, is_logarithmic: bool = False):
         self.is_logarithmic = is_logarithmic
         self.low, self.high = (math.log10(low), math.log10(high)) if is_logarithmic else (low, high)
-        if self.high <= self.low:
+        if self.high - self.low <= FLAT * max(abs(self.low), abs(self.high), FLAT):
             pad = abs(self.low) * 0.1 or 1.0
             self.low, self.high = self.low - pad, self.high + pad
 
@@ -37,8 +38,8 @@ class _Axis:
         """Round values, about four."""
         if self.is_logarithmic:
             span = range(math.floor(self.low), math.ceil(self.high) + 1)
-            steps = (1.0,) if self.high - self.low > 2.5 else (1.0, 3.0)
-            found = [step * 10.0**power for power in span for step in steps]
+            steps = (1.0,) if len(span) > 4 else (1.0, 3.0)
+            found = [step * 10.0**power for power in span[:: max(1, len(span) // 5)] for step in steps]
             return [value for value in found if -1e-9 <= self.at(value) <= 1 + 1e-9]
         step = 10.0 ** math.floor(math.log10((self.high - self.low) / 4))
         step *= next(one for one in (1, 2, 5, 10) if (self.high - self.low) / (step * one) <= 5)
