@@ -216,7 +216,7 @@ class ChatPage:
         except (RequestError, ValueError) as error:
             reason = self._reason(str(error), turn)
             if not turn.answer:
-                talk.turns.remove(turn)
+                talk.turns = [other for other in talk.turns if other is not turn]
                 again = gradio.update(value={"text": turn.question, "files": []}, submit_btn=True, stop_btn=False)
                 notice = self._notice(texts("failed", reason=reason))
                 yield {self.chat: talk.shown(), self.box: again, self.notice: notice}
@@ -283,7 +283,8 @@ class ChatPage:
 
     async def look_at(self, talk: Talk, event: gradio.SelectData) -> str:
         """What it heard and saw in the question that was clicked on."""
-        return await self._look(talk.turn_of(event.index))
+        place = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
+        return await self._look(talk.turn_of(place))
 
     async def _look(self, turn: Turn | None) -> str:
         uploads = turn.uploads if turn else []

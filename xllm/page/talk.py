@@ -27,7 +27,7 @@ class Upload:
         return {"type": self.kind, "path": self.path}
 
 
-@dataclass
+@dataclass(eq=False)
 class Turn:
     """A question and its answer, with a remark of the page (that it was stopped, say)."""
 
