@@ -12,7 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny import FRAMES, IMAGE, PIXELS, QUERIES, SPEECH, VIDEO, left_pad, prompt, speech, tiny_model
-from transformers import Cache, DynamicCache, StaticCache, SuppressTokensLogitsProcessor
+from transformers import Cache, DynamicCache, StaticCache, SuppressTokensLogitsProcessor, cache_utils
+from transformers.generation import utils as generation_utils
+from transformers.utils import is_hqq_available, is_optimum_quanto_available
 
 from xllm.modeling_xllm.generation_xllm import (
     InVocabulary,
@@ -142,16 +144,41 @@ def test_an_answer_goes_on_from_its_cache(model, kind):
     assert torch.equal(model.generate(**more, **{**GREEDY, "max_new_tokens": NEW - 3}, past_key_values=cache), whole)
 
 
-def test_a_quantised_cache_is_near_the_plain_one(model):
+QUANTISERS = {  # the library that each takes, whether it is there, and what is lost of a deviation
+    "fp8": (None, lambda: True, 0.1),
+    "quanto": ("optimum-quanto", is_optimum_quanto_available, 0.6),
+    "hqq": ("hqq", is_hqq_available, 0.6),
+}
+
+
+@pytest.mark.parametrize("backend", QUANTISERS)
+def test_a_quantised_cache_is_near_the_plain_one(model, backend):
+    library, is_there, most = QUANTISERS[backend]
+    if not is_there():
+        pytest.skip(f"NOT TESTED: caches quantised by {backend}; pip install {library}")
     inputs = one_row()
     options = {**GREEDY, "output_logits": True, "return_dict_in_generate": True}
     plain = model.generate(**inputs, **options)
-    quantised = {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}}
-    outputs = model.generate(**inputs, **options, **quantised)
+    groups = {} if backend == "fp8" else {"nbits": 4, "q_group_size": 8, "residual_length": 4}
+    config = {"backend": backend, **groups, **({"axis_key": 1, "axis_value": 1} if backend == "hqq" else {})}
+    outputs = model.generate(**inputs, **options, cache_implementation="quantized", cache_config=config)
     assert type(outputs.past_key_values).__name__ == "QuantizedCache"
     assert not CacheNote.read(outputs.past_key_values, "attended").all()
     first, second = (torch.stack(one.logits[:2]) for one in (outputs, plain))  # before the answers may part
-    assert 0 < (first[1] - second[1]).abs().max() < 0.1 * second[1].std()
+    assert 0 < (first[1] - second[1]).abs().max() < most * second[1].std()
+
+
+@pytest.mark.parametrize("backend", ["quanto", "hqq"])
+def test_a_quantised_cache_names_the_library_that_it_lacks(model, backend, monkeypatch):
+    """In one line, before the language model computes anything."""
+    for module in (cache_utils, generation_utils):
+        for name in ("is_optimum_quanto_available", "is_hqq_available"):
+            monkeypatch.setattr(module, name, lambda: False, raising=False)
+    monkeypatch.setattr(type(model.model.language_model), "forward", None)
+    how = {"cache_implementation": "quantized", "cache_config": {"backend": backend}}
+    with pytest.raises(ImportError, match=rf"pip install {QUANTISERS[backend][0]}") as caught:
+        model.generate(**one_row(), **GREEDY, **how)
+    assert "\n" not in str(caught.value)
 
 
 class NoStream(contextlib.nullcontext):
@@ -319,6 +346,20 @@ def test_a_prompt_is_read_in_parts(kind, size):
     with pytest.raises(ValueError, match="hold 2 placeholder tokens of a modality that no media is given for"):
         model.generate(ids, **alone, **{name: second[name] for name in second if name != "pixel_values"}, **GREEDY)
     assert torch.equal(model.generate(ids, **alone, **second, **GREEDY, **parts)[:, -NEW:], expected)
+
+
+def test_a_cache_that_ends_in_a_picture_is_gone_on_from_without_a_mask():
+    """Only the media behind it are given; the next placeholder of a kind that is not is an error."""
+    model, clip, pixels = tiny_model("llama"), speech(23), torch.randn(1, 3, PIXELS, PIXELS)
+    begun, cache = torch.tensor([[12, *[IMAGE] * QUERIES]]), DynamicCache(config=model.config.text_config)
+    with torch.no_grad():
+        model(input_ids=begun, pixel_values=pixels, past_key_values=cache, use_cache=True)
+    whole = torch.cat([begun, torch.tensor([prompt([SPEECH] * 3, 13)])], 1)
+    expected = model.generate(whole, pixel_values=pixels, **clip, **GREEDY)
+    assert torch.equal(model.generate(whole, **clip, past_key_values=copy.deepcopy(cache), **GREEDY), expected)
+    other = torch.cat([begun, torch.tensor([prompt(IMAGE, [SPEECH] * 3)])], 1)
+    with pytest.raises(ValueError, match="input_ids hold 1 placeholder tokens of a modality that no media is given"):
+        model.generate(other, **clip, past_key_values=cache, **GREEDY)
 
 
 def contrastive_search(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):

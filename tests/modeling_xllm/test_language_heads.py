@@ -9,7 +9,13 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from xllm.modeling_xllm.language_heads import has_biased_head, logits_and_loss, scaled_logits, supervised_tokens
+from xllm.modeling_xllm.language_heads import (
+    SupervisedTokens,
+    has_biased_head,
+    logits_and_loss,
+    scaled_logits,
+    supervised_tokens,
+)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +33,21 @@ from xllm.modeling_xllm.language_heads import has_biased_head, logits_and_loss, 
 def test_families_scale_and_bound_their_logits(fields, expected):
     logits = scaled_logits(SimpleNamespace(**fields), torch.tensor([1.0, -4.0]))
     torch.testing.assert_close(logits, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("compiling", [False, True])
+def test_supervised_tokens_are_found_by_their_number(compiling, monkeypatch):
+    """Which a device need not be asked for a second time; a graph, which cannot wait for it, looks by itself."""
+    looked = []
+    nonzero = torch.Tensor.nonzero
+    monkeypatch.setattr(torch.Tensor, "nonzero", lambda self: looked.append(1) or nonzero(self))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    labels = torch.tensor([[-100, 5, -100, 6], [7, -100, 8, -100]])
+    found = SupervisedTokens(labels)
+    assert found.targets.tolist() == [5, -100, 6, -100, -100, 8, -100, -100]
+    assert (found.count is None) == compiling
+    assert found.places().tolist() == [0, 2, 5]
+    assert bool(looked) == compiling
 
 
 def test_heads_with_a_bias():

@@ -10,7 +10,12 @@ from fixtures.chatglm_helpers import REFERENCE, ROWS, WEIGHTS, build, pad
 from fixtures.chatglm_oracle import CONFIG, EOP, GMASK, MASK, PAD, PROMPTS, SOP, slow_logits, slow_positions
 
 from xllm import ChatGLMConfig, ChatGLMForConditionalGeneration
-from xllm.modeling_xllm.modeling_chatglm import ChatGLMLanguageModel, chatglm_positions, eager_attention_forward
+from xllm.modeling_xllm.modeling_chatglm import (
+    ChatGLMLanguageModel,
+    chatglm_positions,
+    eager_attention_forward,
+    freeze_answer,
+)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +106,33 @@ def test_positions_of_further_tokens_by_hand():
     assert language.drafted_positions(places) is places
     assert language.empty_prompt() == [GMASK, SOP]
     assert language.layout(torch.tensor([[7, GMASK, SOP]]), None, 3) == language.layout(None, None) == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "frozen"),
+    [
+        ([[0, 1, 2, 2, 3, 4], [0, 0, 0, 1, 2, 3]], [0, 1, 2, 2, 2, 2]),  # <sop> and all behind it at the mask's place
+        ([[0, 1, 2, 3, 4, 5], [0, 0, 0, 1, 2, 3]], [0, 1, 2, 3, 2, 2]),  # <sop> in its own, as of March 2023
+        ([[3, 4, 5], [2, 3, 4]], [3, 3, 3]),  # an answer alone goes on where it begins
+        ([[7, 8], [3, 4]], [7, 7]),
+    ],
+)
+def test_an_answer_stands_in_one_place(given, frozen):
+    positions = torch.tensor(given)[:, None]
+    assert freeze_answer(positions)[0, 0].tolist() == frozen
+    assert torch.equal(freeze_answer(positions)[1], positions[1])
+
+
+def test_a_cache_is_kept_but_in_a_training_step_with_labels(model):
+    ids = torch.tensor([[7, 8, GMASK, SOP, 20]])
+    kept = [
+        model(ids, labels=labels, use_cache=use).past_key_values for labels in (None, ids) for use in (None, False)
+    ]
+    assert [cache is not None for cache in kept] == [True, False, True, False]
+    model = copy.deepcopy(model).train()
+    given = ((None, None), (ids, None), (ids, True))
+    kept = [model(ids, labels=labels, use_cache=use).past_key_values for labels, use in given]
+    assert [cache is not None for cache in kept] == [True, False, True]
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])

@@ -260,6 +260,8 @@ def test_other_files_than_those_that_were_saved(tmp_path):
     save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
     write_json(tmp_path / "config.json", {"model_type": "xllm", RECORD: {"other.safetensors": "0"}})
     assert (tmp_path / "config.json").read_text().endswith("}\n")
+    write_json(tmp_path / "words.json", {"word": "问"})
+    assert "问" in (tmp_path / "words.json").read_text(encoding="utf-8"), "as a person reads it"
     with pytest.raises(StageCheckpointError, match="config.json was saved with other.safetensors, these are other"):
         verify_weights(str(tmp_path))
     write_json(tmp_path / "config.json", {"model_type": "xllm", RECORD: "a string"})

@@ -73,8 +73,11 @@ def test_tokens_of_pictures_and_of_series():
 def test_items_of_two_kinds_are_joined(turned):
     both = [items([1, 3], [1, 4]), items([2], [2])]
     first, second = both[::-1] if turned else both
+    for one in both:  # as wide as no item is long
+        one.embeddings = one.embeddings.repeat(1, 1, 2)
     joined = join_items(first, second)
-    assert joined.embeddings.shape == (3, 3, 3)
+    assert joined.embeddings.shape == (3, 3, 6)
+    assert joined.mask.shape == (3, 3)
     assert joined.mask.sum(1).tolist() == ([2, 1, 3] if turned else [1, 3, 2])
     assert joined.num_placeholders.tolist() == ([2, 1, 4] if turned else [1, 4, 2])
     number = len(first.mask)

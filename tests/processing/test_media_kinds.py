@@ -2,6 +2,7 @@
 """The table of kinds and the processor's rows: a kind of the user's, rows of any name, media decoded once."""
 
 import builtins
+import dataclasses
 import json
 import re
 from collections import Counter
@@ -243,6 +244,13 @@ def test_wrong_rows(rows, reason):
 def test_a_row_needs_its_reader():
     with pytest.raises(ValueError, match=r"modalities\['image'\] reads image parts, but there is no image_processor"):
         XLLMProcessor(tokenizer=placeholder_tokenizer(), modalities={"image": {"tokens_per_item": 2}})
+
+
+def test_a_kind_does_not_change_once_it_is_registered():
+    kind = media_kind("image")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        kind.fixed = False
+    assert len({kind, dataclasses.replace(kind), dataclasses.replace(kind)}) == 3, "a kind is itself alone"
 
 
 def test_names_of_kinds():

@@ -91,3 +91,12 @@ def test_tokens_of_spans_by_hand(spans, found):
     assert located(batch, mask, [(), spans]) == [[], found]
     assert batch == {"other": 1}
     assert located({}, mask, [(), ()]) == [[], []]
+
+
+def test_what_stands_before_a_placeholder_stays_where_it_is():
+    """ "ab <I>cd", the placeholder written out from three characters to six."""
+    offsets = torch.tensor([[(0, 2), (3, 9), (9, 11)]])
+    moved = [{"span": (3, 6), "new_span": (3, 9)}]
+    for spans, found in (([(0, 2)], [0]), ([(6, 8)], [2]), ([(0, 2), (6, 8)], [0, 2]), ([(0, 1)], None)):
+        batch = {"offset_mapping": offsets, "text_replacement_offsets": [moved]}
+        assert located(batch, torch.ones(1, 3, dtype=torch.bool), [spans]) == [found]

@@ -216,6 +216,38 @@ def test_the_size_of_a_checkpoint():
     assert stored_bytes(model) == 2 * 25
 
 
+class Tensors(nn.Module):
+    """A frozen tensor, a trained one, one tied to another, one inside an adapter and one around which one is."""
+
+    all_tied_weights_keys = ("tied",)
+
+    def __init__(self):
+        super().__init__()
+        self.frozen = nn.Parameter(torch.zeros(1), requires_grad=False)
+        self.trained, self.tied, self.added = (nn.Parameter(torch.zeros(1)) for _ in range(3))
+        self.part = nn.ModuleDict({"base_layer": nn.Linear(1, 1, bias=False)}).requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("missing", "unexpected", "said"),
+    [
+        ([], [], None),
+        (["frozen", "tied", "added", "nowhere"], ["frozen", "part.weight"], None),
+        (["frozen", "trained"], [], r"the checkpoint lacks trained tensors, e.g. trained \(1 in all\)"),
+        ([], ["trained", "other", "another"], r"holds other tensors, e.g. another \(2 in all\); nothing is resumed"),
+        (["trained"], ["other"], "lacks trained tensors"),
+    ],
+)
+def test_each_trained_tensor_is_in_the_checkpoint_or_elsewhere(monkeypatch, missing, unexpected, said):
+    monkeypatch.setattr(checkpoints, "adapter_parameters", lambda model: ["added"])
+    trainer = trainer_of(1)
+    trainer.model, result = Tensors(), SimpleNamespace(missing_keys=missing, unexpected_keys=unexpected)
+    if said is None:
+        return trainer._issue_warnings_after_load(result)
+    with pytest.raises(ValueError, match=said):
+        trainer._issue_warnings_after_load(result)
+
+
 def trainer_of(processes, deepspeed=None, **more):
     trainer = object.__new__(WholeCheckpoints)
     trainer.args = SimpleNamespace(world_size=processes, deepspeed=deepspeed, fsdp=None, fsdp_config=None, **more)

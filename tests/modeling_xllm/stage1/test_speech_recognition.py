@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 
-from xllm import XLLMForSpeechRecognition
+from xllm import X2LConfig, XLLMForSpeechRecognition
 from xllm.modeling_xllm.stage1.configuration_speech_recognition import SpeechRecognitionConfig
 from xllm.modeling_xllm.stage1.ctc_beam_search import ctc_prefix_beam_search
 
@@ -254,6 +254,14 @@ def test_nan_features_and_unknown_decoding_are_named():
 def test_bad_config_is_named(fields, message):
     with pytest.raises(ValueError, match=message):
         tiny_recogniser(**fields)
+
+
+def test_a_c_former_of_its_own_is_needed():
+    rows = tiny.tiny_rows()
+    for name, shared in (("image", ";"), ("sound", " shared with 'speech';")):
+        rows["sound"] = X2LConfig(shares_converter_with="speech", token_id=tiny.STATUS)
+        with pytest.raises(ValueError, match=rf"modality '{name}' is a '\w+'{shared} recognition needs a row with"):
+            tiny_recogniser(modalities=rows, modality=name)
 
 
 def test_only_the_speech_side_is_built():
