@@ -68,7 +68,7 @@ SPOKEN_SCALE = DeviceScale(
         speech=Optimisation(900, 40, 1e-3),
         speech_convert=Optimisation(300, 32, 1e-3),
         speech_align=Optimisation(300, 32, 2e-3, converter_rate=0.01),
-        integrate=Optimisation(150, 32, 5e-4, converter_rate=0.1),
+        integrate=Optimisation(150, 32, 1e-3),
     ),
 )
 _SPOKEN = 0.4  # of the text that the language model reads
