@@ -215,7 +215,7 @@ def test_numbers_of_a_log(tmp_path):
     folder = a_stage(tmp_path / "one", 0)
     values = {"loss": 2.0, "loss_image": 1.0, "eval_loss": 3.0, "eval_accuracy": 0.5, "learning_rate": 0.1}
     values |= {"grad_norm": 4.0, "grad_norm_head": 2.0, "mine": 7, "eval_runtime": 9.0, "train_loss": 1.0}
-    values |= {"skipped_samples": 2, "cut_text": 3, "is_on": True, "itc_loss": float("nan")}
+    values |= {"skipped_samples": 2, "cut_text": 3, "features_damaged": 4, "is_on": True, "itc_loss": float("nan")}
     lines = entry(1, 0, **values) + "no JSON\n" + '["no table"]\n' + '{"step": "x"}\n'
     (folder / "log.jsonl").write_text(lines)
     (stage,) = looked_at(tmp_path).stages.values()
@@ -224,7 +224,7 @@ def test_numbers_of_a_log(tmp_path):
         "losses": ["eval_loss", "loss", "loss_image"], "metrics": ["eval_accuracy"],
         "learning_rate": ["learning_rate"], "grad_norm": ["grad_norm", "grad_norm_head"], "others": ["mine"],
     }  # fmt: skip
-    warned = {"skipped_samples": 2, "cut_text": 3, "damaged_lines": 2, "not_finite": 1}
+    warned = {"skipped_samples": 2, "cut_text": 3, "features_damaged": 4, "damaged_lines": 2, "not_finite": 1}
     assert stage.warnings == warned
     assert group_of("epoch") is None
 

@@ -11,7 +11,7 @@ from xllm.training.trainers.callbacks import LOG_NAME, RUNTIME, loss_curves
 
 MOST_POINTS = 2_000  # of a curve: of a longer one every second point is left out, the last aside
 RECENT = 20  # entries by which the time left is judged
-COUNTS = ("skipped_samples", "cut_")  # entries that count what was left out
+COUNTS = ("skipped_samples", "cut_", "features_damaged")  # entries that count what was left out or done again
 # What is said of the whole run, or of the machine, and is no curve of learning.
 NO_CURVES = ("step", "epoch", "time", "train_", *COUNTS)
 NO_CURVE_ENDS = ("_runtime", "_per_second", "_flos")
