@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import FRAMES, IMAGE, PIXELS, QUERIES, SPEECH, VIDEO, left_pad, prompt, speech, tiny_model
+from tiny import FRAMES, IMAGE, PIXELS, QUERIES, SPEECH, VIDEO, VOCAB, left_pad, prompt, speech, tiny_model
 from transformers import Cache, DynamicCache, StaticCache, SuppressTokensLogitsProcessor, cache_utils
 from transformers.generation import utils as generation_utils
 from transformers.utils import is_hqq_available, is_optimum_quanto_available
@@ -274,6 +274,18 @@ def test_processors_look_up_no_token_behind_the_vocabulary():
     assert seen == [[[3, 0, 0]]]
     scores = SuppressPlaceholders([1, 3], torch.device("cpu"))(None, torch.zeros(2, 4))
     assert scores.isneginf().tolist() == [[False, True, False, True]] * 2
+
+
+def test_a_prompt_may_hold_placeholders_behind_the_vocabulary(model):
+    """Penalties look up what was said before, where these have no place."""
+    batch = {"input_ids": torch.tensor([prompt([IMAGE] * QUERIES, 11, 12)])}
+    batch["pixel_values"] = torch.randn(1, 3, PIXELS, PIXELS)
+    expected = model.generate(**batch, **GREEDY)[:, -NEW:]
+    model.config.modalities["image"].token_id = VOCAB + 2
+    batch["input_ids"] = batch["input_ids"].masked_fill(batch["input_ids"] == IMAGE, VOCAB + 2)
+    assert torch.equal(model.generate(**batch, **GREEDY, suppress_tokens=[IMAGE])[:, -NEW:], expected)
+    penalised = model.generate(**batch, **GREEDY, suppress_tokens=[IMAGE], repetition_penalty=50.0)[0, -NEW:]
+    assert len(set(penalised.tolist())) == NEW
 
 
 @pytest.mark.parametrize(

@@ -240,6 +240,15 @@ def test_the_prefix_is_seen_where_it_is_read(model, first):
     assert language.mask(embeds, four, cache, types) is four
 
 
+def test_positions_of_the_caller_stay_and_the_prefix_is_found(model):
+    ids, given = torch.tensor([[11, 12, SOP]]), torch.tensor([[0, 2, 4]])
+    how = {"position_ids": given, "attention_mask": torch.ones_like(ids)}
+    found, kwargs = model._expand_inputs_for_generation(2, False, ids, **how)
+    assert found.tolist() == ids.tolist() * 2
+    assert kwargs["position_ids"].tolist() == [[0, 2, 4]] * 2
+    assert kwargs["token_type_ids"].tolist() == [[0, 0, 1]] * 2
+
+
 def test_prompts_and_their_masks_are_of_one_width():
     language, ids, cache = PrefixLlama(LlamaConfig()), torch.tensor([[11, 12, SOP]]), DynamicCache()
     assert language.prompt_layout(ids, {})["token_type_ids"].tolist() == [[0, 0, 1]]

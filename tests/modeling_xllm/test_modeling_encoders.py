@@ -1,10 +1,13 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """What of the encoders is trained, run and left without a trace, module by module."""
 
+import inspect
+
 import pytest
 import torch
 from tiny import FRAMES, PIXELS, tiny_config, tiny_model, tiny_rows
 from torch import nn
+from transformers import PreTrainedModel
 
 from xllm import X2LConfig, XLLMEncoderModel
 from xllm.modeling_xllm.modeling_encoders import _without_traces, is_sharded, is_trainable, train_unless_frozen
@@ -30,6 +33,15 @@ def test_the_frozen_stay_in_eval_mode():
     module.requires_grad_(False)[1].train()
     train_unless_frozen(module, True)
     assert not any(part.training for part in module.modules())
+
+
+def test_methods_of_any_model_take_what_they_take_there():
+    """Names and defaults: kernels of strangers are refused unless they are asked for."""
+    for name in ("set_attn_implementation", "post_init", "train"):
+        ours, theirs = (inspect.signature(getattr(kind, name)) for kind in (XLLMEncoderModel, PreTrainedModel))
+        assert {key: one.default for key, one in ours.parameters.items()} == {
+            key: one.default for key, one in theirs.parameters.items()
+        }
 
 
 def test_who_is_sharded():

@@ -42,6 +42,10 @@ def test_rows_that_are_not_full():
     assert filled.mask.sum() == 161
     assert filled.take(mask)[~filled.mask].tolist() == [0, 0, 0]
     assert PackedTokens(mask[:2], width=10_000).mask.shape == (1, 61)
+    assert PackedTokens(torch.ones(3, 1), width=0).mask.tolist() == [[True]] * 3  # rows of one token
+    none = PackedTokens(torch.zeros(2, 3), width=9)
+    assert none.mask.tolist() == [[False]]  # there is none, and a row all the same
+    assert torch.equal(none.put_back(none.take_states(torch.randn(2, 3, 4))), torch.zeros(2, 3, 4))
     states = torch.randn(6, 41, 2)
     assert torch.equal(filled.put_back(filled.take_states(states))[mask.bool()], states[mask.bool()])
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Servers that trickle, never end, lie about lengths or send elsewhere: each is one line, in the stated time."""
 
+import base64
 import contextlib
 import shutil
 import socket
@@ -8,11 +9,21 @@ import ssl
 import subprocess
 import threading
 import time
+from urllib.parse import quote
 
+import numpy as np
 import pytest
 
 from xllm.processing import media_sources
-from xllm.processing.media_sources import MediaError, download, in_time, open_media
+from xllm.processing.media_sources import (
+    MediaError,
+    check_memory,
+    describe_source,
+    download,
+    in_time,
+    memory_limit,
+    open_media,
+)
 
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -218,3 +229,98 @@ def test_decoding_ends_in_time(monkeypatch):
         seen.extend(in_time(slow(), "a.mp4"))
     for _ in in_time(iter(range(3)), "a.mp4"):
         time.sleep(0.1)  # what is done with the items does not count
+
+
+DATA = bytes(range(60)) + b"\xfb\xff\xfe"  # in base64 with "+" and "/", which URL-safe text writes as "-" and "_"
+TEXT = base64.b64encode(DATA).decode()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        DATA, bytearray(DATA), memoryview(DATA), TEXT, TEXT.replace("+", "-").replace("/", "_").rstrip("="),
+        f"{TEXT[:40]}\n {TEXT[40:]}\n", f"data:audio/wav;base64,{TEXT}", f"data:;base64,{quote(TEXT)}",
+        "data:," + quote(DATA), {"bytes": DATA, "path": "not there"}, {"bytes": None, "base64": TEXT},
+        {"url": f"data:;base64,{TEXT}"}, {"path": None, "url": f"data:;base64,{TEXT}"},
+    ],
+    ids=lambda one: str(one)[:24],
+)  # fmt: skip
+def test_one_medium_in_every_form(source):
+    with open_media(source) as (file, _):
+        assert file.tell() == 0
+        assert file.read() == DATA
+
+
+def test_files_in_every_form_and_text_that_might_be_one(tmp_path, monkeypatch):
+    path = tmp_path / "a.bin"
+    path.write_bytes(DATA)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for source in (
+        path,
+        str(path),
+        path.as_uri(),
+        "~/a.bin",
+        "a.bin",
+        {"path": path},
+        {"path": str(path), "url": "x"},
+    ):
+        with open_media(source) as (file, name):
+            assert file.read() == DATA
+            assert name == (str(source["path"]) if isinstance(source, dict) else str(source))
+    long = tmp_path / ("A" * 70)  # of base64's alphabet, but it is there
+    long.write_bytes(b"a file")
+    for source in (long.name, str(long)):
+        with open_media(source) as (file, _):
+            assert file.read() == b"a file"
+    for source in ("B" * 63, str(tmp_path / ("B" * 70)), "nothing/here.png"):
+        with pytest.raises(MediaError, match="no such file"), open_media(source):
+            pass
+    with open_media("B" * 64) as (file, name):
+        assert file.read() == base64.b64decode("B" * 64)
+        assert name == "B" * 64
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("A" * 65, "not valid base64"),
+        ("data:audio/wav;base64", "needs a comma"),
+        ("ftp://host/a.wav", "URL scheme 'ftp' is not supported"),
+        ({"sampling_rate": 3, "array": None}, "<dict with array, sampling_rate>: no media in it"),
+        (3, "a int is no media source"),
+        (b"", "<0 bytes in memory>: empty: 0 bytes"),
+        (b"  \n<!DOCTYPE html><p>404", "an HTML page"),
+        (b"<HTML>", "an HTML page"),
+    ],
+)
+def test_what_is_no_medium_says_so(source, reason):
+    with pytest.raises(MediaError, match=reason), open_media(source):
+        pass
+
+
+def test_long_texts_are_named_in_short():
+    assert describe_source("a" * 200) == "a" * 200
+    assert describe_source("a" * 201) == "a" * 60 + "... (201 characters)"
+    assert describe_source({"path": None, "url": "x", "bytes": b""}) == "x"
+    assert describe_source({"bytes": b"12"}) == "<dict with bytes>"
+    assert describe_source(np.zeros((2, 3))) == "<ndarray of shape (2, 3)>"
+    assert describe_source(None) == "<NoneType>"
+
+
+def test_folders_are_no_files(tmp_path):
+    with pytest.raises(MediaError, match="not a regular file"), open_media(tmp_path):
+        pass
+
+
+def test_memory_is_limited_where_it_is_said(monkeypatch):
+    monkeypatch.setattr(media_sources, "MAX_BYTES", 100)
+    check_memory("x", 100, "it")
+    with pytest.raises(MediaError, match="x: it take 0.0 GiB of memory, more than the limit of"):
+        check_memory("x", 101, "it")
+    with memory_limit(2**31):
+        check_memory("x", 2**31, "it")
+        with pytest.raises(MediaError, match="take 3.0 GiB of memory, more than the limit of 2 GiB"):
+            check_memory("x", 3 * 2**30, "it")
+    with pytest.raises(MediaError):
+        check_memory("x", 101, "it")

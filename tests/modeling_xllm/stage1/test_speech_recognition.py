@@ -300,6 +300,24 @@ def test_round_trip_and_heads(tmp_path):
         tiny_recogniser(ctc_weight=0.0).load_heads(tmp_path / "heads")
 
 
+def test_a_composite_of_stage_one_is_opened_with_its_heads(tmp_path):
+    """Tower and interface are the composite's, the heads those beside them."""
+    composite, model = tiny.tiny_model(seed=1), tiny_recogniser(ctc_blank_id=3)
+    composite.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match="has no speech_recognition_heads.safetensors, so it was not trained in stage 1"
+    ):
+        XLLMForSpeechRecognition.from_pretrained(tmp_path)
+    model.save_heads(tmp_path)
+    opened = XLLMForSpeechRecognition.from_pretrained(tmp_path)
+    assert opened.config.ctc_blank_id == 3
+    found, heads, theirs = opened.state_dict(), model.heads_state_dict(), composite.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in heads.items())
+    rest = found.keys() - heads.keys()
+    assert {key.split(".")[1] for key in rest} == {"audio_tower", "interfaces"}
+    assert all(torch.equal(found[key], theirs[key]) for key in rest)
+
+
 def synthetic_speech(count: int, seed: int):
     """Clips in which each token is a pattern over mel bins, held for 24 to 40 frames, then 8 frames of silence."""
     generator = torch.Generator().manual_seed(seed)
