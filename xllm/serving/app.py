@@ -109,7 +109,7 @@ class _Routes:
     ) -> Response:
         async with self._bodies:
             body = parse_body(kind, parse_json(await self._in_time(request.body())))
-            asking = await self.service.ask(body)
+            asking = await self.service.ask(body, body.stream)
             body.forget()
         if body.stream:
             headers = {"Cache-Control": "no-store"}

@@ -236,15 +236,17 @@ class Engine:
 
     def _say(self, answers: list[tuple[Job, Answer]], tokens: list[int]) -> list[int]:
         """Tell each client its token; the places of those whose answers go on."""
-        left = []
+        left, told = [], []
         for place, ((job, answer), token) in enumerate(zip(answers, tokens)):
             if job.is_cancelled:
                 continue
             delta = answer.add(token)
-            self.counts["tokens"] += 1
-            self._tell(job, delta)
+            told.append((job, delta))
             if delta.finish_reason is None:
                 left.append(place)
+        self.counts["tokens"] += len(told)
+        for job, delta in told:  # at once, so that who waits is woken once
+            self._tell(job, delta)
         return left
 
     def _keep(self, places: list[int]) -> None:

@@ -4,9 +4,11 @@
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,22 +27,55 @@ from xllm.serving.sampling import Delta, Sampling
 CHARACTERS = 256  # of the longest tokens: runs of spaces
 
 
-@dataclass
-class Asking:
-    """Answers that were asked for, as they are written."""
+class Bell:
+    """Wakes what waits in an event loop, from the engine's thread: any number of answers by one call, since each call
+    makes the two threads wait for each other."""
 
-    jobs: list[Job]
-    deltas: "asyncio.Queue[tuple[int, Delta | RequestError]]"
-    prompt_tokens: int
+    def __init__(self):
+        self.loop = asyncio.get_running_loop()
+        self._waiting: deque[asyncio.Event] = deque()
+        self._is_ringing = False
+
+    def ring(self, event: asyncio.Event) -> None:
+        """Set an event of the loop soon."""
+        self._waiting.append(event)
+        if not self._is_ringing:
+            self._is_ringing = True
+            self.loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        self._is_ringing = False
+        while self._waiting:
+            self._waiting.popleft().set()
+
+
+class Asking:
+    """Answers that were asked for, as they are written.
+
+    Args:
+        streams: whoever waits is woken by each delta; else at the end of each answer.
+    """
+
+    def __init__(self, bell: Bell, prompt_tokens: int, streams: bool):
+        self.jobs: list[Job] = []
+        self.prompt_tokens, self._streams, self._bell = prompt_tokens, streams, bell
+        self._told: deque[tuple[int, Delta | RequestError]] = deque()
+        self._news = asyncio.Event()
+
+    def tell(self, place: int, what: Delta | RequestError) -> None:
+        """What is new of a choice; in the engine's thread."""
+        self._told.append((place, what))
+        if self._streams or isinstance(what, RequestError) or what.finish_reason is not None:
+            self._bell.ring(self._news)
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Delta]]:
         """`(choice, delta)` until all choices have ended; raises the `RequestError` that ends one."""
         left = len(self.jobs)
         while left:
-            waiting = [await self.deltas.get()]
-            while not self.deltas.empty():  # a loop that is late catches up
-                waiting.append(self.deltas.get_nowait())
-            for place, delta in _together(waiting):
+            await self._news.wait()
+            self._news.clear()
+            told = [self._told.popleft() for _ in range(len(self._told))]  # a loop that is late catches up
+            for place, delta in _together(told):
                 yield place, delta
                 left -= delta.finish_reason is not None
 
@@ -52,19 +87,23 @@ class Asking:
     def stop(self) -> None:
         """What is written by now are the answers; in the thread of the loop that waits for them."""
         self.cancel()
-        for place in range(len(self.jobs)):
-            self.deltas.put_nowait((place, Delta(finish_reason="stop")))
+        self._told += [(place, Delta(finish_reason="stop")) for place in range(len(self.jobs))]
+        self._news.set()
 
 
 def _together(told: list[tuple[int, Delta | RequestError]]) -> list[tuple[int, Delta]]:
     """What was told of each choice as one delta; raises what ended one."""
-    found: dict[int, Delta] = {}
+    found: dict[int, list[Delta]] = {}
     for place, delta in told:
         if isinstance(delta, RequestError):
             raise delta
-        old = found.get(place, Delta())
-        found[place] = replace(delta, text=old.text + delta.text, logprobs=old.logprobs + delta.logprobs)
-    return [*found.items()]
+        found.setdefault(place, []).append(delta)
+    return [(place, deltas[0] if len(deltas) == 1 else _joined(deltas)) for place, deltas in found.items()]
+
+
+def _joined(deltas: list[Delta]) -> Delta:
+    logprobs = [one for delta in deltas for one in delta.logprobs]
+    return replace(deltas[-1], text="".join(delta.text for delta in deltas), logprobs=logprobs)
 
 
 class Service:
@@ -79,6 +118,7 @@ class Service:
         self.access, self.limits = access, limits
         self.engine = Engine(model, processor, limits)
         self._workers = ThreadPoolExecutor(limits.workers, thread_name_prefix="xllm-media")
+        self._bell: Bell | None = None  # of the loop that asks
         self._tokenizer_lock = threading.Lock()  # fast tokenizers refuse two threads at once
         self.context = context_length(model.config)
         self._vocabulary = model.config.get_text_config().vocab_size
@@ -109,8 +149,8 @@ class Service:
         with memory_limit(self.limits.medium_memory), torch.no_grad():
             return work(*args)
 
-    async def ask(self, body: Any) -> Asking:
-        """Begin to answer a parsed body of chat completions or responses."""
+    async def ask(self, body: Any, streams: bool = True) -> Asking:
+        """Begin to answer a parsed body of chat completions or responses; `streams` as in `Asking`."""
         self.check_model(body.model)
         if body.n > self.limits.choices:
             raise RequestError(f"n: at most {self.limits.choices} answers", param="n")
@@ -122,23 +162,19 @@ class Service:
             raise RequestError(f"logit_bias: there is no token {wrong[0]}", param="logit_bias")
         if schema is not None:
             sampling = replace(sampling, grammar=await self.in_worker(self._grammar_of, schema))
-        return self.begin([inputs] * body.n, sampling)
+        return self.begin([inputs] * body.n, sampling, streams)
 
-    def begin(self, rows: list[dict], sampling: Sampling) -> Asking:
+    def begin(self, rows: list[dict], sampling: Sampling, streams: bool = False) -> Asking:
         """Put one answer per row of inputs in the engine's queue; further ones get further seeds."""
-        loop = asyncio.get_running_loop()
-        deltas: asyncio.Queue[tuple[int, Delta | RequestError]] = asyncio.Queue()
+        if self._bell is None or self._bell.loop is not asyncio.get_running_loop():
+            self._bell = Bell()
+        asking = Asking(self._bell, rows[0]["input_ids"].shape[1], streams)
         deadline = time.monotonic() + self.limits.request_seconds
-        jobs = []
         for place, inputs in enumerate(rows):
             seed = None if sampling.seed is None else (sampling.seed + place) % 2**63
-
-            def tell(delta: Delta | RequestError, place: int = place) -> None:
-                loop.call_soon_threadsafe(deltas.put_nowait, (place, delta))
-
-            jobs.append(Job(inputs, replace(sampling, seed=seed), tell, deadline))
-        self.engine.submit(jobs)
-        return Asking(jobs, deltas, rows[0]["input_ids"].shape[1])
+            asking.jobs.append(Job(inputs, replace(sampling, seed=seed), partial(asking.tell, place), deadline))
+        self.engine.submit(asking.jobs)
+        return asking
 
     # ---- in a worker's thread ---------------------------------------------------------------------------------------
 
