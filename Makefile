@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUTPUT ?= outputs/demo
 
-.PHONY: demo test conformance check oldest dist style bench docs
+.PHONY: demo ablations test conformance check oldest dist style bench docs
 
 # The demo needs less than the tests; what only these need says much on standard error when it is imported.
 $(VENV)/.installed-%: pyproject.toml setup.py
@@ -15,6 +15,10 @@ $(VENV)/.installed-%: pyproject.toml setup.py
 
 demo: $(VENV)/.installed-demo  ## the main job: three stages over image, speech and video, then questions
 	$(BIN)/xllm demo --output $(OUTPUT)
+
+ablations: $(VENV)/.installed-demo  ## the paper's questions by experiment; docs/ablations.md, its plot and its figures
+	$(BIN)/xllm ablate --paper --output outputs/ablations
+	cp -R outputs/ablations/docs/. docs/
 
 test: $(VENV)/.installed-dev  ## lint, types and every test, slow ones and transformers' own suites too
 	sh .ci/browser.sh

@@ -9,6 +9,7 @@ PACKAGES = {
     "xllm.commands": "xllm/commands",
     "xllm.demo": "xllm/demo",
     "xllm.demo.device": "xllm/demo/device",
+    "xllm.demo.paper": "xllm/demo/paper",
     "xllm.device": "xllm/device",
     "xllm.page": "xllm/page",
     "xllm.serving": "xllm/serving",

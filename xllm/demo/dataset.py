@@ -86,8 +86,10 @@ def write_pictures(folder: Path, scale: DemoScale, seed: int) -> dict[str, dict[
     return sides
 
 
-def write_speech(folder: Path, scale: DemoScale, seed: int) -> dict[str, dict[str, list[Item]]]:
-    """Speak everything below `folder`, and record silence.
+def write_speech(
+    folder: Path, scale: DemoScale, seed: int, languages: tuple[str, ...] = ("en", "zh")
+) -> dict[str, dict[str, list[Item]]]:
+    """Speak everything below `folder`, in any of the languages, and record silence.
 
     Returns:
         items of "train" and "test": "speech", "single" (recordings of one digit) and "silence".
@@ -101,7 +103,7 @@ def write_speech(folder: Path, scale: DemoScale, seed: int) -> dict[str, dict[st
     sides = {}
     for salt, side in enumerate(("train", "test")):
         rng = np.random.default_rng([seed, 6, salt])
-        speech = _write_speech(folder, side, numbers[salt][0], voices[salt], (1.0, 0.3)[salt], rng)
+        speech = _write_speech(folder, side, numbers[salt][0], voices[salt], (1.0, 0.3)[salt], rng, languages)
         silence = _write_silence(folder, side, numbers[salt][1], (2.5, 4.0)[salt], rng)
         single = [item for item in speech if len(item.facts.speech) == 1]
         sides[side] = {"speech": speech, "single": single, "silence": silence}
@@ -153,14 +155,20 @@ def _write_videos(
 
 
 def _write_speech(
-    folder: Path, side: str, number: int, voices: tuple[str, ...], strength: float, rng: np.random.Generator
+    folder: Path,
+    side: str,
+    number: int,
+    voices: tuple[str, ...],
+    strength: float,
+    rng: np.random.Generator,
+    languages: tuple[str, ...],
 ) -> list[Item]:
     """Recordings of one to three digits; half hold a single one, since the cross questions need all ten."""
     facts, utterances = [], []
     for count in range(number):
         length = int(rng.choice((1, 2, 3), p=(0.5, 0.25, 0.25)))
         spoken = (count,) if count < 10 else tuple(int(digit) for digit in rng.integers(10, size=length))
-        language = "zh" if rng.random() < 0.5 else "en"
+        language = languages[-1] if rng.random() < 0.5 else languages[0]
         facts.append(Facts(speech=spoken, language=language))
         pause = str(rng.choice([" ", " ", ", "]))  # the digits run together, or not
         text = pause.join(NUMBER_WORDS[language][digit] for digit in spoken)
@@ -211,19 +219,19 @@ def write_lines(folder: Path, pictures: dict, speech: dict, scale: DemoScale, se
         "speech": lambda facts: transcript(facts.speech, facts.language),
     }
     for modality, caption in captions.items():
-        lines = [_conversation([({modality: item}, "", caption(item.facts))]) for item in train[modality]]
-        _write_jsonl(folder / f"convert_{modality}.jsonl", lines)
+        lines = [conversation([({modality: item}, "", caption(item.facts))]) for item in train[modality]]
+        write_jsonl(folder / f"convert_{modality}.jsonl", lines)
     mixture = []
     for modality in PART_TYPES:
         lines = [_talk({modality: item}, rng) for item in train[modality]]
-        _write_jsonl(folder / f"align_{modality}.jsonl", lines)
+        write_jsonl(folder / f"align_{modality}.jsonl", lines)
         mixture += [lines[index] for index in rng.permutation(len(lines))[: scale.num_pairs // 2]]
     allowed = [(seen, heard) for seen in range(10) for heard in range(10) if (seen, heard) not in held_out]
     mixture += [
         _talk(media, rng, task) if rng.random() < 1.5 * CONVERSATIONS else _ask(task, media, rng, DISTURBANCE)
         for task, media in _pairs(train, allowed, scale.num_pairs, rng)
     ]
-    _write_jsonl(folder / "integrate.jsonl", [mixture[index] for index in rng.permutation(len(mixture))])
+    write_jsonl(folder / "integrate.jsonl", [mixture[index] for index in rng.permutation(len(mixture))])
     _write_tests(folder, test, sorted(held_out), scale.num_tests, rng)
     return folder
 
@@ -233,21 +241,21 @@ def _write_tests(
 ) -> None:
     for name, task in (("image", "image_digit"), ("speech", "speech_text"), ("video", "video_text")):
         lines = [_ask(task, {name: item}, rng) for item in media[name][:number]]
-        _write_jsonl(folder / f"test_{name}.jsonl", lines)
+        write_jsonl(folder / f"test_{name}.jsonl", lines)
     lines = [_ask(task, pair, rng) for task, pair in _pairs(media, pairs, number, rng)]
-    _write_jsonl(folder / "test_cross.jsonl", lines)
+    write_jsonl(folder / "test_cross.jsonl", lines)
     lines = [_ask("speech_text", {"speech": item}, rng) for item in media["silence"]]
-    _write_jsonl(folder / "test_silence.jsonl", lines)
+    write_jsonl(folder / "test_silence.jsonl", lines)
     lines = []
     for count in range(number // 2):
         beside = {modality: media[modality][count] for modality in _BESIDE[count % len(_BESIDE)]}
-        lines.append(_conversation([(beside, random_unanswerable(list(beside), rng), CANNOT_TELL)]))
-    _write_jsonl(folder / "test_cannot_tell.jsonl", lines)
+        lines.append(conversation([(beside, random_unanswerable(list(beside), rng), CANNOT_TELL)]))
+    write_jsonl(folder / "test_cannot_tell.jsonl", lines)
     lines = []
     for item in media["image"][: number // 2]:  # three questions about one picture
         turns = [_turn({"image": item}, rng, 0.0, 0.0) for _ in range(3)]
-        lines.append(_conversation([({"image": item}, *turns[0]), ({}, *turns[1]), ({}, *turns[2])]))
-    _write_jsonl(folder / "test_again.jsonl", lines)
+        lines.append(conversation([({"image": item}, *turns[0]), ({}, *turns[1]), ({}, *turns[2])]))
+    write_jsonl(folder / "test_again.jsonl", lines)
 
 
 def _pairs(
@@ -283,7 +291,7 @@ def _turn(media: dict[str, Item], rng: np.random.Generator, disturbance: float =
 def _ask(task: str, media: dict[str, Item], rng: np.random.Generator, disturbance: float = 0.0) -> dict:
     """A question about the media, and its answer."""
     question = random_question(task, rng, disturbance)
-    return _conversation([(media, question, answer(task, _facts(media), question))])
+    return conversation([(media, question, answer(task, _facts(media), question))])
 
 
 def _talk(media: dict[str, Item], rng: np.random.Generator, task: str | None = None) -> dict:
@@ -302,10 +310,10 @@ def _talk(media: dict[str, Item], rng: np.random.Generator, task: str | None = N
             turns.append((new, question, answer(task, _facts(media), question)))
         else:
             turns.append((new, *_turn(known, rng)))
-    return _conversation(turns)
+    return conversation(turns)
 
 
-def _conversation(turns: list[tuple[dict[str, Item], str, str]]) -> dict:
+def conversation(turns: list[tuple[dict[str, Item], str, str]]) -> dict:
     """One sample in Hugging Face's chat form; a turn is what is shown in it, the question and the answer."""
     messages = []
     for media, question, reply in turns:
@@ -316,6 +324,7 @@ def _conversation(turns: list[tuple[dict[str, Item], str, str]]) -> dict:
     return {"messages": messages}
 
 
-def _write_jsonl(path: Path, lines: list[dict]) -> None:
+def write_jsonl(path: Path, lines: list[dict]) -> None:
+    """One row per line."""
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     path.write_text(text, encoding="utf-8")
