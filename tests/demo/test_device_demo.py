@@ -2,6 +2,7 @@
 """The demo's phone: what is right, what the test alone has, and all of it at a reduced scale."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -363,14 +364,20 @@ def test_the_test_is_spoken_by_other_voices_in_other_words_about_numbers_never_h
 @pytest.mark.slow
 def test_the_whole_demo_at_a_reduced_scale(world, tmp_path, capsys):
     """Its status interface alone, then speech composed with it, stage 3, and a conversation with the result."""
-    from xllm.demo.device.run import DeviceScale, run_device_demo
-    from xllm.demo.settings import DemoScale
+    from xllm.demo.device.run import SPOKEN_SCALE, run_device_demo
 
-    brief = Optimisation(2, 4, 1e-3)
-    stages = dict.fromkeys(("speech", "speech_convert", "speech_align", "integrate"), brief)
-    spoken = DemoScale(num_recordings=24, num_tests=8, speech_size=16, converter_size=16, **stages)
-    plans = {"language": brief, "convert": brief, "align": brief}
-    scale = DeviceScale(language_size=32, language_layers=1, num_states=40, num_tests=8, spoken=spoken, **plans)
+    def brief(scale, *names):  # as shipped, but for a few steps
+        return {name: replace(getattr(scale, name), steps=2, batch_size=4) for name in names}
+
+    heard = SPOKEN_SCALE.spoken
+    spoken = replace(
+        heard, num_recordings=24, num_tests=8, speech_size=16, converter_size=16,
+        **brief(heard, "speech", "speech_convert", "speech_align", "integrate"),
+    )  # fmt: skip
+    scale = replace(
+        SPOKEN_SCALE, language_size=32, language_layers=1, num_states=40, num_tests=8, spoken=spoken,
+        **brief(SPOKEN_SCALE, "language", "convert", "align"),
+    )  # fmt: skip
     demo = tmp_path / "demo"
     results = run_device_demo(demo, seed=1, scale=scale)
     assert json.loads((demo / "results.json").read_text()) == results
