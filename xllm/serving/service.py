@@ -71,7 +71,7 @@ class Asking:
     async def __aiter__(self) -> AsyncIterator[tuple[int, Delta]]:
         """`(choice, delta)` until all choices have ended; raises the `RequestError` that ends one."""
         left = len(self.jobs)
-        while left:
+        while left > 0:  # what is stopped may have ended already
             await self._news.wait()
             self._news.clear()
             told = [self._told.popleft() for _ in range(len(self._told))]  # a loop that is late catches up
