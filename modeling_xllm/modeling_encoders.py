@@ -112,7 +112,7 @@ class XLLMPreTrainedModel(StageCheckpointMixin, PreTrainedModel):
         """As in any model; one without values yet lets an automatic `device_map` cut beside interfaces, not in them.
         FSDP, which would shard by the same list, never sees that: an interface may use the converter of another."""
         super().post_init()
-        if self.device.type == "meta":
+        if any(parameter.is_meta for parameter in self.parameters()):  # there may be none
             self._no_split_modules = {*(self._no_split_modules or ()), X2LInterface.__name__}
 
     @classmethod
