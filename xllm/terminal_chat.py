@@ -57,6 +57,9 @@ class TerminalChat:
                         break
                 except (ValueError, OSError) as error:  # what is wrong ends the question, not the conversation
                     sys.stderr.write(f"{error}\n")
+        if self.pending and not self.is_terminal:
+            files = ", ".join(str(part.get("file") or part.get("path")) for part in self.pending)
+            raise ValueError(f'{files}: no question was asked about it; the question "" asks with files alone')
 
     def _about(self) -> str:
         config = self.chat.model.config

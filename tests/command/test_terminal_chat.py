@@ -71,6 +71,13 @@ def test_an_empty_line_asks_with_files_alone_and_is_nothing_without(folder, pict
     assert [json.loads(line)["question"] for line in capsys.readouterr().out.splitlines()] == ["", "What?"]
 
 
+def test_a_file_that_nothing_was_asked_about_is_named(folder, pictures, capsys, monkeypatch):
+    assert talk(monkeypatch, folder, [], "--image", str(pictures / "a.png")) == 1
+    assert capsys.readouterr().err.splitlines()[-1].endswith(
+        'a.png: no question was asked about it; the question "" asks with files alone'
+    )
+
+
 def test_a_question_is_taken_back(folder, pictures):
     model, processor = load_checkpoint(folder)
     arguments = build_parser().parse_args(["chat", folder, "--json", "--max-new-tokens", "4"])
