@@ -73,8 +73,10 @@ def test_an_empty_line_asks_with_files_alone_and_is_nothing_without(folder, pict
 
 def test_a_file_that_nothing_was_asked_about_is_named(folder, pictures, capsys, monkeypatch):
     assert talk(monkeypatch, folder, [], "--image", str(pictures / "a.png")) == 1
-    assert capsys.readouterr().err.splitlines()[-1].endswith(
-        'a.png: no question was asked about it; the question "" asks with files alone'
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .endswith('a.png: no question was asked about it; the question "" asks with files alone')
     )
 
 
