@@ -43,7 +43,7 @@ def test_train_then_evaluate(recipe, media, tmp_path, capsys):
     assert (found["metric"], found["n"], found["reference"]) == ("cer", 1, 3)
     (sample,) = (tmp_path / "eval" / "samples_asr.jsonl").read_text().splitlines()
     sample = json.loads(sample)
-    assert sample.keys() == {"n", "where", "question", "media", "reference", "answer", "cer"}
+    assert sample.keys() == {"n", "where", "question", "media", "reference", "answer", "cer", "media_sha256"}
     assert (sample["question"], sample["reference"]) == ("请忠实地识别该语音", "low")
     assert main([*command, "--exclude", "speaker=ann,carl"]) == 0
     line = capsys.readouterr().out

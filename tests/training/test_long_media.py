@@ -284,12 +284,15 @@ def test_chat_asks_about_each_window(tiny_checkpoint, recording, media, capsys):
 
 HOUR = """
 import json, resource, sys
+from pathlib import Path
 import torch
 from xllm.assembly.opening import load_checkpoint
 from xllm.cli import main
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10  # MiB
+def peak():  # MiB
+    if sys.platform == "linux":  # getrusage counts what the parent held before it began this process
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) >> 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 torch.set_num_threads(1)
 folder, data, sound = sys.argv[1:]
