@@ -188,11 +188,11 @@ def test_control_c_in_a_terminal(folder, tmp_path):
         terminal.type(f"/save {tmp_path / 'said.jsonl'}")
         terminal.wait_for("wrote")
         terminal.wait_for("> ")
-        time.sleep(1)  # one that comes just before a line is read is seen with the next
+        time.sleep(4)  # one that comes just before a line is read is seen with the next
         terminal.interrupt()
         terminal.wait_for("Ctrl-C again")
         terminal.wait_for("> ")
-        time.sleep(1)
+        time.sleep(4)
         terminal.interrupt()
         assert terminal.process.wait(60) == 0
     finally:
