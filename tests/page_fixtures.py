@@ -4,14 +4,12 @@
 import contextlib
 import os
 import shutil
-import socket
-import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from serving_fixtures import in_thread
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -34,26 +32,12 @@ class Serving:
 @contextlib.contextmanager
 def serving_page(build, folder: Path, service: Any = None, **options: Any):
     """Serves pages until the block ends; `build` makes them of a language."""
-    import uvicorn
-
     from xllm.page.page_app import create_page_app
 
     os.environ["GRADIO_ANALYTICS_ENABLED"], os.environ["GRADIO_TEMP_DIR"] = "False", str(folder)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        app = create_page_app(build, folder, **options)
-        settings: dict[str, Any] = {"log_level": "critical", "ws": "none", "timeout_graceful_shutdown": 1}
-        server = uvicorn.Server(uvicorn.Config(app, **settings))
-        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-        thread.start()
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.02)
-        try:
-            yield Serving(f"http://127.0.0.1:{listener.getsockname()[1]}", folder, service)
-        finally:
-            server.should_exit = True
-            thread.join(20)
+    app = create_page_app(build, folder, **options)
+    with in_thread(app, log_level="critical", timeout_graceful_shutdown=1) as (url, _):
+        yield Serving(url, folder, service)
 
 
 @contextlib.contextmanager

@@ -63,18 +63,23 @@ def running(loaded, limits: Limits | None = None, allowed=(), **guard: Any):
     """Serves until the block ends."""
     limits = limits or Limits()
     service = Service(*loaded, NAME, MediaAccess(allowed, limits), limits)
+    with in_thread(create_app(service, **guard), log_level="error", timeout_graceful_shutdown=5) as (url, server):
+        yield Running(url, service, server)
+
+
+@contextlib.contextmanager
+def in_thread(app, **settings):
+    """An ASGI application on a free port: its address, and uvicorn's server."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        app = create_app(service, **guard)
-        config = uvicorn.Config(app, log_level="error", ws="none", timeout_graceful_shutdown=5)
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(uvicorn.Config(app, ws="none", **settings))
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.02)
         try:
-            yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", service, server)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", server
         finally:
             server.should_exit = True
             thread.join(20)
