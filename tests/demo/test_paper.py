@@ -180,14 +180,12 @@ def test_the_whole_of_it_killed_and_gone_on_with(tmp_path):
     command = [sys.executable, "-c", _SMALL.format(folder=str(folder))]
     environment = {**os.environ, "PYTHONPATH": path}
     first = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 200
-    while len(done := {*folder.glob("runs/*/*/found.json")}) < 3 and time.monotonic() < until:
+    while len(done := {*folder.glob("runs/*/*/found.json")}) < 3:
         assert first.poll() is None
         time.sleep(0.2)
     first.send_signal(signal.SIGKILL)
     first.wait()
     before = {one: one.stat().st_mtime_ns for one in done}
-    assert len(before) >= 3
     again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr[-2000:]
     assert {one: one.stat().st_mtime_ns for one in before} == before

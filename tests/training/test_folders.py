@@ -18,6 +18,7 @@ from xllm.training.saving.folders import (
     check_free,
     check_same,
     is_finished,
+    list_stages,
     locked,
     read_record,
     stage_record,
@@ -189,6 +190,22 @@ def test_one_process_has_the_lock(tmp_path):
     with pytest.raises(KeyError), locked(folder):
         raise KeyError
     assert not lock.exists(), "nor behind an error"
+
+
+def test_runs_that_begin_together_list_all_their_stages(tmp_path):
+    stage = SimpleNamespace(title="stage 2", arguments={})
+    names = [f"run{child}-{turn}" for child in range(4) for turn in range(25)]
+    children = []
+    for child in range(4):
+        children.append(os.fork())
+        if not children[-1]:
+            for name in names[25 * child : 25 * child + 25]:
+                list_stages(tmp_path, [(tmp_path / name, stage)])
+            os._exit(0)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
+    listed = json.loads((tmp_path / "stages.json").read_text())["stages"]
+    assert sorted(one["folder"] for one in listed) == sorted(names)
+    assert not (tmp_path / ".stages.json.lock").exists()
 
 
 def test_a_lock_left_by_a_longer_number_is_written_anew(tmp_path):

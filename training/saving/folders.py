@@ -157,14 +157,15 @@ def begin(folder: Path, record: Mapping) -> None:
 
 def list_stages(output: Path, stages: Iterable[tuple[Path, Prepared]]) -> None:
     """Write down which stages a recipe has, beside those of other recipes in the same output folder."""
-    try:
-        before = read_json(output / STAGES_FILE).get("stages", [])
-    except ValueError:
-        before = []  # damaged; it only lists
     listed = [{"folder": path.relative_to(output).as_posix(), **_length(stage)} for path, stage in stages]
     names = {one["folder"] for one in listed}
-    if (now := [*(one for one in before if one["folder"] not in names), *listed]) != before:
-        write_json(output / STAGES_FILE, {"stages": now})
+    with locked(output / STAGES_FILE, waits=True):  # of runs that begin together, none loses another's stages
+        try:
+            before = read_json(output / STAGES_FILE).get("stages", [])
+        except ValueError:
+            before = []  # damaged; it only lists
+        if (now := [*(one for one in before if one["folder"] not in names), *listed]) != before:
+            write_json(output / STAGES_FILE, {"stages": now})
 
 
 def _length(stage: Prepared) -> dict[str, Any]:
@@ -227,26 +228,27 @@ def _holder(folder: Path) -> str | None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """The lock of a folder. It is the process's own: a killed one leaves none, nor do its data loader's workers.
+def locked(folder: Path, waits: bool = False) -> Iterator[None]:
+    """The lock of a folder or file. It is the process's own: a killed one leaves none, nor do its loader's workers.
 
     Raises:
-        ResumeError: another process has it.
+        ResumeError: another process has it, and it is not to wait for that.
     """
     path, handle = _lock_file(folder), -1
     path.parent.mkdir(parents=True, exist_ok=True)
     while fcntl is not None:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(handle, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
         except (BlockingIOError, PermissionError):
             os.close(handle)
             raise _in_use(folder) from None
         except OSError as error:
             logger.warning(f"{path.parent}: this file system has no locks ({error}); start no second run there")
             break
-        if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
-            break
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                break
         os.close(handle)  # its owner has just removed it
     try:
         if handle >= 0:
