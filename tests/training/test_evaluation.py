@@ -16,7 +16,7 @@ from process_runs import TORCHRUN, run
 
 from xllm.cli import main
 from xllm.training.evaluation.answer_log import AnswerLog
-from xllm.training.evaluation.metrics import bootstrap_interval
+from xllm.training.evaluation.intervals import bootstrap_interval, interval
 
 
 TEXTS = ["one", "two words", "a red dog", "b", "low", "high", "three", "what is this", "yes", "no", "left", "right"]
@@ -265,6 +265,15 @@ def test_the_interval_of_a_proportion():
     low, high = bootstrap_interval([(1, 1)] * 30 + [(0, 1)] * 70)
     assert (low, high) == pytest.approx((0.21, 0.39), abs=0.02)
     assert bootstrap_interval([(0, 5)] * 4) == (0.0, 0.0)
+
+
+def test_a_share_of_right_answers_is_never_certain():
+    """Wilson's interval of 0 of 10 ends at z^2 / (10 + z^2); where rows are no right or wrong, they are drawn anew."""
+    assert interval([(0, 1)] * 10) == pytest.approx([0, 3.8415 / 13.8415], abs=1e-4)
+    assert interval([(1, 1)] * 10) == pytest.approx([10 / 13.8415, 1], abs=1e-4)
+    assert interval([(True, 1)] * 30 + [(False, 1)] * 70) == pytest.approx([0.2189, 0.3958], abs=1e-4)
+    for rows in ([(0.3, 1), (1, 1)] * 5, [(1, 4), (0, 2)] * 5):
+        assert interval(rows) == list(bootstrap_interval(rows))
 
 
 def test_questions_with_other_media_than_their_own(command, tmp_path, capsys, monkeypatch):

@@ -29,7 +29,8 @@ from xllm.training.evaluation.answer_log import AnswerLog
 from xllm.training.evaluation.answers import answerer
 from xllm.training.evaluation.caption_metrics import CAPTION_METRICS
 from xllm.training.evaluation.endpoint import EndpointError
-from xllm.training.evaluation.metrics import METRICS, accuracy, bootstrap_interval, ratio
+from xllm.training.evaluation.intervals import bootstrap_interval, interval, ratio
+from xllm.training.evaluation.metrics import METRICS, accuracy
 from xllm.training.evaluation.other_media import MEDIA_CHOICES, BlankMedia, media_digest, with_media
 from xllm.training.evaluation.row_windows import Answer, SoundsInFiles, by_batch, by_windows, is_sound
 from xllm.training.evaluation.tasks import TASKS
@@ -278,7 +279,7 @@ def score_samples(spec: EvaluationSpec, samples: list[dict]) -> dict:
         if rows is not None:
             sample[metric] = list(rows[number])
     if rows is not None:
-        found["interval"] = list(bootstrap_interval(rows))
+        found["interval"] = interval(rows)
     if metric != "accuracy":
         found["accuracy"] = accuracy(*([text.strip() for text in side] for side in (references, answers)))
     return {"metric": metric, **found, "n": len(scored), "skipped": len(samples) - len(scored)}

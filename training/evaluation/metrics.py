@@ -12,8 +12,6 @@ from typing import Any
 from jiwer import process_words
 from jiwer.transforms import AbstractTransform
 
-from xllm.training.evaluation.intervals import bootstrap_interval, ratio
-
 
 @dataclass(frozen=True)
 class ErrorRate:
@@ -97,4 +95,4 @@ METRICS: dict[str, Callable[[list[str], list[str]], dict]] = {
 }
 
 
-__all__ = ["METRICS", "ErrorRate", "accuracy", "bootstrap_interval", "cer", "ratio", "wer"]
+__all__ = ["METRICS", "ErrorRate", "accuracy", "cer", "wer"]

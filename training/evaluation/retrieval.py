@@ -20,7 +20,7 @@ from xllm.training.data.dataset import ChatDataset, describe
 from xllm.training.data.media_rows import DataError
 from xllm.training.data.samples import Sample
 from xllm.training.evaluation.answer_log import AnswerLog
-from xllm.training.evaluation.intervals import bootstrap_interval
+from xllm.training.evaluation.intervals import interval
 from xllm.training.evaluation.other_media import media_key
 from xllm.training.evaluation.results import file_of, media_figures, write_results
 from xllm.training.inspection.html_page import document, safe_text, table, write_page
@@ -112,7 +112,7 @@ def recalls(similarities: torch.Tensor, positives: torch.Tensor) -> dict[str, An
     for k in KS:
         hits = (ahead < k).tolist()
         found[f"R@{k}"] = sum(hits) / len(hits)
-        found[f"R@{k}_interval"] = list(bootstrap_interval([(hit, 1) for hit in hits]))
+        found[f"R@{k}_interval"] = interval([(hit, 1) for hit in hits])
     return {**found, "n": len(similarities)}
 
 
