@@ -147,6 +147,13 @@ def first_tokens(port: int, model: str, others: int, repetitions: int = 15) -> f
     return statistics.median(found)
 
 
+def processor_seconds(pid: int) -> tuple[float, float]:
+    """Of the server, and of the clients in this process: who shares its processors may be what limits it."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+        user, system = file.read().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK"), time.process_time()
+
+
 def resident(pid: int) -> float:
     """MiB of a process."""
     with open(f"/proc/{pid}/status", encoding="utf-8") as file:
@@ -197,9 +204,15 @@ def measure(pid: int, port: int, model: str, args: argparse.Namespace) -> None:
             break
         except OSError:
             time.sleep(0.2)
-    rates, sample = {}, questions(96, seed=1)
+    rates, sample = {}, questions(480, seed=1)
+    together(port, model, sample[:48], 16)  # threads are started, memory is taken
     for clients in (1, 4, 16):
-        rates[clients] = statistics.median(together(port, model, sample, clients)[1] for _ in range(3))
+        asked = sample[: max(96, 30 * clients)]  # so that ends, where fewer clients ask, count little
+        used, number = processor_seconds(pid), 3 * len(asked)
+        rates[clients] = statistics.median(together(port, model, asked, clients)[1] for _ in range(3))
+        used = [1000 * (after - before) / number for before, after in zip(used, processor_seconds(pid))]
+        line = f"{used[0]:.1f} ms of the server's processor time per request, {used[1]:.1f} of the clients'"
+        print(f"{clients:3d} clients: {line}")
     for clients, rate in rates.items():
         print(f"{clients:3d} clients: {rate:7.1f} requests/s, {rate / rates[1]:5.2f} x one client")
     idle = first_tokens(port, model, 0)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from tiny import EOP, PAD, TEXT, mixed_rows, prompt, tiny_model
 
-from xllm.serving.engine import Engine, Job
+from xllm.serving import engine as engine_module
+from xllm.serving.engine import PAUSE, Engine, Job
 from xllm.serving.limits import Limits, RequestError
 from xllm.serving.media_features import MediaFeatures, items_of
 from xllm.serving.rows import Rows
@@ -134,6 +135,40 @@ def test_the_model_s_own_settings_hold(engine):
     assert texts == [alone(engine.model, one, 15) for one in inputs]
     engine.model.generation_config.repetition_penalty = 1.0
     assert texts != [alone(engine.model, one, 15) for one in inputs]
+
+
+def test_prompts_that_come_together_or_soon_are_read_together(engine, monkeypatch):
+    """Every reading holds up the running answers, and a batch costs little more than a row."""
+    read, step, numbers, late = engine_module.read_prompts, Rows.step, [], []
+
+    def counted(model, **inputs):
+        numbers.append(len(inputs["input_ids"]))
+        return read(model, **inputs)
+
+    def joined(*args):  # one more is asked for at each of the first steps
+        if len(late) < PAUSE:
+            late.append(Asked(texts[len(late) % 3], Sampling(max_tokens=20)))
+            engine.submit([late[-1]])
+        return step(*args)
+
+    monkeypatch.setattr(engine_module, "read_prompts", counted)
+    monkeypatch.setattr(Rows, "step", joined)
+    texts = [inputs_of(prompt(TEXT * times), {}) for times in (1, 4, 2, 15)]
+    first = [Asked(texts[place], Sampling(max_tokens=20)) for place in (3, 0)]  # nobody waits for what is alike
+    engine.submit(first)
+    for job in (*first, *late):
+        assert job.ended.wait(60)
+        assert (job.text, job.error) == (alone(engine.model, job.inputs, 20), None)
+    assert numbers == [2, PAUSE]
+
+
+def test_a_short_prompt_is_not_read_among_long_ones(engine):
+    lengths = [inputs_of(prompt(TEXT * times), {}) for times in (15, 1, 1, 10)]
+    jobs = [Asked(inputs, Sampling(max_tokens=1)) for inputs in lengths]
+    with engine._wake:  # the engine's own thread stands still
+        engine._queue.extend(jobs)
+        assert engine._take_jobs() == [jobs[0], jobs[1], jobs[3]]  # more than half would be padding
+        assert engine._take_jobs() == [jobs[2]]
 
 
 def test_an_error_is_its_own_request_s(engine):
@@ -284,9 +319,26 @@ def test_what_may_be_a_stop_is_held_back():
     )
 
 
+def test_an_answer_told_as_a_whole_is_that_of_a_stream_and_read_once(monkeypatch):
+    tokens, decode, calls = [1, 2, 3, 5, 2, 3, 4, 9, 8, 7, 6, 1, 2], Letters.decode, []
+    monkeypatch.setattr(
+        Letters, "decode", lambda self, *args, **kwargs: calls.append(1) or decode(self, *args, **kwargs)
+    )
+    for sampling in (Sampling(13), Sampling(99), Sampling(99, stop=("".join(map(chr, (0x4E09, 0x4E08))),))):
+        answer = Answer(sampling, Letters(), {EOP}, streams=False)
+        calls.clear()
+        told = [answer.add(token) for token in [*tokens, EOP][: sampling.max_tokens]]
+        assert len(calls) == 1 or sampling.stop
+        ended = next(place for place, delta in enumerate(told) if delta.finish_reason)
+        assert not any(delta.text for delta in told[:ended])
+        pieces, reason = written(sampling, [*tokens, EOP])
+        assert (told[ended].text, told[ended].finish_reason) == ("".join(pieces), reason)
+        assert len(calls) < 2 * len(tokens)
+
+
 def test_text_comes_whole_from_any_tokenizer(loaded):
     tokenizer = loaded[1].tokenizer
-    text = "What is  this? 这是什么？ é🙂!"
+    text = "What is  this? 这是什么？ é🙂!" * 3
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     stream = IncrementalText(tokenizer)
     pieces = [stream.add(one) for one in ids]

@@ -22,6 +22,8 @@ from xllm.serving.sampling import Answer, Delta, Sampling
 
 logger = logging.getLogger(__name__)
 
+PAUSE = 4  # steps of the running answers between two readings of prompts: what comes meanwhile is read together
+
 
 @dataclass(eq=False)
 class Job:
@@ -31,6 +33,7 @@ class Job:
         inputs: the processor's output for one conversation.
         tell: gets each `Delta`, or the `RequestError` that ends the answer; called from the engine's thread.
         deadline: on `time.monotonic`'s clock.
+        streams: each token is told; else the answer at its end.
         is_cancelled: set it, and the answer is written no further.
     """
 
@@ -38,6 +41,7 @@ class Job:
     sampling: Sampling
     tell: Callable[[Delta | RequestError], None]
     deadline: float
+    streams: bool = True
     is_cancelled: bool = False
     has_begun: bool = False  # it has been told something
 
@@ -59,6 +63,7 @@ class Engine:
         self._running: list[tuple[Job, Answer]] = []
         self._rows: Rows | None = None
         self._next: list[int] = []  # the last token of each running row
+        self._steps = 0  # since prompts were read
         self._is_closed = False
         ends = model.generation_config.eos_token_id
         ends = [processor.tokenizer.eos_token_id] if ends is None else ends
@@ -162,23 +167,26 @@ class Engine:
         self._keep([place for place, (job, _) in enumerate(self._running) if not job.is_cancelled])
 
     def _take_jobs(self) -> list[Job]:
-        """The first of the queue, and others of about its length."""
+        """The first of the queue, and others that can be read with it: at most half of what is read may be padding."""
         free = self.limits.rows - len(self._running)
-        if not self._queue or free <= 0 or (self._rows is not None and not self._rows.can_join):
+        if not self._queue or free <= 0:
             return []
-        first = self._queue[0]
+        if self._rows is not None and (self._steps < PAUSE or not self._rows.can_join):
+            return []
         jobs: list[Job] = []
         for job in self._queue:
-            longest = max([job.length, *(other.length for other in jobs)])
-            if len(jobs) < free and first.length <= 2 * job.length <= 4 * first.length:
-                if jobs and longest * (len(jobs) + 1) > self.limits.prefill_tokens:
-                    break
+            lengths = [one.length for one in [*jobs, job]]
+            padded = max(lengths) * len(lengths)
+            if jobs and (len(jobs) == free or padded > self.limits.prefill_tokens):
+                break
+            if padded <= 2 * sum(lengths):
                 jobs.append(job)
         self._queue = deque(job for job in self._queue if job not in jobs)
         return jobs
 
     def _admit(self, jobs: list[Job]) -> None:
         """Read the prompts of jobs, say their first tokens, and let them join the batch."""
+        self._steps = 0
         width = max(job.length for job in jobs)
         text = {name: self._padded(jobs, name, width) for name in ("input_ids", "attention_mask")}
         features = self.features.of([job.inputs for job in jobs])
@@ -188,7 +196,7 @@ class Engine:
         answers = []
         for job in jobs:
             pieces = self.pieces if job.sampling.grammar is not None else None
-            answers.append((job, Answer(job.sampling, tokenizer, self._ends, pieces)))
+            answers.append((job, Answer(job.sampling, tokenizer, self._ends, pieces, job.streams)))
         tokens = self._choose(rows, scores, answers)
         left = self._say(answers, tokens)
         if len(left) < len(jobs):
@@ -207,24 +215,19 @@ class Engine:
     def _advance(self) -> None:
         """One more token for each running answer."""
         assert self._rows is not None
+        self._steps += 1
         scores = self._rows.step(self.model, self._next)
         self._next = self._choose(self._rows, scores, self._running)
         self._keep(self._say(self._running, self._next))
 
     def _choose(self, rows: Rows, scores: torch.Tensor, answers: list[tuple[Job, Answer]]) -> list[int]:
         """The next token of each row; the model's own settings (a repetition penalty, say) see that row's tokens."""
-        alike: dict[int, list[int]] = {}  # prompts that were read together have the same processors
-        for place, processors in enumerate(rows.processors):
-            alike.setdefault(id(processors), []).append(place)
-        for places in alike.values():
-            processors, job = rows.processors[places[0]], answers[places[0]][0]
-            if all(isinstance(one, SuppressPlaceholders) for one in processors):
-                scores[places] = processors(job.inputs["input_ids"], scores[places])
-                continue
-            for place in places:
-                job, answer = answers[place]
+        if all(isinstance(one, SuppressPlaceholders) for processors in rows.processors for one in processors):
+            scores = rows.processors[0](answers[0][0].inputs["input_ids"], scores)
+        else:
+            for place, (job, answer) in enumerate(answers):
                 ids = torch.cat([job.inputs["input_ids"], torch.tensor([answer.ids], dtype=torch.long)], dim=1)
-                scores[place] = processors(ids.to(scores.device), scores[place : place + 1])[0]
+                scores[place] = rows.processors[place](ids.to(scores.device), scores[place : place + 1])[0]
         tokens = scores.argmax(-1).tolist()
         for place, (job, answer) in enumerate(answers):
             if not answer.sampling.is_plain:
@@ -236,15 +239,16 @@ class Engine:
 
     def _say(self, answers: list[tuple[Job, Answer]], tokens: list[int]) -> list[int]:
         """Tell each client its token; the places of those whose answers go on."""
-        left, told = [], []
+        left, told = list[int](), list[tuple[Job, Delta]]()
         for place, ((job, answer), token) in enumerate(zip(answers, tokens)):
             if job.is_cancelled:
                 continue
             delta = answer.add(token)
-            told.append((job, delta))
+            self.counts["tokens"] += 1
             if delta.finish_reason is None:
                 left.append(place)
-        self.counts["tokens"] += len(told)
+            if job.streams or delta.finish_reason is not None:
+                told.append((job, delta))
         for job, delta in told:  # at once, so that who waits is woken once
             self._tell(job, delta)
         return left

@@ -178,8 +178,10 @@ class ResponsesBody(_Asked):
 def parse_json(content: bytes) -> Any:
     """The JSON of a body; `RequestError` for what is none, or holds half a character."""
     try:
-        body = json.loads(content)
-        json.dumps(body, ensure_ascii=False).encode()
+        text = content.decode("utf-8-sig")
+        body = json.loads(text)
+        if "\\u" in text:  # half a character can only be an escape
+            json.dumps(body, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:  # of Unicode, too
         raise RequestError(f"the body is no JSON in UTF-8: {error}") from error
     if not isinstance(body, dict):

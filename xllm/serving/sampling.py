@@ -13,6 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 
+WINDOW = 8  # tokens that are decoded again and again before the window moves on
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How an answer is written, in the words of OpenAI's API; `grammar`: llguidance's, which it is held to."""
@@ -59,11 +62,13 @@ class IncrementalText:
     def add(self, token_id: int) -> str:
         """The text that a token completes; empty while a character is not complete."""
         self.ids.append(token_id)
-        text = self.rest()
+        window = self._decode(self._start)
+        text = window[len(self._out) :]
         if not text or text.endswith("\N{REPLACEMENT CHARACTER}"):
             return ""
-        self._start, self._done = self._done, len(self.ids)
-        self._out = self._decode(self._start)
+        if len(self.ids) - self._start > WINDOW:
+            self._start, window = self._done, self._decode(self._done)
+        self._done, self._out = len(self.ids), window
         return text
 
     def rest(self) -> str:
@@ -80,12 +85,21 @@ class Answer:
     Args:
         ends: ids that end it.
         pieces: the tokenizer as llguidance takes it; needed with a grammar.
+        streams: what each token adds is told; else everything with the last one.
     """
 
-    def __init__(self, sampling: Sampling, tokenizer: PreTrainedTokenizerBase, ends: set[int], pieces: Any = None):
-        self.sampling, self._ends = sampling, ends
+    def __init__(
+        self,
+        sampling: Sampling,
+        tokenizer: PreTrainedTokenizerBase,
+        ends: set[int],
+        pieces: Any = None,
+        streams: bool = True,
+    ):
+        self.sampling, self._ends, self._streams = sampling, ends, streams
         self._tokenizer: Any = tokenizer
         self._text, self._held = IncrementalText(tokenizer), ""  # what may be the beginning of a stop
+        self._untold = ""
         self._logprobs: list[dict] = []
         self._warpers: list[Any] = []
         if sampling.temperature:
@@ -142,12 +156,19 @@ class Answer:
         text, reason = "", None
         if token in self._ends:
             reason = "stop"
-            text = self._text.rest()
         else:
-            text = self._text.add(token)
-            if len(self.ids) >= self.sampling.max_tokens:
-                text, reason = text or self._text.rest(), "length"
+            if self._streams or self.sampling.stop:
+                text = self._text.add(token)
+            else:  # all text is read at the end
+                self.ids.append(token)
+            reason = "length" if len(self.ids) >= self.sampling.max_tokens else None
+        if reason is not None:
+            text = text or self._text.rest()
         text, reason = self._until_stop(text, reason)
+        self._untold += text
+        if not self._streams and reason is None:
+            return Delta(tokens=len(self.ids))
+        text, self._untold = self._untold, ""
         logprobs, self._logprobs = self._logprobs, []
         return Delta(text, logprobs, reason, len(self.ids))
 

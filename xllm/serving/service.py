@@ -50,23 +50,18 @@ class Bell:
 
 
 class Asking:
-    """Answers that were asked for, as they are written.
+    """Answers that were asked for, as they are told."""
 
-    Args:
-        streams: whoever waits is woken by each delta; else at the end of each answer.
-    """
-
-    def __init__(self, bell: Bell, prompt_tokens: int, streams: bool):
+    def __init__(self, bell: Bell, prompt_tokens: int):
         self.jobs: list[Job] = []
-        self.prompt_tokens, self._streams, self._bell = prompt_tokens, streams, bell
+        self.prompt_tokens, self._bell = prompt_tokens, bell
         self._told: deque[tuple[int, Delta | RequestError]] = deque()
         self._news = asyncio.Event()
 
     def tell(self, place: int, what: Delta | RequestError) -> None:
         """What is new of a choice; in the engine's thread."""
         self._told.append((place, what))
-        if self._streams or isinstance(what, RequestError) or what.finish_reason is not None:
-            self._bell.ring(self._news)
+        self._bell.ring(self._news)
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Delta]]:
         """`(choice, delta)` until all choices have ended; raises the `RequestError` that ends one."""
@@ -150,7 +145,7 @@ class Service:
             return work(*args)
 
     async def ask(self, body: Any, streams: bool = True) -> Asking:
-        """Begin to answer a parsed body of chat completions or responses; `streams` as in `Asking`."""
+        """Begin to answer a parsed body of chat completions or responses; `streams` as in `Job`."""
         self.check_model(body.model)
         if body.n > self.limits.choices:
             raise RequestError(f"n: at most {self.limits.choices} answers", param="n")
@@ -168,11 +163,12 @@ class Service:
         """Put one answer per row of inputs in the engine's queue; further ones get further seeds."""
         if self._bell is None or self._bell.loop is not asyncio.get_running_loop():
             self._bell = Bell()
-        asking = Asking(self._bell, rows[0]["input_ids"].shape[1], streams)
+        asking = Asking(self._bell, rows[0]["input_ids"].shape[1])
         deadline = time.monotonic() + self.limits.request_seconds
         for place, inputs in enumerate(rows):
             seed = None if sampling.seed is None else (sampling.seed + place) % 2**63
-            asking.jobs.append(Job(inputs, replace(sampling, seed=seed), partial(asking.tell, place), deadline))
+            tell = partial(asking.tell, place)
+            asking.jobs.append(Job(inputs, replace(sampling, seed=seed), tell, deadline, streams))
         self.engine.submit(asking.jobs)
         return asking
 
