@@ -222,12 +222,15 @@ def _shown(frames: Iterator[av.VideoFrame], wanted: list[int], numbered: bool, n
         warn_of(name, f"{damaged} frames are damaged, none of which is taken")
 
 
-def _video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
+def video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
+    """The moving picture of a file, to decode so that frames are marked when they are damaged."""
     stream = best_stream(container, "video", av.VideoStream, "moving picture", name)
     if Disposition.attached_pic in stream.disposition:
         raise MediaError(name, "no moving picture in it, only a cover")
     width, height = stream.codec_context.width, stream.codec_context.height
     check_memory(name, width * height * 8, f"frames of {width} x {height} pixels")
+    # Several threads give frames before all damage to them is known.
+    stream.thread_type = "AUTO" if stream.codec_context.name in _NEVER_MENDED else "NONE"
     return stream
 
 
@@ -290,7 +293,7 @@ def _decode_video(
 ) -> tuple[np.ndarray, VideoMetadata]:
     check_file(file, name)
     with open_container(file, name) as container:
-        stream = _video_stream(container, name)
+        stream = video_stream(container, name)
         index = list_frames(container, stream, name)
         fps, times = _rate_and_times(stream, index)
         size = {side: getattr(stream.codec_context, side) for side in ("width", "height")}
@@ -308,9 +311,7 @@ def _decode_video(
 def _read(file: BinaryIO, name: str, index: FrameIndex, wanted: list[int]) -> np.ndarray:
     file.seek(0)
     with open_container(file, name) as container:
-        stream = _video_stream(container, name)
-        # Several threads give frames before all damage to them is known.
-        stream.thread_type = "AUTO" if stream.codec_context.name in _NEVER_MENDED else "NONE"
+        stream = video_stream(container, name)
         return _stack(decode_frames(container, stream, index, wanted, name), len(wanted), name)
 
 

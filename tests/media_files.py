@@ -90,6 +90,7 @@ def write_video(
     codec: str = "libx264",
     stamps: list[int] | None = None,
     keyframe_every: int | None = None,
+    bit_rate: int | None = None,
     **kwargs: Any,
 ) -> Any:
     """Encodes frames `(T, H, W, 3)`; `stamps` are their times in units of 1/1000 s, otherwise they follow at `fps`."""
@@ -97,6 +98,8 @@ def write_video(
         stream = container.add_stream(codec, rate=fps)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
+        if bit_rate is not None:
+            stream.bit_rate = bit_rate
         if keyframe_every is not None:
             stream.codec_context.gop_size = keyframe_every
         if stamps is not None:

@@ -34,7 +34,7 @@ from xllm.processing.conversations import part_source
 from xllm.processing.feature_extraction_xllm import FiredTokens, load_cif_features
 from xllm.processing.media_kinds import MEDIA_KINDS, OWN_KINDS, MediaKind
 from xllm.processing.media_sources import MediaError, media_errors, open_media
-from xllm.processing.video_decoding import Frames
+from xllm.processing.video_decoding import Frames, video_stream
 from xllm.training.batches.collator import IGNORE, XLLMDataCollator
 from xllm.training.data.dataset import ChatDataset, describe, read_stored
 from xllm.training.data.media_rows import DataError
@@ -319,8 +319,7 @@ def _decode_to_the_end(source: Any) -> None:
             return  # read whole by its loader
         file.seek(0)
         with open_container(file, name) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
+            stream = video_stream(container, name)
             with media_errors(name, "damaged video", PYAV_ERRORS):
                 for number, frame in enumerate(container.decode(stream), start=1):
                     if frame.is_corrupt:
