@@ -95,6 +95,24 @@ def test_clips_that_fire_nothing(monkeypatch, processes):
     assert out.lengths.tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("transformer", ["bert", "none"])
+def test_clips_that_fire_nothing_reach_every_weight_beside_another_process(monkeypatch, transformer):
+    """Their gradients are zero and not absent, or the processes would wait for each other; the room stays empty."""
+    monkeypatch.setattr(cformer_module, "world_size", lambda: 2)
+    cformer = tiny_cformer(transformer=transformer, cif_hidden_size=10)
+    hidden = torch.randn(2, 5, 8)
+    cformer.cif.weight_proj.bias.data.fill_(-5.0)  # five weights of less than 0.01: no token, yet not of no quantity
+    cformer.cif.weight_proj.weight.data.zero_()
+    out = cformer(hidden)
+    assert out.quantity.gt(0).all()
+    assert out.lengths.tolist() == [0, 0]
+    assert not out.embeddings.any()
+    out.embeddings.sum().backward()
+    gradients = {name: parameter.grad for name, parameter in cformer.named_parameters()}
+    assert [name for name, gradient in gradients.items() if gradient is None] == []
+    assert not any(gradient.any() for gradient in gradients.values())
+
+
 def test_alone_there_is_one_process():
     assert cformer_module.world_size() == 1
 

@@ -168,10 +168,40 @@ def test_what_fails_is_explained_by_the_check_that_waits():
 
     @reads_together
     def checked_last():
+        Asked(torch.tensor(1))  # which nobody reads
         check(torch.tensor(False), lambda: "at the end")
 
     with pytest.raises(ValueError, match="at the end"):
         checked_last()
+
+
+def test_a_step_within_a_step_leaves_its_checks_to_the_outer_one():
+    log = []
+
+    @reads_together
+    def inner():
+        check(torch.tensor(False), lambda: "of the inner step")
+        log.append("inner")
+
+    @reads_together
+    def outer():
+        inner()
+        log.append("outer")
+
+    with pytest.raises(ValueError, match="of the inner step"):
+        outer()
+    assert log == ["inner", "outer"]
+
+
+def test_what_was_asked_before_a_step_is_known_in_it():
+    before = Asked(torch.tensor([7, 8]))
+
+    @reads_together
+    def step():
+        within = Asked(torch.tensor(9))
+        return before.values(), within.values(), before.values()
+
+    assert step() == ([7, 8], [9], [7, 8])
 
 
 def test_true_places_by_hand():
