@@ -122,17 +122,23 @@ class Message:
     """An all-reduce whose other ranks have the number `theirs`, known when it is waited for."""
 
     def __init__(self, flag, theirs):
-        self.flag, self.theirs = flag, theirs
+        self.flag, self.theirs, self.is_known = flag, theirs, False
 
     def wait(self):
+        self.is_known = True
         self.flag.fill_(max(int(self.flag), self.theirs))
 
 
 def test_ranks_stop_after_the_same_step(monkeypatch):
     """The signal of another rank is known one step after it was sent, our own is kept back as long."""
-    theirs = iter([0, 0, signal.SIGTERM, 0, 0])
+    theirs, messages = iter([0, 0, signal.SIGTERM, 0, 0]), []
+
+    def all_reduce(flag, *_, **__):
+        messages.append(Message(flag, next(theirs)))
+        return messages[-1]
+
     monkeypatch.setattr(interruption.dist, "new_group", lambda backend: backend)
-    monkeypatch.setattr(interruption.dist, "all_reduce", lambda flag, *_, **__: Message(flag, next(theirs)))
+    monkeypatch.setattr(interruption.dist, "all_reduce", all_reduce)
     two = SimpleNamespace(world_size=2, load_best_model_at_end=False)
     with Interruption() as watch:
         watch.on_train_begin(two, None, None)
@@ -142,7 +148,9 @@ def test_ranks_stop_after_the_same_step(monkeypatch):
         stopped = [step_of(watch, step, args=two).should_training_stop for step in range(1, 5)]
         assert stopped == [False, False, False, True]
         assert watch.signum == signal.SIGTERM
+        assert [message.is_known for message in messages] == [True, True, True, False]
         watch.on_train_end(two, None, None)
+        assert messages[-1].is_known, "a run must not end with a message on its way"
     theirs = iter([0, 0, 0])
     with Interruption() as watch:
         watch.on_train_begin(two, None, None)
