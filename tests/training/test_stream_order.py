@@ -168,6 +168,25 @@ def test_sources_are_drawn_by_their_shares():
     assert drawn[1] == pytest.approx(1000, abs=4 * np.sqrt(4000 * 3 / 16))
 
 
+def test_draws_go_on_from_any_number_of_them():
+    """They are made in blocks: none is as the one before, and a run may go on within one."""
+
+    def lane(draws=0, marks=(None, None)):
+        strands = [Strand(SourceOrder([90], 1, (0, n)), 0, 8, rows_of([90]), mark) for n, mark in enumerate(marks)]
+        return Lane(strands, [1.0, 1.0], (0,), draws)
+
+    first, whole = lane(), lane()
+    rows = [next(whole) for _ in range(4 * Lane.BLOCK)]
+    blocks = np.array([source for source, *_ in rows]).reshape(4, Lane.BLOCK)
+    assert len(np.unique(blocks, axis=0)) == 4
+    for _ in range(Lane.BLOCK + 44):
+        next(first)
+    draws, marks = first.mark
+    assert draws == Lane.BLOCK + 44
+    again = lane(draws, marks)
+    assert [next(again) for _ in range(2 * Lane.BLOCK)] == rows[draws : draws + 2 * Lane.BLOCK]
+
+
 def test_rows_are_shuffled_within_windows_and_files_between_epochs():
     order = SourceOrder([10] * 20, 1, (0,))
     strand = Strand(order, 0, 50, rows_of(None))

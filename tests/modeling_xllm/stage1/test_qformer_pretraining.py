@@ -198,6 +198,16 @@ class TestObjectives:
         assert matching_loss(logits, labels, torch.tensor([True, False])).item() == pytest.approx(math.log(2))
         assert matching_loss(logits, labels, torch.tensor([False, False])).item() == 0.0
 
+    @pytest.mark.parametrize(("temperature", "used"), [(0.2, 0.2), (9.0, 0.5), (1e-9, 1e-3)])
+    def test_contrastive_loss_of_a_batch_keeps_its_temperature_within_limits(self, temperature, used):
+        model = shaken_model()
+        with torch.no_grad():
+            model.temperature.fill_(temperature)
+            output = model(**batch())
+        scores, own = output.similarities / used, torch.arange(4)
+        both = [nn.functional.cross_entropy(one, own, label_smoothing=0.1) for one in (scores, scores.T)]
+        torch.testing.assert_close(output.itc_loss, sum(both) / 2)
+
     def test_captioning_loss_of_uniform_logits_is_log_of_the_vocabulary(self):
         loss = captioning_loss(torch.zeros(3, 8), torch.tensor([0, 3, 7]), label_smoothing=0.1)
         assert loss.item() == pytest.approx(math.log(8), abs=1e-6)
