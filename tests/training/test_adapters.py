@@ -103,7 +103,8 @@ def test_a_checkpoint_holds_interfaces_and_adapter(tmp_path, kind, dora):
     torch.testing.assert_close(again.lm_head(states), expected, atol=1e-5, rtol=1e-4)
     peft = PeftModel.from_pretrained(tiny_model(kind), tmp_path / "adapter")  # in PEFT's own format
     torch.testing.assert_close(logits(peft), expected, atol=1e-5, rtol=1e-4)
-    again.save_pretrained(tmp_path / "again")
+    for _ in range(2):  # a folder may be written over
+        again.save_pretrained(tmp_path / "again")
     torch.testing.assert_close(logits(AutoModel.from_pretrained(tmp_path / "again")), expected, atol=0, rtol=0)
 
 
