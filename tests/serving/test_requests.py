@@ -2,6 +2,7 @@
 """Bodies that are not what the API says: each is an error in OpenAI's JSON, and the next request is answered."""
 
 import json
+import re
 import socket
 
 import openai
@@ -9,6 +10,8 @@ import pytest
 from serving_fixtures import NAME, chat, data_url, post, running
 
 from xllm.serving import Limits
+from xllm.serving.limits import RequestError
+from xllm.serving.requests import ChatBody, parse_body
 
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -167,6 +170,35 @@ def test_more_than_a_client_may_ask_is_refused_before_it_is_done(loaded, media):
         with pytest.raises(openai.APIStatusError, match="longer than 20000 bytes") as error:
             chat(client, "x" * 30_000)
         assert error.value.status_code == 413
+
+
+def test_a_body_of_many_values_is_refused_before_they_are_made(loaded):
+    body = {"model": NAME, "messages": HELLO, "max_tokens": 2}
+    with running(loaded, Limits(body_values=1000)) as server:
+        status, text = post(server, "/v1/chat/completions", {**body, "messages": [[]] * 2000})
+        assert (status, "more than 1000 values" in text) == (413, True)
+        assert post(server, "/v1/chat/completions", body)[0] == 200
+
+
+MANY = 20_000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"messages": [1] * MANY}, "messages.0: Input should be a valid dictionary"),
+        ({"stop": [1] * MANY}, "stop.str: Input should be a valid string"),
+        ({"modalities": ["x"] * MANY}, "modalities.0: Input should be 'text'"),
+        ({"logit_bias": {f"x{n}": n for n in range(MANY)}}, "more than 10000 names"),
+        ({str(n): n for n in range(MANY)}, "more than 10000 names"),
+        ({"response_format": {"type": "text", "json_schema": dict.fromkeys(map(str, range(MANY)))}}, "10000 names"),
+    ],
+)
+def test_what_is_wrong_many_times_is_said_once(change, message):
+    """An error for each would take minutes and all memory."""
+    with pytest.raises(RequestError, match=re.escape(message)) as error:
+        parse_body(ChatBody, {"model": NAME, "messages": HELLO, **change})
+    assert error.value.__cause__.error_count() <= 2
 
 
 def test_a_body_without_a_length_is_cut_off_at_the_limit(loaded):

@@ -108,7 +108,7 @@ class _Routes:
         whole: Callable[[Asking, Any], Awaitable[dict]],
     ) -> Response:
         async with self._bodies:
-            body = parse_body(kind, parse_json(await self._in_time(request.body())))
+            body = parse_body(kind, parse_json(await self._in_time(request.body()), self.service.limits.body_values))
             asking = await self.service.ask(body, body.stream)
             body.forget()
         if body.stream:

@@ -9,7 +9,8 @@ class Limits:
     """Limits of a server.
 
     Args:
-        body_bytes, body_seconds: of a request's body, media in it included.
+        body_bytes, body_seconds: of a request's body, media in it included; body_values: of its JSON, told by commas
+            (three bytes of JSON may take a hundred of memory).
         bodies: requests whose bodies are held, until their media are decoded; further ones are not read meanwhile.
         download_bytes, download_seconds: of one medium fetched from an address.
         medium_memory: bytes that decoding one medium may take, whatever size its file claims.
@@ -26,6 +27,7 @@ class Limits:
 
     body_bytes: int = 64 << 20
     body_seconds: float = 60.0
+    body_values: int = 1 << 20
     bodies: int = 16
     download_bytes: int = 32 << 20
     download_seconds: float = 20.0

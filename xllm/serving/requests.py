@@ -3,7 +3,7 @@
 would change the answer."""
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -11,10 +11,21 @@ from xllm.serving.limits import Limits, RequestError
 from xllm.serving.sampling import Sampling
 
 
+MOST_NAMES = 10_000  # of an object
+
+
 class RequestBody(BaseModel):
-    """What a client sends; a name that is not understood is an error."""
+    """What a client sends; a name that is not understood is an error. Of many errors few are made."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, values: Any) -> Any:
+        inner = values.values() if isinstance(values, dict) else ()
+        if any(isinstance(one, dict) and len(one) > MOST_NAMES for one in (values, *inner)):
+            raise ValueError(f"more than {MOST_NAMES} names")
+        return values
 
 
 class JSONSchema(RequestBody):
@@ -79,11 +90,11 @@ class _Asked(RequestBody):
 class ChatBody(_Asked):
     """Body of POST /v1/chat/completions."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: Annotated[list[dict[str, Any]], Field(fail_fast=True)] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     n: int = Field(1, ge=1)
-    stop: str | list[str] = Field(default_factory=list)
+    stop: str | Annotated[list[str], Field(fail_fast=True)] = Field(default_factory=list)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     logit_bias: dict[int, float] = Field(default_factory=dict)
@@ -91,7 +102,7 @@ class ChatBody(_Asked):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
     stream_options: StreamOptions | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
 
     def forget(self) -> None:
         """What was asked has been read: its media need not stay in memory."""
@@ -138,7 +149,7 @@ class TextOptions(RequestBody):
 class ResponsesBody(_Asked):
     """Body of POST /v1/responses."""
 
-    input: str | list[dict[str, Any]]
+    input: str | Annotated[list[dict[str, Any]], Field(fail_fast=True)]
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     text: TextOptions | None = None
@@ -175,10 +186,12 @@ class ResponsesBody(_Asked):
         return self.text.format.json_schema_of() if self.text and self.text.format else None
 
 
-def parse_json(content: bytes) -> Any:
-    """The JSON of a body; `RequestError` for what is none, or holds half a character."""
+def parse_json(content: bytes, most_values: int) -> Any:
+    """The JSON of a body; `RequestError` for what is none, has too many values, or holds half a character."""
     try:
         text = content.decode("utf-8-sig")
+        if text.count(",") > most_values:
+            raise RequestError(f"the body has more than {most_values} values: send media as base64 text", 413)
         body = json.loads(text)
         if "\\u" in text:  # half a character can only be an escape
             json.dumps(body, ensure_ascii=False).encode()
