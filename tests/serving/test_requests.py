@@ -96,6 +96,15 @@ def test_a_schema_too_deep_to_follow_is_refused(serving):
     assert (status, json.loads(text)["error"]["type"]) == (400, "invalid_request_error")
 
 
+def test_a_schema_without_end_is_given_up_soon(serving):
+    """Nobody else is answered while what must follow is looked for: objects in objects, each with another."""
+    node = {"type": "object", "properties": {"c": {"$ref": "#"}}, "required": ["c"], "additionalProperties": False}
+    wanted = {"type": "json_schema", "json_schema": {"name": "endless", "schema": node}}
+    body = {"model": NAME, "messages": HELLO, "max_tokens": 20, "response_format": wanted}
+    status, text = post(serving, "/v1/chat/completions", body)
+    assert (status, "Too many items (limit 10000" in text) == (400, True), text
+
+
 def test_after_bad_bodies_the_same_connection_is_answered(serving):
     with serving.client() as client:
         for bad in ([], [{"role": "user", "content": [{"type": "nothing"}]}]):

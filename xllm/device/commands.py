@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, best_match
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from transformers import LogitsProcessor, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
@@ -30,6 +30,8 @@ answer: {text}command
 TEXT: /[^ {{][^{{]*/
 command: %json {schema}
 """
+# A schema that no text fulfils, an object in an object without end, takes 8 s with the default of 50,000 and 0.3 s so.
+LIMITS = LLParserLimits(step_max_items=10_000)
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -115,7 +117,7 @@ class CommandLogitsProcessor(LogitsProcessor):
     """
 
     def __init__(self, grammar: str, tokenizer: LLTokenizer):
-        self._start, self._ends = LLMatcher(tokenizer, grammar, log_level=0), tokenizer.eos_tokens
+        self._start, self._ends = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS), tokenizer.eos_tokens
         self._prompt: int | None = None
         self._matchers: dict[tuple[int, ...], LLMatcher] = {}
 
