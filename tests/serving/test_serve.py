@@ -17,10 +17,12 @@ from itertools import islice
 
 import openai
 import pytest
+import uvicorn
 from serving_fixtures import NAME, chat, data_url, own_answer, parts_of, post, running
 
 from xllm.cli import build_parser, main
-from xllm.serving import Limits
+from xllm.serving import Limits, MediaAccess, Service, create_app
+from xllm.serving.draining import DrainingServer
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +248,7 @@ def test_a_full_queue_and_late_answers_are_refused(loaded):
         (["{folder}", "--port", "{busy}"], "port {busy} (Address already in use): choose another --port"),
         (["{folder}", "--port", "99999"], "choose another --port"),
         (["{folder}", "--device", "abacus"], "abacus"),
+        (["{folder}", "--drain", "-1"], "--drain -1: expected 0 or more seconds"),
         (["{folder}", "--queue", "0"], "queue is 0: expected more than 0"),
         (["{folder}", "--allow-media-from", "/no/folder"], "--allow-media-from /no/folder: no such folder"),
     ],
@@ -281,6 +284,25 @@ def test_a_damaged_checkpoint_is_named(folder, tmp_path, capsys):
 
 def test_it_listens_on_this_machine_unless_told_otherwise():
     assert build_parser().parse_args(["serve", "model"]).host == "localhost"
+
+
+def test_an_answer_that_lasts_longer_than_the_server_is_told_so(loaded):
+    service = Service(*loaded, NAME, MediaAccess(), Limits())
+    server = DrainingServer(uvicorn.Config(create_app(service), port=0, ws="none", log_level="error"), service, 0.2)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    endless = {"max_tokens": 900, "logit_bias": {str(loaded[1].tokenizer.eos_token_id): -100}}
+    with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
+        stream = chat(client, "Say", stream=True, **endless)
+        next(iter(stream))
+        server.should_exit = True
+        with pytest.raises(openai.APIError, match="the server is shutting down"):
+            list(stream)
+    thread.join(20)
+    assert not thread.is_alive()
 
 
 @pytest.mark.slow

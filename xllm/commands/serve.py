@@ -43,12 +43,15 @@ def run(args: argparse.Namespace) -> None:
         import uvicorn
 
         from xllm.serving import Limits, MediaAccess, Service, create_app
+        from xllm.serving.draining import DrainingServer
     except ImportError as error:
         wanted = "pip install 'xllm-transformers[serve]'"
         raise ImportError(f"the server needs fastapi, uvicorn and llguidance: {wanted}") from error
     from xllm.assembly.opening import default_device, load_checkpoint, open_config
 
     open_config(args.model, args.trust_remote_code)
+    if args.drain < 0:
+        raise ValueError(f"--drain {args.drain}: expected 0 or more seconds")
     limits = Limits(rows=args.rows, queue=args.queue, request_seconds=args.timeout)
     access = MediaAccess(args.allow_media_from, limits)
     check_port(args.host, args.port)
@@ -59,9 +62,8 @@ def run(args: argparse.Namespace) -> None:
     if args.api_key is None and args.host not in ("localhost", "127.0.0.1", "::1"):
         sys.stderr.write(f"--host {args.host}: anybody who reaches it may ask (--api-key KEY)\n")
     sys.stderr.write(f"serving {service.name} on http://{args.host}:{args.port}/v1\n")
-    uvicorn.run(
-        app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=args.drain, ws="none"
-    )
+    config = uvicorn.Config(app, host=args.host, port=args.port, log_level="warning", ws="none")
+    DrainingServer(config, service, args.drain).run()
 
 
 def check_port(host: str, port: int) -> None:
