@@ -142,6 +142,8 @@ def test_transcripts_that_do_not_pair():
         score_transcripts({"a": "x"}, {"b": "x"})
     with pytest.raises(DataError, match="all 1 references are empty"):
         score_transcripts({"a": " "}, {"a": "x"})
+    with pytest.raises(DataError, match="no references: their file holds no utterance"):
+        score_transcripts({}, {"a": "x"})
 
 
 # ---- reviews --------------------------------------------------------------------------------------------------------
@@ -194,6 +196,21 @@ def test_score_judge(tmp_path, capsys):
     assert rules["dropped"]["conv"] == 80
     assert main(["score", "judge", path, "--rule", "dropped"]) == 0
     assert "relative score 89.5 % by the rule 'dropped', n = 2 of 4 reviews" in capsys.readouterr().out
+
+
+def test_every_review_that_is_left_out_is_listed(tmp_path, capsys):
+    """11 is no score from 1 to 10, and NaN is none by any rule, wherever it stands."""
+    rows = [
+        {"review": "8 10"}, {"review": "8 11"}, {"review": "nan 5"}, {"review": "", "tuple": [float("inf"), 3]}
+    ]  # fmt: skip
+    path = write_reviews(tmp_path / "r.json", rows)
+    assert main(["score", "judge", path]) == 0
+    out = capsys.readouterr().out
+    assert "80.0 % by the rule 'parsed', n = 1 of 4 reviews" in out
+    assert "2 do not begin with two scores (rows r.json[2], r.json[3])" in out
+    assert "3 left out: the rule 'parsed' finds no scores there (rows r.json[1], r.json[2], r.json[3])" in out
+    assert main(["score", "judge", path, "--rule", "dropped"]) == 0
+    assert "76.2 % by the rule 'dropped', n = 2 of 4" in capsys.readouterr().out  # (8 + 8) / (10 + 11)
 
 
 @pytest.mark.parametrize(

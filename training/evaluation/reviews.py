@@ -17,6 +17,7 @@ reviews it is. A judge prefers a place as well as an answer: of reviews in both 
 model and of the reference, whichever it calls Assistant 1, and how much a place is worth is told.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,12 +89,14 @@ def authors_scores(review: Review) -> Scores | None:
     """What the authors' `parse_score` gives: the stored scores, or those of the first line, where commas are spaces
     and one blank more is too many."""
     if review.stored is not None:
-        return None if -1 in review.stored else review.stored
-    try:
-        first, second = map(float, review.text.split("\n")[0].replace(",", " ").split(" "))
-    except ValueError:
-        return None
-    return first, second
+        first, second = review.stored
+    else:
+        try:
+            first, second = map(float, review.text.split("\n")[0].replace(",", " ").split(" "))
+        except ValueError:
+            return None
+    is_score = math.isfinite(first) and math.isfinite(second) and (review.stored is None or -1 not in review.stored)
+    return (first, second) if is_score else None
 
 
 def parse_scores(text: str) -> Scores | None:
@@ -202,6 +205,11 @@ def headline(found: dict, rule: str) -> dict:
     return {"rule": rule, "value": row["all"], "interval": row["interval"]}
 
 
+def _rows(places: list[str]) -> str:
+    """Lines of a file, or items of its list."""
+    return ", ".join(place.rpartition(":")[2].rpartition("/")[2] for place in places)
+
+
 def summary_lines(found: dict, rule: str) -> list[str]:
     """What `score_reviews` found, for a terminal."""
     rules, first = found["rules"], headline(found, rule)
@@ -216,8 +224,10 @@ def summary_lines(found: dict, rule: str) -> list[str]:
         f"relative score {first['value']:.1f} % by the rule {rule!r}, n = {rules[rule]['n']} of {found['n']} reviews; "
         f"95 % of resampled questions between {low:.1f} and {high:.1f}"
     ]
-    at = ", ".join(where.rpartition(":")[2] for where in found["unparsed_at"])
+    at = _rows(found["unparsed_at"])
     lines.append(f"{found['unparsed']} do not begin with two scores{f' (rows {at})' if at else ''}")
+    if left_out := rules[rule]["left_out"]:
+        lines.append(f"{len(left_out)} left out: the rule {rule!r} finds no scores there (rows {_rows(left_out)})")
     if bias := found.get("position_bias"):
         sides = (f"{found['orders'][order][rule]:.1f} %" if found["orders"][order][rule] else "-" for order in ORDERS)
         given, swapped = sides

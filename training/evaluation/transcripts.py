@@ -156,6 +156,8 @@ def score_transcripts(
     Raises:
         DataError: no utterance is in both, or no reference holds anything.
     """
+    if not references:
+        raise DataError("there are no references: their file holds no utterance")
     absent = [key for key in references if key not in hypotheses]
     if len(absent) == len(references):
         raise DataError(
