@@ -282,6 +282,31 @@ def test_an_engine_holds_its_parts_on_as_many_processes(tmp_path, monkeypatch):
         trainer_of(2)._check_shape(str(tmp_path))
 
 
+def test_all_ranks_go_on_with_the_checkpoint_that_the_first_finds(tmp_path, monkeypatch):
+    told, there = [], tmp_path / "checkpoint-3"
+    monkeypatch.setattr(checkpoints, "engine_of", lambda args: "")
+    monkeypatch.setattr(checkpoints, "last_whole_checkpoint", {tmp_path: there, tmp_path / "new": None}.get)
+
+    def broadcast(found):
+        told.extend(found)
+        return [told[0]]
+
+    monkeypatch.setattr(checkpoints, "broadcast_object_list", broadcast)
+
+    def last(folder):
+        told.clear()
+        return [trainer_of(2, output_dir=str(folder), should_save=is_first).last_checkpoint() for is_first in (1, 0)]
+
+    there.mkdir()
+    (there / MANIFEST).write_text(json.dumps({"engine": "", "processes": 2}))
+    assert last(tmp_path) == [str(there)] * 2
+    assert told == [str(there), None]
+    assert last(tmp_path / "new") == [None] * 2
+    (there / MANIFEST).write_text(json.dumps({"engine": "zero3", "processes": 2}))
+    with pytest.raises(ResumeError, match="was saved with zero3"):
+        last(tmp_path)
+
+
 def test_the_best_checkpoint_is_where_it_was_placed(tmp_path, monkeypatch):
     """The Trainer's state names the folder that it was written in, which is gone; the same step may be saved twice."""
     trainer = trainer_of(1, save_total_limit=2)
