@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from transformers import BertConfig
 
 from xllm.modeling_xllm import cformer as cformer_module
 from xllm.modeling_xllm.cformer import CFormer
@@ -31,6 +32,10 @@ def test_defaults_are_the_papers_sizes():
     config = CFormerConfig()
     assert (config.encoder_hidden_size, config.cif_hidden_size, config.hidden_size) == (512, 512, 768)
     assert (config.num_hidden_layers, config.max_position_embeddings) == (12, 512)
+    assert (config.cif_fire_threshold, config.cif_tail_threshold, config.cif_one_token_per_frame) == (0.99, 0.5, True)
+    assert (config.cif_predictor, config.cif_conv_kernel, config.cif_dropout) == ("conv", 3, 0.1)
+    ours, base = config.bert_config().to_dict(), BertConfig().to_dict()  # bert-base's
+    assert {name for name, value in base.items() if ours[name] != value} == {"vocab_size", "use_cache"}
     with torch.device("meta"):
         cformer = CFormer(config)
     bert = sum(p.numel() for p in cformer.bert.parameters())
@@ -52,6 +57,15 @@ def test_defaults_are_the_papers_sizes():
 def test_bad_config_is_named(fields, message):
     with pytest.raises(ValueError, match=message):
         CFormerConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"cif_conv_kernel": 1}, {"cif_fire_threshold": 1}, {"cif_tail_threshold": 0}, {"cif_tail_threshold": 1}],
+    ids=str,
+)
+def test_what_a_config_may_just_have(fields):
+    assert CFormerConfig(**fields).to_dict() == {**CFormerConfig().to_dict(), **fields}
 
 
 def test_is_cif_then_projection_then_bert():

@@ -579,13 +579,21 @@ class TestErrors:
         [
             ({"modality": "smell"}, "modality is 'smell'; the table has image, video"),
             ({"text_bos_token_id": 40}, "text_bos_token_id is 40, outside text_vocab_size 40"),
-            ({"max_text_length": 20}, "max_text_length is 20"),
+            ({"text_eos_token_id": -1}, "text_eos_token_id is -1, outside text_vocab_size 40"),
+            ({"max_text_length": 17}, "max_text_length is 17"),
+            ({"max_text_length": 1}, "max_text_length is 1; expected 2 to"),
             ({"initial_temperature": 0.0}, "initial_temperature is 0.0"),
         ],
     )
     def test_wrong_config_is_named(self, fields, message):
         with pytest.raises(ValueError, match=message):
             tiny_config(**fields)
+
+    @pytest.mark.parametrize("length", [2, 16])
+    def test_texts_may_be_as_short_and_as_long_as_their_branch_reads(self, length):
+        assert tiny_config(max_text_length=length).max_text_length == length
+        losses = tiny_model()(**batch(**texts(*[[CLS] + [5] * (length - 1)] * 4)))
+        assert losses.loss.isfinite()
 
     def test_speech_has_no_queries(self):
         with pytest.raises(ValueError, match="'speech' is a 'cformer' over input_features"):

@@ -256,6 +256,20 @@ def test_bad_config_is_named(fields, message):
         tiny_recogniser(**fields)
 
 
+@pytest.mark.parametrize(
+    "fields", [{"label_smoothing": 0}, {"quantity_weight": 0}, {"ctc_weight": 0}, {"ctc_blank_id": 0}], ids=str
+)
+def test_what_a_config_may_just_have(fields):
+    config = tiny_recogniser(**fields).config
+    assert {name: getattr(config, name) for name in fields} == fields
+
+
+def test_the_weights_of_the_losses_are_the_published_ones():
+    config = SpeechRecognitionConfig()
+    assert (config.label_smoothing, config.quantity_weight, config.ctc_weight) == (0.1, 1.0, 0.5)
+    assert (config.vocab_size, config.ctc_classes, config.ctc_blank) == (21128, 21129, 21128)  # bert-base-chinese
+
+
 def test_a_c_former_of_its_own_is_needed():
     rows = tiny.tiny_rows()
     for name, shared in (("image", ";"), ("sound", " shared with 'speech';")):
