@@ -320,6 +320,18 @@ class TestParity:
         with pytest.raises(ValueError, match="hidden_size 32 .theirs 16"):
             start_from_bert(tiny_model(), BertModel(BertConfig(hidden_size=16, num_attention_heads=4)))
 
+    @pytest.mark.parametrize(("words", "positions"), [(VOCAB + 1, 16), (VOCAB, 15)])
+    def test_a_bert_of_more_words_or_fewer_positions_is_refused(self, words, positions):
+        sizes = {key: QFORMER[key] for key in QFORMER if key != "encoder_hidden_size"}
+        bert = BertModel(BertConfig(vocab_size=words, max_position_embeddings=positions, **sizes))
+        with pytest.raises(ValueError, match=f"has {words} words and {positions} positions; expected at most"):
+            start_from_bert(tiny_model(), bert)
+
+    @pytest.mark.parametrize(("name", "size", "theirs"), [("text_vocab_size", 41, 40), ("text_max_positions", 17, 16)])
+    def test_a_blip2_of_other_texts_is_refused(self, blip2, name, size, theirs):
+        with pytest.raises(ValueError, match=rf"fit the Q-Former: {name} {size} \(theirs {theirs}\)$"):
+            start_from_blip2(tiny_model(**{name: size}), blip2)
+
 
 class TestMasks:
     def test_later_tokens_never_change_earlier_logits(self):
