@@ -1,9 +1,12 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Tokens to their placeholders, frames to their series: against plain loops."""
 
+import copy
+
 import pytest
 import torch
 
+from xllm import X2LConfig
 from xllm.modeling_xllm.x2l_interfaces import X2LInterface, X2LOutput, join_items, place_frames, place_media
 
 
@@ -84,3 +87,11 @@ def test_items_of_two_kinds_are_joined(turned):
     assert torch.equal(joined.embeddings[:number, : first.mask.shape[1]], first.embeddings)
     assert torch.equal(joined.embeddings[number:, : second.mask.shape[1]], second.embeddings)
     assert torch.equal(joined.mask[number:, : second.mask.shape[1]], second.mask)
+
+
+def test_a_shared_converter_computes_as_precisely_as_its_owner():
+    row = X2LConfig(converter="linear", encoder=None, encoder_hidden_size=6, language_hidden_size=4)
+    owner, other, hidden = X2LInterface(row, row).double(), X2LInterface(copy.copy(row), row), torch.randn(1, 3, 6)
+    other.share(owner)
+    tokens = owner.converter(hidden.double()).embeddings
+    assert torch.equal(other(hidden).embeddings, other.adapter(tokens.float()))
