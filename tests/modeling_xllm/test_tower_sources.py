@@ -18,6 +18,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     ParakeetCTCConfig,
+    WhisperConfig,
+    WhisperModel,
 )
 
 from xllm import ChatGLMConfig, ChatGLMForConditionalGeneration
@@ -102,6 +104,15 @@ def test_a_tower_that_cannot_be_had_is_named_with_its_revision(tmp_path):
         read_tower("vision_tower", str(tmp_path), "v1")
     with pytest.raises(StageCheckpointError, match=f"^vision_tower: cannot load {tmp_path}: "):
         read_tower("vision_tower", str(tmp_path))
+
+
+def test_of_an_encoder_and_a_decoder_the_half_that_listens_is_read(tmp_path):
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 20, "pad_token_id": 0}
+    heads = {f"{half}_attention_heads": 2 for half in ("encoder", "decoder")}
+    whisper = WhisperModel(WhisperConfig(**sizes, **heads))
+    whisper.save_pretrained(tmp_path)
+    expected = {f"model.audio_tower.{key}": value for key, value in whisper.encoder.state_dict().items()}
+    torch.testing.assert_close(read_tower("audio_tower", str(tmp_path)), expected, atol=0, rtol=0)
 
 
 def test_only_the_report_of_loading_is_silenced(caplog):
