@@ -1,7 +1,9 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """The demo's phone: what is right, what the test alone has, and all of it at a reduced scale."""
 
+import itertools
 import json
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -338,7 +340,14 @@ def test_the_test_is_spoken_by_other_voices_in_other_words_about_numbers_never_h
         data = write_data(tmp_path, 40, 20, seed=3, spoken=True)
         write_spoken(data, DemoScale(num_recordings=80, num_tests=10), 3)
     train, *tests = spoken
-    assert [len(said) for said in spoken] == [80, 20, 20, 20]
+    assert [len(said) for said in spoken] == [160, 20, 20, 20]
+    # As many recordings again are words in no order, each as often as any other: no parts of numbers side by side.
+    lists = [one.text.split() for one in train[80:]]
+    counts = Counter(word for line in lists for word in line)
+    assert set(counts) == {word for one in train[:80] for word in one.text.split()}
+    assert max(counts.values()) - min(counts.values()) <= 2
+    numbers = {*world.TEENS, *world.TENS, "hundred"}
+    assert not any({*pair} <= numbers for line in lists for pair in itertools.pairwise(line))
     voices = [{one.voice for said in some for one in said} for some in ([train], tests)]
     assert not voices[0] & voices[1]
     words = [{one.text for said in some for one in said} for some in ([train], tests)]

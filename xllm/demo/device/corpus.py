@@ -29,7 +29,10 @@ from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
 
 
 # Of what is spoken: what is to be written down; what says a number or a time, all of which are to be heard often.
-_WRITTEN, _NUMBERS = 0.3, 0.4
+_WRITTEN, _NUMBERS = 0.15, 0.25
+# Short words that a request can do without, and how often the language model reads one without them.
+_SHORT = {"the", "my", "to", "at", "by", "for", "of", "i", "you", "me", "could", "now", "please", "percent"}
+_OVERHEARD = 0.05
 _DESCRIPTIONS = 0.1  # of the rows of stage 2; they have most of its words, and other questions need most of its care
 MOST_NUMBER, LEAST_NUMBER = 160, -10
 TESTS = ("status", "command", "refusal")  # questions, what can be done, what cannot
@@ -56,7 +59,8 @@ def random_text_sample(rng: np.random.Generator, spoken: float = 0.0) -> TextSam
         kept = {*task.needs, *map(str, others)}
     described = describe(state, rng if rng.random() < 0.5 else None, kept)
     if is_spoken:
-        return (Turn((("status", described), ("speech", say(task.words))), "", task.reply or described),)
+        heard = " ".join(word for word in say(task.words).split() if word not in _SHORT or rng.random() > _OVERHEARD)
+        return (Turn((("status", described), ("speech", heard)), "", task.reply or described),)
     return (Turn((("status", described),), task.words, task.reply or described),)
 
 

@@ -61,17 +61,18 @@ class DeviceScale:
 
 DEFAULT_SCALE = DeviceScale()
 SPOKEN_SCALE = DeviceScale(
-    language=Optimisation(1500, 48, 1e-3),
+    language=Optimisation(2400, 48, 1e-3),
     spoken=DemoScale(
-        num_recordings=4000,
+        converter_size=128,
+        num_recordings=3600,  # of requests, and as many of words alone
         num_tests=300,  # transcripts
-        speech=Optimisation(900, 40, 1e-3),
+        speech=Optimisation(1600, 40, 1e-3),
         speech_convert=Optimisation(300, 32, 1e-3),
         speech_align=Optimisation(300, 32, 2e-3, converter_rate=0.01),
         integrate=Optimisation(150, 32, 1e-3),
     ),
 )
-_SPOKEN = 0.4  # of the text that the language model reads
+_SPOKEN = 0.3  # of the text that the language model reads
 
 
 def run_device_demo(output: str | Path, seed: int = 0, scale: DeviceScale = DEFAULT_SCALE) -> dict[str, Any]:
