@@ -189,6 +189,13 @@ def test_a_body_of_many_values_is_refused_before_they_are_made(loaded):
         assert post(server, "/v1/chat/completions", body)[0] == 200
 
 
+def test_a_client_that_sends_far_too_much_is_told_so(loaded):
+    """Not that the connection was lost, which it would try again."""
+    with running(loaded, Limits(body_bytes=20_000)) as server:
+        status, text = post(server, "/v1/chat/completions", b"x" * (32 << 20))
+        assert (status, "longer than 20000 bytes" in text) == (413, True)
+
+
 MANY = 20_000
 
 

@@ -5,6 +5,8 @@ A page of some other site, open in a browser on this machine, can send requests 
 where its own name was made to mean this machine (DNS rebinding), so does `Host`.
 """
 
+import asyncio
+import contextlib
 import hmac
 import ipaddress
 import json
@@ -12,6 +14,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from xllm.serving.limits import RequestError
+
+
+THROWN_AWAY, SECONDS = 1 << 30, 10.0  # of the body of a request that is refused
 
 
 class Guard:
@@ -41,7 +46,7 @@ class Guard:
         try:
             self._check(scope, headers)
         except RequestError as error:
-            await refuse(error, send, self.challenge)
+            await refuse(error, send, self.challenge, receive)
             return
         taken = 0
 
@@ -91,12 +96,18 @@ class Guard:
         return RequestError(f"the body is longer than {self.body_bytes} bytes", 413)
 
 
-async def refuse(error: RequestError, send: Any, challenge: bytes = b"") -> None:
-    """Answer a request with an error."""
+async def refuse(error: RequestError, send: Any, challenge: bytes = b"", receive: Any = None) -> None:
+    """Answer a request with an error. Most clients read it when all is sent; that is thrown away."""
     body = json.dumps(error.body()).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    # What is left of the body is not read: the connection ends here.
+    # Of a body that is longer still, or slow, the rest is not read: the connection ends here.
     headers.append((b"connection", b"close"))
     headers += [(b"www-authenticate", challenge)] if error.status == 401 else []
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    left = THROWN_AWAY
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(SECONDS):
+            while receive is not None and left > 0 and (message := await receive()).get("more_body"):
+                left -= len(message["body"])
+    await send({"type": "http.response.body"})
