@@ -115,7 +115,7 @@ def distributions(tmp_path_factory):
     """A wheel and a source distribution, built from a copy without any network."""
     folder = tmp_path_factory.mktemp("build")
     ignored = shutil.ignore_patterns(
-        ".git", ".venv", "build", "dist", "outputs", "*.egg-info", "__pycache__", ".*_cache"
+        ".git", ".venv*", "build", "dist", "outputs", "*.egg-info", "__pycache__", ".*_cache"
     )
     shutil.copytree(ROOT, folder / "source", ignore=ignored)
     with contextlib.chdir(folder / "source"):
