@@ -19,7 +19,7 @@ from xllm.cli import main
 from xllm.demo.dataset import held_out_pairs
 from xllm.demo.paper.arms import QUESTIONS, Steps, runs_of
 from xllm.demo.paper.page import page_text, verdict
-from xllm.demo.paper.run import recipe_of
+from xllm.demo.paper.run import folder_of, mean_bounds, recipe_of, world_of
 from xllm.demo.paper.world import (
     TASKS,
     TESTS,
@@ -124,6 +124,27 @@ def test_floors_by_hand(world):
     )
     assert found["reasoning"]["floor"] == most / 10
     assert all(bound["ceiling"] >= 0 for bound in found.values())
+    [first, *_] = found
+    shifted = {name: {side: value + (name == first) for side, value in one.items()} for name, one in found.items()}
+    assert mean_bounds([found, shifted])[first]["floor"] == pytest.approx(found[first]["floor"] + 0.5)
+    assert mean_bounds([found, shifted])["reasoning"] == found["reasoning"]
+
+
+def test_a_seed_is_a_world_of_its_own(world, tmp_path):
+    """What a run reads of the disk lies in its seed's world, or in the run that it starts from."""
+    for seed in (0, 1):
+        place = world_of(tmp_path, seed)
+        place.parent.mkdir(exist_ok=True)
+        place.symlink_to(world)
+        for run in runs_of(place / "heard/data", ONE_STEP):
+            recipe = recipe_of(run, seed, tmp_path)
+            start = folder_of(tmp_path, run.start.name, seed) if run.start else place
+            assert Path(recipe["model"]).is_relative_to(start)
+            read = re.findall(r"'path': '([^']+)'", str(recipe))
+            assert read
+            assert all(Path(path).is_relative_to(place) for path in read)
+    make_heard(tmp_path / "other", SMOKE, 1)
+    assert rows(tmp_path / "other", "test_transcript") != rows(world, "test_transcript")
 
 
 def test_arms_are_recipes(world, tmp_path):
@@ -200,6 +221,9 @@ def test_another_world_is_refused(tmp_path, capsys):
     (tmp_path / "world.json").write_text(json.dumps({"scale": {"num_images": 3}, "steps": {}}))
     assert main(["ablate", "--paper", "--output", str(tmp_path)]) == 1
     assert re.search(r"was begun with other .*num_images.*; choose another --output", capsys.readouterr().err)
+    (tmp_path / "old/world").mkdir(parents=True)
+    assert main(["ablate", "--paper", "--output", str(tmp_path / "old")]) == 1
+    assert "was begun with one world for all seeds; choose another --output" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["ablate", "--paper", "--output", str(tmp_path), "seed=1"])
     assert "takes no key=value" in capsys.readouterr().err

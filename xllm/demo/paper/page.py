@@ -16,11 +16,11 @@ from xllm.modeling_xllm.weight_files import replacing, write_json
 PAGE, PLOT, RESULTS = "ablations.md", "pictures/ablations.png", "ablations.json"
 _HEAD = """# The paper's questions, by experiment
 
-`make ablations` (`xllm ablate --paper --output DIR --seeds {n}`) makes a small world from nothing, trains {runs}
-runs of it with each of {n} seeds, and writes this page, the plot and `ablations.json` from what it finds; nothing
+`make ablations` (`xllm ablate --paper --output DIR --seeds {n}`) makes {n} small worlds from nothing, one for each
+seed, trains {runs} runs in each, and writes this page, the plot and `ablations.json` from what it finds; nothing
 here is written by hand.
 
-The world is that of `xllm demo`, in Chinese: scanned digits, spoken digits, and stand-ins for the published towers,
+A world is that of `xllm demo`, in Chinese: scanned digits, spoken digits, and stand-ins for the published towers,
 pretrained in minutes and then frozen. The language model is a small ChatGLM that has read Chinese alone, no word of
 English and no numeral: it knows what to answer about a digit that is *described* to it. Each test has {tests}
 questions about unseen scans, unseen voices and, of `cross`, pairs of digits (seen, heard) that no training file
@@ -45,8 +45,9 @@ _TAIL = """
 
 - Nothing about models of the published size, about photographs, or about speech that is not digits. A direction
   found here is a hint where to look, not a forecast.
-- Seeds change the interfaces' first weights and the order of the data. The world, its towers, its training and test
-  files are the same in all runs: how much the figures depend on these is in no interval.
+- A seed is a world of its own: other scans, voices and pairs of digits are held out, other questions drawn, the
+  towers trained anew, and the interfaces begun from other weights. All of it is in the intervals; other towers, other
+  kinds of questions and other sizes are not.
 - The runs are short, and the interfaces of all arms share one learning rate. Where two arms differ in steps,
   that is said, and a third has as many.
 - The language model's adapter (`all`) has a rate of its own, 2e-4, taken after 1e-3 had failed for one seed of two.

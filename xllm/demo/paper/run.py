@@ -1,5 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Makes the world, trains every run with every seed in two processes, and compares; goes on where it was stopped.
+"""Makes a world for each seed, trains every run in it in two processes, and compares; goes on where it was stopped.
 
 A process per run, which ends with the command: a command that was killed leaves nobody behind who writes.
 """
@@ -44,16 +44,18 @@ def run_paper(
 
     Returns:
         `{"seeds", "bounds": {evaluation: {"floor", "ceiling"}}, "questions": {name: what `compare_arms` gives}}`, as
-        in `output/docs/ablations.json`, beside which are the page and the plot.
+        in `output/docs/ablations.json`, beside which are the page and the plot. Bounds are means over the worlds.
 
     Raises:
         ValueError: another world, of other sizes, lies in `output`. ImportError: an optional package is missing.
     """
     output, begun = Path(output), time.monotonic()
-    world, made = output / "world", json.loads(json.dumps({"scale": asdict(scale), "steps": asdict(steps)}))
+    made = json.loads(json.dumps({"scale": asdict(scale), "steps": asdict(steps)}))
     if (there := read_json(output / WORLD) or made) != made:
         different = sorted(key for part in made for key in made[part] if there[part].get(key) != made[part][key])
         raise ValueError(f"{output}: was begun with other {', '.join(different)}; choose another --output")
+    if (output / "world").exists():  # by version 0.2.0
+        raise ValueError(f"{output}: was begun with one world for all seeds; choose another --output")
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / WORLD, made)
     context: Any = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
@@ -62,16 +64,19 @@ def run_paper(
     prepare(threads)
     pool = ProcessPoolExecutor(processes, context, _begin, max_tasks_per_child=1)
     try:
-        for made_part in [pool.submit(make, world, scale, 0) for make in (make_heard, make_read)]:
-            made_part.result()
-        compose(world, scale, 0)
-        _say(begun, "world and towers")
-        runs = runs_of(world / "heard" / "data", steps)
-        found = _train_all(pool, runs, range(seeds), output, begun, processes)
+        worlds = {seed: world_of(output, seed) for seed in range(seeds)}
+        parts = [pool.submit(make, worlds[seed], scale, seed) for seed in worlds for make in (make_heard, make_read)]
+        for part in parts:
+            part.result()
+        for seed, world in worlds.items():
+            compose(world, scale, seed)
+        _say(begun, "worlds and towers")
+        runs = {seed: runs_of(world / "heard" / "data", steps) for seed, world in worlds.items()}
+        found = _train_all(pool, runs, output, begun, processes)
     finally:
         pool.shutdown(cancel_futures=True)
-    summary = _compare(found, range(seeds)) | {"bounds": bounds(world)}
-    summary |= {"tests": scale.num_tests, "runs": len(runs), "steps": asdict(steps)}
+    summary = _compare(found, range(seeds)) | {"bounds": mean_bounds([bounds(world) for world in worlds.values()])}
+    summary |= {"tests": scale.num_tests, "runs": len(runs[0]), "steps": asdict(steps)}
     write_page(output / "docs", summary)
     _say(begun, str(output / "docs" / "ablations.md"))
     return summary
@@ -94,12 +99,13 @@ def _say(begun: float, what: str) -> None:
 
 
 def _train_all(
-    pool: ProcessPoolExecutor, runs: list[Run], seeds: Sequence[int], output: Path, begun: float, processes: int
+    pool: ProcessPoolExecutor, runs: dict[int, list[Run]], output: Path, begun: float, processes: int
 ) -> dict[tuple[str, int], dict]:
     """(run, seed) -> its evaluations; a seed after the other. A run that starts from another waits for that."""
     found: dict[tuple[str, int], dict] = {}
     jobs: dict[Future, tuple[str, int]] = {}
-    waiting = [(run, seed) for seed in seeds for run in runs]
+    waiting = [(run, seed) for seed in runs for run in runs[seed]]
+    number = len(waiting)
     while waiting or jobs:
         ready = [(run, seed) for run, seed in waiting if run.start is None or (run.start.name, seed) in found]
         for run, seed in ready[: processes - len(jobs)]:
@@ -109,8 +115,21 @@ def _train_all(
             (name, seed), evaluations = jobs.pop(job), job.result()
             found[name, seed] = evaluations
             figures = ", ".join(f"{key} {100 * one['value']:.1f} %" for key, one in evaluations.items())
-            _say(begun, f"{len(found)} of {len(runs) * len(seeds)}: {name}, seed {seed}: {figures or 'trained'}")
+            _say(begun, f"{len(found)} of {number}: {name}, seed {seed}: {figures or 'trained'}")
     return found
+
+
+def mean_bounds(found: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """The means of what `bounds` gives."""
+    return {
+        name: {side: sum(one[name][side] for one in found) / len(found) for side in found[0][name]}
+        for name in found[0]
+    }
+
+
+def world_of(output: Path, seed: int) -> Path:
+    """Where the world of a seed lies."""
+    return output / "worlds" / f"seed{seed}"
 
 
 def folder_of(output: Path, name: str, seed: int) -> Path:
@@ -121,7 +140,7 @@ def folder_of(output: Path, name: str, seed: int) -> Path:
 def recipe_of(run: Run, seed: int, output: Path) -> dict[str, Any]:
     """What `xllm train` takes."""
     start = run.start and folder_of(output, run.start.name, seed) / run.start.checkpoint
-    model, folder = start or output / "world" / "base", folder_of(output, run.name, seed)
+    model, folder = start or world_of(output, seed) / "base", folder_of(output, run.name, seed)
     return {"model": str(model), "output_dir": str(folder), "seed": seed, "stages": list(run.stages)}
 
 
