@@ -18,7 +18,7 @@ from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
 
 llguidance = pytest.importorskip("llguidance")
 from xllm.device import phone  # noqa: E402
-from xllm.device.commands import DeviceCommands, Refused  # noqa: E402
+from xllm.device.commands import DeviceCommands, Refused, _Pieces  # noqa: E402
 
 
 HOME = {
@@ -190,6 +190,31 @@ def test_a_schema_that_decoding_cannot_follow_is_named():
         DeviceCommands({"type": "object", "properties": {"apps": {"type": "array", "uniqueItems": True}}})
     with pytest.raises(ValueError, match="commands.type: not a JSON Schema"):
         DeviceCommands({"type": "thing"})
+
+
+def test_a_schema_that_no_text_fulfils_does_not_end_in_silence(tokenizer):
+    endless = {"$ref": "#/properties/a"}
+    for schema in ({"$ref": "#"}, {"type": "object", "properties": {"a": endless}, "required": ["a"]}):
+        with pytest.raises(ValueError, match="no text from here on fulfils it"):
+            walk(DeviceCommands(schema), tokenizer, lambda allowed, _: allowed[-1])
+
+
+def test_the_time_for_a_long_text_grows_with_its_length(device_folder):
+    """Each step reads all that is left of a text that a schema names."""
+
+    class Counted(dict):
+        looks = 0
+
+        def __contains__(self, piece):
+            self.looks += 1
+            return super().__contains__(piece)
+
+    tokenizer = ChatGLMTokenizer.from_pretrained(device_folder)
+    pieces = _Pieces(tokenizer, len(tokenizer))
+    pieces._numbers = Counted(pieces._numbers)
+    text = "§µ".encode() * 300
+    assert b"".join(pieces.tokens[index] for index in pieces(text)) == text
+    assert pieces._numbers.looks <= len(text) * max(map(len, pieces.tokens))
 
 
 @pytest.mark.parametrize(

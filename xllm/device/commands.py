@@ -30,8 +30,9 @@ answer: {text}command
 TEXT: /[^ {{][^{{]*/
 command: %json {schema}
 """
-# A schema that no text fulfils, an object in an object without end, takes 8 s with the default of 50,000 and 0.3 s so.
-LIMITS = LLParserLimits(step_max_items=10_000)
+# Of one step: an object in an object without end takes 0.3 s, with the default of 50,000 items 8 s; a text of 30,000
+# characters 0.1 s, with the default of 200,000 expressions 0.4 s.
+LIMITS = LLParserLimits(step_max_items=10_000, step_lexer_fuel=50_000)
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -57,7 +58,8 @@ class DeviceCommands:
         self.schema = schema
         self._validator = Draft202012Validator(schema)
         if wrong := LLMatcher.validate_grammar(self.grammar()):
-            raise ValueError(f"commands: a rule of this schema cannot be followed while decoding: {wrong}")
+            reason = wrong.partition("\n")[0]
+            raise ValueError(f"commands: a rule of this schema cannot be followed while decoding: {reason}")
 
     def parse(self, text: str) -> dict[str, Any]:
         """The command that a text is.
@@ -83,8 +85,7 @@ class DeviceCommands:
 
     def grammar(self, or_text: bool = False) -> str:
         """The answers that are allowed, in llguidance's language: a command, or with `or_text` text without "{"."""
-        schema = json.dumps({**self.schema, "x-guidance": FORM})
-        return LLMatcher.grammar_from_lark(GRAMMAR.format(schema=schema, text="TEXT? | " if or_text else ""))
+        return grammar_of(self.schema, or_text)
 
     def logits_processor(
         self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_token_id: Any = None, or_text: bool = True
@@ -114,10 +115,14 @@ class CommandLogitsProcessor(LogitsProcessor):
     """Leaves a grammar's tokens alone possible, in each row of a batch and each beam.
 
     It begins where the input of its first call ends, so each call of `generate` takes a new one.
+
+    Args:
+        grammar: as `DeviceCommands.grammar` writes it, or what `matcher_of` made of it.
     """
 
-    def __init__(self, grammar: str, tokenizer: LLTokenizer):
-        self._start, self._ends = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS), tokenizer.eos_tokens
+    def __init__(self, grammar: str | LLMatcher, tokenizer: LLTokenizer):
+        self._start = matcher_of(grammar, tokenizer) if isinstance(grammar, str) else grammar
+        self._ends = tokenizer.eos_tokens
         self._prompt: int | None = None
         self._matchers: dict[tuple[int, ...], LLMatcher] = {}
 
@@ -128,13 +133,13 @@ class CommandLogitsProcessor(LogitsProcessor):
         allowed = np.zeros(scores.shape, dtype=bool)
         for place, row in enumerate(input_ids[:, self._prompt :].tolist()):
             matcher = self._matcher(tuple(row), earlier)
-            if matcher.is_error():
-                raise ValueError(f"decoding cannot follow the schema of the commands: {matcher.get_error()}")
-            if matcher.is_stopped():
-                allowed[place, self._ends] = True
-            else:
-                bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+            mask = b"" if matcher.is_stopped() else matcher.compute_bitmask()
+            check(matcher)
+            if mask:
+                bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")
                 allowed[place, : bits.size] = bits[: scores.shape[1]]
+            else:
+                allowed[place, self._ends] = True
         return scores.masked_fill(~torch.from_numpy(allowed).to(scores.device), -torch.inf)
 
     def _matcher(self, tokens: tuple[int, ...], earlier: dict[tuple[int, ...], LLMatcher]) -> LLMatcher:
@@ -147,6 +152,25 @@ class CommandLogitsProcessor(LogitsProcessor):
                     matcher.consume_token(token)
             self._matchers[tokens] = matcher
         return self._matchers[tokens]
+
+
+def grammar_of(schema: dict, or_text: bool = False) -> str:
+    """`DeviceCommands.grammar` of a schema that nobody has checked."""
+    text = json.dumps({**schema, "x-guidance": FORM})
+    return LLMatcher.grammar_from_lark(GRAMMAR.format(schema=text, text="TEXT? | " if or_text else ""))
+
+
+def matcher_of(grammar: str, tokenizer: LLTokenizer) -> LLMatcher:
+    """A grammar at its beginning, for these tokens."""
+    return LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
+
+
+def check(matcher: LLMatcher) -> None:
+    """A `ValueError` where decoding cannot go on."""
+    if matcher.is_error():
+        told = matcher.get_error().partition("\n")[0]
+        reason = "no text from here on fulfils it" if told == "NoExtensionBias" else told
+        raise ValueError(f"decoding cannot follow the schema: {reason}")
 
 
 def token_table(
@@ -187,6 +211,7 @@ class _Pieces:
             self.tokens[index] = f"<special_{index}>".encode()
         # Before bytes that a piece falls back to comes the piece itself.
         self._numbers = {piece: index for index, piece in reversed([*enumerate(self.tokens)])}
+        self._most = max(map(len, self._numbers), default=0)
 
     def __call__(self, text: bytes) -> list[int]:
         """A stretch of an answer as the tokenizer writes it within a text, where spaces at its ends stay."""
@@ -198,17 +223,19 @@ class _Pieces:
         end = 0
         for index, piece in zip(ids, pieces):
             if begin == end and text.startswith(piece, begin) and piece:
-                found, end = [*found, index], end + len(piece)
+                found.append(index)
+                end += len(piece)
             begin += len(piece)
-        return [*found, *self._longest(text[end:])]
+        return [*found, *self._longest(text, end)]
 
-    def _longest(self, text: bytes) -> list[int]:
+    def _longest(self, text: bytes, begin: int) -> list[int]:
         """The longest piece, and again: for what the tokenizer writes across the ends of a stretch."""
         ids: list[int] = []
-        while text:
-            size = next((size for size in range(len(text), 0, -1) if text[:size] in self._numbers), 0)
+        while begin < len(text):
+            sizes = range(min(self._most, len(text) - begin), 0, -1)
+            size = next((size for size in sizes if text[begin : begin + size] in self._numbers), 0)
             if not size:
                 break
-            ids.append(self._numbers[text[:size]])
-            text = text[size:]
+            ids.append(self._numbers[text[begin : begin + size]])
+            begin += size
         return ids

@@ -17,6 +17,7 @@ class Limits:
         recording_seconds: of a recording for /v1/audio/transcriptions, which is heard in windows.
         items: media of one request.
         choices: answers to one request (`n`).
+        schema_bytes: of the JSON Schema of an answer; schema_seconds, schema_memory: of a processor, to read it.
         new_tokens: of an answer for which the request names no number.
         rows: answers that are written at the same time; prefill_tokens: of prompts that are read in one step.
         queue: answers that wait for their turn before requests are refused (429).
@@ -35,6 +36,9 @@ class Limits:
     recording_seconds: float = 4 * 3600.0
     items: int = 32
     choices: int = 8
+    schema_bytes: int = 64 << 10
+    schema_seconds: int = 3
+    schema_memory: int = 512 << 20
     new_tokens: int = 512
     rows: int = 32
     prefill_tokens: int = 8192

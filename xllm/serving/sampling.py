@@ -18,7 +18,7 @@ WINDOW = 8  # tokens that are decoded again and again before the window moves on
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is written, in the words of OpenAI's API; `grammar`: llguidance's, which it is held to."""
+    """How an answer is written, in the words of OpenAI's API; `grammar`: llguidance's matcher, which holds it."""
 
     max_tokens: int
     temperature: float = 0.0
@@ -30,7 +30,7 @@ class Sampling:
     logit_bias: dict[int, float] = field(default_factory=dict)
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None  # how many others are told for each token; `None`: not even its own
-    grammar: str | None = None
+    grammar: Any = None
 
     @property
     def is_plain(self) -> bool:

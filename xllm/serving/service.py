@@ -17,6 +17,7 @@ from jinja2 import TemplateError
 from xllm.processing.conversations import clean_part, part_source, with_track
 from xllm.processing.media_kinds import MEDIA_KINDS
 from xllm.processing.media_sources import memory_limit
+from xllm.serving.answer_schemas import AnswerSchemas
 from xllm.serving.engine import Engine, Job
 from xllm.serving.limits import Limits, RequestError, context_length
 from xllm.serving.media_access import MediaAccess
@@ -112,6 +113,7 @@ class Service:
         self.model, self.processor, self.name = model, processor, name
         self.access, self.limits = access, limits
         self.engine = Engine(model, processor, limits)
+        self._schemas = AnswerSchemas(limits)
         self._workers = ThreadPoolExecutor(limits.workers, thread_name_prefix="xllm-media")
         self._bell: Bell | None = None  # of the loop that asks
         self._tokenizer_lock = threading.Lock()  # fast tokenizers refuse two threads at once
@@ -156,7 +158,7 @@ class Service:
         if wrong := [token for token in sampling.logit_bias if not 0 <= token < self._vocabulary]:
             raise RequestError(f"logit_bias: there is no token {wrong[0]}", param="logit_bias")
         if schema is not None:
-            sampling = replace(sampling, grammar=await self.in_worker(self._grammar_of, schema))
+            sampling = replace(sampling, grammar=await self.in_worker(self._matcher_of, schema))
         return self.begin([inputs] * body.n, sampling, streams)
 
     def begin(self, rows: list[dict], sampling: Sampling, streams: bool = False) -> Asking:
@@ -204,16 +206,8 @@ class Service:
             message = f"{length} characters of text are more than the {self.context} tokens of the model's context"
             raise RequestError(message, code="context_length_exceeded", param="messages")
 
-    def _grammar_of(self, schema: dict) -> str:
-        """A JSON Schema as llguidance's grammar."""
-        from xllm.device.commands import DeviceCommands
-
-        try:
-            grammar = DeviceCommands(schema).grammar()
-        except (ValueError, RecursionError) as error:
-            raise RequestError(str(error).replace("commands", "response_format"), param="response_format") from error
-        assert self.engine.pieces is not None  # made here the first time: it takes seconds for a large vocabulary
-        return grammar
+    def _matcher_of(self, schema: dict) -> Any:
+        return self._schemas.matcher(schema, self.engine.pieces)  # made here the first time, in seconds if it is large
 
     def _decoded(self, part: dict) -> dict:
         if part["type"] == "text":
