@@ -7,7 +7,9 @@ import json
 import socket
 import threading
 import time
+import urllib.error
 import urllib.parse
+import urllib.request
 import zlib
 
 import openai
@@ -332,6 +334,13 @@ def test_who_may_ask(guarded, headers, status):
     assert found == status
     assert status == 200 or json.loads(text)["error"]["message"]
     assert "secret" not in text
+
+
+def test_an_allowed_page_reads_why_it_is_refused(guarded):
+    request = urllib.request.Request(f"{guarded.url}/v1/models", headers={"Origin": "http://page.example"})
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(request, timeout=60)
+    assert (error.value.status, error.value.headers["access-control-allow-origin"]) == (401, "http://page.example")
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 """`xllm serve` as a client sees it: the `openai` package against a server on this machine."""
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -286,23 +287,54 @@ def test_it_listens_on_this_machine_unless_told_otherwise():
     assert build_parser().parse_args(["serve", "model"]).host == "localhost"
 
 
-def test_an_answer_that_lasts_longer_than_the_server_is_told_so(loaded):
-    service = Service(*loaded, NAME, MediaAccess(), Limits())
-    server = DrainingServer(uvicorn.Config(create_app(service), port=0, ws="none", log_level="error"), service, 0.2)
+@contextlib.contextmanager
+def serving_in_a_thread(service: Service, drain: float = 0.2):
+    """The command's server and its port."""
+    server = DrainingServer(uvicorn.Config(create_app(service), port=0, ws="none", log_level="error"), service, drain)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.02)
-    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield server, server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_an_answer_that_lasts_longer_than_the_server_is_told_so(loaded):
+    service = Service(*loaded, NAME, MediaAccess(), Limits())
     endless = {"max_tokens": 900, "logit_bias": {str(loaded[1].tokenizer.eos_token_id): -100}}
-    with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
+    with serving_in_a_thread(service) as (server, port):
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
         stream = chat(client, "Say", stream=True, **endless)
         next(iter(stream))
         server.should_exit = True
         with pytest.raises(openai.APIError, match="the server is shutting down"):
             list(stream)
-    thread.join(20)
-    assert not thread.is_alive()
+        client.close()
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux ends what nobody reads")
+def test_what_nobody_reads_is_written_no_further(loaded, monkeypatch):
+    monkeypatch.setattr("xllm.serving.draining.UNREAD", 1)
+    service = Service(*loaded, NAME, MediaAccess(), Limits())
+    bias = {str(loaded[1].tokenizer.eos_token_id): -100}
+    body = {"model": NAME, "messages": [{"role": "user", "content": "Say"}], "max_tokens": 900, "stream": True, "n": 8}
+    content = json.dumps({**body, "logit_bias": bias, "logprobs": True, "top_logprobs": 20}).encode()
+    with serving_in_a_thread(service) as (server, port), socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", port))
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
+        client.sendall(head.encode() + content)
+        deadline = time.monotonic() + 60
+        while not service.engine.counts["tokens"] and time.monotonic() < deadline:
+            time.sleep(0.05)
+        while server.server_state.connections and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not server.server_state.connections
+        assert service.engine.counts["tokens"] < 8 * 900
 
 
 @pytest.mark.slow

@@ -55,6 +55,7 @@ def _serve(args: argparse.Namespace, folder: Path) -> None:
 
         from xllm.page.page_app import create_page_app
         from xllm.serving import Limits
+        from xllm.serving.draining import Server
     except ImportError as error:
         wanted = "pip install 'xllm-transformers[page]'"
         raise ImportError(f"the page needs gradio, fastapi and uvicorn: {wanted}") from error
@@ -69,7 +70,7 @@ def _serve(args: argparse.Namespace, folder: Path) -> None:
         sys.stderr.write(f"--host {args.host}: anybody who reaches it may ask (--password PASSWORD)\n")
     sys.stderr.write(f"open http://{args.host}:{args.port}/ in a browser; Ctrl-C ends\n")
     options: dict[str, Any] = {"log_level": "critical", "timeout_graceful_shutdown": 1, "ws": "none"}
-    uvicorn.run(app, host=args.host, port=args.port, **options)
+    Server(uvicorn.Config(app, host=args.host, port=args.port, **options)).run()
 
 
 def _training(args: argparse.Namespace) -> tuple[Callable[[str], Any], None] | None:

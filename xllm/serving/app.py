@@ -47,10 +47,10 @@ def create_app(
     app.add_exception_handler(HTTPException, _told_http)
     app.add_exception_handler(Exception, _told_any)
     app.add_middleware(_Counted, counts=routes.statuses)
-    if origins:
-        app.add_middleware(CORSMiddleware, allow_origins=[*origins], allow_methods=["*"], allow_headers=["*"])
     most = service.limits.body_bytes
     app.add_middleware(Guard, body_bytes=most, api_key=api_key, hosts=[*hosts], origins=[*origins])
+    if origins:  # around the guard: their pages may read why it refuses
+        app.add_middleware(CORSMiddleware, allow_origins=[*origins], allow_methods=["*"], allow_headers=["*"])
     return app
 
 
