@@ -40,6 +40,7 @@ REDIRECTS = 5
 _IN_MEMORY = 1 << 25  # bytes; a longer download lies in a temporary file
 
 _memory: ContextVar[int | None] = ContextVar("memory", default=None)
+_kept: ContextVar["list[MediaError] | None"] = ContextVar("kept", default=None)
 _URL = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _BASE64 = re.compile(r"^[A-Za-z0-9+/_\-\s]+={0,2}\s*$")
 _MIN_BASE64 = 64  # a shorter string is taken for a file name
@@ -92,7 +93,22 @@ def check_memory(name: str, size: int, what: str) -> None:
 
 def warn_of(name: str, reason: str) -> None:
     """Says once, in one line, what is doubtful about a medium that is used all the same."""
-    logger.warning_once(str(MediaError(name, reason)))
+    warning, kept = MediaError(name, reason), _kept.get()
+    if kept is None:
+        logger.warning_once(str(warning))
+    else:
+        kept.append(warning)
+
+
+@contextlib.contextmanager
+def kept_warnings() -> "Iterator[list[MediaError]]":
+    """Within it, in this thread, what is doubtful about media comes into the list instead of the log."""
+    kept: list[MediaError] = []
+    token = _kept.set(kept)
+    try:
+        yield kept
+    finally:
+        _kept.reset(token)
 
 
 def in_time(items: Iterable[ItemT], name: str) -> Iterator[ItemT]:

@@ -190,7 +190,7 @@ def test_two_tabs_and_what_a_closed_or_stopped_one_leaves(served, chromium, monk
         )
 
 
-def test_what_is_wrong_is_said_in_a_line(served, chromium, media):
+def test_what_is_wrong_is_said_in_a_line(served, chromium, media, tmp_path):
     with tab(chromium, served.url) as one:
         one.page.click("#box .submit-button")
         one.page.wait_for_selector("#notice p", timeout=WAIT)
@@ -205,6 +205,11 @@ def test_what_is_wrong_is_said_in_a_line(served, chromium, media):
         one.done()
         one.ask("And now?")
         assert one.page.locator("#notice p").count() == 0
+        cut = tmp_path / "cut_off.png"
+        cut.write_bytes((media / "red.png").read_bytes()[:-12])
+        one.add(cut)
+        assert one.ask("What is this?").endswith("Beware: cut_off.png: cut off: the end of the file is missing")
+        assert "Beware" not in one.ask("And now?")
 
 
 MARKUP = (
@@ -239,13 +244,18 @@ def _is_blocked(one: Tab, url: str) -> bool:
     return one.page.evaluate("url => performance.getEntriesByName(url).every(entry => !entry.transferSize)", url)
 
 
-def test_a_phone_in_chinese(served, chromium):
+def test_a_phone_in_chinese(served, chromium, media):
     with tab(chromium, served.url, viewport={"width": 390, "height": 844}, locale="zh-CN", has_touch=True) as one:
         assert one.page.url.endswith("/zh/")
         assert "模型听到和看到了什么" in one.page.inner_text("body")
         assert one.page.evaluate("document.documentElement.scrollWidth") <= 390
         box = one.page.locator("#box").bounding_box()
         assert box["y"] + box["height"] <= 844  # what one writes into is seen at once
+        one.add(media / "red.png")
+        one.ask("这是什么？")
+        notes = one.look().locator("p.soft").all_inner_texts()
+        assert any("的注意力落在类别或寄存器词元上" in note for note in notes), notes
+        assert one.page.evaluate("document.documentElement.scrollWidth") <= 390
         one.page.click("#head a")
         one.page.wait_for_url(f"{served.url}/en/")
         one.page.wait_for_selector("text=What the model heard and saw", timeout=WAIT)

@@ -5,6 +5,7 @@ import pytest
 
 from xllm.page.talk import Talk, Turn, Upload, literal, without_html
 from xllm.page.texts import all_texts, language_of
+from xllm.training.evaluation.looking import NOTES
 
 
 def test_languages_say_the_same_things():
@@ -14,6 +15,12 @@ def test_languages_say_the_same_things():
         assert [*texts] == [*english]
         for name in english:
             assert sorted(_holes(texts[name])) == sorted(_holes(english[name])), name
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_what_a_look_lacks_is_said_in_each_language(name):
+    for texts in all_texts().values():
+        assert sorted(_holes(texts[f"note {name}"])) == sorted(_holes(NOTES[name]))
 
 
 def _holes(text: str) -> list[str]:

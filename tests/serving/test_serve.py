@@ -66,6 +66,27 @@ def test_a_stream_is_the_answer_in_pieces(client, media):
     assert chunks[-1].usage.completion_tokens == 8
 
 
+def test_what_is_doubtful_about_media_is_told(client, media, caplog):
+    """An answer is given all the same."""
+    whole = (media / "red.png").read_bytes()
+    cut = base64.b64encode(whole[:-12]).decode()  # without its last chunk
+    good = {"type": "image_url", "image_url": {"url": data_url(media / "red.png", "image/png")}}
+    bad = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{cut}"}}
+    said = ["messages[0].content[1]: cut off: the end of the file is missing"]
+    for _ in range(2):  # not only once
+        assert chat(client, [good, bad]).warnings == said
+    chunks = list(chat(client, [good, bad], stream=True))
+    assert [getattr(chunk, "warnings", None) for chunk in chunks] == [said, *[None] * (len(chunks) - 1)]
+    part = {"type": "input_image", "image_url": bad["image_url"]["url"]}
+    reply = client.responses.create(model=NAME, input=[{"role": "user", "content": [part]}], max_output_tokens=2)
+    assert reply.warnings == ["messages[0].content[0]: cut off: the end of the file is missing"]
+    assert not hasattr(chat(client, [good]), "warnings")
+    assert "cut off" not in caplog.text
+    worse = f"data:image/png;base64,{base64.b64encode(whole[:50]).decode()}"
+    with pytest.raises(openai.BadRequestError, match=r"messages\[0\].content\[1\]: (damaged|not an image)"):
+        chat(client, [good, {"type": "image_url", "image_url": {"url": worse}}])
+
+
 def test_a_stream_ends_with_done(serving):
     body = {"model": NAME, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2, "stream": True}
     events = post(serving, "/v1/chat/completions", body)[1].strip().split("\n\n")

@@ -32,6 +32,27 @@ _CHUNK = 16_384  # rows of the vocabulary at a time: a large one is not copied w
 _MOST_PREFIX = 16  # class and register tokens before those of patches
 
 
+NOTES = {
+    "no map": "a {converter} converter tells neither attention over a picture nor weights in time",
+    "no fire": "no token was fired: the language model reads nothing of it",
+    "no grid": "its encoder's vectors are no grid of patches: attention is not shown over the medium",
+    "no place": "{share:.0%} of the attention lies on class or register tokens ({count}), which have no place",
+    "no time": "its features carry no time: places are numbers of frames",
+}
+
+
+class Note(str):
+    """What a look lacks, in English; other languages have texts of their own for its `name` and `values`."""
+
+    name: str
+    values: dict[str, Any]
+
+    def __new__(cls, name: str, **values: Any) -> "Note":
+        note = super().__new__(cls, NOTES[name].format(**values))
+        note.name, note.values = name, values
+        return note
+
+
 @dataclass(frozen=True)
 class Scale:
     """What a cosine is worth in this vocabulary: `random`, median and 95th percentile of the best cosine of random
@@ -61,7 +82,7 @@ class RowLook:
 
     row: str
     pieces: list[Piece]
-    notes: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
     weights: np.ndarray | None = None
     step: float = 0.0
 
@@ -174,9 +195,9 @@ def _look_of_row(
     elif layers and layers[0]:
         _add_attention(found, model, row, inputs, torch.stack([one for one in layers[0] if one is not None]))
     if found.weights is None and not any(piece.heat is not None for piece in found.pieces) and not found.notes:
-        found.notes.append(f"a {row.converter} converter tells neither attention over a picture nor weights in time")
+        found.notes.append(Note("no map", converter=row.converter))
     if not found.pieces:
-        found.notes.append("no token was fired: the language model reads nothing of it")
+        found.notes.append(Note("no fire"))
     return found
 
 
@@ -217,7 +238,7 @@ def _add_attention(found: RowLook, model: Any, row: Any, inputs: torch.Tensor, l
     tower = None if row.encoder is None else model.model.tower(row.encoder)
     grid = None if tower is None else _grid(tower.config, inputs, length)
     if grid is None or pictures * queries != len(found.pieces):
-        found.notes.append("its encoder's vectors are no grid of patches: attention is not shown over the medium")
+        found.notes.append(Note("no grid"))
         return
     before, rows, columns = grid
     shown = attention[..., before : before + rows * columns].reshape(-1, rows, columns).numpy()
@@ -225,9 +246,7 @@ def _add_attention(found: RowLook, model: Any, row: Any, inputs: torch.Tensor, l
         piece.heat = heat
     if before:
         share = float(attention[..., :before].sum(-1).mean())
-        found.notes.append(
-            f"{share:.0%} of the attention lies on class or register tokens ({before}), which have no place"
-        )
+        found.notes.append(Note("no place", share=share, count=before))
 
 
 def _grid(config: Any, inputs: torch.Tensor, length: int) -> tuple[int, int, int] | None:
@@ -266,11 +285,11 @@ def _add_firing(found: RowLook, row: Any, features: Any, mask: torch.Tensor | No
     """Weights of the CIF and the times of its tokens."""
     found.weights = features.alphas[0, : _num_frames(row, features, mask)].float().cpu().numpy()
     if step is None:
-        found.notes.append("its features carry no time: places are numbers of frames")
+        found.notes.append(Note("no time"))
     found.step = step or 1.0
     ends = [found.step * float(end) for end in features.fire_frames[0, : len(found.pieces)]]
     for piece, start, end in zip(found.pieces, [0.0, *ends], ends):
         piece.span = start, end
 
 
-__all__ = ["Look", "Piece", "RowLook", "Scale", "Vocabulary", "look"]
+__all__ = ["NOTES", "Look", "Note", "Piece", "RowLook", "Scale", "Vocabulary", "look"]

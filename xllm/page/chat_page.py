@@ -10,7 +10,7 @@ from typing import Any
 import gradio
 
 from xllm.page.looks import Looks
-from xllm.page.talk import Talk, Turn, Upload
+from xllm.page.talk import Talk, Turn, Upload, literal
 from xllm.page.texts import all_texts
 from xllm.processing.media_kinds import MEDIA_KINDS, MediaKind
 from xllm.serving.limits import RequestError
@@ -205,6 +205,7 @@ class ChatPage:
         try:
             body = ChatBody(model=self.service.name, messages=talk.messages(), **options)
             talk.asking = await self.service.ask(body)
+            doubts = [error for _, error in talk.asking.doubts if error.source in {file.path for file in turn.uploads}]
             if talk.is_stopped:
                 talk.asking.stop()
             last, reason = time.monotonic(), None
@@ -229,6 +230,8 @@ class ChatPage:
                 turn.remark = texts("too long", most=options["max_tokens"])
             elif not turn.answer.strip():
                 turn.remark = texts["nothing said"]
+            told = [literal(texts("doubtful", reason=self._reason(str(error), turn))) for error in doubts]
+            turn.remark = "\n\n".join([*([turn.remark] if turn.remark else []), *told])
         yield {self.chat: talk.shown(), self.box: ready}
 
     def _upload(self, file: dict, heard_as: str | None) -> Upload:

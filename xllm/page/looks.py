@@ -89,7 +89,8 @@ def _row(found: Look, row: RowLook, texts: Texts) -> str:
         parts.append(f'<div class="chips">{chips}{texts("more", count=more) if more > 0 else ""}</div>')
     if any(piece.heat is not None for piece in row.pieces):
         parts.append(_each_query(found, row, texts))
-    parts += [f'<p class="soft">{safe_text(note)}</p>' for note in row.notes]
+    notes = [texts(f"note {note.name}", **note.values) for note in row.notes]
+    parts += [f'<p class="soft">{safe_text(note)}</p>' for note in notes]
     return "".join(parts)
 
 
@@ -137,7 +138,7 @@ def _wave(found: Look, row: RowLook, texts: Texts) -> str:
     )
     ends = [1000 * piece.span[1] / max(seconds, 1e-9) for piece in row.pieces if piece.span is not None]
     lines = "".join(f'<line x1="{end:.1f}" x2="{end:.1f}" y1="0" y2="180"/>' for end in ends)
-    told = texts("wave", seconds=seconds, count=len(row.pieces)) if row.pieces else texts["no fire"]
+    told = texts("wave", seconds=seconds, count=len(row.pieces))
     return (
         f'<p>{told}</p><svg viewBox="0 0 1000 180" preserveAspectRatio="none" role="img" aria-label="{told}">'
         f'<g class="wave">{bars}</g><g class="weight">{weights}</g><g class="fired">{lines}</g></svg>'

@@ -72,7 +72,12 @@ class AnswerSchemas:
     def _try(self, grammar: str) -> None:
         seconds, memory = self._limits.schema_seconds, self._limits.schema_memory
         command = [sys.executable, "-P", "-c", TRIAL, str(seconds), str(memory)]
-        if subprocess.run(command, input=grammar.encode(), capture_output=True).returncode:
+        try:
+            trial = subprocess.run(command, input=grammar.encode(), capture_output=True)
+        except OSError as error:
+            message = f"response_format: no process can be started that reads schemas ({error.strerror})"
+            raise RequestError(message, 500) from error
+        if trial.returncode:
             raise _error(f"reading this schema takes more than {seconds} s or {memory >> 20} MiB: make it simpler")
 
 

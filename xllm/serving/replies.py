@@ -9,7 +9,7 @@ from typing import Any
 
 from xllm.serving.limits import RequestError
 from xllm.serving.requests import ChatBody, ResponsesBody
-from xllm.serving.service import Asking
+from xllm.serving.service import Asking, told_of
 
 
 class _Written:
@@ -34,6 +34,11 @@ def event(data: dict[str, Any], name: str | None = None) -> bytes:
     """One server-sent event."""
     head = f"event: {name}\n" if name else ""
     return f"{head}data: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+
+
+def _warnings(asking: Asking) -> dict[str, list[str]]:
+    """A member of ours, where there is something to say: media that were answered although they are doubtful."""
+    return {"warnings": [told_of(*doubt) for doubt in asking.doubts]} if asking.doubts else {}
 
 
 # ---- chat completions -----------------------------------------------------------------------------------------------
@@ -70,12 +75,13 @@ async def chat_completion(asking: Asking, body: ChatBody) -> dict[str, Any]:
         }
         for place, text in enumerate(written.texts)
     ]
-    return {**_head("chat.completion", body), "choices": choices, "usage": _usage(asking, written)}
+    usage = _usage(asking, written)
+    return {**_head("chat.completion", body), "choices": choices, "usage": usage, **_warnings(asking)}
 
 
 async def chat_events(asking: Asking, body: ChatBody) -> AsyncIterator[bytes]:
     """The answer as it is written; an error behind its beginning is an event, too."""
-    head, written = _head("chat.completion.chunk", body), _Written(len(asking.jobs))
+    head, written = {**_head("chat.completion.chunk", body), **_warnings(asking)}, _Written(len(asking.jobs))
     tells_usage = body.stream_options is not None and body.stream_options.include_usage
     rest = {"usage": None} if tells_usage else {}
 
@@ -86,6 +92,7 @@ async def chat_events(asking: Asking, body: ChatBody) -> AsyncIterator[bytes]:
     try:
         for place in range(len(asking.jobs)):
             yield chunk(place, {"role": "assistant", "content": ""}, [])
+        head.pop("warnings", None)  # once is enough
         async for place, delta in written.take(asking):
             if delta.text or delta.logprobs:
                 yield chunk(place, {"content": delta.text}, delta.logprobs)
@@ -156,6 +163,7 @@ class _Response:
             "tools": [],
             "top_p": self.body.top_p,
             "usage": usage if is_done else None,
+            **_warnings(self.asking),
         }
 
     @property

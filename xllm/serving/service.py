@@ -16,7 +16,7 @@ from jinja2 import TemplateError
 
 from xllm.processing.conversations import clean_part, part_source, with_track
 from xllm.processing.media_kinds import MEDIA_KINDS
-from xllm.processing.media_sources import memory_limit
+from xllm.processing.media_sources import MediaError, kept_warnings, memory_limit
 from xllm.serving.answer_schemas import AnswerSchemas
 from xllm.serving.engine import Engine, Job
 from xllm.serving.limits import Limits, RequestError, context_length
@@ -26,6 +26,12 @@ from xllm.serving.sampling import Delta, Sampling
 
 
 CHARACTERS = 256  # of the longest tokens: runs of spaces
+
+
+def told_of(where: str, error: MediaError) -> str:
+    """What is wrong with a medium, by its place in the request where it has no name of its own."""
+    is_sent = error.source.startswith(("data:", "<"))
+    return f"{where}: {error.reason}" if is_sent and error.reason else str(error)
 
 
 class Bell:
@@ -51,11 +57,12 @@ class Bell:
 
 
 class Asking:
-    """Answers that were asked for, as they are told."""
+    """Answers that were asked for, as they are told; `doubts`: what was found about media, with the place of each."""
 
     def __init__(self, bell: Bell, prompt_tokens: int):
         self.jobs: list[Job] = []
         self.prompt_tokens, self._bell = prompt_tokens, bell
+        self.doubts: list[tuple[str, MediaError]] = []
         self._told: deque[tuple[int, Delta | RequestError]] = deque()
         self._news = asyncio.Event()
 
@@ -152,14 +159,16 @@ class Service:
         if body.n > self.limits.choices:
             raise RequestError(f"n: at most {self.limits.choices} answers", param="n")
         schema, conversation = body.schema_of_answer, body.conversation()
-        inputs = await self.in_worker(self.prepare, conversation)
+        inputs, doubts = await self.in_worker(self.prepare, conversation)
         room = None if self.context is None else self.context - inputs["input_ids"].shape[1]
         sampling = sampling_of(body, self.limits, self.model.generation_config, room)
         if wrong := [token for token in sampling.logit_bias if not 0 <= token < self._vocabulary]:
             raise RequestError(f"logit_bias: there is no token {wrong[0]}", param="logit_bias")
         if schema is not None:
             sampling = replace(sampling, grammar=await self.in_worker(self._matcher_of, schema))
-        return self.begin([inputs] * body.n, sampling, streams)
+        asking = self.begin([inputs] * body.n, sampling, streams)
+        asking.doubts = doubts
+        return asking
 
     def begin(self, rows: list[dict], sampling: Sampling, streams: bool = False) -> Asking:
         """Put one answer per row of inputs in the engine's queue; further ones get further seeds."""
@@ -176,22 +185,28 @@ class Service:
 
     # ---- in a worker's thread ---------------------------------------------------------------------------------------
 
-    def prepare(self, conversation: list[dict]) -> dict[str, torch.Tensor]:
-        """The processor's output for one conversation of a client, whose control tokens are text.
+    def prepare(self, conversation: list[dict]) -> tuple[dict[str, torch.Tensor], list[tuple[str, MediaError]]]:
+        """The processor's output for one conversation of a client, whose control tokens are text; and what is doubtful
+        about its media, with the place of each.
 
         Raises:
             ValueError: a part or medium that cannot be used.
         """
         self._check_text(conversation)
-        messages, count = [], 0
-        for message in conversation:
-            parts = [part for given in message["content"] for part in with_track(clean_part(given))]
-            count += sum(part["type"] != "text" for part in parts)
-            if count > self.limits.items:
-                raise RequestError(f"more than {self.limits.items} media in one request", param="messages")
-            content = [self._decoded(part) for part in parts]
+        messages, count, doubts = [], 0, list[tuple[str, MediaError]]()
+        for number, message in enumerate(conversation):
+            content = []
+            for place, given in enumerate(message["content"]):
+                parts = with_track(clean_part(given))
+                count += sum(part["type"] != "text" for part in parts)
+                if count > self.limits.items:
+                    raise RequestError(f"more than {self.limits.items} media in one request", param="messages")
+                where = f"messages[{number}].content[{place}]"
+                with kept_warnings() as kept:
+                    content += [self._decoded(part, where) for part in parts]
+                doubts += [(where, warning) for warning in kept]
             messages.append({"role": message["role"], "content": content})
-        return self.encode(messages)
+        return self.encode(messages), doubts
 
     def encode(self, messages: list[dict]) -> dict[str, torch.Tensor]:
         """The processor's output for decoded messages."""
@@ -209,10 +224,13 @@ class Service:
     def _matcher_of(self, schema: dict) -> Any:
         return self._schemas.matcher(schema, self.engine.pieces)  # made here the first time, in seconds if it is large
 
-    def _decoded(self, part: dict) -> dict:
+    def _decoded(self, part: dict, where: str) -> dict:
         if part["type"] == "text":
             return part
-        source = self.access.open(part_source(part), MEDIA_KINDS[part["type"]])
-        medium = self.processor.load(part["type"], source)
-        self.processor.check_length(part["type"], medium, "/v1/audio/transcriptions")
+        try:
+            source = self.access.open(part_source(part), MEDIA_KINDS[part["type"]])
+            medium = self.processor.load(part["type"], source)
+            self.processor.check_length(part["type"], medium, "/v1/audio/transcriptions")
+        except MediaError as error:
+            raise RequestError(told_of(where, error), param="messages") from error
         return {"type": part["type"], part["type"]: medium}
