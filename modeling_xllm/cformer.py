@@ -149,6 +149,7 @@ class CFormer(PreTrainedModel):
             attention = {"attn_implementation": config._attn_implementation}
             self.bert = BertModel._from_config(config.bert_config(), add_pooling_layer=False, **attention)
             self.bert.embeddings.word_embeddings = None  # tokens arrive as embeddings
+        self.word_head = None if config.num_words is None else nn.Linear(config.hidden_size, config.num_words)
         self.post_init()
 
     @classmethod
@@ -185,7 +186,7 @@ class CFormer(PreTrainedModel):
                 times and weights are not known.
 
         Returns:
-            [`CIFOutput`], its `embeddings (B, U, hidden_size)`, U = the longest clip; when compiled or exported U = T.
+            [`CIFOutput`], its `embeddings (B, U, output_size)`, U = the longest clip; when compiled or exported U = T.
         """
         fired: Any
         if token_level or self.cif is None:
@@ -208,7 +209,9 @@ class CFormer(PreTrainedModel):
                 embeddings = self._contextualise_windows(embeddings, fired.mask, fired.lengths)
             elif embeddings.numel():
                 embeddings = self._contextualise(embeddings, fired.mask)
-            fired.embeddings = embeddings.masked_fill(~fired.mask[..., None].to(embeddings.device), 0)
+        if self.word_head is not None:
+            embeddings = self.word_head(embeddings).softmax(-1, dtype=torch.float32).to(embeddings.dtype)
+        fired.embeddings = embeddings.masked_fill(~fired.mask[..., None].to(embeddings.device), 0)
         return fired
 
     def _contextualise(self, embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -31,6 +31,8 @@ class CFormerConfig(PreTrainedConfig):
         cif_hidden_size (`int`): width of the fired tokens; a projection is added where it differs from the encoder's.
         transformer (`str`): "bert" (Linear, ReLU, then a BERT encoder) or "none", the authors' "fc" variant: the fired
             tokens are the output, and the adapter after the C-Former is all that is trained beside the CIF.
+        num_words (`int`, *optional*): the tokens are shares of so many words: the head that stage 1 reads them with,
+            and a softmax, stay behind the transformer (`xllm.training.starts.keep_words`). By default there is none.
         The others are those of [`BertConfig`]; with `transformer="none"`, `hidden_size` is set to `cif_hidden_size`.
 
     Raises:
@@ -50,6 +52,7 @@ class CFormerConfig(PreTrainedConfig):
     cif_one_token_per_frame: bool = True
     cif_hidden_size: int = 512
     transformer: str = "bert"
+    num_words: int | None = None
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
@@ -79,6 +82,11 @@ class CFormerConfig(PreTrainedConfig):
             heads = self.num_attention_heads
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads}")
         super().__post_init__(**kwargs)
+
+    @property
+    def output_size(self) -> int:
+        """Width of the tokens."""
+        return self.num_words or self.hidden_size
 
     def bert_config(self) -> BertConfig:
         """The encoder-only BERT of this C-Former; its vocabulary is one idle row, which [`CFormer`] drops."""

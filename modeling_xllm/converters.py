@@ -212,7 +212,7 @@ class CFormerConverter(X2LConverter, CFormer):
 
     @classmethod
     def output_size(cls, owner_row: PreTrainedConfig) -> int:
-        return owner_row.converter_config.hidden_size
+        return owner_row.converter_config.output_size
 
     @classmethod
     def check_row(cls, row: PreTrainedConfig) -> None:

@@ -49,6 +49,10 @@ class SpeechRecognitionConfig(StageOneConfigMixin, XLLMConfig):
             )
         if row.cformer_config.cif_predictor == "none":
             raise ValueError(f"modality {self.modality!r} has no CIF (cif_predictor='none'), nothing to train")
+        if row.cformer_config.num_words is not None:
+            raise ValueError(
+                f"modality {self.modality!r} keeps the head of its stage 1 (num_words): go on with stage 2"
+            )
         if self.vocab_size < 1:
             raise ValueError(f"vocab_size must be positive, got {self.vocab_size}")
         if not 0 <= self.label_smoothing < 1:

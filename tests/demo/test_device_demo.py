@@ -381,7 +381,7 @@ def test_the_whole_demo_at_a_reduced_scale(world, tmp_path, capsys):
     heard = SPOKEN_SCALE.spoken
     spoken = replace(
         heard, num_recordings=24, num_tests=8, speech_size=16, converter_size=16,
-        **brief(heard, "speech", "speech_convert", "speech_align", "integrate"),
+        **brief(heard, "speech", "speech_convert", "integrate"),
     )  # fmt: skip
     scale = replace(
         SPOKEN_SCALE, language_size=32, language_layers=1, num_states=40, num_tests=8, spoken=spoken,
@@ -409,7 +409,7 @@ def test_the_whole_demo_at_a_reduced_scale(world, tmp_path, capsys):
     # What is composed is what was trained, bit for bit; stage 3 has trained both.
     status, speech, both, last = (
         read_tensors(str(demo / "stages" / name), None, lambda key: key.startswith("model.interfaces."))
-        for name in ("stage2-status", "speech/stage2-speech", "composed", "stage3")
+        for name in ("stage2-status", "speech/words", "composed", "stage3")
     )
     assert {key: value.tolist() for key, value in both.items()} == {
         key: value.tolist() for key, value in {**status, **speech}.items()

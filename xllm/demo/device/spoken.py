@@ -1,16 +1,16 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Requests to the phone that are spoken: recordings, an encoder that hears their words, and stages 1, 2 and 3.
+"""Requests to the phone that are spoken: recordings, an encoder that hears their words, and stages 1 and 3.
 
 | file                     | one line is                                                      | read by |
 |--------------------------|------------------------------------------------------------------|---------|
 | convert_speech.jsonl     | a recording and its transcript                                   | stage 1 |
-| align_speech.jsonl       | the same, asked for                                              | stage 2 |
 | integrate.jsonl          | a state and a recording; a state and text; a transcript          | stage 3 |
 | test_speech.jsonl        | transcripts of the recordings below                              | the end |
 | test_spoken_<task>.jsonl | test_<task>.jsonl spoken, by voices that are not in those above  | the end |
 
 The interface of speech is trained without that of the status, in a model of its own around the same language model;
-`xllm init` puts both together, as it would those of two people, and stage 3 trains them on.
+`xllm init` puts both together, as it would those of two people, and stage 3 trains them on. Instead of stage 2, whose
+task the language model cannot do (it hardly writes down words that it reads), the head of stage 1 is kept.
 """
 
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 from transformers import set_seed
 
 from xllm.assembly.composing import Towers, compose
+from xllm.assembly.opening import load_checkpoint
 from xllm.assembly.processors import save
 from xllm.assembly.tiny import small_config
 from xllm.demo import recipes
@@ -33,6 +34,7 @@ from xllm.demo.towers import mel_frames, train_speech_encoder
 from xllm.modeling_xllm.modeling_xllm import XLLMForConditionalGeneration
 from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
 from xllm.training.instructions.speech_synthesis import random_speaker, split_voices
+from xllm.training.starts import keep_words
 
 
 Rows = list[dict[str, Any]]
@@ -59,7 +61,6 @@ def write_spoken(folder: Path, scale: DemoScale, seed: int) -> Path:
     ]
     transcripts = _transcripts(files, words, WHAT_IS_SAID)
     write_rows(folder / "convert_speech.jsonl", _transcripts(files, words))
-    write_rows(folder / "align_speech.jsonl", transcripts)
     typed = read_lines(folder / "align_status.jsonl")[: len(requests) // 2]
     mixture = [*requests, *typed, *transcripts[::8]]
     write_rows(folder / "integrate.jsonl", [mixture[place] for place in rng.permutation(len(mixture))])
@@ -143,7 +144,7 @@ def compose_speech(towers: Path, text: dict[str, Any], scale: DemoScale, seed: i
 
 
 def hear(status: Path, output: Path, text: dict[str, Any], scale: DemoScale, seed: int, progress: Progress) -> Path:
-    """Teach speech to a language model whose interface of the status is in the checkpoint `status`; all three stages.
+    """Teach speech to a language model whose interface of the status is in the checkpoint `status`.
 
     Returns:
         the checkpoint that reads both.
@@ -154,8 +155,12 @@ def hear(status: Path, output: Path, text: dict[str, Any], scale: DemoScale, see
     progress.say(f"speech encoder: {found}", 17)
     compose_speech(output / "towers", text, scale, seed, output / "base_speech")
     recipe = {**recipes.branch("speech", output, scale, seed), "model": str(output / "base_speech")}
-    speech = train_recipe(recipe, output / "recipes" / "speech.yaml", True)
-    progress.say("stages 1 and 2: speech", 12)
+    heard = train_recipe({**recipe, "stages": recipe["stages"][:1]}, output / "recipes" / "speech.yaml", True)
+    model, processor = load_checkpoint(str(heard))
+    keep_words(model, "speech", str(heard))
+    speech = output / "stages" / "speech" / "words"
+    save(model, processor, speech)
+    progress.say("stage 1: speech, its head kept", 12)
     both = output / "stages" / "composed"
     compose(Towers(None, interfaces={"status": str(status), "speech": str(speech)}), both)
     recipe = recipes.integration(both, output, scale, seed)
