@@ -161,6 +161,18 @@ class Terminal:
     def interrupt(self):
         self.process.send_signal(signal.SIGINT)
 
+    def interrupt_until(self, happened):
+        """Python sees what comes just before it reads a line with the next key: a person would press again."""
+        for _ in range(6):
+            time.sleep(4)
+            self.interrupt()
+            deadline = time.monotonic() + 10
+            while time.monotonic() < deadline:
+                if happened():
+                    return
+                time.sleep(0.02)
+        raise AssertionError(bytes(self.seen[self.at :]))
+
     def wait_for(self, text: str):
         deadline = time.monotonic() + 60
         while (place := self.seen.find(text.encode(), self.at)) < 0:
@@ -188,13 +200,10 @@ def test_control_c_in_a_terminal(folder, tmp_path):
         terminal.type(f"/save {tmp_path / 'said.jsonl'}")
         terminal.wait_for("wrote")
         terminal.wait_for("> ")
-        time.sleep(4)  # one that comes just before a line is read is seen with the next
-        terminal.interrupt()
-        terminal.wait_for("Ctrl-C again")
+        terminal.interrupt_until(lambda: b"Ctrl-C again" in terminal.seen)
         terminal.wait_for("> ")
-        time.sleep(4)
-        terminal.interrupt()
-        assert terminal.process.wait(60) == 0
+        terminal.interrupt_until(lambda: terminal.process.poll() is not None)
+        assert terminal.process.returncode == 0
     finally:
         terminal.process.kill()
         os.close(terminal.end)

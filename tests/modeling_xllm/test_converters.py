@@ -116,7 +116,11 @@ def test_a_converter_of_the_users_own_in_config_model_stages_and_checkpoints(poo
     row = again.config.modalities["status"]
     assert (type(row.converter_config), row.converter_config.width) == (PoolConfig, 20)
     assert (row.converter, row.tokens_per_item) == ("pool", 1)
-    assert torch.equal(again(input_ids=ids, **STATUS_INPUTS).logits, logits)
+    saved, opened = model.state_dict(), again.state_dict()
+    assert saved.keys() == opened.keys()
+    assert all(torch.equal(saved[name], opened[name]) for name in saved)
+    # Weights that are mapped from a file lie elsewhere in a cache line, which may change the last bits of a product.
+    torch.testing.assert_close(again(input_ids=ids, **STATUS_INPUTS).logits, logits)
 
 
 def test_new_parameters_are_initialised_by_their_converter(pool):
