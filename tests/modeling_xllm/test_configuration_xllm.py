@@ -40,8 +40,9 @@ def test_widths_and_ids_follow_from_the_table():
     assert {row.language_hidden_size for row in config.modalities.values()} == {32}
     assert config.modalities["image"].qformer_config.encoder_hidden_size == 16
     assert config.row_of_converter("video") is config.modalities["image"]
+    for token_id in (0, 7, 130528 + 999):  # one of the vocabulary's, or right behind it
+        assert XLLMConfig(image_token_id=token_id).modalities["image"].token_id == token_id
     config = XLLMConfig(image_token_id=7)
-    assert config.modalities["image"].token_id == 7
     config.set_token_ids(image=8, speech=9)
     assert (config.image_token_id, config.audio_token_id) == (8, 9)
     with pytest.raises(ValueError, match="modalities: no row imgae; the rows are image, speech, video"):
@@ -99,7 +100,8 @@ def test_widths_and_ids_follow_from_the_table():
             {"image": {}, "b": {"shares_converter_with": "image", "converter_config": {}}},
             r"modalities\['b'\]: converter_config must be None: the row shares another's",
         ),
-        ({"image": {"token_id": 10**6}}, "outside the LLM's vocabulary"),
+        ({"image": {"token_id": -1}}, "token_id -1 is outside the LLM's vocabulary"),
+        ({"image": {"token_id": 130528 + 1000}}, r"outside the LLM's vocabulary \(130528\), and not right"),
         ({"a": {}, "b": {"input_name": "b_values"}}, "the same placeholder_token"),
         (
             {"a": {"token_id": 5}, "b": {"token_id": 5, "input_name": "b_values", "placeholder_token": "<B>"}},

@@ -220,6 +220,20 @@ def test_classifier_free_guidance_is_its_formula(model, negative):
     assert model.generate(ids, **options, **given).tolist() == rows * 2
 
 
+def test_guidance_that_weighs_nothing_leaves_beams_as_they_are(model):
+    ids, options = torch.tensor([PROMPTS["middle"]]), {"num_beams": 3, "max_new_tokens": 4, "eos_token_id": None}
+    assert torch.equal(model.generate(ids, guidance_scale=1 + 1e-6, **options), model.generate(ids, **options))
+
+
+@torch.no_grad()
+def test_a_masked_token_behind_a_cache_takes_no_position(model):
+    text = PROMPTS["middle"]
+    cache = model(torch.tensor([text]), use_cache=True).past_key_values
+    mask = torch.tensor([[1] * len(text) + [1, 0, 1]])
+    found = model(torch.tensor([[20, 9, 21]]), attention_mask=mask, past_key_values=cache).logits[0, [0, 2]]
+    torch.testing.assert_close(found, model(torch.tensor([[*text, 20, 21]])).logits[0, -2:], atol=2e-5, rtol=0)
+
+
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 def test_generation_goes_on_from_a_cache_that_holds_the_prefix(model, kind):
     prompt = torch.tensor([PROMPTS["middle"]])

@@ -229,6 +229,13 @@ def test_media_embeddings_with_ids_or_with_positions(model):
         assert (model(inputs_embeds=embeds, **inputs).logits[0] - expected).abs().max() < 2e-5
 
 
+def test_token_types_say_what_sees_what_follows(model):
+    ids = torch.tensor([[7, 8, GMASK, SOP, 20, 21], [7, 8, GMASK, SOP, 20, 22]])
+    causal, whole = model(ids).logits, model(ids, token_type_ids=torch.zeros_like(ids)).logits
+    assert torch.equal(causal[0, :5], causal[1, :5])
+    assert not torch.isclose(whole[0, :5], whole[1, :5]).all(-1).any()
+
+
 def test_hidden_states_are_the_inputs_of_each_layer_and_the_normed_output(model):
     ids = torch.tensor([PROMPTS["middle"]])
     outputs = build("eager")(ids, output_hidden_states=True, output_attentions=True)

@@ -5,12 +5,18 @@ import inspect
 
 import pytest
 import torch
-from tiny import FRAMES, PIXELS, tiny_config, tiny_model, tiny_rows
+from tiny import FRAMES, MELS, PIXELS, tiny_config, tiny_model, tiny_rows
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Wav2Vec2Config
 
 from xllm import X2LConfig, XLLMEncoderModel
 from xllm.modeling_xllm.modeling_encoders import _without_traces, is_sharded, is_trainable, train_unless_frozen
+
+
+WAVES = Wav2Vec2Config(
+    hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, conv_dim=(8, 8),
+    conv_kernel=(10, 4), conv_stride=(80, 4), num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2,
+)  # fmt: skip
 
 
 def test_who_is_trained():
@@ -117,6 +123,34 @@ def test_a_frozen_tower_keeps_no_graph(trains):
     assert seen == [FRAMES + 1, 2 * FRAMES]
     torch.testing.assert_close(output.last_hidden_state, whole[: FRAMES + 1])
     assert tower.post_layernorm.eps == 1e-5
+
+
+@pytest.mark.parametrize("modality", ["video", "speech"])
+def test_without_a_mask_all_of_an_item_is_real(modality):
+    model = tiny_model("llama").eval()
+    shape = (2, FRAMES, 3, PIXELS, PIXELS) if modality == "video" else (2, 37, MELS)
+    inputs = torch.randn(shape)
+    found, expected = (model.get_features(modality, inputs, mask) for mask in (None, torch.ones(shape[:2]).long()))
+    assert found.num_placeholders.tolist() == expected.num_placeholders.tolist()
+    torch.testing.assert_close(found.pooler_output, expected.pooler_output)
+    assert len(found.pooler_output) == 2
+
+
+def test_a_clip_has_placeholders_by_its_length():
+    """Of 16,010 samples its convolutions make 201, then 50 frames; there is a placeholder for each 320 begun."""
+    row = tiny_rows()["speech"]
+    row.subsampling_factor = None
+    features = tiny_model("llama", rows={"speech": row}, audio_config=WAVES).get_features(
+        "speech", torch.randn(1, 16_010), torch.ones(1, 16_010)
+    )
+    assert features.last_hidden_state.shape[1] == 50
+    assert features.num_placeholders.tolist() == [51]
+
+
+def test_no_tower_is_made_that_no_row_reads():
+    row = X2LConfig(encoder="a", input_name="waves", converter="linear", placeholder_token="<A>", token_id=115)
+    model = XLLMEncoderModel(tiny_config("llama", rows={"a": row}, extra_encoders={"a": WAVES, "b": WAVES}))
+    assert (model.vision_tower, model.audio_tower, list(model.extra_towers)) == (None, None, ["a"])
 
 
 def test_every_vector_of_a_picture_may_be_a_token():

@@ -223,6 +223,9 @@ def test_rules_agree_with_transformers():
     parakeet = AutoModel.from_config(PARAKEET)
     theirs = parakeet._get_subsampling_output_length(lengths)
     assert speech_input(PARAKEET).num_frames(lengths).tolist() == theirs.tolist()
+    moonshine, shortest = AutoModel.from_config(MOONSHINE), speech_input(MOONSHINE).shortest
+    for length in range(shortest, shortest + 800):
+        assert speech_input(MOONSHINE).num_frames(length) == moonshine._get_feat_extract_output_lengths(length)
 
 
 def test_long_sound_is_read_window_by_window():

@@ -16,6 +16,7 @@ from tiny import tiny_model, tiny_text_config
 
 from xllm import XLLMConfig, XLLMEncoderModel, XLLMForConditionalGeneration, XLLMModel
 from xllm.cli import main
+from xllm.modeling_xllm import weight_files as module
 from xllm.modeling_xllm.weight_files import (
     RECORD,
     StageCheckpointError,
@@ -217,6 +218,12 @@ def test_a_path_with_an_at_sign_is_a_path(tmp_path):
     (tmp_path / "a@b").mkdir()
     assert split_source(str(tmp_path / "a@b")) == (str(tmp_path / "a@b"), None)
     assert split_source("user/repo@v1") == ("user/repo", "v1")
+
+
+def test_a_source_of_the_hub_is_pinned_to_its_commit(tmp_path, monkeypatch):
+    for folder, pinned in ((f"snapshots/{'a' * 40}", "a" * 40), ("elsewhere", "v1")):
+        monkeypatch.setattr(module, "cached_file", lambda *_, at=folder, **__: f"/cache/{at}/config.json")
+        assert pinned_revision("user/repo", "v1") == pinned
 
 
 def test_a_message_names_three_tensors():

@@ -4,6 +4,7 @@
 import fcntl
 import json
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from xllm.training.saving.folders import (
     is_finished,
     list_stages,
     locked,
+    noted_end,
     read_record,
     stage_record,
 )
@@ -157,6 +159,19 @@ def test_the_model_to_start_from_is_asked_for_where_it_is_known(tmp_path):
         check_same(tmp_path, before, {**record_of(), "start": "other"})
 
 
+def test_only_the_first_process_says_that_a_stage_is_done(tmp_path):
+    begin(tmp_path, {})
+    stopped = tmp_path / "stopped.json"
+    for is_first in (False, True):
+        with pytest.raises(KeyError), noted_end(tmp_path, is_first):
+            raise KeyError
+        assert stopped.exists() == is_first
+    for is_first in (False, True):
+        with noted_end(tmp_path, is_first):
+            pass
+        assert stopped.exists() != is_first
+
+
 def in_child(job) -> int:
     """The exit status of a child without torch in it."""
     if (pid := os.fork()) == 0:
@@ -206,6 +221,20 @@ def test_runs_that_begin_together_list_all_their_stages(tmp_path):
     listed = json.loads((tmp_path / "stages.json").read_text())["stages"]
     assert sorted(one["folder"] for one in listed) == sorted(names)
     assert not (tmp_path / ".stages.json.lock").exists()
+
+
+def test_who_waits_has_the_lock_behind_the_other(tmp_path):
+    reads, writes = os.pipe()
+    if not (child := os.fork()):
+        with locked(tmp_path / "run"):
+            os.write(writes, b"!")
+            time.sleep(0.2)
+            (tmp_path / "written").touch()
+        os._exit(0)
+    os.read(reads, 1)
+    with locked(tmp_path / "run", waits=True):
+        assert (tmp_path / "written").exists()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_lock_left_by_a_longer_number_is_written_anew(tmp_path):

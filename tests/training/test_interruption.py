@@ -133,9 +133,10 @@ def test_ranks_stop_after_the_same_step(monkeypatch):
     """The signal of another rank is known one step after it was sent, our own is kept back as long."""
     theirs, messages = iter([0, 0, signal.SIGTERM, 0, 0]), []
 
-    def all_reduce(flag, *_, **__):
+    def all_reduce(flag, how, group, async_op=False):
+        assert (how, group) == (interruption.dist.ReduceOp.MAX, "gloo")
         messages.append(Message(flag, next(theirs)))
-        return messages[-1]
+        return messages[-1] if async_op else messages[-1].wait()
 
     monkeypatch.setattr(interruption.dist, "new_group", lambda backend: backend)
     monkeypatch.setattr(interruption.dist, "all_reduce", all_reduce)

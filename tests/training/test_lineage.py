@@ -125,7 +125,7 @@ def test_fingerprints_are_those_of_other_versions(tmp_path):
 @pytest.mark.parametrize("merge", [False, True])
 def test_a_receipt_names_what_an_adapter_was_put_into(tmp_path, merge):
     model = tiny_model()
-    assert adapter_entry(model, None, FreezeReceipt(model)) is None
+    assert adapter_entry(model, None, FreezeReceipt(model), False) is None
     add_lora(model, r=2, alpha=4)
     freeze_for_stage(model, 2)
     receipt, weights = FreezeReceipt(model), adapter_fingerprint(model)

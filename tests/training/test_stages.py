@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny import tiny_model, tiny_rows
 
 from xllm import X2LConfig, add_lora
@@ -188,3 +189,9 @@ def test_adapters_are_trained_and_what_they_are_put_around_is_not(stage, prefix,
     frozen = frozen_tensors(model)
     assert not any(".base_layer." in name for name in frozen)
     assert "model.language_model.layers.0.attention.query_key_value.weight" in frozen
+
+
+def test_interfaces_that_a_wrapper_would_lose_are_not_trained_beside_it():
+    model = get_peft_model(tiny_model(), LoraConfig(r=2, target_modules=["query_key_value"])).get_base_model()
+    with pytest.raises(StageError, match=r"would lose \d+ trained tensors, .*: give .* xllm.add_lora"):
+        freeze_for_stage(model, "align", "speech")

@@ -15,6 +15,7 @@ from datasets import Dataset
 from pyarrow import parquet
 from torch.utils.data import DataLoader
 
+from xllm.training.data.long_media import LongMedia
 from xllm.training.data.media_rows import DataError
 from xllm.training.preparing import prepare
 from xllm.training.recipes.recipe import RecipeError, SourceSpec, StageSpec, load_recipe
@@ -111,6 +112,15 @@ def test_a_share_is_read_from_the_middle(tmp_path, name):
         assert list(source.read(share._replace(first=first, token=rows[first][0]))) == rows[first:]
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_empty_lines_are_no_rows(tmp_path, name):
+    path = tmp_path / name
+    with (gzip.open if path.suffix == ".gz" else open)(path, "wt") as file:
+        file.write('\n{"text": "t0"}\n \n\n{"text": "t1"}\n\n')
+    source = source_of(path)
+    assert read_share(source, Work(0, 0, 0, source.sizes[0])) == ["t0", "t1"]
+
+
 def test_a_large_file_is_not_read_as_a_whole(tmp_path, tiny_processor, monkeypatch):
     """20 batches of 4 of a million rows: 24 windows of 10 rows, whatever the file's size."""
     path = tmp_path / "large.jsonl"
@@ -199,6 +209,15 @@ def test_ranks_that_do_not_fit_go_on_with_what_is_left(tiny_processor, folder):
     assert len(dealt) > 50
 
 
+def test_workers_that_cannot_share_the_lanes_of_a_rank_are_refused(tiny_processor, folder):
+    first = stream(tiny_processor, folder)
+    take(first, 1)
+    data = stream(tiny_processor, folder, ranks=8, workers=2, state=first.state_dict())  # 24 lanes are three each
+    assert data.workers == 1
+    with pytest.raises(ValueError, match="2 workers cannot share 3 lanes; ask `place` how many can"):
+        next(iter(DataLoader(data, batch_size=None, num_workers=2)))
+
+
 def test_state_of_other_data_or_settings_is_refused(tiny_processor, folder):
     data = stream(tiny_processor, folder)
     take(data, 3)
@@ -260,6 +279,18 @@ def test_broken_rows_and_media_are_skipped_and_counted(tiny_processor, media, tm
     assert len(data.skipped()) == 3
 
 
+def test_rows_are_looked_over_before_training(tmp_path):
+    path = write(tmp_path / "a.jsonl", texts(3))
+    path.write_text("{not JSON\n" + path.read_text())
+    source = source_of(path)
+    with pytest.raises(DataError, match="a.jsonl:1: not JSON"):
+        source.check()
+    assert [sample.answers for sample in source.check(is_strict=False)] == [["t0"], ["t1"], ["t2"]]
+    path.write_text("{not JSON\n")
+    with pytest.raises(DataError, match="a.jsonl:1: not JSON"):
+        source_of(path).check(is_strict=False)
+
+
 def test_a_collator_gets_the_next_row_for_one_that_makes_no_batch(tiny_processor, folder):
     def collate(samples):
         for place, sample in enumerate(samples):
@@ -297,6 +328,22 @@ def test_recipes_are_told_of_what_the_first_rows_lack(tiny, tmp_path, caplog):
     prepare(model, processor, spec, seed=0)
     assert "none of the first samples of data.train holds image, speech, video" in caplog.text
     assert "of 3 rows, nothing reads the columns mood (3)" in caplog.text
+
+
+def test_long_sounds_of_a_stream_are_cut(tiny_processor, media, tmp_path):
+    row = {"messages": [{"role": "user", "content": [{"type": "audio", "audio": str(media / "low.wav")}]}]}
+    row["messages"].append({"role": "assistant", "content": "low"})
+    source = StreamSource(SourceSpec(path=str(write(tmp_path / "a.jsonl", [row] * 30))))
+
+    def sounds(**settings):
+        data = StreamingDataset([source], tiny_processor, shuffle_buffer=24, **settings)
+        data.place(batch_size=1)
+        content = next(iter(data)).batch[0]["messages"][0]["content"]
+        return [len(part["audio"].samples) for part in content]
+
+    (whole,) = sounds()
+    most = whole // 2 / 16_000
+    assert sounds(long_media=LongMedia(most, "chunk")) == [whole // 2] * 2
 
 
 def test_choices_follow_from_seed_epoch_and_row(tiny_processor, folder):

@@ -109,7 +109,7 @@ def adapter_fingerprint(model: Any) -> str | None:
     return over({name: tensor_digest(tensor) for name, tensor in tensors.items()}) if tensors else None
 
 
-def adapter_entry(model: Any, parent: str | None, receipt: FreezeReceipt, merge: bool = False) -> dict | None:
+def adapter_entry(model: Any, parent: str | None, receipt: FreezeReceipt, merge: bool) -> dict | None:
     """What the lineage says of the adapter: `{"parent", "weights", "r", ...}`, fingerprints and fields; `None` without
     one. With `merge` it is put into the language model, the receipt being checked, and "merged" says so.
     """

@@ -571,6 +571,7 @@ class TestErrors:
             ({"pixel_values_videos": torch.zeros(4, 1, 3, 16, 16)}, "reads pixel_values, got pixel_values and"),
             ({"pixel_values": torch.zeros(3, 3, 16, 16)}, "4 texts for 3 image items"),
             ({"attention_mask": torch.tensor([[0, 1, 1, 1, 1]] * 4)}, "pad the text on the right"),
+            ({"attention_mask": torch.tensor([[1] * 5] * 3 + [[0] * 5])}, "pad the text on the right"),
             ({"attention_mask": torch.ones(4, 9)}, "attention_mask is"),
             (
                 {"input_ids": torch.ones(4, 17, dtype=torch.long), "attention_mask": None},
