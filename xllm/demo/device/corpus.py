@@ -135,11 +135,11 @@ def write_data(folder: Path, num_states: int, num_tests: int, seed: int, spoken:
     return folder
 
 
-def status_line(folder: Path, name: str, state: dict, task: Task, heard: str = "") -> dict:
-    """A state in a file of its own, and the conversation about it; what is asked is written, or `heard` in a file."""
+def status_line(folder: Path, name: str, state: dict, task: Task) -> dict:
+    """A state in a file of its own, and the conversation about it."""
     path = f"states/{name}.json"
     (folder / path).write_text(json.dumps(state), encoding="utf-8")
-    asked = {"type": "audio", "path": heard} if heard else {"type": "text", "text": task.words}
+    asked = {"type": "text", "text": task.words}
     return conversation([{"type": "status", "path": path}, asked], task.reply or describe(state))
 
 
@@ -160,7 +160,6 @@ __all__ = [
     "conversation",
     "random_spoken",
     "random_text_sample",
-    "status_line",
     "write_data",
     "write_rows",
 ]

@@ -3,7 +3,7 @@
 
     text about phones ── language model (frozen) ─┬─ interface of the status: ─┬─ questions and requests about
                                                   │  words, then stage 2       │  states that were never seen
-                                                  └─ interface of speech: ─────┴─ stage 3 ── the same, spoken
+                                                  └─ interface of speech: ─────┴─ composed ── the same, spoken
                                                      stage 1, its head
 
 The interface of the status has no encoder; what it writes is first fitted to words (`convert`), and then learns from
@@ -68,7 +68,6 @@ SPOKEN_SCALE = DeviceScale(
         num_tests=300,  # transcripts
         speech=Optimisation(1600, 40, 1e-3),
         speech_convert=Optimisation(300, 32, 1e-3),
-        integrate=Optimisation(150, 32, 1e-4),  # the words are learnt
     ),
 )
 _SPOKEN = 0.3  # of the text that the language model reads

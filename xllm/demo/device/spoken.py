@@ -1,16 +1,15 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""Requests to the phone that are spoken: recordings, an encoder that hears their words, and stages 1 and 3.
+"""Requests to the phone that are spoken: recordings, an encoder that hears their words, and stage 1.
 
 | file                     | one line is                                                      | read by |
 |--------------------------|------------------------------------------------------------------|---------|
 | convert_speech.jsonl     | a recording and its transcript                                   | stage 1 |
-| integrate.jsonl          | a state and a recording; a state and text; a transcript          | stage 3 |
 | test_speech.jsonl        | transcripts of the recordings below                              | the end |
 | test_spoken_<task>.jsonl | test_<task>.jsonl spoken, by voices that are not in those above  | the end |
 
 The interface of speech is trained without that of the status, in a model of its own around the same language model;
-`xllm init` puts both together, as it would those of two people, and stage 3 trains them on. Instead of stage 2, whose
-task the language model cannot do (it hardly writes down words that it reads), the head of stage 1 is kept.
+`xllm init` puts both together, as it would those of two people. Instead of stage 2, whose task the language model
+cannot do (it hardly writes down words that it reads), the head of stage 1 is kept.
 """
 
 from pathlib import Path
@@ -25,9 +24,9 @@ from xllm.assembly.processors import save
 from xllm.assembly.tiny import small_config
 from xllm.demo import recipes
 from xllm.demo.dataset import write_recordings
-from xllm.demo.device.corpus import TESTS, conversation, random_spoken, status_line, write_rows
+from xllm.demo.device.corpus import TESTS, conversation, random_spoken, write_rows
 from xllm.demo.device.phrases import TEENS, TENS, WHAT_IS_SAID
-from xllm.demo.device.world import Task, random_state, say, unheard
+from xllm.demo.device.world import random_state, say, unheard
 from xllm.demo.run import Progress, read_lines, train_recipe
 from xllm.demo.settings import DemoScale, build_model_processor, speech_config, speech_row
 from xllm.demo.towers import mel_frames, train_speech_encoder
@@ -47,23 +46,14 @@ def write_spoken(folder: Path, scale: DemoScale, seed: int) -> Path:
     (folder / "speech").mkdir(parents=True, exist_ok=True)
     voices = split_voices(scale.num_test_voices, seed)
     rng = np.random.default_rng([seed, 11])
-    asked: list[tuple[dict, Task]] = []
-    while len(asked) < scale.num_recordings:
-        state = random_state(rng)
-        task = random_spoken(rng, state)
+    words: list[str] = []
+    while len(words) < scale.num_recordings:
+        task = random_spoken(rng, random_state(rng))
         if True not in unheard(task.words):
-            asked.append((state, task))
-    words = [say(task.words) for _, task in asked]
+            words.append(say(task.words))
     words += _lists(words, round(_LISTS * scale.num_recordings), rng)
     files = _record(folder, "train", words, voices[0], 1.0, rng)
-    requests = [
-        status_line(folder, f"spoken-{count:05d}", *pair, file) for count, (pair, file) in enumerate(zip(asked, files))
-    ]
-    transcripts = _transcripts(files, words, WHAT_IS_SAID)
     write_rows(folder / "convert_speech.jsonl", _transcripts(files, words))
-    typed = read_lines(folder / "align_status.jsonl")[: len(requests) // 2]
-    mixture = [*requests, *typed, *transcripts[::8]]
-    write_rows(folder / "integrate.jsonl", [mixture[place] for place in rng.permutation(len(mixture))])
     _write_tests(folder, scale.num_tests, voices[1], np.random.default_rng([seed, 12]))
     return folder
 
@@ -160,10 +150,7 @@ def hear(status: Path, output: Path, text: dict[str, Any], scale: DemoScale, see
     keep_words(model, "speech", str(heard))
     speech = output / "stages" / "speech" / "words"
     save(model, processor, speech)
-    progress.say("stage 1: speech, its head kept", 12)
+    progress.say("stage 1: speech, its head kept", 18)
     both = output / "stages" / "composed"
     compose(Towers(None, interfaces={"status": str(status), "speech": str(speech)}), both)
-    recipe = recipes.integration(both, output, scale, seed)
-    final = train_recipe(recipe, output / "recipes" / "integrate.yaml", True)
-    progress.say("stage 3", 6)
-    return final
+    return both
