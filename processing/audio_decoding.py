@@ -35,6 +35,8 @@ MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; outside it is a damaged header
 # What PyAV raises on damaged files: its own errors, and text in the metadata that is not UTF-8.
 PYAV_ERRORS = (av.FFmpegError, UnicodeDecodeError, OSError, ValueError, MemoryError)
 StreamT = TypeVar("StreamT", bound=av.stream.Stream)
+# Since 19 PyAV escapes text in the metadata that is not UTF-8; before, it has to be told not to raise.
+_METADATA: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 
 SILENCE = 10 ** (-70 / 20)  # of full scale: what stays below is silent, whatever else there is
 _MOST_CHANNELS = 64
@@ -54,7 +56,7 @@ class Waveform:
 def open_container(file: BinaryIO, name: str) -> av.container.InputContainer:
     """Opens a byte stream with FFmpeg. Playlists cannot reach other files or the network: no protocol is allowed."""
     with media_errors(name, "not an audio or video file, or damaged", PYAV_ERRORS):
-        return av.open(file, "r", metadata_errors="ignore", options={"protocol_whitelist": "none"})
+        return av.open(file, "r", options={"protocol_whitelist": "none"}, **_METADATA)
 
 
 def best_stream(

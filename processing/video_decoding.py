@@ -243,7 +243,7 @@ def _rate_and_times(stream: av.VideoStream, index: FrameIndex) -> tuple[float | 
     fps = float(stream.average_rate) if stream.average_rate else None
     if index.numbered or not stream.time_base:
         return fps, None
-    first, (over, under) = index.stamps[0], stream.time_base.as_integer_ratio()
+    first, over, under = index.stamps[0], stream.time_base.numerator, stream.time_base.denominator
     times = [(stamp - first) * over / under for stamp in index.stamps]  # of whole numbers: rounded once
     return (len(times) - 1) / times[-1] if times[-1] > 0 else fps, times
 
@@ -258,8 +258,7 @@ class _ToRgb:
     def __init__(self, first: av.VideoFrame):
         self.size = first.width, first.height
         self.scaler = VideoReformatter()
-        side_data = cast(Any, first.side_data)  # PyAV declares a mapping, but iterates over the values
-        matrix = next((data for data in side_data if data.type == SideDataType.DISPLAYMATRIX), None)
+        matrix = cast(Any, first.side_data).get(SideDataType.DISPLAYMATRIX)  # PyAV declares no keys
         # (x, y) is shown at (a x + c y, b x + d y)
         self.matrix = (1, 0, 0, 0, 1) if matrix is None else np.frombuffer(matrix, np.int32)[:5].tolist()
 

@@ -176,18 +176,24 @@ def test_sound_of_eight_channels_does_not_end_the_process(tmp_path):
     levels = np.arange(8) / 80
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16_000, layout="7.1")
-        frame = av.AudioFrame(format="fltp", layout="7.1", samples=1024)
+        tone = np.outer(sine(1024 / 16_000), levels).astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(tone.reshape(1, -1), format="flt", layout="7.1")
         frame.sample_rate = 16_000
-        tone = sine(1024 / 16_000)
         for number in range(20):
-            for plane, level in zip(frame.planes[:8], levels):
-                plane.update((np.float32(level) * tone).tobytes())
             frame.pts = number * 1024
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     samples = load_audio(path)
     assert len(samples) == pytest.approx(20 * 1024, abs=2048)
     assert np.abs(samples[5000:15000]).max() == pytest.approx(levels.mean() / 2, rel=0.3)
+
+
+def test_a_title_that_is_not_utf8_is_no_damage(tmp_path):
+    path = write_wav(tmp_path / "a.wav", [sine()])
+    title = b"INFOINAM" + struct.pack("<I", 4) + b"Caf\xe9"
+    content = path.read_bytes()[8:] + b"LIST" + struct.pack("<I", len(title)) + title
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(content)) + content)
+    np.testing.assert_allclose(load_audio(path), sine(), atol=1e-4)
 
 
 def told(caplog):
