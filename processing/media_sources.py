@@ -206,7 +206,7 @@ class _Watch:
             self.is_over = True
             for each in self._sockets:
                 with contextlib.suppress(OSError):
-                    each.shutdown(socket.SHUT_RDWR)
+                    socket.socket.shutdown(each, socket.SHUT_RDWR)  # that of TLS forgets it: a handshake then crashes
 
 
 class _Connection(HTTPConnection):

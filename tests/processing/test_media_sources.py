@@ -141,8 +141,17 @@ def test_what_is_not_is_one_line_in_time(address, page, reason):
     assert "\n" not in str(caught.value)
 
 
-def test_a_handshake_ends_in_time():
-    """A record of TLS is announced, and comes byte by byte."""
+@pytest.mark.parametrize("late", [0, 0.6])
+def test_a_handshake_ends_in_time(late, monkeypatch):
+    """A record of TLS is announced, and comes byte by byte; or the time is over before the handshake begins."""
+    wrap = ssl.SSLContext.wrap_socket
+
+    def wrap_late(*args, **options):
+        sock = wrap(*args, **options)
+        time.sleep(late)
+        return sock
+
+    monkeypatch.setattr(ssl.SSLContext, "wrap_socket", wrap_late)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
