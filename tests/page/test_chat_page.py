@@ -212,6 +212,28 @@ def test_what_is_wrong_is_said_in_a_line(served, chromium, media, tmp_path):
         assert "Beware" not in one.ask("And now?")
 
 
+def test_a_long_conversation_is_answered_in_what_is_left_of_the_context(served, chromium, media):
+    service = served.service
+
+    def length(text: str) -> int:
+        return service.encode([{"role": "user", "content": [{"type": "text", "text": text}]}])["input_ids"].shape[1]
+
+    words = next("word " * count for count in range(1024, 0, -1) if length("word " * count) <= service.context - 20)
+    left = service.context - length(words.strip())
+    with tab(chromium, served.url) as one:
+        assert f"cut at {left} tokens" in one.ask(words) or len(one.answers.last.inner_text()) < left
+        one.add(media / "red.png")
+        one.send("What is this?")
+        one.page.wait_for_selector("#notice p:has-text('too long for the model')", timeout=WAIT)
+        one.done()
+        assert one.page.input_value("#box textarea") == "What is this?"
+        assert one.page.locator("#box .thumbnail-item").count() == 1
+        one.page.click("#clear button, button#clear")
+        one.page.wait_for_function("document.querySelectorAll('#chat [data-testid=user]').length == 0", timeout=WAIT)
+        one.page.click("#box .submit-button")
+        assert one.look().count() == 1
+
+
 MARKUP = (
     "<img src=x onerror=alert(1)> <script>alert(2)</script> [a](javascript:alert(3)) ![b](http://example.org/b.png)"
 )
@@ -219,13 +241,15 @@ MARKUP = (
 
 def test_nothing_that_is_written_runs(served, chromium, monkeypatch):
     class Written:
+        doubts = ()
+
         async def __aiter__(self):
             yield 0, Delta(f"{MARKUP} **bold** `<i>`", finish_reason="stop")
 
         def cancel(self):
             pass
 
-    async def ask(body):
+    async def ask(body, **options):
         return Written()
 
     monkeypatch.setattr(served.service, "ask", ask)

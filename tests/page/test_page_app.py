@@ -48,6 +48,11 @@ def stored(page) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in page.folder.rglob("*") if path.is_file()}
 
 
+def test_browsers_find_an_icon(served):
+    status, _, headers = ask(served, "/favicon.ico")
+    assert (status, headers["content-type"].startswith("image/")) == (200, True)
+
+
 def test_the_page_is_in_the_browsers_language(served):
     for accepted, language in [
         ("zh-CN,zh;q=0.9,en;q=0.8", "zh"),

@@ -7,6 +7,7 @@ their curves, samples and receipts, while they run too. The page needs no networ
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -70,7 +71,8 @@ def _serve(args: argparse.Namespace, folder: Path) -> None:
         sys.stderr.write(f"--host {args.host}: anybody who reaches it may ask (--password PASSWORD)\n")
     sys.stderr.write(f"open http://{args.host}:{args.port}/ in a browser; Ctrl-C ends\n")
     options: dict[str, Any] = {"log_level": "critical", "timeout_graceful_shutdown": 1, "ws": "none"}
-    Server(uvicorn.Config(app, host=args.host, port=args.port, **options)).run()
+    with contextlib.suppress(KeyboardInterrupt):  # which uvicorn passes on at its end
+        Server(uvicorn.Config(app, host=args.host, port=args.port, **options)).run()
 
 
 def _training(args: argparse.Namespace) -> tuple[Callable[[str], Any], None] | None:

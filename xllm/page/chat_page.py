@@ -193,18 +193,18 @@ class ChatPage:
                 self.chat: talk.shown(), self.box: waiting, self.notice: "",
                 self.panel: self._panel_text(panel),
             }  # fmt: skip
-            options = {"temperature": temperature, "top_p": top_p, "max_tokens": most, "seed": seed}
-            async for shown in self._written(talk, turn, options):
+            options = {"temperature": temperature, "top_p": top_p, "seed": seed}
+            async for shown in self._written(talk, turn, most, options):
                 yield shown
         finally:
             self.leave(request)
             talk.is_busy, talk.asking = False, None
 
-    async def _written(self, talk: Talk, turn: Turn, options: dict[str, Any]) -> AsyncIterator[Shown]:
+    async def _written(self, talk: Talk, turn: Turn, most: int, options: dict[str, Any]) -> AsyncIterator[Shown]:
         texts, ready = self.texts, gradio.update(submit_btn=True, stop_btn=False)
         try:
             body = ChatBody(model=self.service.name, messages=talk.messages(), **options)
-            talk.asking = await self.service.ask(body)
+            talk.asking = await self.service.ask(body, most=most)
             doubts = [error for _, error in talk.asking.doubts if error.source in {file.path for file in turn.uploads}]
             if talk.is_stopped:
                 talk.asking.stop()
@@ -216,9 +216,12 @@ class ChatPage:
                     yield {self.chat: talk.shown()}
         except (RequestError, ValueError) as error:
             reason = self._reason(str(error), turn)
+            if getattr(error, "code", None) == "context_length_exceeded":
+                reason = texts["too much"]
             if not turn.answer:
                 talk.turns = [other for other in talk.turns if other is not turn]
-                again = gradio.update(value={"text": turn.question, "files": []}, submit_btn=True, stop_btn=False)
+                files = [upload.path for upload in turn.uploads if upload.path not in str(error)]
+                again = gradio.update(value={"text": turn.question, "files": files}, submit_btn=True, stop_btn=False)
                 notice = self._notice(texts("failed", reason=reason))
                 yield {self.chat: talk.shown(), self.box: again, self.notice: notice}
                 return
@@ -227,7 +230,7 @@ class ChatPage:
             if talk.is_stopped:
                 turn.remark = texts["stopped"]
             elif reason == "length":
-                turn.remark = texts("too long", most=options["max_tokens"])
+                turn.remark = texts("too long", most=talk.asking.most_tokens)
             elif not turn.answer.strip():
                 turn.remark = texts["nothing said"]
             told = [literal(texts("doubtful", reason=self._reason(str(error), turn))) for error in doubts]

@@ -137,6 +137,7 @@ def _wave(found: Look, row: RowLook, texts: Texts) -> str:
         for place, value in enumerate(row.weights.tolist())
     )
     ends = [1000 * piece.span[1] / max(seconds, 1e-9) for piece in row.pieces if piece.span is not None]
+    ends = [min(end, 998.0) for end in ends]  # the last frame may end behind the sound
     lines = "".join(f'<line x1="{end:.1f}" x2="{end:.1f}" y1="0" y2="180"/>' for end in ends)
     told = texts("wave", seconds=seconds, count=len(row.pieces))
     return (

@@ -80,6 +80,11 @@ def create_page_app(
         """The page in the browser's language."""
         return RedirectResponse(f"/{language_of(request.headers.get('accept-language', ''))}/")
 
+    @app.get("/favicon.ico")
+    async def icon() -> RedirectResponse:
+        """What browsers ask for unasked."""
+        return RedirectResponse(f"/{next(iter(all_texts()))}/favicon.ico")
+
     theme = gradio.themes.Default(primary_hue="blue", font=FONTS, font_mono=("ui-monospace", "monospace"))
     css = "".join(path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.css")))
     for language in all_texts():

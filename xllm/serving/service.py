@@ -62,6 +62,7 @@ class Asking:
     def __init__(self, bell: Bell, prompt_tokens: int):
         self.jobs: list[Job] = []
         self.prompt_tokens, self._bell = prompt_tokens, bell
+        self.most_tokens = 0  # of each answer
         self.doubts: list[tuple[str, MediaError]] = []
         self._told: deque[tuple[int, Delta | RequestError]] = deque()
         self._news = asyncio.Event()
@@ -153,15 +154,20 @@ class Service:
         with memory_limit(self.limits.medium_memory), torch.no_grad():
             return work(*args)
 
-    async def ask(self, body: Any, streams: bool = True) -> Asking:
-        """Begin to answer a parsed body of chat completions or responses; `streams` as in `Job`."""
+    async def ask(self, body: Any, streams: bool = True, most: int | None = None) -> Asking:
+        """Begin to answer a parsed body of chat completions or responses.
+
+        Args:
+            streams: as in `Job`. most: tokens of the answer to a body that names no number; by default the limit.
+        """
         self.check_model(body.model)
         if body.n > self.limits.choices:
             raise RequestError(f"n: at most {self.limits.choices} answers", param="n")
         schema, conversation = body.schema_of_answer, body.conversation()
         inputs, doubts = await self.in_worker(self.prepare, conversation)
         room = None if self.context is None else self.context - inputs["input_ids"].shape[1]
-        sampling = sampling_of(body, self.limits, self.model.generation_config, room)
+        limits = self.limits if most is None else replace(self.limits, new_tokens=most)
+        sampling = sampling_of(body, limits, self.model.generation_config, room)
         if wrong := [token for token in sampling.logit_bias if not 0 <= token < self._vocabulary]:
             raise RequestError(f"logit_bias: there is no token {wrong[0]}", param="logit_bias")
         if schema is not None:
@@ -175,7 +181,7 @@ class Service:
         if self._bell is None or self._bell.loop is not asyncio.get_running_loop():
             self._bell = Bell()
         asking = Asking(self._bell, rows[0]["input_ids"].shape[1])
-        deadline = time.monotonic() + self.limits.request_seconds
+        asking.most_tokens, deadline = sampling.max_tokens, time.monotonic() + self.limits.request_seconds
         for place, inputs in enumerate(rows):
             seed = None if sampling.seed is None else (sampling.seed + place) % 2**63
             tell = partial(asking.tell, place)
