@@ -226,6 +226,14 @@ def test_guidance_that_weighs_nothing_leaves_beams_as_they_are(model):
 
 
 @torch.no_grad()
+def test_a_loop_that_keeps_no_positions_goes_on_without(model):
+    outputs, mask = model(torch.tensor([PROMPTS["middle"]])), torch.ones(1, 7, dtype=torch.long)
+    kept = model._update_model_kwargs_for_generation(outputs, {"attention_mask": mask})
+    assert kept["attention_mask"].tolist() == [[1] * 8]
+    assert "position_ids" not in kept
+
+
+@torch.no_grad()
 def test_a_masked_token_behind_a_cache_takes_no_position(model):
     text = PROMPTS["middle"]
     cache = model(torch.tensor([text]), use_cache=True).past_key_values
