@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,7 +146,11 @@ class Terminal:
     def __init__(self, command: list[str], **env: str):
         self.end, theirs = os.openpty()
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "dumb", **env}
-        self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env)
+        ends: Any = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+        # Tests that a shell has put in the background ignore Ctrl-C, and so would what they start.
+        before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+        self.process = subprocess.Popen(command, env=env, **ends)
+        signal.signal(signal.SIGINT, before)
         os.close(theirs)
         self.seen, self.at = bytearray(), 0
         threading.Thread(target=self._read, daemon=True).start()

@@ -160,6 +160,7 @@ def run_evaluation(
     if log is not None and settings is not None:
         log.forget(_changed(data, answers))
     found = len(answers)
+    wait()  # else a process that comes late finds what the others have just answered
     left = [number for number in _by_length(data, processor)[share[0] :: share[1]] if number not in answers]
     if asked is not None:
         asked += left
