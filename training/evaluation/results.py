@@ -116,7 +116,7 @@ def _body(name: str, result: Mapping, samples: list[dict], data: ChatDataset, sh
     metric, answered = result["metric"], [sample for sample in samples if "skipped" not in sample]
     low, high = result.get("interval", (None, None))
     yield f"<h1>{safe_text(name)}: {metric} {result['value']:.2%}</h1>"
-    between = f"95 % of resampled data between {low:.2%} and {high:.2%}; " if low is not None else ""
+    between = f"95 % interval from {low:.2%} to {high:.2%}; " if low is not None else ""
     yield f'<p class="soft">{between}{result["n"]} samples, {result["skipped"]} skipped</p>'
     yield table(("", ""), [(key, _shown(result[key])) for key in result if key not in ("value", "interval")])
     order = sorted(answered, key=lambda sample: (-_badness(sample, metric), sample["n"]))
