@@ -81,6 +81,8 @@ class CFormerConfig(PreTrainedConfig):
         if self.transformer == "bert" and self.hidden_size % self.num_attention_heads:
             heads = self.num_attention_heads
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads}")
+        if self.num_words is not None and self.num_words < 1:
+            raise ValueError(f"num_words must be at least 1, or None for no head, got {self.num_words}")
         super().__post_init__(**kwargs)
 
     @property

@@ -51,6 +51,7 @@ def test_defaults_are_the_papers_sizes():
         ({"cif_conv_kernel": 4}, "odd"),
         ({"cif_fire_threshold": 0.0}, "cif_fire_threshold"),
         ({"cif_tail_threshold": 2.0}, "cif_tail_threshold"),
+        ({"num_words": 0}, "num_words must be at least 1"),
         ({"num_attention_heads": 7}, "hidden_size 768 is not a multiple"),
     ],
 )
