@@ -2,7 +2,6 @@
 """A page in a thread of the test's process, and a browser that is told what its microphone hears."""
 
 import contextlib
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +33,12 @@ def serving_page(build, folder: Path, service: Any = None, **options: Any):
     """Serves pages until the block ends; `build` makes them of a language."""
     from xllm.page.page_app import create_page_app
 
-    os.environ["GRADIO_ANALYTICS_ENABLED"], os.environ["GRADIO_TEMP_DIR"] = "False", str(folder)
-    app = create_page_app(build, folder, **options)
-    with in_thread(app, log_level="critical", timeout_graceful_shutdown=1) as (url, _):
-        yield Serving(url, folder, service)
+    with pytest.MonkeyPatch.context() as patch:  # Gradio asks these again at each upload
+        patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+        patch.setenv("GRADIO_TEMP_DIR", str(folder))
+        app = create_page_app(build, folder, **options)
+        with in_thread(app, log_level="critical", timeout_graceful_shutdown=1) as (url, _):
+            yield Serving(url, folder, service)
 
 
 @contextlib.contextmanager

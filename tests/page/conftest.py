@@ -1,5 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""One tiny model, one page server and one browser for all tests of the page."""
+"""One tiny model for all tests of the page, a page server and a browser for those of a file."""
 
 import pytest
 from page_fixtures import browser, serving_page
@@ -25,7 +25,7 @@ def media(tmp_path_factory):
     return write_media(tmp_path_factory.mktemp("media"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(checkpoint, media, tmp_path_factory):
     """The page of the tiny model."""
     from xllm.page.chat_page import ChatPage, offered
@@ -50,8 +50,8 @@ def served(checkpoint, media, tmp_path_factory):
         yield page
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium(media):
-    """A browser whose microphone hears a tone."""
+    """A browser whose microphone hears a tone; Playwright has a loop in this thread until it is closed."""
     with browser(media / "high.wav") as found:
         yield found
