@@ -1,6 +1,10 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Builders of tiny random models, shared by the tests."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+
 import torch
 from transformers import LlamaConfig, ParakeetEncoderConfig, Qwen3Config
 from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
@@ -145,3 +149,31 @@ def gradients(model, **batch):
     loss = model(**batch).loss
     loss.backward()
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@contextmanager
+def made_by_default(kind: str) -> Iterator[None]:
+    """A process whose tensors, where a maker names neither device nor type, are float64, or have no values."""
+    before = torch.get_default_dtype()
+    if kind == "float64":
+        torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta" if kind == "meta" else "cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def assert_equal_whatever_is_made_by_default(numbers) -> None:
+    """`numbers()` gives tensors by name; each keeps its device, type and values, whatever tensors are by default."""
+    expected = numbers()
+    for kind in ("meta", "float64"):
+        with made_by_default(kind):
+            found = numbers()
+        torch.testing.assert_close(found, expected, msg=f"tensors made by default as {kind}: {{}}".format)
+
+
+def default_numbers(config_class) -> dict:
+    """The numbers that a config class adds, as a config.json without them has them: what was saved counts on those."""
+    own = {field.name: field.default for field in fields(config_class) if field.name in config_class.__annotations__}
+    return {name: value for name, value in own.items() if isinstance(value, (int, float))}

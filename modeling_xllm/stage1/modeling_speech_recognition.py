@@ -191,7 +191,7 @@ class XLLMForSpeechRecognition(StageOneHeadsMixin, XLLMPreTrainedModel):
         """The best transcript of one clip, `hidden (T, E)`, `mask (T,)`."""
         log_probs = self.ctc_head(hidden[mask]).float().log_softmax(-1)
         beams = ctc_prefix_beam_search(log_probs, self.config.ctc_blank, num_beams)
-        scores = torch.tensor([score for _, score in beams])
+        scores = torch.tensor([score for _, score in beams], dtype=torch.float32, device="cpu")
         if cif_weight:
             scores = scores + cif_weight * self._cif_scores(hidden, mask, [ids for ids, _ in beams])
         return beams[int(scores.argmax())][0]

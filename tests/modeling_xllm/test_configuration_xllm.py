@@ -5,13 +5,16 @@ import copy
 import json
 
 import pytest
-from tiny import IMAGE, SPEECH, VIDEO, tiny_config, tiny_rows
+from tiny import IMAGE, SPEECH, VIDEO, default_numbers, tiny_config, tiny_rows
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig, WhisperConfig
 
 from xllm import ChatGLMConfig, X2LConfig, XLLMConfig
 
 
 def test_defaults_are_the_papers_sizes():
+    assert default_numbers(XLLMConfig) == {"tie_word_embeddings": False, "initializer_range": 0.02}
+    row = {"num_query_tokens": 32, "vectors_per_frame": 1, "token_level": False, "initializer_range": 0.02}
+    assert default_numbers(X2LConfig) == row
     config = XLLMConfig()
     assert (config.text_config.hidden_size, config.text_config.num_hidden_layers) == (4096, 28)
     assert (config.vision_config.hidden_size, config.vision_config.num_hidden_layers) == (1408, 39)

@@ -3,7 +3,14 @@
 
 import pytest
 import torch
-from tiny import batch_of, mixed_rows, tiny_config, tiny_model
+from tiny import (
+    assert_equal_whatever_is_made_by_default,
+    batch_of,
+    gradients,
+    mixed_rows,
+    tiny_config,
+    tiny_model,
+)
 from transformers import LlamaForCausalLM, ParakeetEncoder
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 
@@ -145,3 +152,19 @@ def test_what_does_not_fit_goes_to_the_disk_wherever_it_stands(saved, tmp_path, 
     torch.testing.assert_close(model(**inputs).logits, logits, atol=1e-5, rtol=1e-4)
     whole = XLLMForConditionalGeneration.from_pretrained(folder).eval()
     assert model.generate(**inputs, **GREEDY).tolist() == whole.generate(**inputs, **GREEDY).tolist()
+
+
+@pytest.mark.parametrize("text", ["chatglm", "llama"])
+def test_a_process_that_makes_other_tensors_by_default_computes_the_same(text):
+    """What a step makes has the device and type of what it works on, and numbers for the host are made on the CPU."""
+    model, batch = tiny_model(text), batch_of(mixed_rows())
+    freeze_for_stage(model, 2)
+
+    def numbers() -> dict:
+        model.eval()
+        outputs = model(**batch, labels=batch["input_ids"], use_cache=True)
+        found = {"loss": outputs.loss, "logits": outputs.logits, "answer": model.generate(**batch, **GREEDY)}
+        found["training"], grads = gradients(model.train(), **batch, labels=batch["input_ids"])
+        return {**found, **grads}
+
+    assert_equal_whatever_is_made_by_default(numbers)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from fixtures.chatglm_helpers import REFERENCE, ROWS, WEIGHTS, build, pad
 from fixtures.chatglm_oracle import CONFIG, EOP, GMASK, MASK, PAD, PROMPTS, SOP, slow_logits, slow_positions
+from tiny import default_numbers
 
 from xllm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from xllm.modeling_xllm.modeling_chatglm import (
@@ -21,6 +22,21 @@ from xllm.modeling_xllm.modeling_chatglm import (
 @pytest.fixture(scope="module")
 def model() -> ChatGLMForConditionalGeneration:
     return build()
+
+
+def test_default_sizes_are_those_of_chatglm_6b():
+    assert default_numbers(ChatGLMConfig) == {
+        "vocab_size": 130528, "hidden_size": 4096, "num_hidden_layers": 28, "num_attention_heads": 32,
+        "intermediate_size": 16384, "max_position_embeddings": 2048, "layer_norm_eps": 1e-5,
+        "residual_scale": 56**0.5, "rope_theta": 10_000, "rope_half_precision": False, "initializer_range": 0.02,
+        "use_cache": True, "tie_word_embeddings": False,
+    }  # fmt: skip
+
+
+def test_every_norm_has_the_configs_epsilon():
+    model = ChatGLMForConditionalGeneration(ChatGLMConfig(**CONFIG, layer_norm_eps=0.5))
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert [norm.eps for norm in norms] == [0.5] * (2 * model.config.num_hidden_layers + 1)
 
 
 # ---- positions ------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import assert_equal_whatever_is_made_by_default, default_numbers
 from torch import nn
 from transformers import (
     BertConfig,
@@ -699,3 +700,22 @@ def test_two_ranks_equal_one_process_with_the_whole_batch(tmp_path):
             torch.testing.assert_close(
                 mean, parameter.grad, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
             )
+
+
+@pytest.mark.parametrize("modality", ["image", "video"])
+def test_a_process_that_makes_other_tensors_by_default_learns_the_same(modality):
+    model, inputs = shaken_model(modality), batch(modality)
+
+    def numbers() -> dict:
+        torch.manual_seed(0)
+        return {"training": model.train()(**inputs).loss, "evaluation": model.eval()(**inputs).loss}
+
+    assert_equal_whatever_is_made_by_default(numbers)
+
+
+def test_default_sizes_are_those_of_blip_2_over_bert_base_uncased():
+    assert default_numbers(QFormerPreTrainingConfig) == {
+        "text_vocab_size": 30522 + 1, "text_pad_token_id": 0, "text_bos_token_id": 30522, "text_eos_token_id": 102,
+        "text_max_positions": 512, "max_text_length": 32, "projection_size": 256, "initial_temperature": 0.07,
+        "label_smoothing": 0.1, "match_equal_texts": True,
+    }  # fmt: skip

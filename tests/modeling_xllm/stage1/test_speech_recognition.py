@@ -1,6 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Stage 1 of a speech interface: its three losses by hand, what it hands over, and that it learns."""
 
+import copy
+
 import pytest
 import tiny
 import torch
@@ -374,3 +376,17 @@ def test_learns_a_handful_of_clips():
     assert model.transcribe(**inputs) == truth
     out = model(**inputs)
     assert out.lengths.tolist() == [len(row) for row in truth]
+
+
+def test_a_process_that_makes_other_tensors_by_default_recognises_the_same():
+    model, inputs, labels = tiny_recogniser(), tiny.speech(160, 90), labels_of([3, 1, 4], [5])
+
+    def numbers() -> dict:
+        torch.manual_seed(0)
+        found = {"loss": copy.deepcopy(model).train()(**inputs, labels=labels).loss}  # whose batch norms count
+        for decode in ("cif", "ctc", "beam"):
+            rows = model.transcribe(**inputs, decode=decode)
+            found |= {f"{decode} {row}": torch.tensor(ids, device="cpu") for row, ids in enumerate(rows)}
+        return found
+
+    tiny.assert_equal_whatever_is_made_by_default(numbers)
