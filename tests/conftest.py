@@ -17,7 +17,9 @@ import xllm  # noqa: F401 (registers the Auto classes)
 
 
 # Set for good by tokenizers at a fork, by Gradio and by DeepSpeed when they are imported.
-LIBRARIES_OWN = ("TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_TELEMETRY", "DS_ACCELERATOR")
+LIBRARIES_OWN = (
+    "TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_TELEMETRY", "DS_ACCELERATOR", "PYTORCH_NVML_BASED_CUDA_CHECK"
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
