@@ -4,6 +4,7 @@
 from huggingface_hub.dataclasses import strict
 
 from xllm.modeling_xllm.configuration_xllm import XLLMConfig
+from xllm.modeling_xllm.converters import QFormerConverter, converter_class
 from xllm.modeling_xllm.stage1.heads import StageOneConfigMixin
 
 
@@ -15,7 +16,7 @@ class QFormerPreTrainingConfig(StageOneConfigMixin, XLLMConfig):
     language model is never built, only its width is used, by the adapter.
 
     Args:
-        modality: row of `modalities` to train; its converter must be a Q-Former over pictures.
+        modality: row of `modalities` to train; its converter must be a Q-Former.
         text_vocab_size: rows of the text embedding; BERT's vocabulary and one more for `[DEC]`.
         text_pad_token_id, text_bos_token_id, text_eos_token_id: `[PAD]`, `[DEC]` (starts a caption), `[SEP]`.
         text_max_positions: longest text that can be read at all, in tokens.
@@ -27,7 +28,7 @@ class QFormerPreTrainingConfig(StageOneConfigMixin, XLLMConfig):
             BLIP-2 takes only the diagonal, which in small or templated data punishes right answers.
 
     Raises:
-        ValueError: `modality` is not in the table, or its row has no Q-Former over images or videos.
+        ValueError: `modality` is not in the table, or its row has no Q-Former.
     """
 
     model_type = "xllm_qformer_pretraining"
@@ -46,10 +47,10 @@ class QFormerPreTrainingConfig(StageOneConfigMixin, XLLMConfig):
 
     def __post_init__(self, **kwargs):
         row = self._keep_row()
-        if row.converter != "qformer" or row.input_name not in ("pixel_values", "pixel_values_videos"):
+        if not issubclass(converter_class(row.converter), QFormerConverter):
             raise ValueError(
                 f"modality {self.modality!r} is a {row.converter!r} over {row.input_name}; stage 1 with ITC, ITM and "
-                "ITG needs a 'qformer' over pixel_values or pixel_values_videos"
+                "ITG needs a 'qformer'"
             )
         for field in ("text_pad_token_id", "text_bos_token_id", "text_eos_token_id"):
             if not 0 <= getattr(self, field) < self.text_vocab_size:

@@ -1,19 +1,21 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""First stage of an image or video interface: ITC + ITM + ITG on its Q-Former (paper section 3.2; BLIP-2 section 3.1).
+"""First stage of a Q-Former's interface: ITC + ITM + ITG (paper section 3.2; BLIP-2 section 3.1).
 
 `model` is the composite's own encoder model with one interface; everything else in the state dict (`text_branch`,
 `media_proj`, `text_proj`, `itm_head`, `temperature`) is thrown away afterwards and kept in a separate file.
 
 Deviations from BLIP-2: ln_vision belongs to the tower and is frozen with it; equal captions are not negatives of each
 other (`match_equal_texts`); gathered features carry gradients across ranks; in eval mode ITM takes the hardest
-negative instead of drawing one, so that an evaluation repeats; a video is compared through its best query of any real
-frame, and matched through its best frame.
+negative instead of drawing one, so that an evaluation repeats; a video (a sound that is read in windows) is compared
+through its best query of any real frame, and matched through its best frame.
 
-Legend: B pairs, F frames (1 for an image), N query tokens of a frame, S encoder positions, L text tokens,
-E, H, P widths of encoder, Q-Former and projection.
+Legend: B pairs, F frames: what the queries read at a time, a frame of a video or a window of a sound (1 for what is
+read whole, as an image is); R real ones of all items; N query tokens of a frame, S encoder positions of a frame,
+L text tokens, E, H, P widths of encoder, Q-Former and projection.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +23,7 @@ from transformers import initialization as init
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2TextEmbeddings
 from transformers.utils import ModelOutput, can_return_tuple
 
+from xllm.modeling_xllm.converters import in_windows
 from xllm.modeling_xllm.modeling_encoders import XLLMEncoderModel, XLLMPreTrainedModel, place_frames
 from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
 from xllm.modeling_xllm.stage1.heads import StageOneHeadsMixin
@@ -67,17 +70,18 @@ class QFormerPreTrainingOutput(ModelOutput):
 @dataclass
 class QueriedMedia:
     """Media after the encoder and the queries' own pass through the Q-Former: `encoder_states (B, F, S, E)`, zero in
-    masked frames; `frame_mask (B, F)`; `query_states`: what entered each layer, then the output, `(B, F * N, H)` each;
-    `query_mask (B, F * N)`."""
+    masked frames; `encoder_mask (B, F, S)`: their real positions, or `None`: all; `frame_mask (B, F)`; `query_states`:
+    what entered each layer, then the output, `(B, F * N, H)` each; `query_mask (B, F * N)`."""
 
     encoder_states: torch.Tensor
+    encoder_mask: torch.BoolTensor | None
     frame_mask: torch.BoolTensor
     query_states: tuple[torch.Tensor, ...]
     query_mask: torch.BoolTensor
 
 
 class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
-    """Stage 1 for the image or the video interface: contrast, match and caption; one caption per item.
+    """Stage 1 for an interface whose converter is a Q-Former: contrast, match and caption; one caption per item.
 
     Freeze the tower before training (`model.model.vision_tower.requires_grad_(False)` or `freeze_for_stage`): it then
     runs in eval mode and without gradient memory. The adapter takes no part in stage 1.
@@ -91,7 +95,6 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
     config: QFormerPreTrainingConfig
     main_input_name = "input_ids"
     heads_name = "qformer_pretraining_heads.safetensors"
-    input_modalities = ("image", "video", "text")
     # Not in LAVIS's files, and not used in stage 1.
     _keys_to_ignore_on_load_missing = [r"model\.interfaces\..+\.adapter\."]
     # The losses are means over the batch, not sums over num_items_in_batch: with False the Trainer divides by the
@@ -144,33 +147,48 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
         pixel_values: torch.FloatTensor | None = None,
         pixel_values_videos: torch.FloatTensor | None = None,
         video_frame_mask: torch.Tensor | None = None,
+        **media: torch.Tensor | None,
     ) -> QueriedMedia:
-        """Run the tower, then the queries, on images `(B, 3, H, W)` or videos `(B, F, 3, H, W)` with mask `(B, F)`.
-        Media that the interface does not take, or a video without a real frame, are a `ValueError`."""
-        row = self.config.row
-        both = {"pixel_values": pixel_values, "pixel_values_videos": pixel_values_videos}
-        given = {name: value for name, value in both.items() if value is not None}
+        """Run the tower, then the queries, on images `(B, 3, H, W)`, videos `(B, F, 3, H, W)` with mask `(B, F)`, or
+        what else the row reads, under its `input_name` and `mask_name`. Media that the interface does not take, or an
+        item without a real frame, are a `ValueError`."""
+        row, name = self.config.row, self.config.modality
+        media |= {"video_frame_mask": video_frame_mask, "pixel_values_videos": pixel_values_videos}
+        given = {key: value for key, value in {"pixel_values": pixel_values, **media}.items() if value is not None}
+        mask = None if row.mask_name is None else given.pop(row.mask_name, None)
         if list(given) != [row.input_name]:
             got = " and ".join(given) or "no media"
-            raise ValueError(f"the {self.config.modality!r} interface reads {row.input_name}, got {got}")
-        media = given[row.input_name]
-        is_series = row.num_frames is not None
-        shape = media.shape[:2] if is_series else (media.shape[0], 1)
-        frame_mask = torch.ones(shape, dtype=torch.bool, device=media.device)  # (B, F)
-        if is_series and video_frame_mask is not None:
-            frame_mask = video_frame_mask.bool()
-            if not frame_mask.any(dim=1).all():
-                raise ValueError("video_frame_mask has a row of zeros: each video needs at least one real frame")
-        encoded, _ = self.model.encode(self.config.modality, media, frame_mask if is_series else None)
-        states = encoded.last_hidden_state  # (R, S, E): R real frames
+            raise ValueError(f"the {name!r} interface reads {row.input_name}, got {got}")
+        if mask is not None and not (mask := mask.bool()).any(dim=1).all():
+            raise ValueError(f"{row.mask_name} has a row of zeros: each {name} needs at least one real frame")
+        states, real, frame_mask = self._encode(given[row.input_name], mask)
         queried = self.qformer(
             query_embeds=self.query_tokens.expand(states.shape[0], -1, -1),
             encoder_hidden_states=states,
+            encoder_attention_mask=None if real is None else real.to(states.dtype),
             output_hidden_states=True,
         )
         query_states = tuple(place_frames(hidden, frame_mask).flatten(1, 2) for hidden in queried.hidden_states)
         query_mask = frame_mask.repeat_interleave(self.query_tokens.shape[1], dim=1)
-        return QueriedMedia(place_frames(states, frame_mask), frame_mask, query_states, query_mask)
+        real = None if real is None else place_frames(real, frame_mask)
+        return QueriedMedia(place_frames(states, frame_mask), real, frame_mask, query_states, query_mask)
+
+    def _encode(self, media: torch.Tensor, mask: torch.BoolTensor | None):
+        """Encoder states `(R, S, E)` of the real frames, their real positions `(R, S)`, or `None`: all, and which
+        frames are real, `(B, F)`."""
+        row, name = self.config.row, self.config.modality
+        is_series, window = row.num_frames is not None, self.model.interfaces[name].converter.window
+        if mask is None and (is_series or row.encoder is None):
+            mask = torch.ones(media.shape[:2], dtype=torch.bool, device=media.device)
+        encoded, real = self.model.encode(name, media, mask)
+        states = encoded.last_hidden_state
+        if is_series:
+            return states, real, mask
+        if window is None:
+            return states, real, torch.ones(len(states), 1, dtype=torch.bool, device=states.device)
+        states, real = in_windows(states, real, window)  # (B, F, S, E), (B, F, S)
+        frame_mask = real.any(-1)
+        return states[frame_mask], real[frame_mask], frame_mask
 
     def embed_media(self, media: QueriedMedia) -> torch.Tensor:
         """Unit vectors `(B, F * N, P)`, one per query."""
@@ -190,11 +208,11 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
     ) -> torch.Tensor:
         """ITM logits `(B, 2)`, [apart, together], of item i with text i: mean over the queries of its best frame."""
         attention_mask = self._check_text(input_ids, attention_mask, items=media.frame_mask.shape[0])
-        return self._match(media.encoder_states, media.frame_mask, input_ids, attention_mask)
+        return self._match(media.encoder_states, media.encoder_mask, media.frame_mask, input_ids, attention_mask)
 
-    def _match(self, encoder_states, frame_mask, input_ids, attention_mask) -> torch.Tensor:
+    def _match(self, encoder_states, encoder_mask, frame_mask, input_ids, attention_mask) -> torch.Tensor:
         hidden = self.text_branch.match(
-            self.qformer, input_ids, attention_mask, self.query_tokens, encoder_states, frame_mask
+            self.qformer, input_ids, attention_mask, self.query_tokens, encoder_states, frame_mask, encoder_mask
         )
         frames = self.itm_head(hidden).unflatten(1, (frame_mask.shape[1], -1)).mean(dim=2)  # (B, F, 2)
         # A caption belongs to a video if it belongs to one frame: a mean would drown that frame in the others.
@@ -222,6 +240,7 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
         pixel_values_videos: torch.FloatTensor | None = None,
         video_frame_mask: torch.Tensor | None = None,
         return_loss: bool = True,
+        **media: torch.Tensor | None,
     ) -> QFormerPreTrainingOutput:
         """Losses of a batch of pairs (BLIP-2 section 3.1; ITC + ITM + ITG, unweighted).
 
@@ -230,47 +249,49 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
             pixel_values (`(B, 3, H, W)`): for an image interface.
             pixel_values_videos (`(B, F, 3, H, W)`), video_frame_mask (`(B, F)`, 1 = real): for a video interface.
             return_loss: False for similarities alone.
+            Media of any other interface come under the `input_name` and `mask_name` of its row.
 
         Raises:
             ValueError: media of the wrong kind, another number of items than of texts, text padded on the left, too
                 long or shorter than two tokens, ranks with batches of different size.
         """
-        media = self.query_media(pixel_values, pixel_values_videos, video_frame_mask)
-        attention_mask = self._check_text(input_ids, attention_mask, items=media.frame_mask.shape[0])
+        queried = self.query_media(pixel_values, pixel_values_videos, video_frame_mask, **media)
+        attention_mask = self._check_text(input_ids, attention_mask, items=queried.frame_mask.shape[0])
         input_ids = input_ids.masked_fill(attention_mask == 0, self.config.text_pad_token_id)
         output = QFormerPreTrainingOutput(
-            media_embeds=self.embed_media(media),
+            media_embeds=self.embed_media(queried),
             text_embeds=self._embed_text(input_ids, attention_mask),
-            media_mask=media.query_mask,
+            media_mask=queried.query_mask,
         )
         if not return_loss:
-            output.similarities = max_similarity(output.media_embeds, output.text_embeds, media.query_mask)
+            output.similarities = max_similarity(output.media_embeds, output.text_embeds, queried.query_mask)
             return output
-        everyone, offset = self._gather(media, output, input_ids, attention_mask)
+        everyone, offset = self._gather(queried, output, input_ids, attention_mask)
         own_ids = everyone["input_ids"][offset : offset + input_ids.shape[0]]
         positives = pair_positives(own_ids, everyone["input_ids"], offset, self.config.match_equal_texts)
-        output.similarities = max_similarity(output.media_embeds, everyone["text_embeds"], media.query_mask)
+        output.similarities = max_similarity(output.media_embeds, everyone["text_embeds"], queried.query_mask)
         text_to_media = max_similarity(everyone["media_embeds"], output.text_embeds, everyone["query_mask"]).T
         temperature = self.temperature.float().clamp(MIN_TEMPERATURE, MAX_TEMPERATURE)
         scores = (output.similarities / temperature, text_to_media / temperature)
         output.itc_loss = contrastive_loss(*scores, positives, self.config.label_smoothing)
         output.itm_loss = self._matching(everyone, offset, scores, positives)
         supervised = attention_mask[:, 1:].bool()  # only positions with a target are projected to the vocabulary
-        hidden = self._caption_states(media, input_ids, attention_mask)[:, :-1][supervised]
+        hidden = self._caption_states(queried, input_ids, attention_mask)[:, :-1][supervised]
         targets = input_ids[:, 1:][supervised]
         output.itg_loss = captioning_loss(self.text_branch.lm_logits(hidden), targets, self.config.label_smoothing)
         output.loss = output.itc_loss + output.itm_loss + output.itg_loss
         return output
 
-    def _gather(self, media: QueriedMedia, output, input_ids, attention_mask) -> tuple[dict[str, torch.Tensor], int]:
+    def _gather(self, media: QueriedMedia, output, input_ids, attention_mask) -> tuple[dict[str, Any], int]:
         """All ranks' pairs (W * B of them), padded alike, and the place of this rank's first one."""
-        B, F = media.frame_mask.shape
-        F, L = common_sizes(B, F, input_ids.shape[1], device=input_ids.device)
+        B, F, S = media.encoder_states.shape[:3]
+        F, S, L = common_sizes(B, F, S, input_ids.shape[1], device=input_ids.device)
         Q = F * self.query_tokens.shape[1]
         everyone = {
             "input_ids": gather_ranks(input_ids, (L,), self.config.text_pad_token_id),
             "attention_mask": gather_ranks(attention_mask, (L,)),
-            "encoder_states": gather_ranks(media.encoder_states, (F,)),
+            "encoder_states": gather_ranks(media.encoder_states, (F, S)),
+            "encoder_mask": None if media.encoder_mask is None else gather_ranks(media.encoder_mask, (F, S)),
             "frame_mask": gather_ranks(media.frame_mask, (F,)),
             "text_embeds": gather_ranks(output.text_embeds),
             "media_embeds": gather_ranks(output.media_embeds, (Q,)),
@@ -285,7 +306,8 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
         hard_item, item_found = draw_hard_negatives(scores[1], positives, hardest=not self.training)
         own = torch.arange(offset, offset + B, device=positives.device)
         items, texts = torch.cat([own, hard_item, own]), torch.cat([own, own, hard_text])
-        media = [everyone[name][items] for name in ("encoder_states", "frame_mask")]
+        media = [everyone[name] for name in ("encoder_states", "encoder_mask", "frame_mask")]
+        media = [tensor if tensor is None else tensor[items] for tensor in media]
         logits = self._match(*media, *(everyone[name][texts] for name in ("input_ids", "attention_mask")))
         labels = torch.cat([torch.ones_like(own), torch.zeros_like(own), torch.zeros_like(own)])
         # Positives alone teach nothing but "always together": without a negative the whole term is skipped. The graph

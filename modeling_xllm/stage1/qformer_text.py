@@ -11,7 +11,8 @@ the module the composite model has (`use_qformer_text_input=False`): nothing is 
     decode    text sees all queries and earlier text; queries see no text        -> ITG
 
 Video (deviation; BLIP-2 has images only): each frame's queries see their own frame and, in `match`, the text, but not
-other frames' queries: the composite encodes frames one by one. Text sees the queries of every real frame.
+other frames' queries: the composite encodes frames one by one. Text sees the queries of every real frame. The windows
+that a sound is read in are its frames.
 
 Legend: B texts, L tokens, F frames (1 for an image), N query tokens of a frame, S encoder positions, H, E widths.
 """
@@ -53,6 +54,7 @@ class QFormerTextLayer(GradientCheckpointingLayer):
         query_states: torch.Tensor | None = None,
         encoder_states: torch.Tensor | None = None,
         num_queries: int = 0,
+        encoder_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One layer for text, or for queries and text: `hidden (B, num_queries + L, H)`, in and out.
 
@@ -62,6 +64,7 @@ class QFormerTextLayer(GradientCheckpointingLayer):
             query_states (`(B, F * N, H)`): inputs of `layer` in the queries' own pass; keys and values before the
                 text's.
             encoder_states (`(B * F, S, E)`): for the `num_queries` (`F * N`, or 0) queries in `hidden`.
+            encoder_mask (`(B * F, 1, 1, S)`): additive.
         """
         if query_states is None:
             attended = layer.attention(hidden, mask)
@@ -74,7 +77,10 @@ class QFormerTextLayer(GradientCheckpointingLayer):
             return text
         if layer.has_cross_attention:
             per_frame = queries.reshape(encoder_states.shape[0], -1, queries.shape[-1])  # (B * F, N, H)
-            queries = layer.crossattention(per_frame, encoder_hidden_states=encoder_states).reshape(queries.shape)
+            read = layer.crossattention(
+                per_frame, encoder_hidden_states=encoder_states, encoder_attention_mask=encoder_mask
+            )
+            queries = read.reshape(queries.shape)
         return torch.cat([layer.feed_forward_chunk_query(queries), text], dim=1)
 
 
@@ -113,6 +119,7 @@ class QFormerTextBranch(nn.Module):
         query_tokens: torch.Tensor,
         encoder_states: torch.Tensor,
         frame_mask: torch.BoolTensor,
+        encoder_mask: torch.BoolTensor | None = None,
     ) -> torch.Tensor:
         """Let queries and text see each other.
 
@@ -120,6 +127,7 @@ class QFormerTextBranch(nn.Module):
             input_ids, attention_mask (`(B, L)`): text; 1 = real token.
             query_tokens (`(1, N, H)`): of the interface.
             encoder_states (`(B, F, S, E)`): the pictures; finite also where `frame_mask (B, F)` is False.
+            encoder_mask (`(B, F, S)`): real positions of the pictures; `None`: all.
 
         Returns:
             (B, F * N, H): outputs of the queries; those of masked frames mean nothing.
@@ -135,8 +143,10 @@ class QFormerTextBranch(nn.Module):
         keys = torch.cat([frame_mask.repeat_interleave(N, dim=1), attention_mask.bool()], dim=1)
         mask = additive_mask(sees & keys[:, None, :], hidden.dtype)
         encoder_states = encoder_states.flatten(0, 1).to(hidden.dtype)
+        if encoder_mask is not None:
+            encoder_mask = additive_mask(encoder_mask.flatten(0, 1)[:, None], hidden.dtype)
         for text_layer, layer in zip(self.layers, qformer.encoder.layer):
-            hidden = text_layer(hidden, layer, mask, None, encoder_states, Q)
+            hidden = text_layer(hidden, layer, mask, None, encoder_states, Q, encoder_mask)
         return hidden[:, :Q]
 
     def decode(

@@ -20,7 +20,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from xllm import XLLMConfig, XLLMEncoderModel
+from xllm import XLLMConfig, XLLMEncoderModel, XLLMForQFormerPreTraining
 from xllm.assembly.opening import load_checkpoint
 from xllm.cli import main
 from xllm.modeling_xllm.speech_encoders import encode_sequences, speech_input
@@ -195,19 +195,26 @@ def test_a_file_of_both_kinds_needs_its_modality(tmp_path):
         part(both)
 
 
-def test_stages_two_and_three_on_a_table(tiny, tmp_path, capsys):
-    for name, samples in (("tone", sine(0.4)), ("noise", noise(0.4))):
+def test_three_stages_on_a_table(tiny, tmp_path, capsys):
+    for name, samples in (("tone", sine(0.4)), ("noise", noise(2.4))):
         write_wav(tmp_path / f"{name}.wav", [samples])
     (tmp_path / "t.csv").write_text("file,text\ntone.wav,tone\nnoise.wav,noise\n")
     quick = "{max_steps: 2, per_device_train_batch_size: 2, logging_steps: 1, learning_rate: 1.0e-2}"
-    stages = "".join(f"  - {{stage: {stage}, modalities: [sound]}}\n" for stage in (2, 3))
+    stages = "".join(f"  - {{stage: {stage}, modalities: [sound]}}\n" for stage in (1, 2, 3))
     (tmp_path / "r.yaml").write_text(
         f"model: {tiny}\noutput_dir: {tmp_path / 'out'}\nstages:\n{stages}"
         f"data: {{train: {tmp_path / 't.csv'}, cache_features: {tmp_path / 'kept'}}}\n"
         f"trainer: {quick}\n"
     )
     assert main(["train", str(tmp_path / "r.yaml"), "--json"]) == 0
-    last = json.loads(capsys.readouterr().out)["stages"][-1]["checkpoint"]
+    first, _, last = [stage["checkpoint"] for stage in json.loads(capsys.readouterr().out)["stages"]]
+    heads = XLLMForQFormerPreTraining.from_pretrained(first)
+    interfaces = XLLMEncoderModel.from_pretrained(first).interfaces.state_dict()
+    assert all(value.equal(interfaces[key]) for key, value in heads.model.interfaces.state_dict().items())
+    retrieval = ["evaluate", first, "--task", "retrieval", "--data", str(tmp_path / "t.csv"), "--batch-size", "1"]
+    assert main([*retrieval, "--json"]) == 0  # sounds of different lengths, each in a batch of its own
+    found = json.loads(capsys.readouterr().out)
+    assert (found["media"], found["texts"]) == (2, 2)
     command = ["evaluate", last, "--task", "qa", "--data", str(tmp_path / "t.csv"), "--max-new-tokens", "2", "--json"]
     assert main(command) == 1
     assert "set `modality` of the source" in capsys.readouterr().err

@@ -5,7 +5,7 @@
 |------------|----------------------------------|--------------------------------------------------------------------|
 | chat       | XLLMForConditionalGeneration     | text and media of the conversations; labels on the assistant alone |
 | transcribe | XLLMForSpeechRecognition         | clips, labels = ids of the transcript                              |
-| contrast   | XLLMForQFormerPreTraining        | one picture or video per row, its text as input_ids                |
+| contrast   | XLLMForQFormerPreTraining        | one medium per row, its text as input_ids                          |
 
 Loss of "chat": the last answer and its end token; with ChatGLM `<sop>` too, as published (the model learns to begin).
 `loss_on: all`, or `loss` of a turn, says otherwise (`answers`). Deviations: a sample that is too long loses

@@ -1,7 +1,7 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Retrieval by a Q-Former of stage 1: which caption belongs to a picture, and which picture to a caption.
 
-By image-text contrast alone (the cosine of a text with the best query of a picture, of a film of any frame), without
+By contrast alone (the cosine of a text with the best query of a picture, of a film or a sound of any frame), without
 BLIP-2's second look by its matching head. R@k of a picture is 1 if any of its captions is among the k nearest of all.
 Captions that read alike belong to all pictures that have one of them.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch.nn.functional import pad
 
 from xllm.modeling_xllm.stage1.qformer_objectives import max_similarity
 from xllm.processing.conversations import part_source
@@ -83,7 +84,10 @@ def embed_media(
     if not found:
         return torch.zeros(0, 1, 1), torch.zeros(0, 1), []
     vectors, masks, numbers = zip(*found)
-    return torch.cat(vectors), torch.cat(masks), [number for some in numbers for number in some]
+    longest = max(mask.shape[1] for mask in masks)  # sounds, and so batches of them, are of any length
+    embeds = torch.cat([pad(some, (0, 0, 0, longest - some.shape[1])) for some in vectors])
+    mask = torch.cat([pad(some, (0, longest - some.shape[1])) for some in masks])
+    return embeds, mask, [number for some in numbers for number in some]
 
 
 @torch.no_grad()

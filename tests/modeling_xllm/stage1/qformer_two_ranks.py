@@ -1,5 +1,5 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
-"""One rank of `test_two_ranks_equal_one_process_with_the_whole_batch`: python qformer_two_ranks.py RANK FOLDER."""
+"""One rank of `test_two_ranks_equal_one_process_with_the_whole_batch`: qformer_two_ranks.py RANK FOLDER MODALITY."""
 
 import sys
 from pathlib import Path
@@ -9,23 +9,26 @@ from torch import distributed
 
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_qformer_pretraining import CLS, SEP, texts, tiny_model  # noqa: E402
+from test_qformer_pretraining import CLS, SEP, batch, texts, tiny_model  # noqa: E402
 
 
-def main(rank: int, folder: Path) -> None:
-    """Losses and gradients of two of four pairs; ranks pad texts and videos to different lengths."""
+def main(rank: int, folder: Path, modality: str) -> None:
+    """Losses and gradients of two of four pairs; ranks pad texts and media to different lengths."""
     distributed.init_process_group("gloo", rank=rank, world_size=2)
     torch.manual_seed(1)
     inputs = texts([CLS, 5, 6, SEP], [CLS, 7, SEP], [CLS, 8, SEP], [CLS, 5, 6, SEP])  # as many targets on each rank
-    inputs["pixel_values_videos"] = torch.randn(4, 3, 3, 16, 16)
-    inputs["video_frame_mask"] = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 0, 0]])
+    media = batch(modality)
+    if modality == "video":
+        media["video_frame_mask"] = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 0, 0]])
+    first, mask = (name for name in media if name not in inputs)
+    inputs |= {first: media[first], mask: media[mask]}
     if rank == 0:
         torch.save(inputs, folder / "inputs.pt")
     mine = {key: value[2 * rank : 2 * rank + 2] for key, value in inputs.items()}
     if rank == 0:
-        mine["pixel_values_videos"] = mine["pixel_values_videos"][:, :2]
-        mine["video_frame_mask"] = mine["video_frame_mask"][:, :2]
-    model = tiny_model("video")
+        length = {"video": 2, "sound": 104}[modality]
+        mine |= {name: mine[name][:, :length] for name in (first, mask)}
+    model = tiny_model(modality)
     output = model(**mine)
     output.loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -35,4 +38,4 @@ def main(rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

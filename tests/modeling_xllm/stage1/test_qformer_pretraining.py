@@ -14,6 +14,7 @@ import torch
 from tiny import assert_equal_whatever_is_made_by_default, default_numbers
 from torch import nn
 from transformers import (
+    ASTConfig,
     BertConfig,
     BertForMaskedLM,
     BertModel,
@@ -21,6 +22,7 @@ from transformers import (
     Blip2ForImageTextRetrieval,
     Blip2QFormerConfig,
     LlamaConfig,
+    Siglip2VisionConfig,
     Trainer,
     TrainingArguments,
 )
@@ -74,15 +76,28 @@ ROWS = {
         "num_frames": 3,
         "shares_converter_with": "image",
     },
+    "sound": {
+        "encoder": "sound",
+        "input_name": "sound_features",
+        "mask_name": "sound_features_mask",
+        "placeholder_token": "<SoundHere>",
+        "num_query_tokens": 1,
+        "frames_per_token": 2,
+    },
 }
+# Reads 104 positions at a time, and makes 9 frames of them, of two vectors each.
+AST = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+AST |= {"max_length": 104, "num_mel_bins": 26, "initializer_range": 0.1}
+LENGTHS = (104, 70, 208, 25)  # of sounds: 9, 7, 18 and 3 frames, so 5, 4, 9 and 2 windows of two
 
 
 def tiny_config(modality: str = "image", **fields) -> QFormerPreTrainingConfig:
     rows = {name: X2LConfig(**row) for name, row in ROWS.items()}
-    rows["image"].qformer_config = Blip2QFormerConfig(**QFORMER)
+    rows["image"].qformer_config = rows["sound"].qformer_config = Blip2QFormerConfig(**QFORMER)
     return QFormerPreTrainingConfig(
         text_config=LlamaConfig(hidden_size=20, num_attention_heads=2, vocab_size=60, num_hidden_layers=1),
         vision_config=Blip2VisionConfig(**VISION),
+        extra_encoders={"sound": ASTConfig(**AST)},
         modalities=rows,
         modality=modality,
         initializer_range=0.1,
@@ -101,7 +116,7 @@ def tiny_config(modality: str = "image", **fields) -> QFormerPreTrainingConfig:
 def tiny_model(modality: str = "image", **fields) -> XLLMForQFormerPreTraining:
     torch.manual_seed(0)
     model = XLLMForQFormerPreTraining(tiny_config(modality, **fields))
-    model.model.vision_tower.requires_grad_(False)
+    (model.model.vision_tower or model.model.extra_towers).requires_grad_(False)
     return model.eval()
 
 
@@ -125,9 +140,12 @@ def batch(modality: str = "image", **changes) -> dict[str, torch.Tensor]:
     inputs = texts([CLS, 5, 6, SEP], [CLS, 7, SEP], [CLS, 8, 9, 10, SEP], [CLS, 11, SEP])
     if modality == "image":
         inputs["pixel_values"] = torch.randn(4, 3, 16, 16)
-    else:
+    elif modality == "video":
         inputs["pixel_values_videos"] = torch.randn(4, 3, 3, 16, 16)
         inputs["video_frame_mask"] = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]])
+    else:
+        inputs["sound_features"] = torch.randn(4, 208, 26)
+        inputs["sound_features_mask"] = (torch.arange(208) < torch.tensor(LENGTHS)[:, None]).long()
     return {**inputs, **changes}
 
 
@@ -419,6 +437,95 @@ class TestMasks:
         torch.testing.assert_close(got.loss, expected.loss, atol=1e-5, rtol=1e-5)
 
 
+class TestSounds:
+    """A sound is read in windows of two frames (four vectors), or whole by several queries."""
+
+    @pytest.fixture(params=[{}, {"frames_per_token": None, "num_query_tokens": 3}], ids=["windows", "whole"])
+    def model(self, request, monkeypatch) -> XLLMForQFormerPreTraining:
+        monkeypatch.setitem(ROWS, "sound", {**ROWS["sound"], **request.param})
+        return shaken_model("sound")
+
+    @staticmethod
+    def media(inputs) -> dict[str, torch.Tensor]:
+        return {key: value for key, value in inputs.items() if key.startswith("sound")}
+
+    def test_it_is_read_as_the_converter_reads_it(self, model):
+        media = self.media(batch("sound"))
+        with torch.no_grad():
+            queried = model.query_media(**media)
+            hidden, mask = model.model.encode("sound", *media.values())
+            read = model.model.interfaces["sound"].converter(hidden.last_hidden_state, mask)
+        real = torch.ones(4, 3, dtype=torch.bool) if read.mask is None else read.mask
+        assert queried.query_mask.equal(real)
+        torch.testing.assert_close(queried.query_states[-1][real], read.embeddings[real], atol=1e-5, rtol=1e-5)
+
+    def test_a_batch_is_its_sounds_alone(self, model):
+        inputs = batch("sound")
+        text = [inputs[name] for name in ("input_ids", "attention_mask")]
+        with torch.no_grad():
+            together = model.query_media(**self.media(inputs))
+            for i, length in enumerate(LENGTHS):
+                ids, attention_mask = (tensor[i : i + 1] for tensor in text)
+                alone = model.query_media(
+                    **{key: value[i : i + 1, : -(-length // 104) * 104] for key, value in self.media(inputs).items()}
+                )
+                for compute in (model.match, model.caption_states):
+                    expected = compute(alone, ids, attention_mask)[0]
+                    torch.testing.assert_close(compute(together, *text)[i], expected, atol=1e-5, rtol=1e-4)
+                embeds = model.embed_media(together)[i][together.query_mask[i]]
+                torch.testing.assert_close(embeds, model.embed_media(alone)[0][alone.query_mask[0]])
+
+    def test_padding_changes_nothing(self, model):
+        inputs = batch("sound")
+        with torch.no_grad():  # a window of zeros would now be the best answer to the first caption
+            model.media_proj.bias.copy_(model.embed_text(inputs["input_ids"], inputs["attention_mask"])[0])
+        longer = dict(inputs)
+        longer["sound_features"] = nn.functional.pad(inputs["sound_features"], (0, 0, 0, 104), value=float("nan"))
+        longer["sound_features_mask"] = nn.functional.pad(inputs["sound_features_mask"], (0, 104))
+        with torch.no_grad():
+            expected, got = model(**inputs), model(**longer)
+        for name in ("itc_loss", "itm_loss", "itg_loss", "similarities"):
+            torch.testing.assert_close(got[name], expected[name], atol=1e-5, rtol=1e-5)
+
+    def test_positions_behind_a_sound_are_not_matched(self, model):
+        inputs = batch("sound")
+        text = [inputs[name] for name in ("input_ids", "attention_mask")]
+        with torch.no_grad():
+            queried = model.query_media(**self.media(inputs))
+            logits = model.match(queried, *text)
+            queried.encoder_states[~queried.encoder_mask] += 9.0
+            torch.testing.assert_close(model.match(queried, *text), logits)
+            queried.encoder_states[queried.encoder_mask] += 9.0
+            assert not model.match(queried, *text).allclose(logits, atol=1e-3)
+
+    def test_feature_vectors_need_no_encoder_and_no_mask(self, monkeypatch):
+        row = {"encoder": None, "encoder_hidden_size": 24, "frames_per_token": 1}
+        monkeypatch.setitem(ROWS, "sound", {**ROWS["sound"], **row})
+        inputs = {**texts([CLS, 5, SEP], [CLS, 6, SEP]), "sound_features": torch.randn(2, 3, 24)}
+        for mask, expected in ((None, [3, 3]), (torch.tensor([[1, 1, 1], [1, 1, 0]]), [3, 2])):
+            output = tiny_model("sound")(**inputs, sound_features_mask=mask)
+            assert output.media_mask.sum(1).tolist() == expected
+            assert output.loss.isfinite()
+
+    def test_patches_behind_a_picture_are_not_read(self):
+        """SigLIP 2 reads pictures of any shape: one of two patches is the same beside one of four."""
+        sizes = {key: VISION[key] for key in VISION if key not in ("image_size", "initializer_range")}
+        config = tiny_config()
+        config.vision_config = Siglip2VisionConfig(**sizes, num_patches=16)
+        torch.manual_seed(0)
+        model = XLLMForQFormerPreTraining(config).eval()
+        for parameter in model.parameters():
+            nn.init.normal_(parameter.data, std=0.3)
+        patches = torch.randn(2, 4, 3 * 8 * 8 + 2)
+        patches[..., -2:] = torch.tensor([[[1, 1], [1, 2], [2, 1], [2, 2]], [[1, 1], [1, 2], [0, 0], [0, 0]]])
+        text = texts([CLS, 5, 6, SEP], [CLS, 7, SEP])
+        with torch.no_grad():
+            together, alone = model.query_media(patches), model.query_media(patches[1:, :2])
+            torch.testing.assert_close(together.query_states[-1][1], alone.query_states[-1][0], atol=1e-5, rtol=1e-4)
+            expected = model.match(alone, **{key: value[1:] for key, value in text.items()})[0]
+            torch.testing.assert_close(model.match(together, **text)[1], expected, atol=1e-5, rtol=1e-4)
+
+
 class TestLosses:
     @pytest.mark.parametrize("rows", [[[CLS, 5, SEP]], [[CLS, 5, SEP]] * 3], ids=["one pair", "one caption"])
     def test_matching_is_skipped_where_nothing_can_be_a_negative(self, rows):
@@ -441,9 +548,9 @@ class TestLosses:
         model, inputs, seen = shaken_model(), batch(), {}
         match = model.text_branch.match
 
-        def spy(qformer, input_ids, attention_mask, query_tokens, encoder_states, frame_mask):
+        def spy(qformer, input_ids, attention_mask, query_tokens, encoder_states, *masks):
             seen.update(ids=input_ids, states=encoder_states)
-            return match(qformer, input_ids, attention_mask, query_tokens, encoder_states, frame_mask)
+            return match(qformer, input_ids, attention_mask, query_tokens, encoder_states, *masks)
 
         monkeypatch.setattr(model.text_branch, "match", spy)
         with torch.no_grad():
@@ -471,16 +578,17 @@ class TestLosses:
         with torch.no_grad():
             assert model(**inputs).loss.item() == model(**inputs).loss.item()
 
-    @pytest.mark.parametrize("modality", ["image", "video"])
+    @pytest.mark.parametrize("modality", ["image", "video", "sound"])
     def test_gradients_reach_the_interface_and_not_the_tower(self, modality):
         model, inputs = tiny_model(modality).train(), batch(modality)
         model(**inputs).loss.backward()
-        assert not model.model.vision_tower.training
+        tower = model.model.tower(model.config.row.encoder)
+        assert not tower.training
         idle = [name for name, parameter in model.named_parameters() if parameter.grad is None]
-        own = [name for name in idle if not name.startswith("model.vision_tower.")]
+        own = [name for name in idle if not name.startswith(("model.vision_tower.", "model.extra_towers."))]
         # The adapter, and the image row's own queries when the video row borrows its Q-Former, take no part.
         assert all(".adapter." in name or "interfaces.image.converter.query_tokens" in name for name in own), own
-        assert all(parameter.grad is None for parameter in model.model.vision_tower.parameters())
+        assert all(parameter.grad is None for parameter in tower.parameters())
 
     def test_checkpointed_gradients_are_the_same(self):
         gradients = []
@@ -588,10 +696,17 @@ class TestErrors:
         with pytest.raises(ValueError, match="at least one real frame"):
             tiny_model("video")(**batch("video", video_frame_mask=torch.zeros(4, 3)))
 
+    def test_a_sound_without_frames_and_other_media_are_refused(self):
+        model, silent = tiny_model("sound"), torch.zeros(4, 208)
+        with pytest.raises(ValueError, match="^sound_features_mask has a row of zeros: each sound needs at least one"):
+            model(**batch("sound", sound_features_mask=silent))
+        with pytest.raises(ValueError, match="^the 'sound' interface reads sound_features, got pixel_values$"):
+            model(**batch())
+
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            ({"modality": "smell"}, "modality is 'smell'; the table has image, video"),
+            ({"modality": "smell"}, "modality is 'smell'; the table has image, video, sound"),
             ({"text_bos_token_id": 40}, "text_bos_token_id is 40, outside text_vocab_size 40"),
             ({"text_eos_token_id": -1}, "text_eos_token_id is -1, outside text_vocab_size 40"),
             ({"max_text_length": 17}, "max_text_length is 17"),
@@ -615,7 +730,7 @@ class TestErrors:
 
 
 class TestLearning:
-    @pytest.mark.parametrize("modality", ["image", "video"])
+    @pytest.mark.parametrize("modality", ["image", "video", "sound"])
     def test_eight_pairs_are_learned_by_heart(self, modality):
         torch.manual_seed(0)
         model = tiny_model(modality).train()
@@ -623,8 +738,10 @@ class TestLearning:
         inputs = texts(*captions)
         if modality == "image":
             inputs["pixel_values"] = torch.randn(8, 3, 16, 16)
-        else:
+        elif modality == "video":
             inputs["pixel_values_videos"] = torch.randn(8, 2, 3, 16, 16)
+        else:
+            inputs["sound_features"] = torch.randn(8, 1, 26).expand(-1, 104, -1)  # a spectrum that does not change
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=6e-3, weight_decay=0.0)
         first = None
@@ -635,7 +752,9 @@ class TestLearning:
             loss.backward()
             optimizer.step()
         model.eval()
-        media = model.query_media(**{key: value for key, value in inputs.items() if key.startswith("pixel")})
+        media = model.query_media(
+            **{key: value for key, value in inputs.items() if key.startswith(("pixel", "sound"))}
+        )
         with torch.no_grad():
             output = model(**inputs)
             logits = model.match(media, **texts(*captions))
@@ -676,7 +795,8 @@ class TestTrainer:
 
 
 @pytest.mark.slow
-def test_two_ranks_equal_one_process_with_the_whole_batch(tmp_path):
+@pytest.mark.parametrize("modality", ["video", "sound"])
+def test_two_ranks_equal_one_process_with_the_whole_batch(modality, tmp_path):
     """Mean loss and mean gradient over two ranks of two pairs = those of one process with four (negatives shared)."""
     script = Path(__file__).with_name("qformer_two_ranks.py")
     with socket.socket() as probe:
@@ -684,11 +804,12 @@ def test_two_ranks_equal_one_process_with_the_whole_batch(tmp_path):
         port = probe.getsockname()[1]
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     ranks = [
-        subprocess.Popen([sys.executable, str(script), str(rank), str(tmp_path)], env=environment) for rank in range(2)
+        subprocess.Popen([sys.executable, str(script), str(rank), str(tmp_path), modality], env=environment)
+        for rank in range(2)
     ]
     assert [rank.wait(timeout=240) for rank in ranks] == [0, 0]
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    model, inputs = tiny_model("video"), torch.load(tmp_path / "inputs.pt", weights_only=True)
+    model, inputs = tiny_model(modality), torch.load(tmp_path / "inputs.pt", weights_only=True)
     output = model(**inputs)
     output.loss.backward()
     for name in ("itc_loss", "itm_loss", "itg_loss"):
