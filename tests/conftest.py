@@ -16,9 +16,10 @@ import torch
 import xllm  # noqa: F401 (registers the Auto classes)
 
 
-# Set for good by tokenizers at a fork, by Gradio and by DeepSpeed when they are imported.
+# Set for good by tokenizers at a fork, and by Gradio, DeepSpeed and scikit-learn when they are imported.
 LIBRARIES_OWN = (
-    "TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_TELEMETRY", "DS_ACCELERATOR", "PYTORCH_NVML_BASED_CUDA_CHECK"
+    "TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_TELEMETRY", "DS_ACCELERATOR", "PYTORCH_NVML_BASED_CUDA_CHECK",
+    "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK",
 )  # fmt: skip
 
 
