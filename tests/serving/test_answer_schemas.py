@@ -6,7 +6,7 @@ import json
 import pytest
 from serving_fixtures import NAME, post
 
-from xllm.serving import Limits
+from xllm.serving import Limits, answer_schemas
 from xllm.serving.answer_schemas import KEPT, AnswerSchemas
 from xllm.serving.limits import RequestError
 
@@ -48,6 +48,13 @@ def test_a_schema_that_takes_all_time_and_memory_is_given_up(serving, limits):
     assert AnswerSchemas(limits).matcher({"type": "null"}, serving.service.engine.pieces)
     with pytest.raises(RequestError, match="reading this schema takes more than . s or .* MiB: make it simpler"):
         AnswerSchemas(limits).matcher(patterns(26), None)
+
+
+def test_a_reader_of_schemas_that_fails_by_itself_is_not_the_clients_fault(serving, monkeypatch):
+    monkeypatch.setattr(answer_schemas, "TRIAL", "import no_such_module")
+    with pytest.raises(RequestError, match="reads schemas failed .*No module named 'no_such_module'") as error:
+        AnswerSchemas(Limits()).matcher({"type": "null"}, serving.service.engine.pieces)
+    assert error.value.status == 500
 
 
 def test_a_schema_is_read_once(serving, monkeypatch):

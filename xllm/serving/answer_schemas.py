@@ -6,6 +6,7 @@ llguidance meanwhile. So another process reads it first, which may take little o
 """
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -77,8 +78,11 @@ class AnswerSchemas:
         except OSError as error:
             message = f"response_format: no process can be started that reads schemas ({error.strerror})"
             raise RequestError(message, 500) from error
-        if trial.returncode:
+        if -trial.returncode in (signal.SIGKILL, signal.SIGXCPU, signal.SIGABRT):  # time, time, memory
             raise _error(f"reading this schema takes more than {seconds} s or {memory >> 20} MiB: make it simpler")
+        if trial.returncode:
+            *_, reason = trial.stderr.decode(errors="replace").strip().splitlines() or [f"exit {trial.returncode}"]
+            raise RequestError(f"response_format: the process that reads schemas failed ({reason})", 500)
 
 
 def _error(reason: str) -> RequestError:
