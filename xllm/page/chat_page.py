@@ -165,7 +165,8 @@ class ChatPage:
                 forgotten(self.forget, [self.talk], shown, **many)
             self.chat.select(self.look_at, [self.talk], [self.panel], **many)
             for camera in self.cameras:
-                camera.input(self.attach, [camera, self.box], [camera, self.box], **many)
+                # A film that was recorded is no `input` to Gradio; the way back to nothing is a change, too.
+                camera.change(self.attach, [camera, self.box], [camera, self.box], **many)
             blocks.unload(self.leave)
 
     async def answer(
