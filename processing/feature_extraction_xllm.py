@@ -189,16 +189,6 @@ class XLLMFeatureExtractor(ClipFeatureExtractor):
         return features.numpy()
 
     def _features(self, raw_speech: Any, sampling_rate: int | None) -> list[np.ndarray]:
-        if sampling_rate is None:
-            logger.warning_once(
-                f"sampling_rate was not given: the sound is taken to have {self.sampling_rate} Hz; pass "
-                "sampling_rate=... to have it checked"
-            )
-        elif sampling_rate != self.sampling_rate:
-            raise ValueError(
-                f"sampling_rate: got {sampling_rate} Hz, expected {self.sampling_rate} Hz; "
-                f"resample with load_audio(wave, {self.sampling_rate}, source_rate={sampling_rate})"
-            )
         if isinstance(raw_speech, Waveform):
             batched = False
         elif isinstance(raw_speech, (np.ndarray, torch.Tensor)):
@@ -209,7 +199,18 @@ class XLLMFeatureExtractor(ClipFeatureExtractor):
             raise MediaError(
                 type(raw_speech).__name__, "expected a waveform (array, tensor or list of floats) or a list of them"
             )
-        return [self._features_of(clip) for clip in (raw_speech if batched else [raw_speech])]
+        clips = raw_speech if batched else [raw_speech]
+        if sampling_rate not in (None, self.sampling_rate):
+            raise ValueError(
+                f"sampling_rate: got {sampling_rate} Hz, expected {self.sampling_rate} Hz; "
+                f"resample with load_audio(wave, {self.sampling_rate}, source_rate={sampling_rate})"
+            )
+        if sampling_rate is None and not all(isinstance(clip, Waveform) for clip in clips):  # which know their own
+            logger.warning_once(
+                f"sampling_rate was not given: the sound is taken to have {self.sampling_rate} Hz; pass "
+                "sampling_rate=... to have it checked"
+            )
+        return [self._features_of(clip) for clip in clips]
 
     def _features_of(self, clip: Any) -> np.ndarray:
         """What `_extract` gives; of a `Waveform` once."""

@@ -1,10 +1,15 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """What is said, as the page shows it; and the texts of the page."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from xllm import X2LConfig
+from xllm.page.chat_page import ChatPage
 from xllm.page.talk import Talk, Turn, Upload, literal, without_html
 from xllm.page.texts import all_texts, language_of
+from xllm.processing.media_kinds import AUDIO, SOUND
 from xllm.training.evaluation.looking import NOTES
 
 
@@ -49,3 +54,9 @@ def test_messages_of_a_talk():
     ]
     assert [talk.turns.index(talk.turn_of(place)) for place in range(3)] == [0, 0, 1]
     assert talk.turn_of(3) is None
+
+
+def test_a_recording_is_speech_where_nothing_else_is_said():
+    rows = {kind.type: X2LConfig(**kind.row, part=kind.type) for kind in (SOUND, AUDIO)}
+    page = ChatPage(SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(modalities=rows))), None, "en")
+    assert page.heard == [AUDIO, SOUND]

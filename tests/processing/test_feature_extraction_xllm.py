@@ -11,6 +11,7 @@ import torch
 import torchaudio
 from media_files import sine
 
+from xllm.processing import feature_extraction_xllm
 from xllm.processing.audio_decoding import Waveform
 from xllm.processing.feature_extraction_xllm import XLLMFeatureExtractor
 
@@ -148,3 +149,13 @@ def test_normalisation_over_the_clip_keeps_the_shape_of_the_spectrum(noise):
     assert np.allclose(features, (raw - raw.mean()) / raw.std(), atol=1e-4)
     with pytest.raises(ValueError, match="normalize_over: got 'word', expected 'bin' or 'clip'"):
         XLLMFeatureExtractor(normalize_over="word")
+
+
+def test_waveforms_know_their_rate(monkeypatch):
+    told, extractor = [], XLLMFeatureExtractor()
+    monkeypatch.setattr(feature_extraction_xllm.logger, "warning_once", told.append)
+    samples = np.zeros(1600, np.float32)
+    extractor([Waveform(samples, 16_000)])
+    assert told == []
+    extractor([Waveform(samples, 16_000), samples])
+    assert "sampling_rate was not given" in told[0]

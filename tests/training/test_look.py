@@ -7,13 +7,14 @@ import re
 import numpy as np
 import pytest
 import torch
+from media_files import write_wav
 from PIL import Image
 from torch import nn
 
 from xllm.assembly.opening import load_checkpoint
 from xllm.cli import main
 from xllm.modeling_xllm.converters import ConverterOutput
-from xllm.training.evaluation.look_page import far, terminal_lines
+from xllm.training.evaluation.look_page import _sound_figure, far, terminal_lines
 from xllm.training.evaluation.looking import Vocabulary, _grid, look
 
 
@@ -116,6 +117,24 @@ def test_weights_and_times_of_a_cif(opened, media):
         assert (row.pieces, row.notes) == ([], ["no token was fired: the language model reads nothing of it"])
     finally:
         cif.weight_proj.bias.data.copy_(bias)
+
+
+def test_each_token_of_a_sound_has_its_seconds(tmp_path):
+    """Of 2.3 s, as `xllm init` makes the row: windows of equal length, the last cut off where the sound ends."""
+    assert main(["init", str(tmp_path / "model"), "--preset", "tiny", "--modality", "sound"]) == 0
+    model, processor = load_checkpoint(str(tmp_path / "model"))
+    write_wav(tmp_path / "long.wav", [np.sin(np.arange(36_800) / 5.0)])
+    found = look(model, processor, {"type": "sound", "path": str(tmp_path / "long.wav")})
+    [row] = found.rows
+    starts, ends = zip(*(piece.span for piece in row.pieces))
+    assert (starts[0], ends[-1]) == (0.0, pytest.approx(2.3))
+    assert starts[1:] == pytest.approx(ends[:-1])
+    lengths = np.subtract(ends, starts)
+    assert lengths[:-1] == pytest.approx(lengths[0])
+    assert 0 < lengths[-1] <= lengths[0] * 1.001
+    drawn = _sound_figure(found, row)
+    assert [len(axis.lines) for axis in drawn.axes] == [len(row.pieces) + 1, len(row.pieces)]
+    assert f"{starts[1]:.2f}-{ends[1]:.2f} s" in "\n".join(terminal_lines(found))
 
 
 def test_grids_of_encoders():

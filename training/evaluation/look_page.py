@@ -106,7 +106,7 @@ def _body(found: Look) -> Iterator[str]:
     for row in found.rows:
         yield f"<h2>Row {safe_text(row.row)}</h2><p>{_summary(row, found.scale)}.</p>"
         yield from (f'<p class="soft">{safe_text(note)}</p>' for note in row.notes)
-        if row.weights is not None:
+        if row.is_heard:
             yield f'<img class="plot" alt="" src="{data_uri("image/png", _drawn(_sound_figure(found, row)))}">'
         if heats := mean_heats(row):
             maps = "".join(_still(found, number, heat) for number, heat in enumerate(heats))
@@ -216,7 +216,7 @@ def _png(found: Look) -> bytes:
         title = f"{row.row}: {_summary(row, found.scale)}"
         more = len(row.pieces) - MOST_PANELS
         part.suptitle(_plain(f"{title}; the first {MOST_PANELS}" if more > 0 else title), fontsize=9)
-        if row.weights is not None:
+        if row.is_heard:
             _draw_sound(part.subplots(2, 1, sharex=True), found, row, words=True)
             continue
         pieces = row.pieces[:MOST_PANELS]

@@ -86,6 +86,11 @@ class RowLook:
     weights: np.ndarray | None = None
     step: float = 0.0
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether it has a place in time: weights of frames, or embeddings that are of so many seconds."""
+        return self.weights is not None or any(piece.span is not None for piece in self.pieces)
+
 
 @dataclass
 class Look:
@@ -194,6 +199,8 @@ def _look_of_row(
         _add_firing(found, row, features, mask, _seconds_per_frame(processor, row, features, mask, seconds))
     elif layers and layers[0]:
         _add_attention(found, model, row, inputs, torch.stack([one for one in layers[0] if one is not None]))
+    if row.frames_per_token and mask is not None and seconds is not None:
+        _add_windows(found, row, int(mask.sum()), seconds)
     if found.weights is None and not any(piece.heat is not None for piece in found.pieces) and not found.notes:
         found.notes.append(Note("no map", converter=row.converter))
     if not found.pieces:
@@ -290,6 +297,14 @@ def _add_firing(found: RowLook, row: Any, features: Any, mask: torch.Tensor | No
     ends = [found.step * float(end) for end in features.fire_frames[0, : len(found.pieces)]]
     for piece, start, end in zip(found.pieces, [0.0, *ends], ends):
         piece.span = start, end
+
+
+def _add_windows(found: RowLook, row: Any, positions: int, seconds: float) -> None:
+    """The seconds of each token of as many frames as the row joins; the last may be of fewer."""
+    if len(found.pieces) == -(-positions // row.subsampling_factor):
+        step = seconds * row.subsampling_factor / positions
+        for number, piece in enumerate(found.pieces):
+            piece.span = number * step, min((number + 1) * step, seconds)
 
 
 __all__ = ["NOTES", "Look", "Note", "Piece", "RowLook", "Scale", "Vocabulary", "look"]

@@ -12,7 +12,7 @@ import gradio
 from xllm.page.looks import Looks
 from xllm.page.talk import Talk, Turn, Upload, literal
 from xllm.page.texts import all_texts
-from xllm.processing.media_kinds import MEDIA_KINDS, MediaKind
+from xllm.processing.media_kinds import AUDIO, MEDIA_KINDS, MediaKind
 from xllm.serving.limits import RequestError
 from xllm.serving.requests import ChatBody
 from xllm.serving.service import Service
@@ -56,7 +56,8 @@ class ChatPage:
         self.service, self.looks, self.texts = service, looks, all_texts()[language]
         self.language, self.examples = language, [*examples]
         self.kinds = kinds_of(service.model.config.modalities)
-        self.heard = [kind for kind in self.kinds if "waveform" in kind.augmented_as]
+        heard = [kind for kind in self.kinds if "waveform" in kind.augmented_as]
+        self.heard = sorted(heard, key=lambda kind: kind is not AUDIO)  # people speak to a microphone
         self.talks: dict[str | None, Talk] = {}  # of tabs for which an answer is being written
 
     # ---- parts ------------------------------------------------------------------------------------------------------

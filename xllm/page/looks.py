@@ -80,7 +80,7 @@ class Looks:
 
 
 def _row(found: Look, row: RowLook, texts: Texts) -> str:
-    parts = [_wave(found, row, texts) if row.weights is not None else _pictures(found, row, texts)]
+    parts = [_wave(found, row, texts) if row.is_heard else _pictures(found, row, texts)]
     near = sum(not far(piece, found.scale) for piece in row.pieces)
     if row.pieces:
         parts.append(f"<p><b>{texts['words']}</b><br>{texts('near', near=near, count=len(row.pieces))}</p>")
@@ -118,10 +118,9 @@ def _place(piece: Piece, texts: Texts) -> str:
 
 def _wave(found: Look, row: RowLook, texts: Texts) -> str:
     """The waveform, the weights of the encoder's frames under it, and a line where each token was fired."""
-    assert row.weights is not None
-    sound = found.medium.sound
+    sound, of_frames = found.medium.sound, np.zeros(0) if row.weights is None else row.weights
     samples = np.zeros(1) if sound is None else np.abs(np.asarray(sound.samples, np.float32)).reshape(-1)
-    seconds = len(row.weights) * row.step if sound is None else len(samples) / sound.sampling_rate
+    seconds = len(of_frames) * row.step if sound is None else len(samples) / sound.sampling_rate
     loud = [float(piece.max()) for piece in np.array_split(samples, BARS) if len(piece)]
     loudest = max(loud, default=0.0) or 1.0
     width = 1000 / max(1, len(loud))
@@ -130,16 +129,16 @@ def _wave(found: Look, row: RowLook, texts: Texts) -> str:
         f'height="{max(1.0, 112 * value / loudest):.1f}"/>'
         for place, value in enumerate(loud)
     )
-    step, most = 1000 * row.step / max(seconds, 1e-9), max(float(row.weights.max(initial=0)), 1e-9)
+    step, most = 1000 * row.step / max(seconds, 1e-9), max(float(of_frames.max(initial=0)), 1e-9)
     weights = "".join(
         f'<rect x="{place * step:.1f}" y="{180 - 50 * value / most:.1f}" width="{0.9 * step:.2f}" '
         f'height="{50 * value / most:.1f}"/>'
-        for place, value in enumerate(row.weights.tolist())
+        for place, value in enumerate(of_frames.tolist())
     )
     ends = [1000 * piece.span[1] / max(seconds, 1e-9) for piece in row.pieces if piece.span is not None]
     ends = [min(end, 998.0) for end in ends]  # the last frame may end behind the sound
     lines = "".join(f'<line x1="{end:.1f}" x2="{end:.1f}" y1="0" y2="180"/>' for end in ends)
-    told = texts("wave", seconds=seconds, count=len(row.pieces))
+    told = texts("windows" if row.weights is None else "wave", seconds=seconds, count=len(row.pieces))
     return (
         f'<p>{told}</p><svg viewBox="0 0 1000 180" preserveAspectRatio="none" role="img" aria-label="{told}">'
         f'<g class="wave">{bars}</g><g class="weight">{weights}</g><g class="fired">{lines}</g></svg>'
