@@ -102,12 +102,14 @@ def test_a_clip_does_not_depend_on_its_batch(attention, positions):
 def test_clips_that_fire_nothing(monkeypatch, processes):
     """On several processes there is room for a token, so that every layer is run."""
     monkeypatch.setattr(cformer_module, "world_size", lambda: processes)
-    out = tiny_cformer()(torch.randn(2, 5, 8), torch.zeros(2, 5))
-    width = processes - 1
+    cformer, width = tiny_cformer(), processes - 1
+    out = cformer(torch.randn(2, 5, 8), torch.zeros(2, 5))
     assert out.embeddings.shape == (2, width, 16)
     assert out.mask.shape == out.fire_frames.shape == (2, width)
     assert not out.mask.any()
     assert out.lengths.tolist() == [0, 0]
+    out.embeddings.sum().backward()
+    assert not any(parameter.grad.any() for parameter in cformer.parameters() if parameter.grad is not None)
 
 
 @pytest.mark.parametrize("transformer", ["bert", "none"])

@@ -208,3 +208,17 @@ def test_true_places_by_hand():
     mask = torch.tensor([[0, 1, 0], [1, 0, 1]]).bool()
     assert true_places(mask, 3).tolist() == [1, 3, 5]
     assert true_places(mask & False, 0).tolist() == []
+
+
+def test_a_graph_checks_on_the_device():
+    """Its own message would need a read, which breaks the graph."""
+
+    class Checked(torch.nn.Module):
+        def forward(self, numbers):
+            check(numbers > 0, lambda: "not read")
+            return numbers + 1
+
+    graph = torch.export.export(Checked(), (torch.ones(2),), strict=False).module()
+    assert graph(torch.tensor([1.0, 2.0])).tolist() == [2, 3]
+    with pytest.raises(RuntimeError, match="an input that a check refuses"):
+        graph(torch.tensor([1.0, -2.0]))

@@ -103,6 +103,9 @@ def test_flex_attention_gives_what_sdpa_gives(monkeypatch, kind):
     model.set_attn_implementation("eager")
     assert model.model.vision_tower.config._attn_implementation == "eager"
     assert model.config._attn_implementation == "eager"
+    model.set_attn_implementation({"text_config": "sdpa"})  # of one part, which says nothing of the whole
+    assert model.model.language_model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == "eager"
 
 
 @pytest.mark.parametrize("name", ["dtype", "torch_dtype"])

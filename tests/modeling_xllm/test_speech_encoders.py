@@ -188,6 +188,29 @@ def test_windows_of_spectrograms_by_hand(patch):
         assert [rule.num_frames(n) for n in (0, 1, rule.window + 1)] == [0, 1, rule.steps + 1]
 
 
+@pytest.mark.parametrize("fusion", [False, True])
+def test_windows_of_spectrograms_give_the_vectors_of_each_frame_together(fusion):
+    """Both towers give map rows of frames, AST behind two vectors of the clip, CLAP with the width first."""
+    ast = {"max_length": 36, "num_mel_bins": 26, "patch_size": 16, "time_stride": 10, "frequency_stride": 10}
+    clap = {"spec_size": 256, "num_mel_bins": 128, "patch_stride": 32, "depths": [2, 2], "enable_fusion": fusion}
+    windows, asked = torch.randn(1, 5, 7), []
+    for kind, fields, states in (
+        ("audio-spectrogram-transformer", ast, torch.tensor([[-1], [-1], [11], [21], [31], [12], [22], [32]])),
+        ("clap_audio_model", clap, torch.tensor([[[11, 21, 31], [12, 22, 32]]])),
+    ):
+
+        def tower(pictures, states=states, **options):
+            asked.append((pictures, options))
+            return SimpleNamespace(last_hidden_state=states[None])
+
+        read = speech_input(SimpleNamespace(model_type=kind, **fields)).read
+        assert read(tower, windows).tolist() == [[[11], [12], [21], [22], [31], [32]]]
+    assert torch.equal(asked[0][0], windows)
+    views, options = asked[1]
+    assert torch.equal(views, windows[:, None].repeat(1, 4 if fusion else 1, 1, 1))
+    assert options == ({"is_longer": torch.zeros(1, 1)} if fusion else {})
+
+
 @pytest.mark.parametrize(
     ("config", "is_alone"),
     [

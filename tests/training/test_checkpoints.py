@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from transformers import Trainer
 
 from xllm.training.saving import checkpoints
 from xllm.training.saving.checkpoints import (
@@ -327,3 +328,22 @@ def test_the_best_checkpoint_is_where_it_was_placed(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-4"], (
         "the best and the last"
     )
+
+
+def test_one_rank_alone_clears_and_places(tmp_path, monkeypatch):
+    """The others wait before it writes, until all have written, and until it is in its place."""
+    left = tmp_path / SAVING / "left by a killed run"
+    done = []
+    monkeypatch.setattr(Trainer, "_save_checkpoint", lambda self, model, trial: done.append("writes"))
+    monkeypatch.setattr(WholeCheckpoints, "_place_checkpoint", lambda self, saving, folder: done.append("places"))
+    for saves in (False, True):
+        left.mkdir(parents=True, exist_ok=True)
+        trainer = trainer_of(2, output_dir=str(tmp_path), should_save=saves)
+        trainer.hp_search_backend, trainer.accelerator = (
+            None,
+            SimpleNamespace(wait_for_everyone=lambda: done.append("waits")),
+        )
+        trainer._save_checkpoint(None, None)
+        assert left.exists() != saves
+        assert done == ["waits", "writes", "waits", *["places"] * saves, "waits"]
+        done.clear()

@@ -840,3 +840,13 @@ def test_default_sizes_are_those_of_blip_2_over_bert_base_uncased():
         "text_max_positions": 512, "max_text_length": 32, "projection_size": 256, "initial_temperature": 0.07,
         "label_smoothing": 0.1, "match_equal_texts": True,
     }  # fmt: skip
+
+
+def test_an_evaluation_draws_nothing():
+    """Its negatives are the hardest, so that two evaluations of one model are the same."""
+    model, inputs, losses = shaken_model(), batch(), {True: set(), False: set()}
+    for seed in range(8):
+        torch.manual_seed(seed)
+        for training in losses:
+            losses[training].add(model.train(training)(**inputs).itm_loss.item())
+    assert [len(losses[training]) == 1 for training in (True, False)] == [False, True]
