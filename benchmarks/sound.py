@@ -1,23 +1,30 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """What a model hears in real clips that it was not trained on, beside chance and a linear probe of the same encoder.
 
-    python benchmarks/sound.py FOLDER [--group NAME] [--fold 1] [--seed 0] [--converter linear] [--records r.jsonl]
+    python benchmarks/sound.py FOLDER [--group NAME] [--fold 1] [--seed 0] [--chosen c.json] [--records r.jsonl]
 
 FOLDER holds manifest.jsonl: a line per clip with the columns file, label and fold (ESC-10's, say; of several `group`s,
 `--group` names one). Each fold is left out once, or those given; `--records` keeps every answer in a file, and the
 table is of all that are in it, so that folds and seeds may be run one by one.
 
 No published weights are used: the encoder is an AST with random weights (a fixed non-linear filter bank), the language
-model a small Llama trained here on text alone; both are frozen while the sound interface learns by stage 2. Asked are
-"what do you hear" of a clip, and "which came first" of the louder halves of two, one behind the other. The probe is a
-logistic regression on the mean of the same encoder's vectors of the same sounds; for the second question it is told
-which vectors are those of the first half.
+model a small Llama trained here on text alone; both are frozen while the sound interface learns by stages 1 and 2.
+Asked are "what do you hear" of a clip, and "which came first" of the louder halves of two, one behind the other. The
+probe is a logistic regression on the mean of the same encoder's vectors of the same sounds; for the second question it
+is told which vectors are those of the first half.
+
+Where settings have several values (`--convert-steps 0 300`), those are taken that answer best on inner folds: each of
+the folds to learn from is left out in turn, the outer fold never heard; so is the C of the probe, for each question.
+`--chosen` keeps them, so that further seeds need not choose again.
 """
 
 import argparse
+import itertools
 import json
 import tempfile
 from collections import Counter
+from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from unittest.mock import patch
 
@@ -43,11 +50,18 @@ from xllm.assembly.opening import load_checkpoint
 from xllm.processing.audio_decoding import Waveform, load_audio
 from xllm.processing.media_kinds import SOUND
 from xllm.training.batches.collator import XLLMDataCollator
+from xllm.training.stage_one import build_stage_one
 
 
 RATE = 16_000
 HEAR, FIRST = "what do you hear", "which came first"
 BATCH = 16
+SETTINGS = ("convert_steps", "steps", "dropout")  # chosen on inner folds where they have several values
+PROBES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # C of the logistic regression
+CONVERT_RATE = 1e-3
+FIXED = "probe with C = 0.1"
+ANSWER = ("model", "probe", FIXED)
+ASKED_AGAIN = 4  # variants of each clip of an inner fold, for a choice that depends less on chance
 
 
 def read_clips(folder: Path, group: str | None = None) -> list[tuple[np.ndarray, str, int]]:
@@ -185,39 +199,130 @@ def teach_text(clips, work: Path, args: argparse.Namespace) -> Path:
     return work / "taught"
 
 
-def leave_out(folder: Path, clips, fold: int, args: argparse.Namespace) -> list[dict]:
+class Split:
+    """Sounds to learn from and sounds to be asked about; what the frozen encoder makes of a batch is kept."""
+
+    def __init__(self, folder: Path, seen, unseen, seed: list[int], args: argparse.Namespace, variants: int = 0):
+        self.folder, self.args, self.seed, self.kept = folder, args, seed, {}
+        rng = np.random.default_rng(seed)
+        self.known, self.asked = draw(seen, rng, args.variants, True), draw(unseen, rng, variants or 1, variants > 0)
+        self.order = rng.permutation(len(self.known))
+        self.model, self.processor = load_checkpoint(str(folder))
+
+    def batches(self, order, **task) -> list[dict]:
+        """Batches that keep together in every epoch, so that a sound is turned into a spectrogram once."""
+        collate = XLLMDataCollator(self.processor, **task)
+        samples = [{"messages": conversation(*self.known[i])} for i in order]
+        return [collate(samples[at : at + BATCH]) for at in range(0, len(samples), BATCH)]
+
+    @cached_property
+    def chats(self) -> list[dict]:
+        return self.batches(self.order)
+
+    @cached_property
+    def contrasts(self) -> list[dict]:
+        return self.batches([i for i in self.order if self.known[i][1] == HEAR], task="contrast", modality="sound")
+
+    def train(self, learner, encoders, batches, steps: int, rate: float) -> None:
+        """`train`, in which the encoder reads each batch once."""
+
+        def once(encode):
+            def encoded(modality, inputs, mask=None, **kwargs):
+                if id(inputs) not in self.kept:  # kept beside what is made of it, lest another gets its id
+                    self.kept[id(inputs)] = inputs, encode(modality, inputs, mask, **kwargs)
+                return self.kept[id(inputs)][1]
+
+            return encoded
+
+        with ExitStack() as patches:
+            for encoder in encoders:
+                patches.enter_context(patch.object(encoder, "encode", once(encoder.encode)))
+            train(learner, lambda step: batches[step % len(batches)], steps, rate)
+
+    def answers(self, convert_steps: int, steps: int, dropout: float) -> list[str]:
+        """What a model with a new interface says of the sounds that are asked about, after stages 1 and 2."""
+        set_seed(self.seed[0])
+        model, _ = load_checkpoint(str(self.folder))
+        for module in model.model.interfaces.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = dropout
+        if convert_steps:
+            learner = build_stage_one(model, self.processor, "sound")
+            freeze_for_stage(learner, 1, ["sound"])
+            self.train(learner, [learner.model], self.contrasts, convert_steps, CONVERT_RATE)
+        freeze_for_stage(model, 2, ["sound"])
+        self.train(model, [model.model], self.chats, steps, self.args.rate)
+        return answers(model, self.processor, self.asked)
+
+    def probes(self) -> dict[str, dict[float, list[str]]]:
+        """Question -> C -> answers of the probe."""
+        given, wanted = (pooled(self.model, self.processor, drawn) for drawn in (self.known, self.asked))
+        found = {}
+        for question in (HEAR, FIRST):
+            theirs, ours = (
+                [i for i, (_, q, _) in enumerate(some) if q == question] for some in (self.known, self.asked)
+            )
+            found[question] = {}
+            for C in PROBES:
+                probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=3000))
+                probe.fit(given[theirs], [self.known[i][2] for i in theirs])
+                found[question][C] = [str(guess) for guess in probe.predict(wanted[ours])]
+        return found
+
+    def right(self, said: list[str], question: str | None = None) -> int:
+        """How many answers are right, of all or of those to one question."""
+        wanted = [answer for _, q, answer in self.asked if question in (None, q)]
+        return sum(one == answer for one, answer in zip(said, wanted))
+
+
+def choose(folder: Path, clips, fold: int, args: argparse.Namespace) -> dict:
+    """Settings and probes that answer best where each of the folds to learn from is left out; of equals the first."""
+    table = list(itertools.product(*(getattr(args, name) for name in SETTINGS)))
+    found = dict.fromkeys(table, 0)
+    probes = {question: dict.fromkeys(PROBES, 0) for question in (HEAR, FIRST)}
+    seen = [clip for clip in clips if clip[2] != fold]
+    folds = sorted({clip[2] for clip in seen})
+    if len(folds) < 2 and len(table) > 1:
+        raise ValueError(
+            f"fold {fold} leaves one fold, so none to choose on: give --steps and the like one value each"
+        )
+    for inner in folds if len(folds) > 1 else ():
+        parts = ([clip for clip in seen if (clip[2] == inner) is left_out] for left_out in (False, True))
+        split = Split(folder, *parts, [args.seed, fold, inner], args, ASKED_AGAIN)
+        for settings in table if len(table) > 1 else ():
+            found[settings] += (right := split.right(split.answers(*settings)))
+            print(f"{settings}: {right} of {len(split.asked)} right in fold {inner}, without {fold}", flush=True)
+        for question, guesses in split.probes().items():
+            for C, guess in guesses.items():
+                probes[question][C] += split.right(guess, question)
+    best = {question: max((0.1, *PROBES), key=rights.get) for question, rights in probes.items()}
+    chosen = {"settings": max(table, key=found.get), "probes": best}
+    print(f"for fold {fold}: {chosen}; right on inner folds: {probes}", flush=True)
+    return chosen
+
+
+def leave_out(folder: Path, clips, fold: int, chosen: dict, args: argparse.Namespace) -> list[dict]:
     """What model and probe say of the clips of the fold, which neither was trained on."""
-    set_seed(args.seed)
-    model, processor = load_checkpoint(str(folder))
-    rng = np.random.default_rng([args.seed, fold])
-    seen, unseen = ([clip for clip in clips if (clip[2] == fold) is left_out] for left_out in (False, True))
-    known, asked = draw(seen, rng, args.variants, True), draw(unseen, rng, 1, False)
-    freeze_for_stage(model, 2, ["sound"])
-    collate, order = XLLMDataCollator(processor), rng.permutation(len(known))
-    # A batch keeps together in every epoch, so that a clip is decoded and turned into a spectrogram once.
-    batches = [
-        collate([{"messages": conversation(*known[i])} for i in order[at : at + BATCH]])
-        for at in range(0, len(order), BATCH)
-    ]
-    train(model, lambda step: batches[step % len(batches)], args.steps, args.rate)
-    said, records = answers(model, processor, asked), []
-    given, wanted = pooled(model, processor, known), pooled(model, processor, asked)
+    parts = ([clip for clip in clips if (clip[2] == fold) is left_out] for left_out in (False, True))
+    split = Split(folder, *parts, [args.seed, fold], args)
+    said, probes, records = split.answers(*chosen["settings"]), split.probes(), []
     for question in (HEAR, FIRST):
-        ours, theirs = ([i for i, (_, q, _) in enumerate(drawn) if q == question] for drawn in (asked, known))
-        probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=3000))
-        probe.fit(given[theirs], [known[i][2] for i in theirs])
-        for i, guess in zip(ours, probe.predict(wanted[ours])):
-            record = {"seed": args.seed, "fold": fold, "question": question, "answer": asked[i][2]}
-            records.append(record | {"model": said[i], "probe": str(guess)})
+        ours = [i for i, (_, q, _) in enumerate(split.asked) if q == question]
+        for place, i in enumerate(ours):
+            guesses = {
+                name: probes[question][C][place] for name, C in (("probe", chosen["probes"][question]), (FIXED, 0.1))
+            }
+            record = {"seed": args.seed, "fold": fold, "question": question, "answer": split.asked[i][2]}
+            records.append(record | {"model": said[i]} | guesses)
     return records
 
 
 def shares(records: list[dict]) -> dict[str, dict[str, float]]:
-    """Question -> share of right answers of the model, of the probe, and of the commonest answer."""
+    """Question -> share of right answers of the model, of the probes, and of the commonest answer."""
     found = {}
     for question in (HEAR, FIRST):
         rows = [record for record in records if record["question"] == question]
-        right = {who: float(np.mean([row[who] == row["answer"] for row in rows])) for who in ("model", "probe")}
+        right = {who: float(np.mean([row[who] == row["answer"] for row in rows])) for who in ANSWER}
         commonest = max(Counter(row["answer"] for row in rows).values()) / len(rows)
         found[question] = {**right, "chance": commonest, "n": len(rows)}
     return found
@@ -229,8 +334,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--group")
     parser.add_argument("--fold", type=int, action="append", help="leave out this one (repeatable); default: each")
-    for name, value in (("seed", 0), ("steps", 600), ("text-steps", 800), ("variants", 16)):
+    for name, value in (("seed", 0), ("text-steps", 800), ("variants", 16)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    for name, kind, values in (
+        ("convert-steps", int, [0, 300]), ("steps", int, [200, 600]), ("dropout", float, [0.1])
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=kind, nargs="+", default=values, help="several: chosen on inner folds")
+    parser.add_argument("--chosen", type=Path, help="JSON file of settings by fold, to which new ones are added")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--converter", choices=("linear", "qformer"), default="qformer")
     parser.add_argument("--records", type=Path, help="JSON Lines, to which every answer is added")
@@ -241,11 +351,15 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     """Print a row per question."""
     args = parse(arguments)
     clips = read_clips(args.folder, args.group)
-    records = []
+    records, chosen = [], json.loads(args.chosen.read_text()) if args.chosen and args.chosen.exists() else {}
     with tempfile.TemporaryDirectory() as work:
         taught = teach_text(clips, Path(work), args)
         for fold in args.fold or sorted({fold for _, _, fold in clips}):
-            records += leave_out(taught, clips, fold, args)
+            if str(fold) not in chosen:
+                chosen[str(fold)] = choose(taught, clips, fold, args)
+                if args.chosen:
+                    args.chosen.write_text(json.dumps(chosen))
+            records += leave_out(taught, clips, fold, chosen[str(fold)], args)
     if args.records:
         with args.records.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
@@ -254,7 +368,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     print(f"left out (seed, fold): {', '.join(map(str, sorted(runs)))}; converter: {args.converter}")
     found = shares(records)
     for question, row in found.items():
-        shown = ", ".join(f"{name} {100 * row[name]:.1f} %" for name in ("model", "probe", "chance"))
+        shown = ", ".join(f"{name} {100 * row[name]:.1f} %" for name in (*ANSWER, "chance"))
         print(f"{question}: {shown} (n = {row['n']})", flush=True)
     return found
 

@@ -59,7 +59,8 @@ def test_sounds_that_were_left_out_are_told_apart(tmp_path, capsys):
                 rows.append({"file": path.name, "label": label, "fold": fold})
     (tmp_path / "manifest.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     bench, records = benchmark("sound"), tmp_path / "records.jsonl"
-    quick = ["--steps", "300", "--text-steps", "200", "--variants", "4", "--records", str(records)]
+    quick = ["--convert-steps", "50", "--steps", "300", "--dropout", "0.1", "--text-steps", "200", "--variants", "4"]
+    quick += ["--records", str(records)]
     half = bench.main([str(tmp_path), "--fold", "1", *quick])
     found = bench.main([str(tmp_path), "--fold", "2", *quick])
     assert (half[bench.HEAR]["n"], found[bench.HEAR]["n"]) == (12, 24)
@@ -67,6 +68,33 @@ def test_sounds_that_were_left_out_are_told_apart(tmp_path, capsys):
     assert found[bench.HEAR]["chance"] == pytest.approx(1 / 3)
     assert found[bench.FIRST]["model"] > 0.6
     assert "left out (seed, fold): (0, 1), (0, 2)" in capsys.readouterr().out
+
+
+def test_settings_are_chosen_without_the_sounds_that_are_left_out(monkeypatch):
+    bench, heard = benchmark("sound"), []
+
+    class Split:
+        def __init__(self, folder, seen, unseen, *more):
+            heard.append(({clip[2] for clip in seen}, {clip[2] for clip in unseen}))
+
+        def answers(self, *settings):
+            return settings
+
+        def probes(self):
+            return {bench.HEAR: {C: C == 0.3 for C in bench.PROBES}, bench.FIRST: dict.fromkeys(bench.PROBES, 1)}
+
+        def right(self, said, question=None):
+            return said[0] - said[1] if question is None else said
+
+    monkeypatch.setattr(bench, "Split", Split)
+    args = bench.parse(["folder", "--convert-steps", "0", "300", "--steps", "200", "600", "--dropout", "0.1"])
+    clips = [(None, "rain", fold) for fold in (1, 2, 3)]
+    assert bench.choose(None, clips, 1, args) == {
+        "settings": (300, 200, 0.1), "probes": {bench.HEAR: 0.3, bench.FIRST: 0.1}
+    }  # fmt: skip
+    assert heard == [({3}, {2}), ({2}, {3})]
+    with pytest.raises(ValueError, match="fold 1 leaves one fold, so none to choose on"):
+        bench.choose(None, clips[:2], 1, args)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
