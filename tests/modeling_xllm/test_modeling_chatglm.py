@@ -71,6 +71,14 @@ def test_positions_equal_the_slow_rule_wherever_masked_tokens_stand(legacy):
         assert token_types[0, keep[0]].tolist() == [int(place >= context) for place in range(len(first))]
 
 
+def test_the_longest_row_is_as_long_as_the_config_says():
+    config = ChatGLMConfig(**{**CONFIG, "max_sequence_length": 5})
+    ids, mask = torch.tensor([[PAD, 7, 8, 9, GMASK, SOP]]), torch.tensor([[0, 1, 1, 1, 1, 1]])
+    chatglm_positions(ids, mask, config)
+    with pytest.raises(ValueError, match="input_ids has 6 tokens in a row, the model takes max_sequence_length=5"):
+        chatglm_positions(ids, torch.ones_like(mask), config)
+
+
 def test_layout_errors_name_the_row_and_the_remedy():
     config = ChatGLMConfig(**CONFIG)
     with pytest.raises(ValueError, match=r"row 1 of input_ids has no <sop> \(id 62\)"):
