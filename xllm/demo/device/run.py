@@ -66,8 +66,8 @@ SPOKEN_SCALE = DeviceScale(
         converter_size=128,
         num_recordings=3600,  # of requests, and as many of words alone
         num_tests=300,  # transcripts
-        speech=Optimisation(1600, 40, 1e-3),
-        speech_convert=Optimisation(300, 32, 1e-3),
+        speech=Optimisation(3200, 40, 1e-3),
+        speech_convert=Optimisation(600, 32, 1e-3),
     ),
 )
 _SPOKEN = 0.3  # of the text that the language model reads
@@ -88,7 +88,7 @@ def run_device_demo(output: str | Path, seed: int = 0, scale: DeviceScale = DEFA
     """
     output = Path(output)
     check_unused(output, "; choose another --output")
-    progress, part = Progress(), 1.0 if scale.spoken is None else 0.55
+    progress, part = Progress(), 1.0 if scale.spoken is None else 0.39
     prepare(torch.get_num_threads())
     tower = output / "towers" / "text"
     tower.mkdir(parents=True)

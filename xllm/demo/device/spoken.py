@@ -140,9 +140,9 @@ def hear(status: Path, output: Path, text: dict[str, Any], scale: DemoScale, see
         the checkpoint that reads both.
     """
     data = write_spoken(output / "data", scale, seed)
-    progress.say(f"recordings of {scale.num_recordings} requests, and of words alone", 10)
+    progress.say(f"recordings of {scale.num_recordings} requests, and of words alone", 7)
     found = make_encoder(output / "towers" / "audio", scale, seed, data)
-    progress.say(f"speech encoder: {found}", 17)
+    progress.say(f"speech encoder: {found}", 41)
     compose_speech(output / "towers", text, scale, seed, output / "base_speech")
     recipe = {**recipes.branch("speech", output, scale, seed), "model": str(output / "base_speech")}
     heard = train_recipe({**recipe, "stages": recipe["stages"][:1]}, output / "recipes" / "speech.yaml", True)
@@ -150,7 +150,7 @@ def hear(status: Path, output: Path, text: dict[str, Any], scale: DemoScale, see
     keep_words(model, "speech", str(heard))
     speech = output / "stages" / "speech" / "words"
     save(model, processor, speech)
-    progress.say("stage 1: speech, its head kept", 18)
+    progress.say("stage 1: speech, its head kept", 13)
     both = output / "stages" / "composed"
     compose(Towers(None, interfaces={"status": str(status), "speech": str(speech)}), both)
     return both
