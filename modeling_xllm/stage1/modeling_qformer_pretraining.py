@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2TextEmbeddings
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from xllm.modeling_xllm.converters import in_windows
 from xllm.modeling_xllm.modeling_encoders import XLLMEncoderModel, XLLMPreTrainedModel, place_frames
@@ -42,6 +42,7 @@ from xllm.modeling_xllm.stage1.qformer_objectives import (
 from xllm.modeling_xllm.stage1.qformer_text import QFormerTextBranch
 
 
+logger = logging.get_logger(__name__)
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 0.5  # ALBEF's limits
 
 
@@ -267,6 +268,11 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
             output.similarities = max_similarity(output.media_embeds, output.text_embeds, queried.query_mask)
             return output
         everyone, offset = self._gather(queried, output, input_ids, attention_mask)
+        if self.training and len(everyone["input_ids"]) == 1:
+            logger.warning_once(
+                "a step of one pair, which has none to be told apart from: contrast and matching learn nothing from "
+                "it; raise per_device_train_batch_size"
+            )
         own_ids = everyone["input_ids"][offset : offset + input_ids.shape[0]]
         positives = pair_positives(own_ids, everyone["input_ids"], offset, self.config.match_equal_texts)
         output.similarities = max_similarity(output.media_embeds, everyone["text_embeds"], queried.query_mask)

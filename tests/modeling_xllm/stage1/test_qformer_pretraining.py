@@ -31,6 +31,7 @@ from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 from xllm.modeling_xllm.composition.towers import SOURCES
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig
 from xllm.modeling_xllm.modeling_encoders import XLLMEncoderModel
+from xllm.modeling_xllm.stage1 import modeling_qformer_pretraining
 from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
 from xllm.modeling_xllm.stage1.modeling_qformer_pretraining import XLLMForQFormerPreTraining
 from xllm.modeling_xllm.stage1.qformer_objectives import (
@@ -767,6 +768,17 @@ class TestLearning:
         ids = torch.tensor(captions)
         next_ids = model.text_branch.lm_logits(model.caption_states(media, ids)).argmax(-1)
         assert torch.equal(next_ids[:, :-1], ids[:, 1:])  # so a greedy search writes these captions
+
+
+def test_a_step_of_one_pair_is_told_of(monkeypatch):
+    told, model = [], tiny_model()
+    monkeypatch.setattr(modeling_qformer_pretraining.logger, "warning_once", told.append)
+    one = {name: value[:1] for name, value in batch().items()}
+    model.train()(**batch())
+    model.eval()(**one)
+    assert told == []
+    model.train()(**one)
+    assert "raise per_device_train_batch_size" in told[0]
 
 
 class TestTrainer:
