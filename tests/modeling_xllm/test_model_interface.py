@@ -268,3 +268,13 @@ def test_setting_the_mode_of_a_frozen_tower_calls_nothing_per_module():
     assert len(calls) < sum(1 for _ in model.model.interfaces.modules()) * 5
     assert model.training
     assert not model.model.language_model.training
+
+
+def test_features_have_the_states_and_the_attentions_of_their_tower_when_asked():
+    model, inputs = tiny_model(), image_row()["pixel_values"]
+    model.set_attn_implementation("eager")
+    asked = {"output_hidden_states": True, "output_attentions": True}
+    features, tower = model.get_image_features(inputs, **asked), model.model.vision_tower(inputs, **asked)
+    for name in ("hidden_states", "attentions"):
+        torch.testing.assert_close(getattr(features, name), getattr(tower, name))
+        assert getattr(model.get_image_features(inputs), name) is None

@@ -165,3 +165,8 @@ def test_every_vector_of_a_picture_may_be_a_token():
 def test_encoders_alone_begin_as_those_of_a_whole_model():
     queries = XLLMEncoderModel(tiny_config()).interfaces["image"].converter.query_tokens
     assert 0 < queries.std() < 1
+
+
+def test_a_mode_is_set_in_a_line_with_others():
+    model = XLLMEncoderModel(tiny_config())
+    assert model.eval() is model.train() is model

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import EOP, batch_of, gradients, mixed_rows, tiny_model
+from tiny import EOP, assert_equal_whatever_is_made_by_default, batch_of, gradients, mixed_rows, tiny_model
 from transformers import MambaConfig, MambaModel
 
 from xllm import freeze_for_stage
@@ -48,6 +48,16 @@ def test_rows_that_are_not_full():
     assert torch.equal(none.put_back(none.take_states(torch.randn(2, 3, 4))), torch.zeros(2, 3, 4))
     states = torch.randn(6, 41, 2)
     assert torch.equal(filled.put_back(filled.take_states(states))[mask.bool()], states[mask.bool()])
+
+
+def test_a_process_that_makes_other_tensors_by_default_shares_rows_the_same():
+    mask = (torch.arange(9) < torch.tensor([9, 3, 4, 2])[:, None]).long()
+
+    def numbers() -> dict:
+        packed = PackedTokens(mask, width=0)
+        return {"owners": packed.owners, "places": packed.places, "taken": packed.take(mask)}
+
+    assert_equal_whatever_is_made_by_default(numbers)
 
 
 def rows_by_a_loop(lengths, width):

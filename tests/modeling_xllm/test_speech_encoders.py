@@ -32,7 +32,13 @@ from transformers.models.fun_asr_nano.configuration_fun_asr_nano import FunAsrNa
 
 from xllm.assembly.composing import Towers, compose
 from xllm.assembly.opening import load_checkpoint
-from xllm.modeling_xllm.speech_encoders import blank_sequence, encode_sequences, output_width, speech_input
+from xllm.modeling_xllm.speech_encoders import (
+    blank_sequence,
+    encode_sequences,
+    most_positions,
+    output_width,
+    speech_input,
+)
 
 
 LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -226,6 +232,11 @@ def test_windows_of_spectrograms_give_the_vectors_of_each_frame_together(fusion)
 )
 def test_who_is_encoded_alone(config, is_alone):
     assert speech_input(config).one_by_one is is_alone
+
+
+def test_the_longest_clip_of_an_encoder_with_a_number_of_positions():
+    assert most_positions(PARAKEET) == PARAKEET.max_position_embeddings * PARAKEET.subsampling_factor
+    assert [most_positions(config) for config in (WAVE_LAYER, tiny_text_config(), None)] == [None] * 3
 
 
 def test_rules_agree_with_transformers():

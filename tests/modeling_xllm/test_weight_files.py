@@ -133,6 +133,13 @@ def test_weights_are_as_readable_as_their_config(tmp_path):
     assert stat.S_IMODE((tmp_path / "model.safetensors").stat().st_mode) == 0o644
 
 
+def test_no_weights_leave_no_record(tmp_path):
+    config = {"model_type": "xllm"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    record_weights(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == config
+
+
 def test_a_full_disk_is_an_error_of_the_system(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise SafetensorError("I/O error: No space left on device (os error 28)")

@@ -862,3 +862,15 @@ def test_an_evaluation_draws_nothing():
         for training in losses:
             losses[training].add(model.train(training)(**inputs).itm_loss.item())
     assert [len(losses[training]) == 1 for training in (True, False)] == [False, True]
+
+
+def test_a_match_is_that_of_the_frame_that_speaks_most_for_it():
+    class Head(nn.Module):
+        def forward(self, hidden):  # (B, 3 frames of 4 queries, H)
+            frames = torch.tensor([[5.0, 6.0], [0.0, 3.0], [9.0, 9.0]])
+            return frames.repeat_interleave(4, 0).expand(len(hidden), -1, -1)
+
+    model, inputs = tiny_model("video"), batch("video", video_frame_mask=torch.tensor([[1, 1, 1], [1, 0, 1]] * 2))
+    model.itm_head = Head()
+    media = model.query_media(**{name: inputs[name] for name in ("pixel_values_videos", "video_frame_mask")})
+    assert model.match(media, inputs["input_ids"], inputs["attention_mask"]).tolist() == [[0, 3], [5, 6]] * 2
