@@ -76,6 +76,7 @@ def test_settings_are_chosen_without_the_sounds_that_are_left_out(monkeypatch):
     class Split:
         def __init__(self, folder, seen, unseen, *more):
             heard.append(({clip[2] for clip in seen}, {clip[2] for clip in unseen}))
+            self.asked = unseen
 
         def answers(self, *settings):
             return settings

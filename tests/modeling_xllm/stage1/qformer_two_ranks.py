@@ -8,7 +8,7 @@ import torch
 from torch import distributed
 
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 from test_qformer_pretraining import CLS, SEP, batch, texts, tiny_model  # noqa: E402
 
 
