@@ -56,6 +56,27 @@ def test_both_languages_run_the_same():
     assert BLOCK.findall(page("first_hour.md")) == BLOCK.findall(page("first_hour_zh.md"))
 
 
+def test_every_command_is_in_the_table(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    commands = re.findall(r"^    ([a-z][a-z-]+)\b", capsys.readouterr().out, flags=re.M)
+    rows = [line for line in page("commands.md").splitlines() if line.startswith("| `xllm ")]
+    assert sorted(set(commands)) == sorted({row.split("`")[1].split()[1] for row in rows})
+    assert len(commands) > 15
+
+
+def test_both_readmes_run_the_same():
+    """But for remarks and the question."""
+    pages = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_zh.md")]
+    lines = [
+        [line for kind, text in BLOCK.findall(file) if kind == "bash" for line in text.splitlines()] for file in pages
+    ]
+    words = [[word for line in file for word in shlex.split(line.rstrip("\\"), comments=True)] for file in lines]
+    english, chinese = ([word for word in file if not word.endswith(("?", "？"))] for file in words)
+    assert english == chinese
+    assert len(english) > 20
+
+
 def test_errors_that_are_explained_exist():
     """Each piece of a line in the tables of troubleshooting.md stands in a message of the package."""
     source = "\n".join(

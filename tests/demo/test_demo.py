@@ -3,7 +3,9 @@
 
 import json
 import re
+import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from xllm.processing.media_kinds import PAPER_KINDS
 from xllm.training.instructions.speech_synthesis import split_voices
 
 
+ROOT = Path(__file__).resolve().parents[2]
 pytest.importorskip("sklearn")
 pytest.importorskip("espeakng_loader")
 
@@ -205,12 +208,11 @@ def test_the_whole_demo_at_a_reduced_scale(tmp_path, capsys):
     assert "bit-identical" in format_table(results)
     for name in ("results.png", "samples/samples_cross.jsonl", "recipes/speech.yaml", "checkpoint/losses.png"):
         assert (tmp_path / "demo" / name).stat().st_size > 0
-    # The checkpoint stands alone and answers about files.
+    # The checkpoint stands alone and answers about files, as the README asks it.
     (tmp_path / "demo" / "towers").rename(tmp_path / "elsewhere")
-    sample = next(iter(rows(tmp_path / "demo" / "data", "test_cross.jsonl")))[0]["content"]
-    files = [str(tmp_path / "demo" / "data" / part["path"]) for part in sample[:2]]
-    command = ["chat", str(tmp_path / "demo" / "checkpoint"), "--image", files[0], "--speech", files[1], "--json"]
-    assert main([*command, "--max-new-tokens", "3", "What is the sum?"]) == 0
+    asked = re.search(r"^xllm (chat .*\\\n.*)$", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M)[1]
+    command = shlex.split(asked.replace("\\\n", " ").replace("outputs/demo", str(tmp_path / "demo")))
+    assert main([*command, "--json", "--max-new-tokens", "3"]) == 0
     assert "answer" in json.loads(capsys.readouterr().out)
 
 
