@@ -291,13 +291,17 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
     def _gather(self, media: QueriedMedia, output, input_ids, attention_mask) -> tuple[dict[str, Any], int]:
         """All ranks' pairs (W * B of them), padded alike, and the place of this rank's first one."""
         B, F, S = media.encoder_states.shape[:3]
-        F, S, L = common_sizes(B, F, S, input_ids.shape[1], device=input_ids.device)
+        real = media.encoder_mask
+        sizes = (F, S, input_ids.shape[1], -S, real is not None)
+        F, S, L, negative_least, is_masked = common_sizes(B, *sizes, device=input_ids.device)
+        if real is None and (is_masked or -negative_least < S):  # pictures of another size on another rank
+            real = torch.ones(media.encoder_states.shape[:3], dtype=torch.bool, device=input_ids.device)
         Q = F * self.query_tokens.shape[1]
         everyone = {
             "input_ids": gather_ranks(input_ids, (L,), self.config.text_pad_token_id),
             "attention_mask": gather_ranks(attention_mask, (L,)),
             "encoder_states": gather_ranks(media.encoder_states, (F, S)),
-            "encoder_mask": None if media.encoder_mask is None else gather_ranks(media.encoder_mask, (F, S)),
+            "encoder_mask": None if real is None else gather_ranks(real, (F, S)),
             "frame_mask": gather_ranks(media.frame_mask, (F,)),
             "text_embeds": gather_ranks(output.text_embeds),
             "media_embeds": gather_ranks(output.media_embeds, (Q,)),

@@ -21,6 +21,7 @@ from transformers import (
     Blip2Config,
     Blip2ForImageTextRetrieval,
     Blip2QFormerConfig,
+    Dinov2Config,
     LlamaConfig,
     Siglip2VisionConfig,
     Trainer,
@@ -31,7 +32,7 @@ from transformers.models.blip_2.configuration_blip_2 import Blip2VisionConfig
 from xllm.modeling_xllm.composition.towers import SOURCES
 from xllm.modeling_xllm.configuration_xllm import X2LConfig, XLLMConfig
 from xllm.modeling_xllm.modeling_encoders import XLLMEncoderModel
-from xllm.modeling_xllm.stage1 import modeling_qformer_pretraining
+from xllm.modeling_xllm.stage1 import modeling_qformer_pretraining, qformer_objectives
 from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
 from xllm.modeling_xllm.stage1.modeling_qformer_pretraining import XLLMForQFormerPreTraining
 from xllm.modeling_xllm.stage1.qformer_objectives import (
@@ -525,6 +526,34 @@ class TestSounds:
             torch.testing.assert_close(together.query_states[-1][1], alone.query_states[-1][0], atol=1e-5, rtol=1e-4)
             expected = model.match(alone, **{key: value[1:] for key, value in text.items()})[0]
             torch.testing.assert_close(model.match(together, **text)[1], expected, atol=1e-5, rtol=1e-4)
+
+
+    def test_a_picture_beside_larger_ones_of_another_rank_is_matched_as_alone(self, monkeypatch):
+        """DINOv2 reads any size and gives no mask: what fills this rank's pictures up to the other's is none of them."""
+        config = tiny_config()
+        config.vision_config = Dinov2Config(**{key: VISION[key] for key in VISION if key != "intermediate_size"})
+        torch.manual_seed(0)
+        model, ids = XLLMForQFormerPreTraining(config).eval(), batch()["input_ids"]
+        text = {"input_ids": ids, "attention_mask": (ids != PAD).long()}
+
+        def gathered(larger: int):
+            def all_gather(parts, mine):  # the other rank holds the same, where this has five of anything it has more
+                parts[0].copy_(mine)
+                parts[1].copy_(mine + larger * (mine.sign() * (mine.abs() == 5) if mine.dim() == 1 else 0))
+
+            monkeypatch.setattr(qformer_objectives.distributed, "all_gather", all_gather)
+            with torch.no_grad():
+                queried = model.query_media(batch()["pixel_values"])
+                everyone, _ = model._gather(queried, model(**batch(), return_loss=False), **text)
+                names = ("encoder_states", "encoder_mask", "frame_mask", "input_ids", "attention_mask")
+                of_this = (None if everyone[name] is None else everyone[name][:4] for name in names)
+                torch.testing.assert_close(model._match(*of_this), model.match(queried, **text))
+            return everyone["encoder_mask"]
+
+        monkeypatch.setattr(qformer_objectives, "world_size", lambda: 2)
+        monkeypatch.setattr(qformer_objectives.distributed, "get_rank", lambda: 0)
+        assert gathered(larger=0) is None
+        assert gathered(larger=3).sum(-1).flatten().tolist() == [5] * 8
 
 
 class TestLosses:
