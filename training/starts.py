@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from xllm.modeling_xllm.stage1.modeling_speech_recognition import XLLMForSpeechRecognition
 from xllm.modeling_xllm.weight_files import copy_tensors
 from xllm.modeling_xllm.x2l_interfaces import X2LInterface
+from xllm.training.saving.lineage import interfaces_fingerprint, lineage_entry, over, tensor_digest
 from xllm.training.stages import StageError, resolve_modalities
 
 
@@ -45,10 +46,12 @@ def keep_words(model: PreTrainedModel, name: str, checkpoint: str) -> None:
     The head of stage 1 is kept behind the C-Former, with a softmax, and the adapter starts as the embeddings of its
     words, without an activation: a token that the head is sure of is one, another lies between several, which no
     Linear makes of the C-Former's states. So Ma et al. 2025 (LegoSLM, arXiv 2505.11352) couple a CTC recogniser.
+    The C-Former's tokens `(B, U, H)` become shares `(B, U, V)` of the V words of the head, which sum to 1 over them;
+    the adapter, `(D, V)`, makes `(B, U, D)` of these. `config.lineage` gets an entry with "words": V.
 
     Args:
-        model: an X-LLM.
-        name, checkpoint: the row, and the folder or Hub id that its stage 1 has left, with the head beside it.
+        model: an X-LLM; the weights of its row are replaced.
+        name, checkpoint: the row, and the folder or Hub id that its stage 1 has left, with the head `(V, H)`.
 
     Raises:
         ValueError: no C-Former, or no head of this row there, or of other words than the language model has.
@@ -61,7 +64,7 @@ def keep_words(model: PreTrainedModel, name: str, checkpoint: str) -> None:
     words: Any = model.get_input_embeddings().weight
     if len(weight) > len(words) or len(weight) != found[0]["vocab_size"]:
         raise ValueError(f"{checkpoint}: its head tells {len(weight)} words, the language model has {len(words)}")
-    old = model.model.interfaces[name]
+    old, parent = model.model.interfaces[name], interfaces_fingerprint(model)
     row.converter_config.num_words, row.adapter_activation = len(weight), None
     new = X2LInterface(row, row).to(old.adapter.weight)
     adapter = {"adapter.weight": words[: len(weight)].T, "adapter.bias": torch.zeros_like(new.adapter.bias)}
@@ -69,6 +72,10 @@ def keep_words(model: PreTrainedModel, name: str, checkpoint: str) -> None:
     kept = {key: value for key, value in old.state_dict().items() if not key.startswith("adapter.")}
     copy_tensors({**kept, **head, **adapter}, new.state_dict(), f"words of {checkpoint}")
     model.model.interfaces[name] = new.train(old.training)
+    digest = over({key: tensor_digest(value) for key, value in head.items()})
+    data = {"names": [f"head of stage 1, {len(weight)} words"], "samples": 0, "sha256": digest}
+    entry = lineage_entry(1, [name], parent, interfaces_fingerprint(model), data, {"tensors": 0, "sha256": over({})})
+    model.config.lineage = [*(model.config.lineage or []), {**entry, "words": len(weight)}]
 
 
 def _initialise(module: nn.Module, owner: PreTrainedModel) -> None:

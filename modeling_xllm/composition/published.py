@@ -2,12 +2,15 @@
 """What a published folder or repository says of itself, and whether its language model can stand in an X-LLM."""
 
 import inspect
+import os
+from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL_MODELS
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES as MULTIMODAL_MODELS
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.utils import CONFIG_NAME
 
 from xllm.modeling_xllm.configuration_chatglm import ChatGLMConfig
 from xllm.modeling_xllm.configuration_xllm import XLLMConfig
@@ -20,6 +23,10 @@ from xllm.modeling_xllm.weight_files import StageCheckpointError, split_source
 def published_config(source: str) -> PreTrainedConfig:
     """Config of the model in folder or repository `source`."""
     name, revision = split_source(source)
+    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, CONFIG_NAME)):
+        inside = sorted(str(path.parent) for path in Path(name).glob(f"*/{CONFIG_NAME}"))
+        hint = f"; name one of the folders in it: {', '.join(inside)}" if inside else ""
+        raise StageCheckpointError(f"{source}: has no {CONFIG_NAME}{hint}")
     try:
         values = PreTrainedConfig.get_config_dict(name, revision=revision)[0]
         # By class: as remote code, ours are not registered.

@@ -312,6 +312,11 @@ def interface_tensors(modality: str, row: X2LConfig, source: str) -> dict[str, t
         tensors = _published_tensors(modality, row, source)
     adapter = tensors.get(f"{prefix}adapter.weight")
     if adapter is not None and adapter.shape[0] != row.language_hidden_size:
+        if f"{prefix}converter.word_head.weight" in tensors:
+            raise ValueError(
+                f"{source}: {modality} tells words of a language model of width {adapter.shape[0]}, this one's is "
+                f"{row.language_hidden_size}: take {modality} as it was before it kept words"
+            )
         del tensors[f"{prefix}adapter.weight"], tensors[f"{prefix}adapter.bias"]
     return tensors
 

@@ -3,8 +3,15 @@
 
 import pytest
 import torch
+from tiny import tiny_text_config
+from transformers import LlamaForCausalLM
 
 from xllm import XLLMForConditionalGeneration
+from xllm.assembly.opening import load_checkpoint
+from xllm.assembly.processors import save
+from xllm.cli import main
+from xllm.hub_cards.cards import model_card
+from xllm.training.saving.lineage import interfaces_fingerprint
 from xllm.training.stage_one import build_stage_one
 from xllm.training.starts import keep_words
 
@@ -55,3 +62,45 @@ def test_what_does_not_fit_is_refused(taught, tiny_processor, tmp_path):
     keep_words(model, "speech", str(folder))
     with pytest.raises(ValueError, match="keeps the head of its stage 1"):
         build_stage_one(model, tiny_processor, "speech")
+
+
+def test_readers_of_a_checkpoint_are_told_and_what_is_made_of_it_carries_them(
+    taught, tiny_processor, tmp_path, capsys
+):
+    model, recogniser, folder = taught
+    save(model, tiny_processor, folder)
+    kept, both, words = tmp_path / "kept", tmp_path / "both", recogniser.token_head.out_features
+    assert main(["init", str(kept), "--interface", f"speech={folder}", "--keep-words", "speech"]) == 0
+    assert main(["init", str(both), "--interface", f"speech={kept}", "--interface", f"image={folder}"]) == 0
+    (ours, _), (composed, _) = load_checkpoint(str(kept)), load_checkpoint(str(both))
+    (entry,) = ours.config.lineage
+    assert composed.config.lineage == [entry]
+    assert (entry["modalities"], entry["words"]) == (["speech"], words)
+    assert entry["weights"] == interfaces_fingerprint(ours) != entry["parent"]
+    expected = ours.model.interfaces["speech"].state_dict()
+    assert all(expected[key].equal(value) for key, value in composed.model.interfaces["speech"].state_dict().items())
+    assert main(["inspect", str(both)]) == 0
+    assert f"speech: keeps the head of stage 1, {words} words" in capsys.readouterr().out
+    data = f"head of stage 1, {words} words (`{entry['data']['sha256'][:12]}`)"
+    assert f"| 1 | speech | {data} | 0 | no training: the head is kept |" in model_card(both, "user/name").text
+
+
+def test_other_words_than_the_language_models_are_refused_by_command(taught, tiny_processor, tmp_path, capfd):
+    model, _, folder = taught
+    keep_words(model, "speech", str(folder))
+    save(model, tiny_processor, folder)
+    run = tmp_path / "run"
+    (run / "stage1").mkdir(parents=True)
+    (run / "stage1" / "config.json").touch()
+    config = tiny_text_config("llama")
+    config.hidden_size = 16
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "narrow")
+    for flags, reason in (
+        (["--interface", f"speech={run}"], f"has no config.json; name one of the folders in it: {run / 'stage1'}"),
+        (["--interface", f"image={folder}", "--keep-words", "speech"], "give --interface speech=DIR"),
+        (["--interface", f"speech={folder}", "--language-model", str(tmp_path / "narrow")], "take speech as it was"),
+    ):
+        assert main(["init", str(tmp_path / "out"), *flags]) == 1
+        (line,) = capfd.readouterr().err.splitlines()
+        assert reason in line
+    assert not (tmp_path / "out").exists()

@@ -3,7 +3,8 @@
 
 `config.lineage` has an entry per stage: the interfaces' fingerprint before ("parent") and after ("weights"), the
 data's, and that of the frozen tensors. An entry's "parent" is the "weights" of the one before, so the chain can be
-checked; where interfaces of several runs were put together, their entries stand one run after the other.
+checked; where interfaces of several runs were put together, their entries stand one run after the other. An entry with
+"words" is of no training: an interface has kept the head of its stage 1 (`starts.keep_words`), so many words.
 """
 
 import hashlib

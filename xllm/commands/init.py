@@ -4,6 +4,7 @@
 import argparse
 import sys
 from copy import deepcopy
+from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--reserve", "ROW=TOKEN", placeholder),
     ):
         parser.add_argument(option, action="append", default=[], metavar=metavar, help=meaning)
+    kept = "speech: its tokens become mixtures of words, by the head that the stage 1 of its --interface has left"
+    parser.add_argument("--keep-words", action="append", default=[], metavar="ROW", help=kept)
     parser.add_argument(
         "--interface-size",
         metavar="WIDTHxLAYERS",
@@ -45,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     from xllm.modeling_xllm.conversion.output import new_folder
     from xllm.modeling_xllm.language_models import language_model_of
 
-    options = ("language_model", "encoder", "interface", "interface_size", "reserve")
+    options = ("language_model", "encoder", "interface", "interface_size", "reserve", "keep_words")
     if args.preset == "tiny" and (given := [f"--{name.replace('_', '-')}" for name in options if getattr(args, name)]):
         raise ValueError(f"--preset tiny is made of no towers: leave out {', '.join(given)}, or --preset tiny")
     set_seed(args.seed)
@@ -58,9 +61,27 @@ def run(args: argparse.Namespace) -> None:
             towers.encoders.update(_pairs(args.encoder, "--encoder"))
             towers.interfaces.update(_pairs(args.interface, "--interface"))
             size = _size(args.interface_size) if args.interface_size else None
+            if other := set(args.keep_words) - set(towers.interfaces):
+                raise ValueError(
+                    f"--keep-words {min(other)}: give --interface {min(other)}=DIR, what its stage 1 left"
+                )
             compose(towers, folder, args.modality, size, _pairs(args.reserve, "--reserve"))
+            _keep_words(folder, {name: towers.interfaces[name] for name in args.keep_words})
         note = language_model_of(XLLMConfig.from_pretrained(folder)).note()
     sys.stdout.write((f"note: {note}\n" if note else "") + f"wrote {args.output}\n")
+
+
+def _keep_words(folder: Path, sources: dict[str, str]) -> None:
+    from xllm.assembly.opening import load_checkpoint
+    from xllm.assembly.processors import save
+    from xllm.training.starts import keep_words
+
+    if not sources:
+        return
+    model, processor = load_checkpoint(str(folder))
+    for name, source in sources.items():
+        keep_words(model, name, source)
+    save(model, processor, folder)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -65,6 +65,9 @@ def run(args: argparse.Namespace) -> None:
     for part, source in (report["towers"] or {}).items():
         lines.append(f"  {part:<20} {source['name_or_path']}@{source.get('revision') or 'unpinned'}")
     for entry in report["lineage"] or ():
+        if "words" in entry:
+            lines.append(f"{', '.join(entry['modalities'])}: keeps the head of stage 1, {entry['words']} words")
+            continue
         samples = entry["data"]["samples"]  # of a stream, nobody has counted them
         counts = f"{samples}{' samples' * isinstance(samples, int)}, {entry['frozen']['tensors']} tensors frozen"
         lines.append(f"stage {entry['stage']} of {', '.join(entry['modalities'])}: {counts}")

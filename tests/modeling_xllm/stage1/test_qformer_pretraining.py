@@ -527,9 +527,8 @@ class TestSounds:
             expected = model.match(alone, **{key: value[1:] for key, value in text.items()})[0]
             torch.testing.assert_close(model.match(together, **text)[1], expected, atol=1e-5, rtol=1e-4)
 
-
     def test_a_picture_beside_larger_ones_of_another_rank_is_matched_as_alone(self, monkeypatch):
-        """DINOv2 reads any size and gives no mask: what fills this rank's pictures up to the other's is none of them."""
+        """DINOv2 reads any size and gives no mask: what fills pictures up to the other's is none of them."""
         config = tiny_config()
         config.vision_config = Dinov2Config(**{key: VISION[key] for key in VISION if key != "intermediate_size"})
         torch.manual_seed(0)
