@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from xllm.cli import main
 from xllm.hub_cards.remote_code import export_code
 from xllm.processing.media_sources import MediaError
 from xllm.training.batches.collator import XLLMDataCollator
+from xllm.training.evaluation.looking import look
 
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +69,19 @@ def test_each_field_of_the_schema_is_there_once_in_its_order(reader, status_modu
     assert list(found)[:2] == ["battery", "wifi"]
     assert fields(reader, status_module, alarm={"hour": 7})["alarm.hour"] == ("number", 7)
     assert fields(reader, status_module, pulse=[])["pulse.length"] == ("number", 0)
+
+
+def test_each_embedding_of_a_look_has_the_name_of_its_field(tmp_path, capsys):
+    device, file, folder = (tmp_path / name for name in ("device.json", "state.json", "model"))
+    device.write_text(json.dumps({"status": STATUS}))
+    file.write_text(json.dumps(STATE))
+    assert main(["init", str(folder), "--preset", "tiny", "--modality", f"status={device}"]) == 0
+    model, processor = load_checkpoint(str(folder))
+    [row] = look(model, processor, {"type": "status", "path": str(file)}).rows
+    assert [piece.name for piece in row.pieces[:5]] == ["battery", "battery", "wifi", "wifi", "ringer"]
+    assert all(piece.name for piece in row.pieces)
+    assert main(["look", str(folder), str(file)]) == 0
+    assert re.search(r"^ +3  wifi ", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_the_digits_of_a_number_can_be_told_from_its_sines(status_module):

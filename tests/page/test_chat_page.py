@@ -236,6 +236,87 @@ def test_what_is_wrong_is_said_in_a_line(served, chromium, media, tmp_path):
         assert "Beware" not in one.ask("And now?")
 
 
+def test_settings_that_are_none(served, chromium):
+    with tab(chromium, served.url) as one:
+        one.page.click("#settings button")
+        seed = one.page.locator("#seed textarea, #seed input")
+        assert seed.input_value() == ""
+        for wrong in ("1.7", "99999999999999999999", "x"):
+            seed.fill(wrong)
+            one.send("What?")
+            one.page.wait_for_selector("#notice p:has-text('A seed is a whole number')", timeout=WAIT)
+            one.page.click("button#clear")
+            one.page.wait_for_selector("#notice p", state="detached", timeout=WAIT)
+        one.page.fill("#temperature input[type=number]", "2")
+        one.page.fill("#most input[type=number]", "8")
+        answers = []
+        for number in ("7", "7", "", ""):
+            seed.fill(number)
+            answers.append(one.ask("What?"))
+            one.page.click("button#clear")
+            one.answers.first.wait_for(state="detached", timeout=WAIT)
+        assert answers[0] == answers[1] != answers[2] != answers[3]
+
+
+DROP = """name => {
+    const data = new DataTransfer(), box = document.querySelector('#box textarea');
+    data.items.add(new File(['x'], name));
+    box.dispatchEvent(new DragEvent('drop', {bubbles: true, cancelable: true, dataTransfer: data}));
+}"""
+
+
+def test_what_gradio_says_is_chinese_too(served, chromium, tmp_path):
+    large = tmp_path / "大.png"
+    large.write_bytes(bytes(5 << 20))
+    with tab(chromium, served.url, locale="zh-CN") as one:
+        one.page.click("#camera button.label-wrap")
+        one.page.locator("#camera button", has_text="点击打开摄像头").first.wait_for(timeout=WAIT)
+        one.page.evaluate(DROP, "Error '引号'.heic")
+        one.page.locator(".toast-body", has_text="1 个文件无法读取。可用格式：.aac, ").wait_for(timeout=WAIT)
+        one.page.set_input_files("#box input[type=file]", {"name": "x.heic", "mimeType": "", "buffer": b"x"})
+        one.page.locator(".toast-body", has_text="无法读取：x.heic。可用格式：.aac, ").wait_for(timeout=WAIT)
+        one.page.set_input_files("#box input[type=file]", str(large))
+        one.page.locator(".toast-body", has_text='文件超过 4.0 Mb 的上限："大.png"').wait_for(timeout=WAIT)
+        said = one.page.locator(".toast-body").inner_text()
+        assert not re.search(r"Error|Warning|file|allowed", said), said
+        one.page.close()
+
+
+def test_a_server_that_fails_or_is_gone_is_told(served, chromium, monkeypatch):
+    """What there is of the answer stays to be seen."""
+
+    class Failing:
+        doubts = ()
+
+        async def __aiter__(self):
+            yield 0, Delta("Half an")
+            time.sleep(0.1)
+            yield 0, Delta(" answer")
+            raise RuntimeError
+
+        def cancel(self):
+            pass
+
+    async def ask(body, **options):
+        return Failing()
+
+    with tab(chromium, served.url) as one:
+        with monkeypatch.context() as patch:
+            patch.setattr(served.service, "ask", ask)
+            one.send("What?")
+            one.page.wait_for_selector("#notice p:has-text('the server has failed')", timeout=WAIT)
+        assert one.answers.last.inner_text().strip() == "Half an answer"
+        assert not one.page.locator("[data-testid=status-tracker]:visible", has_text="Error").count()
+        one.done()
+        one.ask("And now?")
+        one.page.route("**/queue/data*", lambda route: route.abort())
+        one.send("And then?")
+        one.page.locator(".toast-body", has_text="Load the page anew when it is back").wait_for(timeout=WAIT)
+        assert "Half an answer" in one.page.inner_text("#chat")
+        one.page.close()
+        one.faults.clear()  # Gradio asks for a route that is shut
+
+
 def test_a_long_conversation_is_answered_in_what_is_left_of_the_context(served, chromium, media):
     service = served.service
 

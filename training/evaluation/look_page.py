@@ -39,7 +39,8 @@ def far(piece: Piece, scale: Scale) -> bool:
 
 
 def _place(piece: Piece) -> str:
-    found = [] if piece.picture is None else [f"picture {piece.picture + 1}"]
+    found = [visible(piece.name, keep="")] if piece.name else []
+    found += [] if piece.picture is None else [f"picture {piece.picture + 1}"]
     found += [] if piece.query is None else [f"query {piece.query + 1}"]
     found += [] if piece.span is None else [f"{piece.span[0]:.2f}-{piece.span[1]:.2f} s"]
     return ", ".join(found)

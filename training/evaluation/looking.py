@@ -65,7 +65,8 @@ class Scale:
 @dataclass
 class Piece:
     """One embedding: its nearest tokens with their cosines; by how many deviations of its cosines with all tokens the
-    best lies above their mean; the picture and query that it is of; the seconds that it was fired in; where it looked.
+    best lies above their mean; the picture and query that it is of; the seconds that it was fired in; where it looked;
+    what its medium calls it (a field of a status).
     """
 
     words: list[tuple[str, float]]
@@ -74,6 +75,7 @@ class Piece:
     query: int | None = None
     span: tuple[float, float] | None = None
     heat: np.ndarray | None = None  # (rows, columns), sums to its share of the attention
+    name: str = ""
 
 
 @dataclass
@@ -126,9 +128,13 @@ def look(
     known = [name for name, row in processor.rows.items() if row.part == kind]
     vocabulary = vocabulary or Vocabulary(model, processor)
     seconds = None
-    if isinstance(wave := media_of(messages)[kind][0], Waveform):
-        seconds = len(wave.samples) / wave.sampling_rate
+    loaded = media_of(messages)[kind][0]
+    if isinstance(loaded, Waveform):
+        seconds = len(loaded.samples) / loaded.sampling_rate
     looks = [_look_of_row(model, processor, name, batch, vocabulary, top, seconds) for name in rows or known]
+    for found in looks:
+        for piece, name in zip(found.pieces, getattr(loaded, "names", ())):
+            piece.name = name
     return Look(medium, vocabulary.scale(), looks)
 
 

@@ -65,10 +65,12 @@ class Field(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class DeviceStatus:
-    """A state that has been read and keeps to its schema, and its features `values (positions, FEATURES)`."""
+    """A state that has been read and keeps to its schema, its features `values (positions, FEATURES)`, and of which
+    field each position is."""
 
     state: dict
     values: np.ndarray
+    names: tuple[str, ...] = ()
 
 
 class DeviceStatusReader:
@@ -142,7 +144,8 @@ class DeviceStatusReader:
             raise MediaError(name, str(wrong)) from wrong
         if not values:
             raise MediaError(name, "the schema of this device has no fields, so there is nothing to read")
-        return DeviceStatus(state, np.stack(values))
+        names = tuple(field.path for field in fields for _ in range(self.tokens_per_field))
+        return DeviceStatus(state, np.stack(values), names)
 
     def __call__(self, items: list, return_tensors: str = "pt", **kwargs: Any) -> dict[str, torch.Tensor]:
         """`status_values (items, positions, FEATURES)` and `status_mask (items, positions)`, padded."""

@@ -1,6 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """The conversation: what is written, said, shown and filmed goes to the server's own service, answers are streamed."""
 
+import json
+import re
 import shutil
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -19,6 +21,7 @@ from xllm.serving.service import Service
 from xllm.training.data.media_rows import parts_of_rows
 
 
+SEED = re.compile(r"-?[0-9]{1,18}|")
 UPDATE_SECONDS = 0.06  # between two states of an answer that are sent to the browser
 Shown = dict[Any, Any]  # component -> what becomes of it
 
@@ -124,7 +127,7 @@ class ChatPage:
             gradio.Slider(0.05, 1, (defaults.top_p or 1.0) if defaults.do_sample else 1.0, step=0.05,
                           label=texts["top_p"], elem_id="top_p"),
             gradio.Slider(1, most, min(256, most), step=1, label=texts["most"], elem_id="most"),
-            gradio.Number(None, precision=0, label=texts["seed"], elem_id="seed"),
+            gradio.Textbox("", label=texts["seed"], elem_id="seed", max_lines=1),  # a number would begin as 0
         ]  # fmt: skip
         names = [(texts.kind(kind.type), kind.type) for kind in self.heard]
         self.heard_as = gradio.Radio(
@@ -159,7 +162,10 @@ class ChatPage:
         shown = [self.chat, self.box, self.notice, self.panel]
         with blocks:
             answering = self.box.submit(self.answer, asked, shown, **many)
-            answering.then(self.look_at_last, [self.talk], [self.panel], **many)
+            answering.success(self.look_at_last, [self.talk], [self.panel], **many)
+            # Where there is no server, the browser alone can say so.
+            lost = json.dumps([self._notice(self.texts["lost"]), gradio.update(submit_btn=True, stop_btn=False)])
+            answering.failure(None, None, [self.notice, self.box], js=f"() => {lost}", **many)
             self.box.stop(self.stop, [self.talk], None, queue=False, **many)
             self.undo.click(self.take_back, [self.talk], shown, **many)
             for forgotten in (self.clear.click, self.chat.clear):
@@ -172,7 +178,7 @@ class ChatPage:
 
     async def answer(
         self, said: dict, talk: Talk, heard_as: str | None, temperature: float, top_p: float, most: int,
-        seed: int | None, request: gradio.Request,
+        seed: str, request: gradio.Request,
     ) -> AsyncIterator[Shown]:  # fmt: skip
         """One question of a tab, and its answer as it is written."""
         texts, text, files = self.texts, said["text"], said["files"]
@@ -181,6 +187,8 @@ class ChatPage:
         if unknown := [upload.name for upload in uploads if not upload.kind]:
             endings = ", ".join(sorted({ending for kind in self.kinds for ending in kind.extensions})) or "-"
             problem = texts("unknown file", name=unknown[0], endings=endings)
+        if not problem and not SEED.fullmatch(seed.strip()):
+            problem = texts["no seed"]
         if problem:
             yield {self.notice: self._notice(problem)}
             return
@@ -195,7 +203,7 @@ class ChatPage:
                 self.chat: talk.shown(), self.box: waiting, self.notice: "",
                 self.panel: self._panel_text(panel),
             }  # fmt: skip
-            options = {"temperature": temperature, "top_p": top_p, "seed": seed}
+            options = {"temperature": temperature, "top_p": top_p, "seed": seed.strip() or None}
             async for shown in self._written(talk, turn, most, options):
                 yield shown
         finally:

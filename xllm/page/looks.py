@@ -108,7 +108,8 @@ def _chip(piece: Piece, number: int, found: Look, texts: Texts) -> str:
 def _place(piece: Piece, texts: Texts) -> str:
     if piece.span is not None:
         return texts("seconds", start=piece.span[0], end=piece.span[1])
-    places = [] if piece.picture is None else [texts("frame", number=piece.picture + 1)]
+    places = [safe_text(piece.name)] if piece.name else []
+    places += [] if piece.picture is None else [texts("frame", number=piece.picture + 1)]
     places += [] if piece.query is None else [texts("query", number=piece.query + 1)]
     return texts["list"].join(places)
 

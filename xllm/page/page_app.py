@@ -39,6 +39,18 @@ HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 ]
+TRANSLATE = """
+function translate(said) {
+  const patterns = Object.entries(said).map(([pattern, text]) => [new RegExp(pattern), text]);
+  const look = () => document.querySelectorAll(".toast-body, #camera button").forEach(part => {
+    const nodes = document.createTreeWalker(part, NodeFilter.SHOW_TEXT);
+    while (nodes.nextNode()) for (const [pattern, text] of patterns) {
+      const old = nodes.currentNode.data.trim();
+      if (pattern.test(old)) nodes.currentNode.data = old.replace(pattern, text);
+    }
+  });
+  new MutationObserver(look).observe(document, {childList: true, subtree: true, characterData: true});
+}"""
 _NEEDED = re.compile(
     r"/(?:[a-z]{2}/?)?"
     r"|/[a-z]{2}/(?:assets/.*|static/.*|theme\.css|config/?|favicon\.ico|manifest\.json)"
@@ -95,12 +107,20 @@ def create_page_app(
         gradio.mount_gradio_app(
             app, blocks, f"/{language}", theme=theme, css=css, footer_links=[], run_history=False, ssr_mode=False,
             pwa=False, mcp_server=False, enable_monitoring=False, show_error=False, max_file_size=limits.body_bytes,
-            head=f'<script>Object.defineProperty(navigator, "language", {{value: "{language}"}})</script>',
+            head=_head(language),
         )  # fmt: skip
     most = limits.body_bytes
     app.add_middleware(UploadsAlone, folder=folder)
     app.add_middleware(PageGuard, body_bytes=most, folder=folder, api_key=password, hosts=[*hosts], origins=[*origins])
     return app
+
+
+def _head(language: str) -> str:
+    """A script that tells Gradio's the language of the page, and translates what is English in them whatever it is:
+    these texts have no keys that `gradio.I18n` could fill."""
+    said = json.dumps(all_texts("gradio_texts.yaml")[language])
+    own = f'Object.defineProperty(navigator, "language", {{value: "{language}"}});'
+    return f"<script>{own}{TRANSLATE}translate({said})</script>"
 
 
 class PageGuard(Guard):
