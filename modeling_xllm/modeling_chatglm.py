@@ -112,7 +112,7 @@ def _check_layout(keep: torch.Tensor, has_sop: torch.Tensor, has_mask: torch.Ten
             lengths <= config.max_position_embeddings,
             lambda: (
                 f"input_ids has {int(lengths.max())} tokens in a row, the model takes max_sequence_length="
-                f"{config.max_position_embeddings}: cut the history from the left or use fewer frames"
+                f"{config.max_position_embeddings}: cut the history from the left, or give fewer or shorter media"
             ),
         )
 

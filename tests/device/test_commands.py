@@ -19,6 +19,7 @@ from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
 llguidance = pytest.importorskip("llguidance")
 from xllm.device import phone  # noqa: E402
 from xllm.device.commands import DeviceCommands, Refused, _Pieces  # noqa: E402
+from xllm.device.device_status import DeviceStatus  # noqa: E402
 
 
 HOME = {
@@ -302,6 +303,28 @@ def test_chat_executes_only_what_it_is_asked_to(device_folder, tmp_path, capsys,
     assert outputs[3].keys() == {"question", "answer"}
     assert "no status has been given" in outputs[4]["refused"]
     assert Recorder.told == [{"command": "set_volume", "value": 40}]
+
+
+def test_a_device_of_the_users_that_fails_is_named(device_folder, monkeypatch, tmp_path, capsys):
+    """One that cannot be made of a state, and one that does not refuse what it cannot do."""
+    from xllm.device import session
+
+    class Broken(Recorder):
+        def execute(self, command):
+            raise KeyError(command["command"])
+
+    (tmp_path / "state.json").write_text(json.dumps(STATE))
+    asked = ["chat", str(device_folder), "x", "--status", str(tmp_path / "state.json"), "--execute", "x:Device"]
+    monkeypatch.setattr(session, "_class", lambda name: lambda: None)
+    assert main([*asked, "--max-new-tokens", "2"]) == 1
+    assert "--execute x:Device: cannot be made of a state: TypeError(" in capsys.readouterr().err
+    monkeypatch.setattr(session, "_class", lambda name: Broken)
+    device = session.DeviceSession(load_checkpoint(str(device_folder))[1], "x:Device")
+    device.look([{"status": DeviceStatus(STATE, None)}])
+    with pytest.raises(
+        ValueError, match=r"x:Device: fails at .*: KeyError\('set_volume'\); what it cannot do it has to"
+    ):
+        device.act('{"command": "set_volume", "value": 40}')
 
 
 def test_commands_need_a_device(device_folder, tmp_path, capsys):

@@ -47,6 +47,31 @@ def fields(reader, status_module, **values):
     return {field.path: (field.kind, field.value) for field in status_module.fields_of(state, reader.status)}
 
 
+def test_series_with_gaps_and_parts_that_name_no_type(status_module):
+    gaps = {"items": {"type": ["number", "null"], "x-unit": "bpm"}}
+    mixed = {"type": "array", "items": {"type": ["number", "string"]}}
+    schema = {"type": "object", "properties": {"pulse": gaps, "mixed": mixed, "alarm": {"properties": {"on": gaps}}}}
+    reader = status_module.DeviceStatusReader(schema)
+
+    def found(state):
+        fields = status_module.fields_of(reader.load(state).state, schema)
+        return {field.path: None if field.kind == "absent" else field.value for field in fields}
+
+    assert found({"pulse": [60, None, 90], "mixed": ["12", 1]}) == {
+        "pulse.first": 60.0, "pulse.last": 90.0, "pulse.lowest": 60.0, "pulse.highest": 90.0, "pulse.mean": 75.0,
+        "pulse.gaps": 1, "mixed[0] 0.0": b"12", "mixed[1]": 1, "mixed.length": 2, "alarm": None,
+    }  # fmt: skip
+    assert found({"pulse": [None]}) == {
+        **{f"pulse.{name}": None for name in status_module.SUMMARY}, "pulse.gaps": 1, "mixed": None, "alarm": None,
+    }  # fmt: skip
+    for state, message in (
+        ({"alarm": 5}, "field alarm: 5 is not of type 'object': give object"),
+        ({"pulse": 5}, "field pulse: 5 is not of type 'array': give array"),
+    ):
+        with pytest.raises(MediaError, match=message):
+            reader.load(state)
+
+
 def test_each_field_of_the_schema_is_there_once_in_its_order(reader, status_module):
     found = fields(reader, status_module, song="blue riverbanks", pulse=[60, 90.0, 75], apps=["mail"], ringer=None)
     assert found == {
@@ -161,6 +186,27 @@ def test_what_is_no_state_is_refused(reader, tmp_path):
         ({"type": "array", "items": {"type": "string"}}, "the schema of a state is one of an object"),
         ({"type": "object", "properties": {"a": {"type": "object"}}}, "status.a: no field that a status can have"),
         ({"type": "object", "properties": {"a": {"enum": [1, "x"]}}}, "status.a: no field that a status can have"),
+        ({"type": "object", "properties": {"a": True}}, "status.a: no field that a status can have"),
+        (
+            {"type": "object", "properties": {"a": {"type": "array", "items": True}}},
+            r"status.a\[\]: no field that a status can have",
+        ),
+        (
+            {"type": "object", "properties": {"a": {"type": "string"}}, "patternProperties": {"^s": {}}},
+            "status.patternProperties: what it allows would not be read: declare it",
+        ),
+        (
+            {"type": "object", "properties": {"a": {"type": "array", "prefixItems": [{"type": "string"}]}}},
+            "status.a.prefixItems: what it allows would not be read",
+        ),
+        (
+            {"type": "object", "properties": {"a": {"type": ["string", "array"], "items": {"type": "number"}}}},
+            "status.a: type is .* but items are those of an array: give type: array",
+        ),
+        (
+            {"type": "object", "properties": {"a": {"type": "number"}}, "required": ["b"]},
+            "status.required: b is none of the properties",
+        ),
         ({"type": "object", "properties": {"a": {"minimum": "x"}}}, "not a JSON Schema: 'x' is not of type 'number'"),
     ],
 )

@@ -9,7 +9,8 @@
 | number, integer            | its value: sines of each digit, its place from `minimum` to `maximum`  |
 | boolean, `enum` of strings | a code of the value                                                    |
 | other string               | its letters, one field per word (of up to 8 bytes)                     |
-| array of numbers           | a time series: its first, last, lowest, highest and mean value         |
+| array of numbers           | a time series: its first, last, lowest, highest and mean value, and    |
+|                            | where its items may be null the number of these                        |
 | other array, object        | the fields in it                                                       |
 | null, or left out          | that it is absent                                                      |
 
@@ -50,6 +51,7 @@ SUMMARY: dict[str, Callable[[list[float]], Any]] = {
     "highest": max,
     "mean": np.mean,
 }
+NUMBERS = {"integer", "number", "null"}  # types of a series' items
 FEATURES = 2 * CODE + len(KINDS) + MOST_TOKENS + 3 + 2 * HARMONICS.size * PERIODS.size
 WIDTH = 256
 
@@ -157,6 +159,19 @@ class DeviceStatusReader:
 
 def _strict(schema: dict, path: str) -> dict:
     """A copy of the schema that allows what it declares alone; a `ValueError` names a part that cannot be read."""
+    schema = {} if isinstance(schema, bool) else schema
+    if unread := sorted({"patternProperties", "prefixItems"} & schema.keys()):
+        raise ValueError(f"{path}.{unread[0]}: what it allows would not be read: declare it by properties and items")
+    if undeclared := set(schema.get("required", ())) - schema.get("properties", {}).keys():
+        raise ValueError(f"{path}.required: {min(undeclared)} is none of the properties: declare it there")
+    for key, own in (("properties", "object"), ("items", "array")):
+        if key in schema:
+            names = _types(schema) or [own]
+            if not set(names) <= {own, "null"}:
+                raise ValueError(
+                    f"{path}: type is {schema['type']}, but {key} are those of an {own}: give type: {own}"
+                )
+            schema = {**schema, "type": names}
     if properties := schema.get("properties"):
         own = {name: _strict(part, f"{path}.{name}") for name, part in properties.items()}
         return {**schema, "properties": own, "additionalProperties": False}
@@ -227,10 +242,8 @@ def fields_of(state: Any, schema: dict, path: str = "") -> Iterator[Field]:
     elif "properties" in schema:
         for name, part in schema["properties"].items():
             yield from fields_of(state.get(name), part, f"{path}.{name}".removeprefix("."))
-    elif isinstance(state, list) and set(_types(schema["items"])) & {"integer", "number"} and state:
-        values = [_finite(Field(f"{path}[{at}]", schema["items"], "number", value)) for at, value in enumerate(state)]
-        for name, summary in SUMMARY.items():
-            yield Field(f"{path}.{name}", schema["items"], "number", summary(values))
+    elif isinstance(state, list) and state and {"null"} < {"null", *_types(schema["items"])} <= NUMBERS:
+        yield from _series(state, schema["items"], path)
     elif isinstance(state, list):
         for place, item in enumerate(state):
             yield from fields_of(item, schema["items"], f"{path}[{place}]")
@@ -243,6 +256,15 @@ def fields_of(state: Any, schema: dict, path: str = "") -> Iterator[Field]:
         yield Field(path, schema, "code", json.dumps(state))
     else:
         yield Field(path, schema, "number", state)
+
+
+def _series(state: list, items: dict, path: str) -> Iterator[Field]:
+    given = [(at, value) for at, value in enumerate(state) if value is not None]
+    values = [_finite(Field(f"{path}[{at}]", items, "number", value)) for at, value in given]
+    for name, summary in SUMMARY.items():
+        yield Field(f"{path}.{name}", items, *(("number", summary(values)) if values else ("absent",)))
+    if "null" in _types(items):
+        yield Field(f"{path}.gaps", {}, "number", len(state) - len(values))
 
 
 def features(field: Field, slot: int = 0) -> np.ndarray:

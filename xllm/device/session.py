@@ -27,7 +27,7 @@ class DeviceSession:
                 "--commands: the model's device declares none: give it commands in the file of its status"
             )
         self.tokenizer, self.commands = processor.tokenizer, DeviceCommands(declared[0])
-        self._make = _class(executor) if executor else None
+        self._name, self._make = f"--execute {executor}", _class(executor) if executor else None
         self.reset()
 
     def reset(self) -> None:
@@ -38,7 +38,10 @@ class DeviceSession:
         """Take the state of the last status among the parts of a message."""
         states = [value.state for part in content for value in part.values() if isinstance(value, DeviceStatus)]
         if states and self._make:
-            self._device = self._make(states[-1])
+            try:
+                self._device = self._make(states[-1])
+            except Exception as error:
+                raise ValueError(f"{self._name}: cannot be made of a state: {error!r}") from error
 
     def decoding(self, model: Any) -> dict[str, Any]:
         """Arguments of one call of `generate`."""
@@ -58,6 +61,10 @@ class DeviceSession:
             return {"state": self._device.execute(command)}
         except Refused as refused:
             return {"refused": str(refused)}
+        except Exception as error:
+            raise ValueError(
+                f"{self._name}: fails at {answer}: {error!r}; what it cannot do it has to refuse"
+            ) from error
 
 
 def _class(name: str) -> Any:
