@@ -113,9 +113,12 @@ def check_shapes(case: Case) -> None:
     """Tokens (N, K, C) of the width that it declares, real ones first, finite, and no more than placeholders."""
     model, inputs = case.model(), case.inputs()
     fixed, width = case.kind.tokens_per_item(case.row), case.kind.output_size(case.row)
+    given, real = inputs[VALUES].clone(), inputs[MASK].bool()
     with torch.no_grad():
         converter = model.model.interfaces[ROW].converter
-        output = converter(inputs[VALUES], inputs[MASK].bool(), **case.kind.forward_options(case.row))
+        output = converter(given, real, **case.kind.forward_options(case.row))
+    kept = given.equal(inputs[VALUES]) and real.equal(inputs[MASK].bool())
+    require(kept, "it changes what it is given in place: make new tensors (x = x * 2, not x.mul_(2))")
     shape = tuple(output.embeddings.shape)
     require(len(shape) == 3 and shape[0] == len(LENGTHS), f"embeddings of {len(LENGTHS)} items have shape {shape}")
     require(shape[2] == width, f"tokens are {shape[2]} wide, output_size says {width}")

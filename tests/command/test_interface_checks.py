@@ -78,6 +78,11 @@ class Broken(Good):
     def forward(self, hidden, mask=None):
         return ConverterOutput(embeddings=self.dense(hidden), mask=torch.zeros_like(mask))
 """),
+    ("shapes", "changes what it is given in place: make new tensors", {"saving", "dtypes"}, """
+class Broken(Good):
+    def forward(self, hidden, mask=None):
+        return super().forward(hidden.mul_(2), mask)
+"""),
     ("padding", "padding changes tokens: item 0 differs by", set(), """
 class Broken(Pooled):  # right where the padding is zeros
     def forward(self, hidden, mask=None):

@@ -164,14 +164,14 @@ def _strict(schema: dict, path: str) -> dict:
         raise ValueError(f"{path}.{unread[0]}: what it allows would not be read: declare it by properties and items")
     if undeclared := set(schema.get("required", ())) - schema.get("properties", {}).keys():
         raise ValueError(f"{path}.required: {min(undeclared)} is none of the properties: declare it there")
-    for key, own in (("properties", "object"), ("items", "array")):
+    for key, kind in (("properties", "object"), ("items", "array")):
         if key in schema:
-            names = _types(schema) or [own]
-            if not set(names) <= {own, "null"}:
+            types = _types(schema) or [kind]
+            if not set(types) <= {kind, "null"}:
                 raise ValueError(
-                    f"{path}: type is {schema['type']}, but {key} are those of an {own}: give type: {own}"
+                    f"{path}: type is {schema['type']}, but {key} are those of an {kind}: give type: {kind}"
                 )
-            schema = {**schema, "type": names}
+            schema = {**schema, "type": types}
     if properties := schema.get("properties"):
         own = {name: _strict(part, f"{path}.{name}") for name, part in properties.items()}
         return {**schema, "properties": own, "additionalProperties": False}
