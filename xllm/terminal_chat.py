@@ -57,6 +57,10 @@ class TerminalChat:
                         break
                 except (ValueError, OSError) as error:  # what is wrong ends the question, not the conversation
                     sys.stderr.write(f"{error}\n")
+                except KeyboardInterrupt:  # while a file is read or encoded
+                    if not self.is_terminal:
+                        raise
+                    sys.stderr.write("\nstopped; nothing was asked\n")
         if self.pending and not self.is_terminal:
             files = ", ".join(str(part.get("file") or part.get("path")) for part in self.pending)
             raise ValueError(f'{files}: no question was asked about it; the question "" asks with files alone')

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import Image
 from xllm.assembly.opening import load_checkpoint
 from xllm.cli import build_parser, main
 from xllm.commands.chat import Chat
-from xllm.terminal_chat import one_word
+from xllm.terminal_chat import TerminalChat, one_word
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,22 @@ def test_an_answer_that_is_stopped_is_what_was_said(folder, monkeypatch):
     assert whole.startswith(said[:3])
     assert len(said) < len(whole)
     assert chat.turns[-1]["content"][0]["text"] == said
+
+
+def test_control_c_while_a_file_is_read_ends_its_question_alone(monkeypatch, tmp_path, capsys):
+    typed, asked = iter(["/image a.png", "Hello", "/quit"]), []
+
+    def interrupted(file):
+        raise KeyboardInterrupt
+
+    model = SimpleNamespace(config=SimpleNamespace())
+    chat = TerminalChat(SimpleNamespace(model=model), {"image": interrupted}, lambda *given: asked.append(given))
+    chat.is_terminal = True
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    chat.run([])
+    assert asked == [("Hello", [])]
+    assert "stopped; nothing was asked" in capsys.readouterr().err
 
 
 class Terminal:

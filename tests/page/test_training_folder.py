@@ -19,6 +19,7 @@ from xllm.page.curves import drawn, number_text
 from xllm.page.samples_view import PER_PAGE
 from xllm.page.texts import all_texts
 from xllm.page.training_folder import TrainingPage
+from xllm.training.inspection.html_page import document, table
 from xllm.training.saving.folders import begin, lock_name
 from xllm.training.saving.lineage import over
 
@@ -51,7 +52,9 @@ def folder(tmp_path_factory):
     write_json(first / "frozen.json", receipt)
     lineage = {"stage": 1, "modalities": ["image"], "parent": "a", "weights": "b" * 64, "data": {"names": ["x"]}}
     write_json(first / "config.json", {"lineage": [lineage]})
-    (first / "report.html").write_text(f"<h1>before and after</h1>{EVIL}<script>parent.document.hacked=1</script>")
+    rows = table(["part", "trained parameters"], [["language_model", "1,234,567"], ["x" * 99, EVIL]])
+    evil = f"<h1>before and after</h1>{EVIL}<script>parent.document.hacked=1</script>"
+    (first / "report.html").write_text(document("", f'{evil}<p class="soft">/{"y" * 99}</p>{rows}'))
     (first / "log.jsonl").write_text("".join(log_line(step, skipped_samples=2) for step in range(1, 21)))
     pixels = np.random.default_rng(0).integers(0, 255, (24, 24, 3), dtype=np.uint8)
     for place in (root, outside):
@@ -155,6 +158,8 @@ def test_samples_receipts_and_warnings_on_a_phone(address, visit):
     tab.get_by_role("tab", name=words["tab samples"]).click()
     report = tab.frame_locator("iframe.report")
     assert report.locator("h1").inner_text() == "before and after"
+    assert report.locator("body").evaluate("body => body.scrollWidth <= body.ownerDocument.defaultView.innerWidth")
+    assert report.locator("td").nth(1).bounding_box()["height"] < 30, "a number is in one line"
     tab.get_by_label(words["file"]).click()
     tab.get_by_role("option", name="all").click()
     tab.wait_for_selector("article.sample")

@@ -33,7 +33,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var
   margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.35rem; overflow-wrap: anywhere; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 h3 { font-size: 1rem; margin-bottom: .3rem; }
-p { margin: .3rem 0; } .soft { color: var(--soft); } bdi { unicode-bidi: isolate; }
+p { margin: .3rem 0; } .soft { color: var(--soft); overflow-wrap: anywhere; } bdi { unicode-bidi: isolate; }
 .media { display: flex; flex-wrap: wrap; gap: 1rem; }
 figure { margin: 0; padding: .8rem; border: 1px solid var(--line); border-radius: 8px; background: var(--box);
   max-width: 100%; box-sizing: border-box; }
@@ -53,9 +53,9 @@ audio { width: 18rem; max-width: 100%; display: block; }
 .key { display: flex; gap: .5rem; flex-wrap: wrap; font-size: .85rem; margin-bottom: .6rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid var(--line); border-radius: 8px;
   background: var(--box); padding: .6rem .8rem; margin: .3rem 0; font: inherit; }
-details { margin-top: .8rem; } table { border-collapse: collapse; font-size: .85rem; margin-top: .5rem; }
-td, th { text-align: left; padding: .1rem .8rem .1rem 0; border-bottom: 1px solid var(--line);
-  overflow-wrap: anywhere; }
+details { margin-top: .8rem; } table { border-collapse: collapse; font-size: .85rem; margin-top: .5rem;
+  display: block; max-width: 100%; overflow-x: auto; }
+td, th { text-align: left; padding: .1rem .8rem .1rem 0; border-bottom: 1px solid var(--line); }
 td { font-variant-numeric: tabular-nums; }
 """
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
