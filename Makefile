@@ -27,7 +27,8 @@ test: $(VENV)/.installed-dev  ## lint, types and every test, slow ones and trans
 	$(BIN)/python .ci/types.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	$(BIN)/python tests/conformance/suites.py
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile --timeout 900 --durations 25
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		--timeout 900 --durations 25
 
 conformance: $(VENV)/.installed-dev  ## transformers' own common test suites on our classes (RUN_SLOW=1: slow ones too)
 	$(BIN)/python tests/conformance/suites.py

@@ -1,18 +1,22 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Command lines on one process and on two of gloo, and how far what they have learnt lies apart."""
 
+import atexit
+import functools
 import json
 import os
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 
 from xllm import XLLMForConditionalGeneration
 
@@ -21,25 +25,58 @@ ROOT = Path(__file__).resolve().parents[1]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
+def surroundings() -> dict[str, str]:
+    """The environment of a script: it finds our modules, and no GPU."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
+
+
 def run(*arguments: str, limit: int = 600) -> subprocess.CompletedProcess:
     """A script that must end well."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=limit, check=False
+        [sys.executable, *arguments], env=surroundings(), capture_output=True, text=True, timeout=limit, check=False
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done
 
 
+@functools.cache
+def forker() -> subprocess.Popen:
+    """The process that forks; there is one for all tests of this process."""
+    script, pipe = str(ROOT / "tests/warm_ranks.py"), subprocess.PIPE
+    process = subprocess.Popen([sys.executable, script], env=surroundings(), stdin=pipe, stdout=pipe, text=True)
+    atexit.register(process.communicate)
+    return process
+
+
+def run_warm(*arguments: str, processes: int = 2, limit: int = 600) -> subprocess.CompletedProcess:
+    """A script that must end well, on ranks as torchrun has them, or in one process; see warm_ranks.py."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun keeps it so too
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    shared |= {"TORCHELASTIC_RESTART_COUNT": "0", "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    ranks = [{**shared, "RANK": number, "LOCAL_RANK": number} for number in map(str, range(processes))]
+    with TemporaryDirectory() as folder:
+        outputs = [Path(folder, name) for name in ("out", "err")]
+        for path in outputs:
+            path.touch()
+        request = {"arguments": list(map(str, arguments)), "outputs": list(map(str, outputs)), "limit": limit}
+        request["environments"] = [{**surroundings(), **(own if processes > 1 else {})} for own in ranks]
+        print(json.dumps(request), file=forker().stdin, flush=True)
+        codes = json.loads(forker().stdout.readline())
+        out, err = (path.read_text() for path in outputs)
+    ends = ", ".join(f"Signal {-code}" if code < 0 else f"status {code}" for code in codes)
+    assert not any(codes), f"{out[-2000:]}{err[-4000:]}\n{ends}"
+    return subprocess.CompletedProcess(arguments, 0, out, err)
+
+
 SEVERAL = str(ROOT / "tests/several_runs.py")
 
 
-def several(folder: Path, *lines, processes: int = 2, limit: int = 600) -> subprocess.CompletedProcess:
+def several(folder: Path, *lines, processes: int = 2, torchrun: bool = False) -> subprocess.CompletedProcess:
     """Command lines of `xllm`, see several_runs.py, on one process or on several."""
     path = folder / "lines.json"
     path.write_text(json.dumps(lines))
-    return run(*(TORCHRUN if processes > 1 else ()), SEVERAL, str(path), limit=limit)
+    return run(*TORCHRUN, SEVERAL, str(path)) if torchrun else run_warm(SEVERAL, str(path), processes=processes)
 
 
 def without_dropout(model):

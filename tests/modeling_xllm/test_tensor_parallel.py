@@ -1,13 +1,11 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """ChatGLM cut over two processes, alone and inside an X-LLM, against the whole."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from process_runs import run_warm
 from tiny import TEXT, batch_of, left_pad, mixed_rows, prompt, tiny_model, tiny_text_config
 
 from xllm import ChatGLMForConditionalGeneration
@@ -27,15 +25,7 @@ def test_two_ranks_compute_what_one_does(tmp_path, kind):
         expected = model(**inputs).logits
     said = model.generate(**inputs, max_new_tokens=4, do_sample=False, eos_token_id=None)
     script = Path(__file__).with_name("tensor_parallel_rank.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
-    run = subprocess.run(
-        [*command, tmp_path, tmp_path],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    run_warm(script, tmp_path, tmp_path)
     for rank in range(2):
         got = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert got["rows"] == 3 * 32 // 2  # half of the heads

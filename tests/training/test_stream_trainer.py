@@ -2,13 +2,10 @@
 """Streams in the Trainer: a run that goes on in epoch 2 has the batches and weights of one that never stopped."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from process_runs import ROOT, run_warm
 from safetensors.torch import load_file
 from stream_runs import PLAIN, trained, trainer_of
 
@@ -61,13 +58,7 @@ def test_two_ranks_and_then_one_do_what_two_do(tiny_checkpoint, rows, tmp_path):
     """Pictures on one rank and text on the other; the second half of the run again, on one rank, with twice as many
     batches per step. The checkpoint has what both ranks had consumed.
     """
-    tests = Path(__file__).resolve().parents[1]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", tests / "stream_runs.py"]
-    run = list(map(str, [sys.executable, *launch, tiny_checkpoint, rows, tmp_path, 24]))
-    path = os.pathsep.join([str(tests.parent), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_warm(ROOT / "tests/stream_runs.py", tiny_checkpoint, rows, tmp_path, 24)
     seen = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
     assert len(seen[0]) == len(seen[1]) == 24
     assert seen[0] != seen[1]
