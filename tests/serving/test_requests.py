@@ -1,6 +1,7 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Bodies that are not what the API says: each is an error in OpenAI's JSON, and the next request is answered."""
 
+import http.client
 import json
 import re
 import socket
@@ -99,6 +100,28 @@ def test_after_bad_bodies_the_same_connection_is_answered(serving):
         assert chat(client, "Hello").choices[0].finish_reason == "length"
 
 
+def test_after_a_fault_of_the_server_the_same_connection_is_answered(serving, monkeypatch, caplog):
+    connection = http.client.HTTPConnection(serving.url.removeprefix("http://"), timeout=60)
+    body = json.dumps({"model": NAME, "messages": HELLO, "max_tokens": 2})
+
+    def ask():
+        connection.request("POST", "/v1/chat/completions", body)
+        reply = connection.getresponse()
+        return reply.status, json.loads(reply.read())
+
+    connection.connect()
+    own = connection.sock
+    with monkeypatch.context() as patch:
+        patch.setattr(serving.service, "prepare", lambda conversation: conversation.no_such_thing)
+        assert ask() == (500, RequestError("the server failed: AttributeError", 500).body())
+    assert "no_such_thing" in caplog.text  # whose fault it is stands in the log alone
+    assert ask()[0] == 200
+    assert connection.sock is own
+    assert 'status="500"' in post(serving, "/metrics", None)[1]
+    connection.request("HEAD", "/health")
+    assert connection.getresponse().status == 200
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -121,7 +144,7 @@ def test_a_bad_body_of_responses(serving, change, message):
         ({"file": ("a.wav", b"not a sound"), "model": NAME}, "not an audio or video file"),
         ({"file": ("a.wav", b"RIFF"), "model": "other"}, "the model 'other' does not exist here"),
         ({"file": ("a.wav", b"RIFF"), "model": NAME, "response_format": "xml"}, "response_format: expected one of"),
-        ({"file": ("a.wav", b"RIFF"), "model": NAME, "language": "zh"}, "language: Extra inputs"),
+        ({"file": ("a.wav", b"RIFF"), "model": NAME, "language": "zh"}, "language is not supported by this server"),
         ({"file": ("a.wav", b"RIFF"), "model": NAME, "timestamp_granularities[]": "word"}, "only 'segment' is known"),
     ],
 )

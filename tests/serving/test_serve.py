@@ -178,6 +178,17 @@ def test_responses_whole_and_streamed(client, media, loaded):
     assert [event.sequence_number for event in events] == [*range(len(events))]
 
 
+def test_instructions_of_responses_are_a_system_message(client, loaded):
+    model, processor = loaded
+    asked = {"model": NAME, "input": "What is this?", "max_output_tokens": 8}
+    messages = [{"role": "system", "content": "Speak like a pirate."}, {"role": "user", "content": asked["input"]}]
+    inputs = processor.encode_conversations([messages])
+    output = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    whole = client.responses.create(**asked, instructions="Speak like a pirate.")
+    assert whole.output_text == processor.decode(output, skip_special_tokens=True)
+    assert whole.usage.input_tokens > client.responses.create(**asked).usage.input_tokens
+
+
 @pytest.fixture(scope="module")
 def recording():
     """Half a second of tone, four of silence, half a second of tone."""

@@ -3,15 +3,15 @@
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from pydantic import ValidationError
 from starlette.background import BackgroundTask
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
@@ -22,6 +22,9 @@ from xllm.serving.limits import RequestError
 from xllm.serving.requests import ChatBody, ResponsesBody, parse_body, parse_json
 from xllm.serving.service import Asking, Service
 from xllm.serving.transcriptions import TranscriptionForm, reply, transcribe
+
+
+logger = logging.getLogger(__name__)
 
 
 def create_app(
@@ -41,7 +44,7 @@ def create_app(
     app.post("/v1/audio/transcriptions")(routes.transcriptions)
     app.get("/v1/models")(routes.models)
     app.get("/v1/models/{name:path}")(routes.model)
-    app.get("/health")(routes.health)
+    app.api_route("/health", methods=["GET", "HEAD"])(routes.health)
     app.get("/metrics")(routes.metrics)
     app.add_exception_handler(RequestError, _told)
     app.add_exception_handler(HTTPException, _told_http)
@@ -73,18 +76,34 @@ async def _told_any(_request: Request, error: Exception) -> JSONResponse:
 
 
 class _Counted:
-    """ASGI middleware that counts the replies by status."""
+    """ASGI middleware that counts the replies by status; a fault of the server is one of them.
+
+    Starlette passes a fault on to uvicorn when it is told, which closes the connection that the client's next request
+    comes by.
+    """
 
     def __init__(self, app: Any, counts: Counter):
         self.app, self.counts = app, counts
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
-        async def counted(message: dict) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        has_begun = False
+
+        async def counted(message: MutableMapping[str, Any]) -> None:
+            nonlocal has_begun
             if message["type"] == "http.response.start":
+                has_begun = True
                 self.counts[message["status"]] += 1
             await send(message)
 
-        await self.app(scope, receive, counted if scope["type"] == "http" else send)
+        try:
+            await self.app(scope, receive, counted)
+        except Exception as error:
+            if has_begun:
+                raise
+            logger.exception("%s %s failed", scope["method"], scope["path"])
+            await (await _told_any(Request(scope), error))(scope, receive, counted)
 
 
 class _Routes:
@@ -145,12 +164,7 @@ class _Routes:
         if times := [*form.getlist("timestamp_granularities[]"), *form.getlist("timestamp_granularities")]:
             fields.pop("timestamp_granularities[]", None)
             fields["timestamp_granularities"] = times
-        try:
-            parsed = TranscriptionForm.model_validate(fields)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise RequestError(f"{where}: {first['msg']}", param=where) from error
+        parsed = parse_body(TranscriptionForm, fields)
         parsed.check()
         self.service.check_model(parsed.model)
         segments = await _while_connected(request, transcribe(self.service, recording, parsed))

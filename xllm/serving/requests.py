@@ -173,11 +173,12 @@ class ResponsesBody(_Asked):
         given = [{"role": "user", "content": self.input}] if isinstance(self.input, str) else self.input
         if not given:
             raise RequestError("input: expected a text or messages", param="input")
-        first = [{"role": "system", "content": self.instructions}] if self.instructions else []
         own = {"type", "id", "status"}  # of the API's messages
         if any(item.get("type", "message") != "message" for item in given):
             raise RequestError("input: only items of type 'message' are understood here", param="input")
         given = [{name: value for name, value in item.items() if name not in own} for item in given]
+        instructions = {"role": "system", "content": self.instructions}
+        first = [message_of(instructions, "instructions")] if self.instructions else []
         return first + [message_of(message, f"input[{place}]") for place, message in enumerate(given)]
 
     @property
@@ -202,8 +203,8 @@ def parse_json(content: bytes, most_values: int) -> Any:
     return body
 
 
-def parse_body(kind: type[ChatBody] | type[ResponsesBody], body: dict[str, Any]) -> Any:
-    """A body of this kind; the `RequestError` names the first parameter at fault."""
+def parse_body(kind: type[RequestBody], body: dict[str, Any]) -> Any:
+    """A body or form of this kind; the `RequestError` names the first parameter at fault."""
     try:
         return kind.model_validate(body)
     except ValidationError as error:
