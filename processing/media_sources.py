@@ -282,7 +282,7 @@ def download(
     try:
         with watch as opener:
             request = urllib.request.Request(_quoted(url), headers={"User-Agent": "xllm-transformers"})
-            with opener.open(request, timeout=min(seconds, SOCKET_SECONDS)) as response:
+            with opener.open(request, timeout=min(seconds + 1, SOCKET_SECONDS)) as response:  # the watch is first
                 stated = response.headers.get("Content-Length") or ""
                 expected = int(stated) if stated.isdecimal() else 0
                 while max(expected, content.tell()) <= most and (chunk := response.read1(1 << 20)):
