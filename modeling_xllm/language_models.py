@@ -207,6 +207,11 @@ def language_model_of(config: PreTrainedConfig) -> LanguageModel:
     return LANGUAGE_MODELS.get(config.model_type, LanguageModel)(config)
 
 
+def float8_saturates() -> bool:
+    """Whether what is too large for a float8 becomes the largest one; with torch 2.11 it becomes NaN."""
+    return not torch.tensor(1e4).to(torch.float8_e4m3fn).isnan()
+
+
 class LanguageModelGenerationMixin(GenerationMixin):
     """`generate` over any language model: for the model itself, and for a composite with one in it."""
 
@@ -216,6 +221,9 @@ class LanguageModelGenerationMixin(GenerationMixin):
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
         language_model_of(self.config).check_generation(generation_config)
+        if (generation_config.cache_config or {}).get("backend") == "fp8" and not float8_saturates():
+            message = f"torch {torch.__version__} makes NaN of states beyond the largest of the prompt"
+            raise ValueError(f"cache_config, backend 'fp8': {message}; update torch, or take backend 'quanto'")
 
     @reads_together
     def _prompt_layout(self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]) -> dict | None:

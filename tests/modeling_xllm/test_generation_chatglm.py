@@ -14,7 +14,7 @@ from transformers import Cache, DynamicCache, LlamaConfig, LlamaForCausalLM, Sta
 from transformers.integrations import flex_attention as flex_integration
 
 from xllm import ChatGLMForConditionalGeneration
-from xllm.modeling_xllm.language_models import LanguageModelGenerationMixin
+from xllm.modeling_xllm.language_models import LanguageModelGenerationMixin, float8_saturates
 from xllm.modeling_xllm.modeling_chatglm import chatglm_positions
 
 
@@ -77,6 +77,7 @@ def test_offloaded_caches(model, monkeypatch, kind, beams):
     assert offloaded[:2] == [0, 1]
 
 
+@pytest.mark.skipif(not float8_saturates(), reason="NOT TESTED: caches quantised by fp8; it needs a newer torch")
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_quantised_cache_is_near_recomputation(legacy):
     model = build(legacy_sop_position=legacy)

@@ -16,6 +16,7 @@ from transformers import Cache, DynamicCache, StaticCache, SuppressTokensLogitsP
 from transformers.generation import utils as generation_utils
 from transformers.utils import is_hqq_available, is_optimum_quanto_available
 
+from xllm.modeling_xllm import language_models
 from xllm.modeling_xllm.generation_xllm import (
     InVocabulary,
     SuppressPlaceholders,
@@ -24,7 +25,7 @@ from xllm.modeling_xllm.generation_xllm import (
     left_padded,
     remember_gaps,
 )
-from xllm.modeling_xllm.language_models import CacheNote
+from xllm.modeling_xllm.language_models import CacheNote, float8_saturates
 
 
 NEW = 7
@@ -145,7 +146,7 @@ def test_an_answer_goes_on_from_its_cache(model, kind):
 
 
 QUANTISERS = {  # the library that each takes, whether it is there, and what is lost of a deviation
-    "fp8": (None, lambda: True, 0.1),
+    "fp8": ("--upgrade torch", float8_saturates, 0.1),
     "quanto": ("optimum-quanto", is_optimum_quanto_available, 0.6),
     "hqq": ("hqq", is_hqq_available, 0.6),
 }
@@ -166,6 +167,13 @@ def test_a_quantised_cache_is_near_the_plain_one(model, backend):
     assert not CacheNote.read(outputs.past_key_values, "attended").all()
     first, second = (torch.stack(one.logits[:2]) for one in (outputs, plain))  # before the answers may part
     assert 0 < (first[1] - second[1]).abs().max() < most * second[1].std()
+
+
+def test_an_fp8_cache_is_refused_where_large_states_would_be_nan(model, monkeypatch):
+    monkeypatch.setattr(language_models, "float8_saturates", lambda: False)
+    how = {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}}
+    with pytest.raises(ValueError, match="cache_config, backend 'fp8': torch .* makes NaN of states"):
+        model.generate(**one_row(), **GREEDY, **how)
 
 
 @pytest.mark.parametrize("backend", ["quanto", "hqq"])
