@@ -227,6 +227,26 @@ def test_a_medium_that_the_model_does_not_read_is_wrong_usage(checkpoint, capsys
     assert "argument --smell: this model takes --image, --speech, --video\n" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--track", "image", "--video", "a.mp4"], "--track: image reads pictures: name a row that reads sound"),
+        (["--track", "speech", "--image", "a.png"], "--track: it is of a film's sound, and no film is given"),
+    ],
+)
+def test_a_track_is_heard_of_a_film_by_a_row_of_sound(checkpoint, capsys, arguments, reason):
+    with pytest.raises(SystemExit):
+        main(["chat", checkpoint, "What?", *arguments])
+    assert reason in capsys.readouterr().err
+
+
+def test_a_model_without_speech_streams_none(checkpoint, tmp_path, capsys):
+    assert main(["init", str(tmp_path / "sees"), "--interface", f"image={checkpoint}"]) == 0
+    with pytest.raises(SystemExit):
+        main(["chat", str(tmp_path / "sees"), "--stream", "a.wav"])
+    assert "--stream, --microphone: no speech is read; this model takes --image" in capsys.readouterr().err
+
+
 def test_an_option_without_its_file_is_wrong_usage(checkpoint, capsys):
     with pytest.raises(SystemExit) as exit_info:
         main(["chat", checkpoint, "What?", "--image"])

@@ -169,10 +169,20 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _media_given(args: argparse.Namespace, options: dict[str, str]) -> list[dict]:
+    from xllm.processing.media_kinds import AUDIO, MEDIA_KINDS
+
+    known = [f"--{name}" for name in options]
     asked = [option for option, _ in args.media] + [f"--{name}" for name in args.track]
     for option in asked:
-        if option not in (known := [f"--{name}" for name in options]):
+        if option not in known:
             args.wrong_usage(f"argument {option}: this model takes {', '.join(known) or 'no media'}")
+    if deaf := [name for name in args.track if "picture" in MEDIA_KINDS[options[name]].augmented_as]:
+        args.wrong_usage(f"argument --track: {deaf[0]} reads pictures: name a row that reads sound")
+    films = [option for option, _ in args.media if MEDIA_KINDS[options[option.removeprefix("--")]].series]
+    if args.track and args.question is not None and not films:
+        args.wrong_usage("argument --track: it is of a film's sound, and no film is given")
+    if live_chat.is_asked(args) and AUDIO.type not in options.values():
+        args.wrong_usage(f"arguments --stream, --microphone: no speech is read; this model takes {', '.join(known)}")
     return [_part(args, options, option.removeprefix("--"), file) for option, file in args.media]
 
 
