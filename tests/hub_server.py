@@ -77,7 +77,8 @@ class HubServer:
         self.broken: str | None = None
         self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), self._handler(self._hub)) for _ in range(1)]
         self._servers.append(ThreadingHTTPServer(("127.0.0.1", 0), self._handler(self._store)))
-        self.url, self.store = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
+        hub, store = (server.server_port for server in self._servers)
+        self.url, self.store = f"http://127.0.0.1:{hub}", f"http://localhost:{store}"  # another host, as on the Hub
 
     def __enter__(self):
         for server in self._servers:
