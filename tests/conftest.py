@@ -4,6 +4,7 @@
 import asyncio
 import os
 import signal
+import sys
 from collections import Counter
 
 
@@ -20,6 +21,12 @@ def pytest_collection_modifyitems(items):
     """Files of slow tests begin first: `--dist loadfile` gives a file to one process, and all wait for the last."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_collection_finish():
+    """What a file imports at its top is there for all others, and this module registers a kind of media."""
+    if "xllm.device.device_status" in sys.modules:
+        raise pytest.UsageError("a file of tests imports xllm.device.device_status at its top: see shipped_status.py")
 
 
 @pytest.fixture(autouse=True)

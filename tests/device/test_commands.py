@@ -19,7 +19,6 @@ from xllm.processing.tokenization_chatglm import ChatGLMTokenizer
 llguidance = pytest.importorskip("llguidance")
 from xllm.device import phone  # noqa: E402
 from xllm.device.commands import DeviceCommands, Refused, _Pieces  # noqa: E402
-from xllm.device.device_status import DeviceStatus  # noqa: E402
 
 
 HOME = {
@@ -305,7 +304,7 @@ def test_chat_executes_only_what_it_is_asked_to(device_folder, tmp_path, capsys,
     assert Recorder.told == [{"command": "set_volume", "value": 40}]
 
 
-def test_a_device_of_the_users_that_fails_is_named(device_folder, monkeypatch, tmp_path, capsys):
+def test_a_device_of_the_users_that_fails_is_named(status_module, device_folder, monkeypatch, tmp_path, capsys):
     """One that cannot be made of a state, and one that does not refuse what it cannot do."""
     from xllm.device import session
 
@@ -320,7 +319,7 @@ def test_a_device_of_the_users_that_fails_is_named(device_folder, monkeypatch, t
     assert "--execute x:Device: cannot be made of a state: TypeError(" in capsys.readouterr().err
     monkeypatch.setattr(session, "_class", lambda name: Broken)
     device = session.DeviceSession(load_checkpoint(str(device_folder))[1], "x:Device")
-    device.look([{"status": DeviceStatus(STATE, None)}])
+    device.look([{"status": status_module.DeviceStatus(STATE, None)}])
     with pytest.raises(
         ValueError, match=r"x:Device: fails at .*: KeyError\('set_volume'\); what it cannot do it has to"
     ):
