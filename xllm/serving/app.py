@@ -76,10 +76,10 @@ async def _told_any(_request: Request, error: Exception) -> JSONResponse:
 
 
 class _Counted:
-    """ASGI middleware that counts the replies by status; a fault of the server is one of them.
+    """ASGI middleware that counts the replies by status, and answers for a fault of the server.
 
-    Starlette passes a fault on to uvicorn when it is told, which closes the connection that the client's next request
-    comes by.
+    Starlette raises a fault again after its own answer, and uvicorn then closes the connection under the client's next
+    request.
     """
 
     def __init__(self, app: Any, counts: Counter):
