@@ -172,6 +172,15 @@ def has_channels_first(shape: tuple[int, ...]) -> bool:
     return False
 
 
+def _warn_of_others(image: Image.Image, name: str) -> None:
+    """A film or a scan of several pages is one picture here; a phone's MPO holds a preview of it besides."""
+    several = False
+    with contextlib.suppress(*PILLOW_ERRORS):  # a second picture that is damaged is left out like a sound one
+        several = image.format != "MPO" and getattr(image, "is_animated", False)
+    if several:
+        warn_of(name, "holds several frames or pages, and the first alone is read: give a film as a video")
+
+
 def _array_to_image(array: Any, name: str) -> Image.Image:
     values = array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
     if values.ndim == 3 and has_channels_first(values.shape):
@@ -214,5 +223,6 @@ def load_image(source: Any) -> Image.Image:
         with image:
             if image.format in _PROGRAMS:
                 raise MediaError(name, f"{image.format} is a program that draws, and is not run: give its pixels")
+            _warn_of_others(image, name)
             upright = _to_rgb(image, name, *bits)
             return upright.copy() if upright is image else upright  # a plain image, without its file

@@ -251,3 +251,17 @@ def test_dark_colours_of_sixteen_bits_are_named(caplog):
 def test_postscript_is_not_run():
     with pytest.raises(MediaError, match="EPS is a program that draws, and is not run"):
         load_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n%%EOF\n")
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
+def test_further_frames_and_pages_are_named(tmp_path, form, caplog):
+    path = tmp_path / f"a.{form.lower()}"
+    lossless = {"lossless": True} if form == "WEBP" else {}
+    halves().save(path, form, save_all=True, append_images=[Image.new("RGB", (6, 2), WHITE)], **lossless)
+    assert load_image(path).getpixel((5, 1))[0] < 40  # the first, not the white one
+    reason = "holds several frames or pages, and the first alone is read: give a film as a video"
+    assert told(caplog) == ([] if form == "MPO" else [f"{path}: {reason}"])
+    caplog.clear()
+    halves().save(tmp_path / "one", form)
+    load_image(tmp_path / "one")
+    assert told(caplog) == []
