@@ -37,8 +37,21 @@ COMMANDS = (*MAKING, "test-interface", "demo", "build-instructions", "score", "j
 REPORTING = set(COMMANDS) - {"init", "explain", "serve", "page"}
 
 
+class _StoreOnce(argparse._StoreAction):
+    """argparse keeps the last value of an option that is given twice, and drops the others in silence."""
+
+    _namespace: argparse.Namespace | None = None  # of the arguments that gave it last
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if option_string and self._namespace is namespace:
+            raise argparse.ArgumentError(self, "given twice")
+        self._namespace = namespace
+        super().__call__(parser, namespace, values, option_string)
+
+
 class CommandParser(argparse.ArgumentParser):
-    """A parser that takes options between positional arguments: `xllm chat MODEL --image F QUESTION`.
+    """A parser that takes options between positional arguments: `xllm chat MODEL --image F QUESTION`. None but those
+    that are declared with "append" is taken twice.
 
     With `takes_media` it collects the options that it does not know, each with its value and in order, as
     `namespace.media`: only the model knows which there are.
@@ -46,6 +59,11 @@ class CommandParser(argparse.ArgumentParser):
 
     takes_media = False
     _is_splitting = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for name in (None, "store"):
+            self.register("action", name, _StoreOnce)
 
     def parse_known_args(self, args=None, namespace=None):
         if self._is_splitting:

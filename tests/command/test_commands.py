@@ -212,11 +212,20 @@ def test_wrong_input_is_one_line_and_status_1(checkpoint, media, capsys, argumen
     assert sorted(media.rglob("*")) == before  # nothing half-written
 
 
-def test_wrong_usage_is_status_2(capsys):
-    with pytest.raises(SystemExit) as exit_info:
-        main(["chat"])
-    assert exit_info.value.code == 2
-    capsys.readouterr()
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["chat"], "the following arguments are required: model"),
+        (["chat", "m", "--stream", "a.wav", "--stream=b.wav"], "argument --stream: given twice"),
+        (["evaluate", "--window", "2", "m", "--window", "2"], "argument --window: given twice"),
+    ],
+)
+def test_wrong_usage_is_status_2(capsys, arguments, message):
+    for _ in range(2):  # a second parser in the same process
+        with pytest.raises(SystemExit) as exit_info:
+            main(arguments)
+        assert exit_info.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--smell", "a.png", "What?"], ["What?", "--smell=a.png"]])

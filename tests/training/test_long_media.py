@@ -74,7 +74,7 @@ def test_silence_is_relative_to_the_recording_and_digital_silence_is_silence():
     assert plan(soft) == [(0, 500, False, False)]
     assert [one[2] for one in plan(np.concatenate([sine(5), quiet(5), soft]))] == [False, True, False]
     assert [one[2] for one in plan(np.concatenate([sine(5), quiet(5), soft / 4]))] == [False, True]
-    with pytest.raises(ValueError, match="a pause of more than two margins"):
+    with pytest.raises(ValueError, match="pause=0.3: expected seconds, more than two margins"):
         Windowing(pause=0.3)
 
 

@@ -48,17 +48,16 @@ class Windowing:
     most: float = math.inf
 
     def __post_init__(self):
-        finite = all(math.isfinite(value) for name, value in vars(self).items() if name != "most")
-        if not (
-            finite
-            and self.most > 0
-            and self.seconds >= 1
-            and self.pause > 2 * self.margin >= 0
-            and self.silence_db > 0
-        ):
-            raise ValueError(
-                f"{self}: expected a window of at least 1 s, a pause of more than two margins and a level above 0 dB"
-            )
+        wanted = {
+            "seconds": ("a window of at least 1 s", 1 <= self.seconds < math.inf),
+            "pause": ("seconds, more than two margins", 2 * self.margin < self.pause < math.inf),
+            "margin": ("seconds, 0 or more", 0 <= self.margin < math.inf),
+            "silence_db": ("a level above 0 dB", 0 < self.silence_db < math.inf),
+            "most": ("seconds above 0", self.most > 0),
+        }
+        for name, (what, is_right) in wanted.items():
+            if not is_right:
+                raise ValueError(f"{name}={getattr(self, name)}: expected {what}")
 
     @property
     def steps(self) -> tuple[int, int, int]:
