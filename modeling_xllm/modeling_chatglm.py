@@ -165,9 +165,8 @@ class ChatGLMRotaryEmbedding(nn.Module):
         inv_freq = self.inv_freq_bits.view(torch.float32)
         # CODEPATH: True repeats THUDM's half-precision run of chatglm-6b; no published config.json sets it.
         table_dtype = torch.float16 if self.config.rope_half_precision else torch.float32
-        with torch.autocast(device_type=position_ids.device.type, enabled=False):
-            angles = position_ids.to(table_dtype)[..., None] * inv_freq.to(table_dtype)
-            cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        angles = position_ids.to(table_dtype)[..., None] * inv_freq.to(table_dtype)
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
         cos = torch.stack((cos, cos), dim=-2)  # (2, B, L, 2, D // 4): the same for both halves
         sin = torch.stack((-sin, sin), dim=-2)
         return cos.permute(1, 2, 0, 3, 4)[:, :, None, None], sin.permute(1, 2, 0, 3, 4)[:, :, None, None]
@@ -187,7 +186,6 @@ def eager_attention_forward(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float,
-    dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention in plain matrix products. Scores are divided by the layer's number until they are in fp32, as
@@ -198,7 +196,6 @@ def eager_attention_forward(
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = nn.functional.softmax(scores, dim=-1).to(value.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
@@ -236,7 +233,7 @@ class ChatGLMAttention(nn.Module):
             self.config._attn_implementation, eager_attention_forward
         )
         attended, weights = attention_interface(
-            self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
+            self, query, key, value, attention_mask, scaling=self.scaling, **kwargs
         )
         return self.dense(attended.flatten(-2)), weights
 
@@ -388,8 +385,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
                 wanted = ChatGLMLanguageModel(self.config).layout_tokens()
                 input_ids = find_tokens(inputs_embeds, self.word_embeddings, wanted)
             flat_mask = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
-            position_ids, computed_types = chatglm_positions(input_ids, flat_mask, self.config, place)
-            token_type_ids = computed_types if token_type_ids is None else token_type_ids
+            position_ids, _ = chatglm_positions(input_ids, flat_mask, self.config, place)
         if position_ids.shape != (2, *shape):
             raise ValueError(
                 f"position_ids must have shape (2, batch, length) = {(2, *shape)}, got {tuple(position_ids.shape)}: "

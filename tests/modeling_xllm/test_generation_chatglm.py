@@ -8,14 +8,14 @@ import functools
 import pytest
 import torch
 from fixtures.chatglm_helpers import REFERENCE, ROWS, build, pad
-from fixtures.chatglm_oracle import GMASK, PROMPTS, SOP
+from fixtures.chatglm_oracle import CONFIG, GMASK, PROMPTS, SOP
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import Cache, DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache, masking_utils
 from transformers.integrations import flex_attention as flex_integration
 
-from xllm import ChatGLMForConditionalGeneration
+from xllm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from xllm.modeling_xllm.language_models import LanguageModelGenerationMixin, float8_saturates
-from xllm.modeling_xllm.modeling_chatglm import chatglm_positions
+from xllm.modeling_xllm.modeling_chatglm import ChatGLMLanguageModel, chatglm_positions, freeze_answer
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,57 @@ def recompute(model, ids: list[int], steps: int) -> list[int]:
     for _ in range(steps):
         ids = [*ids, int(model(torch.tensor([ids])).logits[0, -1].argmax())]
     return ids
+
+
+def test_positions_of_further_tokens_by_hand():
+    language = ChatGLMLanguageModel(ChatGLMConfig(**CONFIG))
+    prompt = torch.tensor([[[0, 1, 2, 2]], [[0, 0, 0, 1]]])  # (2, B, L): `<sop>` is the last
+    assert language.next_positions(prompt, 2).tolist() == [[[0, 1, 2, 2, 2, 2]], [[0, 0, 0, 1, 2, 3]]]
+    shortest = torch.tensor([[[0, 0]], [[0, 1]]])
+    assert language.next_positions(shortest, 1).tolist() == [[[0, 0, 0]], [[0, 1, 2]]]
+    last = torch.tensor([[[2]], [[5]]])  # of an answer
+    assert language.next_positions(last, 1).tolist() == [[[2, 2]], [[5, 6]]]
+    drafted = torch.tensor([[[0, 1, 2, 2, 3, 4]], [[0, 0, 0, 1, 2, 3]]])  # as transformers counts them
+    assert language.drafted_positions(drafted).tolist() == [[[0, 1, 2, 2, 2, 2]], [[0, 0, 0, 1, 2, 3]]]
+    places = torch.tensor([[0, 1]])
+    assert language.drafted_positions(places) is places
+    assert language.empty_prompt() == [GMASK, SOP]
+    assert language.layout(torch.tensor([[7, GMASK, SOP]]), None, 3) == language.layout(None, None) == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "frozen"),
+    [
+        ([[0, 1, 2, 2, 3, 4], [0, 0, 0, 1, 2, 3]], [0, 1, 2, 2, 2, 2]),  # <sop> and all behind it at the mask's place
+        ([[0, 1, 2, 3, 4, 5], [0, 0, 0, 1, 2, 3]], [0, 1, 2, 3, 2, 2]),  # <sop> in its own, as of March 2023
+        ([[0, 1, 2, 1, 2, 3], [0, 0, 0, 1, 2, 3]], [0, 1, 2, 1, 1, 1]),  # [MASK] is not the last
+        ([[3, 4, 5], [2, 3, 4]], [3, 3, 3]),  # an answer alone goes on where it begins
+        ([[7, 8], [3, 4]], [7, 7]),
+    ],
+)
+def test_an_answer_stands_in_one_place(given, frozen):
+    positions = torch.tensor(given)[:, None]
+    assert freeze_answer(positions)[0, 0].tolist() == frozen
+    assert torch.equal(freeze_answer(positions)[1], positions[1])
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_drafted_tokens_of_a_step_stand_where_the_mask_is(model, number):
+    """transformers has counted on for each of them."""
+    prompt = torch.tensor([[7, 8, 9, GMASK, SOP]])
+    cache = model(prompt, use_cache=True).past_key_values
+    ids, counts = torch.cat([prompt, torch.full((1, number), 20)], 1), torch.arange(number + 1)
+    positions = torch.stack([torch.cat([torch.arange(4), 3 + counts]), torch.cat([torch.zeros(4), 1 + counts])])[
+        :, None
+    ]
+    if number == 1:
+        positions[0, :, -1] = 3  # the answer goes on by itself
+    step = model.prepare_inputs_for_generation(
+        ids, next_sequence_length=number, past_key_values=cache, position_ids=positions.long(), use_cache=True,
+        attention_mask=torch.ones_like(ids),
+    )["position_ids"]  # fmt: skip
+    assert step[0, 0, -number:].tolist() == [3] * number
+    assert step[1, 0, -number:].tolist() == list(range(2, 2 + number))
 
 
 def test_greedy_equals_the_slow_model(model):

@@ -15,7 +15,6 @@ from xllm.modeling_xllm.modeling_chatglm import (
     ChatGLMLanguageModel,
     chatglm_positions,
     eager_attention_forward,
-    freeze_answer,
 )
 
 
@@ -37,6 +36,18 @@ def test_every_norm_has_the_configs_epsilon():
     model = ChatGLMForConditionalGeneration(ChatGLMConfig(**CONFIG, layer_norm_eps=0.5))
     norms = [module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)]
     assert [norm.eps for norm in norms] == [0.5] * (2 * model.config.num_hidden_layers + 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "is_told"),
+    [
+        (ChatGLMConfig(dtype="float16"), True),
+        (ChatGLMConfig(dtype="float16", rope_half_precision=True), False),
+        (ChatGLMConfig(dtype="float32"), False),
+    ],
+)
+def test_who_composes_a_half_precision_chatglm_is_told_of_its_angles(config, is_told):
+    assert ("rope_half_precision" in ChatGLMLanguageModel(config).note()) == is_told
 
 
 # ---- positions ------------------------------------------------------------------------------------------------------
@@ -82,7 +93,7 @@ def test_the_longest_row_is_as_long_as_the_config_says():
 def test_layout_errors_name_the_row_and_the_remedy():
     config = ChatGLMConfig(**CONFIG)
     with pytest.raises(ValueError, match=r"row 1 of input_ids has no <sop> \(id 62\)"):
-        chatglm_positions(torch.tensor([[5, GMASK, SOP], [5, 6, GMASK]]), None, config)
+        chatglm_positions(torch.tensor([[5, GMASK, SOP], [PAD, 6, GMASK]]), torch.tensor([[1] * 3, [0, 1, 1]]), config)
     with pytest.raises(ValueError, match=r"row 0 of input_ids has no \[gMASK\] \(id 61\) nor \[MASK\] \(id 60\)"):
         chatglm_positions(torch.tensor([[5, 6, SOP]]), None, config)
     ids = torch.full((1, 140), 5)
@@ -116,37 +127,6 @@ def test_a_row_may_be_as_long_as_the_model_takes_and_repeat_places_but_not_fall(
     assert ChatGLMLanguageModel(config).layout_tokens() == [GMASK, SOP]
 
 
-def test_positions_of_further_tokens_by_hand():
-    language = ChatGLMLanguageModel(ChatGLMConfig(**CONFIG))
-    prompt = torch.tensor([[[0, 1, 2, 2]], [[0, 0, 0, 1]]])  # (2, B, L): `<sop>` is the last
-    assert language.next_positions(prompt, 2).tolist() == [[[0, 1, 2, 2, 2, 2]], [[0, 0, 0, 1, 2, 3]]]
-    shortest = torch.tensor([[[0, 0]], [[0, 1]]])
-    assert language.next_positions(shortest, 1).tolist() == [[[0, 0, 0]], [[0, 1, 2]]]
-    last = torch.tensor([[[2]], [[5]]])  # of an answer
-    assert language.next_positions(last, 1).tolist() == [[[2, 2]], [[5, 6]]]
-    drafted = torch.tensor([[[0, 1, 2, 2, 3, 4]], [[0, 0, 0, 1, 2, 3]]])  # as transformers counts them
-    assert language.drafted_positions(drafted).tolist() == [[[0, 1, 2, 2, 2, 2]], [[0, 0, 0, 1, 2, 3]]]
-    places = torch.tensor([[0, 1]])
-    assert language.drafted_positions(places) is places
-    assert language.empty_prompt() == [GMASK, SOP]
-    assert language.layout(torch.tensor([[7, GMASK, SOP]]), None, 3) == language.layout(None, None) == {}
-
-
-@pytest.mark.parametrize(
-    ("given", "frozen"),
-    [
-        ([[0, 1, 2, 2, 3, 4], [0, 0, 0, 1, 2, 3]], [0, 1, 2, 2, 2, 2]),  # <sop> and all behind it at the mask's place
-        ([[0, 1, 2, 3, 4, 5], [0, 0, 0, 1, 2, 3]], [0, 1, 2, 3, 2, 2]),  # <sop> in its own, as of March 2023
-        ([[3, 4, 5], [2, 3, 4]], [3, 3, 3]),  # an answer alone goes on where it begins
-        ([[7, 8], [3, 4]], [7, 7]),
-    ],
-)
-def test_an_answer_stands_in_one_place(given, frozen):
-    positions = torch.tensor(given)[:, None]
-    assert freeze_answer(positions)[0, 0].tolist() == frozen
-    assert torch.equal(freeze_answer(positions)[1], positions[1])
-
-
 def test_a_cache_is_kept_but_in_a_training_step_with_labels(model):
     ids = torch.tensor([[7, 8, GMASK, SOP, 20]])
     kept = [
@@ -157,25 +137,6 @@ def test_a_cache_is_kept_but_in_a_training_step_with_labels(model):
     given = ((None, None), (ids, None), (ids, True))
     kept = [model(ids, labels=labels, use_cache=use).past_key_values for labels, use in given]
     assert [cache is not None for cache in kept] == [True, False, True]
-
-
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_drafted_tokens_of_a_step_stand_where_the_mask_is(model, number):
-    """transformers has counted on for each of them."""
-    prompt = torch.tensor([[7, 8, 9, GMASK, SOP]])
-    cache = model(prompt, use_cache=True).past_key_values
-    ids, counts = torch.cat([prompt, torch.full((1, number), 20)], 1), torch.arange(number + 1)
-    positions = torch.stack([torch.cat([torch.arange(4), 3 + counts]), torch.cat([torch.zeros(4), 1 + counts])])[
-        :, None
-    ]
-    if number == 1:
-        positions[0, :, -1] = 3  # the answer goes on by itself
-    step = model.prepare_inputs_for_generation(
-        ids, next_sequence_length=number, past_key_values=cache, position_ids=positions.long(), use_cache=True,
-        attention_mask=torch.ones_like(ids),
-    )["position_ids"]  # fmt: skip
-    assert step[0, 0, -number:].tolist() == [3] * number
-    assert step[1, 0, -number:].tolist() == list(range(2, 2 + number))
 
 
 def test_frequencies_are_no_weights_and_nothing_is_recomputed_unasked(model):
@@ -275,7 +236,7 @@ def test_hidden_states_are_the_inputs_of_each_layer_and_the_normed_output(model)
 
 def test_eager_scores_of_deep_layers_stay_within_fp16():
     query = torch.full((1, 1, 2, 16), 300.0, dtype=torch.float16)  # scores of 360000
-    layer = types.SimpleNamespace(layer_idx=27, training=False)
+    layer = types.SimpleNamespace(layer_idx=27)
     _, weights = eager_attention_forward(layer, query, query, query, None, scaling=0.25)
     assert weights.tolist() == [[[[0.5, 0.5], [0.5, 0.5]]]]
 
@@ -294,6 +255,9 @@ def test_bad_input_is_refused(model):
     cache = model(torch.tensor([ROWS[0]]), use_cache=True).past_key_values
     with pytest.raises(ValueError, match=expected.format(1, r"\(1, 1\)")):
         model(torch.tensor([[20]]), past_key_values=cache, position_ids=torch.tensor([[7]]))
+    first = {"position_ids": torch.zeros(2, 1, 1, dtype=torch.long), "use_cache": True}
+    with pytest.raises(ValueError, match="past_key_values holds 1 tokens: give the position_ids"):
+        model(torch.tensor([[20]]), past_key_values=model(torch.tensor([[7]]), **first).past_key_values)  # no prompt
     del cache.first_positions
     with pytest.raises(ValueError, match="past_key_values holds 7 tokens: give the position_ids"):
         model(torch.tensor([[20]]), past_key_values=cache)

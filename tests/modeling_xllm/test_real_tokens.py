@@ -9,6 +9,7 @@ from fixtures.chatglm_helpers import ROWS, build, pad
 from tiny import EOP, SOP, batch_of, gradients, mixed_rows, tiny_model
 
 from xllm import freeze_for_stage
+from xllm.modeling_xllm.modeling_chatglm import chatglm_positions
 from xllm.modeling_xllm.real_tokens import RealTokens, computes_real_tokens_only, real_tokens
 
 
@@ -137,4 +138,9 @@ def test_chatglm_in_batches_of_a_fixed_length(side):
     model.transformer.layers[0].register_forward_pre_hook(lambda module, args: widths.append(args[0].shape[1]))
     assert_same_step(model, batch)
     assert widths == [ids.shape[1], ids.shape[1] + 20]
+    names = ("position_ids", "token_type_ids")  # who gives both has left out padding where it may be
+    laid_out = dict(zip(names, chatglm_positions(batch["input_ids"], batch["attention_mask"], model.config)))
+    for given in (laid_out, {"position_ids": laid_out["position_ids"]}):
+        torch.testing.assert_close(model(**batch, **given).loss, model(**batch).loss)
+    assert widths[2::2] == [ids.shape[1] + 20, ids.shape[1]]
     assert model(**batch, output_hidden_states=True).hidden_states[0].shape[1] == ids.shape[1] + 20
