@@ -29,10 +29,9 @@ def ctc_prefix_beam_search(log_probs: torch.Tensor, blank: int, num_beams: int =
         raise ValueError(f"log_probs must be (T, V) with blank < V, got {tuple(log_probs.shape)} and {blank}")
     if log_probs.isnan().any():
         raise ValueError("log_probs hold NaN: check the encoder")
-    # One prefix has at most num_beams extensions among the num_beams best, hence these ids, one more for the repeat.
-    others = log_probs.clone()
-    others[:, blank] = -math.inf
-    candidates = others.topk(min(num_beams + 1, log_probs.shape[1]), dim=1).indices.tolist()
+    # Only the num_beams likeliest classes after a prefix can stay (a blank keeps the prefix itself), and one more, as
+    # the repeat of its last id follows a part of its paths alone.
+    candidates = log_probs.topk(min(num_beams + 1, log_probs.shape[1]), dim=1).indices.tolist()
     beams: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, -math.inf)}  # prefix -> (ends in blank, in its id)
     for frame, ids in zip(log_probs.cpu().tolist(), candidates):
         # The last ids of the beam as well: such an extension may meet a prefix that is in the beam already.

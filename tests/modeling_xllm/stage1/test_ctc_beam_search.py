@@ -3,7 +3,9 @@
 
 import itertools
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -58,7 +60,7 @@ def test_a_narrow_beam_keeps_right_sums(seed):
     """What a beam of 8 finds in 12 frames of 30 classes scores no more than CTC says, and the best as much."""
     torch.manual_seed(seed)
     log_probs = (4 * torch.randn(12, 30, dtype=torch.float64)).log_softmax(-1)
-    beams = ctc_prefix_beam_search(log_probs, 29, 8)
+    beams = ctc_prefix_beam_search(log_probs, 29)
     assert len(beams) == 8
     exact = [
         -float(F.ctc_loss(log_probs[:, None], torch.tensor([ids]), [12], [len(ids)], blank=29, reduction="sum"))
@@ -69,33 +71,43 @@ def test_a_narrow_beam_keeps_right_sums(seed):
     assert beams[0][1] == pytest.approx(exact[0], abs=0.5)
 
 
-def test_fewer_candidates_than_classes_change_nothing():
+@pytest.mark.parametrize("num_beams", [1, 2, 3])
+@pytest.mark.parametrize(("V", "scale"), [(40, 1), (4, 3)])
+def test_fewer_candidates_than_classes_change_nothing(num_beams, V, scale):
     """The pruned extensions could never have been among the best: a plain search over all classes agrees."""
-    torch.manual_seed(0)
-    log_probs = torch.randn(9, 40, dtype=torch.float64).log_softmax(-1)
+    for seed in range(8):
+        torch.manual_seed(seed)
+        log_probs = (scale * torch.randn(9, V, dtype=torch.float64)).log_softmax(-1)
+        found = ctc_prefix_beam_search(log_probs, V - 1, num_beams)
+        expected = plain_search(log_probs, num_beams)
+        assert [tuple(ids) for ids, _ in found] == list(expected)
+        assert [score for _, score in found] == pytest.approx(list(expected.values()))
+
+
+def plain_search(log_probs: torch.Tensor, num_beams: int) -> dict[tuple[int, ...], float]:
+    """Every class after every prefix; the last class is the blank."""
+    blank, logsumexp = log_probs.shape[1] - 1, np.logaddexp.reduce
     beams = {(): (0.0, -math.inf)}
     for frame in log_probs.tolist():
         grown: dict[tuple, list[list[float]]] = {}
         for prefix, (in_blank, in_id) in beams.items():
-            both = torch.logaddexp(torch.tensor(in_blank), torch.tensor(in_id)).item()
-            grown.setdefault(prefix, [[], []])[0].append(both + frame[39])
+            both = logsumexp([in_blank, in_id])
+            grown.setdefault(prefix, [[], []])[0].append(both + frame[blank])
             if prefix:
                 grown[prefix][1].append(in_id + frame[prefix[-1]])
-            for token in range(39):
+            for token in range(blank):
                 start = in_blank if prefix and token == prefix[-1] else both
                 grown.setdefault((*prefix, token), [[], []])[1].append(start + frame[token])
-        sums = {
-            key: [torch.tensor(part, dtype=torch.float64).logsumexp(0).item() if part else -math.inf for part in parts]
-            for key, parts in grown.items()
-        }
-        best = sorted(sums, key=lambda key: -torch.tensor(sums[key], dtype=torch.float64).logsumexp(0).item())
-        beams = {key: tuple(sums[key]) for key in best[:3]}
-    assert [ids for ids, _ in ctc_prefix_beam_search(log_probs, 39, 3)] == [list(key) for key in beams]
+        sums = {prefix: tuple(logsumexp(part or [-math.inf]) for part in parts) for prefix, parts in grown.items()}
+        best = sorted(sums, key=lambda prefix: -logsumexp(sums[prefix]))
+        beams = {prefix: sums[prefix] for prefix in best[:num_beams] if logsumexp(sums[prefix]) > -math.inf}
+    return {prefix: logsumexp(parts) for prefix, parts in beams.items()}
 
 
 def test_no_frames_and_bad_input():
     assert ctc_prefix_beam_search(torch.zeros(0, 3), 0) == [([], 0.0)]
     with pytest.raises(ValueError, match="NaN"):
-        ctc_prefix_beam_search(torch.full((2, 3), float("nan")), 0)
-    with pytest.raises(ValueError, match=r"got \(2, 3\) and 3"):
-        ctc_prefix_beam_search(torch.zeros(2, 3), 3)
+        ctc_prefix_beam_search(torch.tensor([[0.5, float("nan")]]), 0)
+    for shape, blank in (((2, 3), 3), ((2, 3), -1), ((3,), 0), ((1, 2, 3), 0)):
+        with pytest.raises(ValueError, match=re.escape(f"got {shape} and {blank}")):
+            ctc_prefix_beam_search(torch.zeros(shape), blank)
