@@ -28,7 +28,6 @@ from xllm.modeling_xllm.modeling_encoders import XLLMEncoderModel, XLLMPreTraine
 from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
 from xllm.modeling_xllm.stage1.heads import StageOneHeadsMixin
 from xllm.modeling_xllm.stage1.qformer_objectives import (
-    any_rank,
     captioning_loss,
     common_sizes,
     contrastive_loss,
@@ -312,18 +311,17 @@ class XLLMForQFormerPreTraining(StageOneHeadsMixin, XLLMPreTrainedModel):
     def _matching(self, everyone: dict, offset: int, scores: tuple, positives: torch.BoolTensor) -> torch.Tensor:
         """ITM over 3B pairs: (own, own), (hard item, own text), (own item, hard text)."""
         B = positives.shape[0]
-        hard_text, text_found = draw_hard_negatives(scores[0], positives, hardest=not self.training)
-        hard_item, item_found = draw_hard_negatives(scores[1], positives, hardest=not self.training)
+        hard_text, found = draw_hard_negatives(scores[0], positives, hardest=not self.training)
+        hard_item, _ = draw_hard_negatives(scores[1], positives, hardest=not self.training)
         own = torch.arange(offset, offset + B, device=positives.device)
         items, texts = torch.cat([own, hard_item, own]), torch.cat([own, own, hard_text])
         media = [everyone[name] for name in ("encoder_states", "encoder_mask", "frame_mask")]
         media = [tensor if tensor is None else tensor[items] for tensor in media]
         logits = self._match(*media, *(everyone[name][texts] for name in ("input_ids", "attention_mask")))
         labels = torch.cat([torch.ones_like(own), torch.zeros_like(own), torch.zeros_like(own)])
-        # Positives alone teach nothing but "always together": without a negative the whole term is skipped. The graph
-        # stays, so that no parameter lacks a gradient on one rank only.
-        any_found = any_rank((text_found | item_found).any()).expand(B)
-        return matching_loss(logits, labels, torch.cat([any_found, item_found, text_found]))
+        # Positives alone teach nothing but "always together": where nothing is a negative, then for no rank, the whole
+        # term is skipped. The graph stays, so that the same parameters have gradients in every step.
+        return matching_loss(logits, labels, found.repeat(3))
 
     def _check_text(self, input_ids, attention_mask=None, items: int | None = None) -> torch.Tensor:
         B, L = input_ids.shape

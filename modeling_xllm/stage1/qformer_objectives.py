@@ -48,7 +48,7 @@ def pair_positives(
 
 
 def contrastive_loss(
-    media_to_text: torch.Tensor, text_to_media: torch.Tensor, positives: torch.Tensor, label_smoothing: float = 0.1
+    media_to_text: torch.Tensor, text_to_media: torch.Tensor, positives: torch.Tensor, label_smoothing: float
 ) -> torch.Tensor:
     """ITC in both directions, from similarities / temperature `(B, W * B)`. `positives (B, W * B)` has at least one
     True in each row; they share the target equally.
@@ -90,22 +90,13 @@ def mean_over_ranks(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
     return total / count.clamp(min=1)
 
 
-def any_rank(condition: torch.Tensor) -> torch.Tensor:
-    """Whether a condition `()` holds on any rank."""
-    if world_size() == 1:
-        return condition
-    count = condition.long()
-    distributed.all_reduce(count)
-    return count > 0
-
-
 def matching_loss(logits: torch.Tensor, labels: torch.LongTensor, kept: torch.BoolTensor) -> torch.Tensor:
     """ITM: mean cross-entropy of `logits (rows, 2)` over all ranks' `kept (rows,)` rows; label 1 = together."""
     losses = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
     return mean_over_ranks((losses * kept).sum(), kept.sum())
 
 
-def captioning_loss(logits: torch.Tensor, targets: torch.LongTensor, label_smoothing: float = 0.1) -> torch.Tensor:
+def captioning_loss(logits: torch.Tensor, targets: torch.LongTensor, label_smoothing: float) -> torch.Tensor:
     """ITG: mean cross-entropy over all ranks' real target tokens, (tokens, V) and (tokens,)."""
     total = nn.functional.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing, reduction="sum")
     return mean_over_ranks(total, torch.tensor(targets.shape[0], device=targets.device))
@@ -147,8 +138,7 @@ def gather_ranks(tensor: torch.Tensor, padded_shape: tuple[int, ...] = (), value
     for axis, size in enumerate(padded_shape, start=1):
         missing = size - tensor.shape[axis]
         tensor = nn.functional.pad(tensor, (0, 0) * (tensor.dim() - axis - 1) + (0, missing), value=value)
-    plain = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor
-    return _GatherRanks.apply(plain.contiguous()).to(tensor.dtype)
+    return _GatherRanks.apply(tensor.contiguous())
 
 
 def common_sizes(batch: int, *sizes: int, device: torch.device) -> list[int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import assert_equal_whatever_is_made_by_default, default_numbers
+from tiny import assert_equal_whatever_is_made_by_default, default_numbers, made_by_default
 from torch import nn
 from transformers import (
     ASTConfig,
@@ -201,11 +201,12 @@ class TestObjectives:
         hardest, _ = draw_hard_negatives(scores, positives, hardest=True)
         assert hardest[:4].tolist() == [1, 0, 0, 0]
 
-    def test_the_floor_keeps_hopeless_negatives_drawable(self):
+    def test_the_floor_under_a_negative_by_hand(self):
+        """Scores give the second pair a chance of 1e-4 and the third none: with 1e-4 more for each, 2 to 1."""
         torch.manual_seed(0)
-        scores = torch.tensor([[0.0, -1e4, -1e4]]).repeat(400, 1)
-        drawn, _ = draw_hard_negatives(scores, torch.tensor([[True, False, False]]).repeat(400, 1))
-        assert set(drawn.tolist()) == {1, 2}
+        scores = torch.tensor([[1 - 1e-4, 1e-4, 0.0]]).log().expand(20_000, -1)
+        drawn, _ = draw_hard_negatives(scores, torch.tensor([True, False, False]).expand(20_000, -1))
+        assert (drawn == 1).float().mean().item() == pytest.approx(2 / 3, abs=0.02)
 
     def test_a_row_without_negatives_is_told(self):
         positives = torch.tensor([[True, True], [True, False]])
@@ -229,10 +230,13 @@ class TestObjectives:
         both = [nn.functional.cross_entropy(one, own, label_smoothing=0.1) for one in (scores, scores.T)]
         torch.testing.assert_close(output.itc_loss, sum(both) / 2)
 
-    def test_captioning_loss_of_uniform_logits_is_log_of_the_vocabulary(self):
-        loss = captioning_loss(torch.zeros(3, 8), torch.tensor([0, 3, 7]), label_smoothing=0.1)
-        assert loss.item() == pytest.approx(math.log(8), abs=1e-6)
-        assert captioning_loss(torch.zeros(0, 8), torch.zeros(0, dtype=torch.long)).item() == 0.0
+    def test_captioning_loss_of_two_words_by_hand(self):
+        """Of one with 3/4 and one with 1/4; the smoothed part is shared by both."""
+        likely, unlikely = -math.log(3 / 4), -math.log(1 / 4)
+        logits = torch.tensor([[0.0, math.log(3)]] * 3)
+        loss = captioning_loss(logits, torch.tensor([1, 1, 0]), label_smoothing=0.2)
+        assert loss.item() == pytest.approx((1.9 * likely + 1.1 * unlikely) / 3)
+        assert captioning_loss(logits[:0], torch.zeros(0, dtype=torch.long), label_smoothing=0.2).item() == 0.0
 
 
 def start_interface(model, kind, published):
@@ -535,24 +539,29 @@ class TestSounds:
         model, ids = XLLMForQFormerPreTraining(config).eval(), batch()["input_ids"]
         text = {"input_ids": ids, "attention_mask": (ids != PAD).long()}
 
-        def gathered(larger: int):
+        def gathered(rank: int, larger: int):
             def all_gather(parts, mine):  # the other rank holds the same, where this has five of anything it has more
-                parts[0].copy_(mine)
-                parts[1].copy_(mine + larger * (mine.sign() * (mine.abs() == 5) if mine.dim() == 1 else 0))
+                parts[rank].copy_(mine)
+                parts[1 - rank].copy_(mine + larger * (mine.sign() * (mine.abs() == 5) if mine.dim() == 1 else 0))
 
             monkeypatch.setattr(qformer_objectives.distributed, "all_gather", all_gather)
-            with torch.no_grad():
-                queried = model.query_media(batch()["pixel_values"])
-                everyone, _ = model._gather(queried, model(**batch(), return_loss=False), **text)
-                names = ("encoder_states", "encoder_mask", "frame_mask", "input_ids", "attention_mask")
-                of_this = (None if everyone[name] is None else everyone[name][:4] for name in names)
+            monkeypatch.setattr(qformer_objectives.distributed, "get_rank", lambda: rank)
+            inputs, names = batch(), ("encoder_states", "encoder_mask", "frame_mask", "input_ids", "attention_mask")
+            with torch.no_grad(), made_by_default("meta"):
+                queried, output = model.query_media(inputs["pixel_values"]), model(**inputs, return_loss=False)
+                everyone, offset = model._gather(queried, output, **text)
+                own = slice(offset, offset + 4)
+                of_this = (None if everyone[name] is None else everyone[name][own] for name in names)
                 torch.testing.assert_close(model._match(*of_this), model.match(queried, **text))
+            assert offset == 4 * rank
+            for name, mine in {"media_embeds": output.media_embeds, "query_mask": queried.query_mask}.items():
+                assert everyone[name].equal(torch.cat([mine, mine]))
             return everyone["encoder_mask"]
 
         monkeypatch.setattr(qformer_objectives, "world_size", lambda: 2)
-        monkeypatch.setattr(qformer_objectives.distributed, "get_rank", lambda: 0)
-        assert gathered(larger=0) is None
-        assert gathered(larger=3).sum(-1).flatten().tolist() == [5] * 8
+        for rank in range(2):
+            assert gathered(rank, larger=0) is None
+            assert gathered(rank, larger=3).sum(-1).flatten().tolist() == [5] * 8
 
 
 class TestLosses:
@@ -566,29 +575,35 @@ class TestLosses:
         assert model.itm_head.weight.grad.abs().sum() == 0
         assert model.query_tokens.grad.abs().sum() > 0
 
+    def test_the_loss_of_a_batch_is_that_of_its_pairs(self):
+        """Own pairs, hard items and hard texts by the model's own answers; captions word by word."""
+        model, inputs = shaken_model(), batch()
+        text = [inputs["input_ids"], inputs["attention_mask"]]
+        with torch.no_grad():
+            output, media = model(**inputs), model.query_media(inputs["pixel_values"])
+            others = output.similarities.masked_fill(torch.eye(4, dtype=torch.bool), -2.0)
+            hard_text, hard_item = others.argmax(dim=1), others.argmax(dim=0)
+            assert not hard_text.equal(hard_item)
+            others = model.query_media(inputs["pixel_values"][hard_item])
+            hard_texts = [tensor[hard_text] for tensor in text]
+            pairs = [model.match(media, *text), model.match(others, *text), model.match(media, *hard_texts)]
+            logits = model.text_branch.lm_logits(model.caption_states(media, *text))
+        together = torch.tensor([1] * 4 + [0] * 8)
+        torch.testing.assert_close(output.itm_loss, nn.functional.cross_entropy(torch.cat(pairs), together))
+        losses = [
+            nn.functional.cross_entropy(logits[row, place - 1], text[0][row, place], label_smoothing=0.1)
+            for row in range(4)
+            for place in range(1, int(text[1][row].sum()))
+        ]
+        torch.testing.assert_close(output.itg_loss, torch.stack(losses).mean())
+        torch.testing.assert_close(output.loss, output.itc_loss + output.itm_loss + output.itg_loss)
+
     def test_what_pads_hold_does_not_make_captions_differ(self):
         inputs = texts([CLS, 5, SEP], [CLS, 5, SEP], [CLS, 5, 6, SEP])
         inputs = {key: value[:2] for key, value in inputs.items()}
         inputs["input_ids"][1, 3] = 17
         with torch.no_grad():
             assert tiny_model()(**inputs, pixel_values=torch.randn(2, 3, 16, 16)).itm_loss.item() == 0.0
-
-    def test_matching_sees_own_pairs_then_hard_items_then_hard_texts(self, monkeypatch):
-        model, inputs, seen = shaken_model(), batch(), {}
-        match = model.text_branch.match
-
-        def spy(qformer, input_ids, attention_mask, query_tokens, encoder_states, *masks):
-            seen.update(ids=input_ids, states=encoder_states)
-            return match(qformer, input_ids, attention_mask, query_tokens, encoder_states, *masks)
-
-        monkeypatch.setattr(model.text_branch, "match", spy)
-        with torch.no_grad():
-            others = model(**inputs).similarities.masked_fill(torch.eye(4, dtype=torch.bool), -2.0)
-            states = model.query_media(inputs["pixel_values"]).encoder_states
-        own, hard_text, hard_item = torch.arange(4), others.argmax(dim=1), others.argmax(dim=0)
-        assert not hard_text.equal(hard_item)
-        assert seen["ids"].equal(inputs["input_ids"][torch.cat([own, own, hard_text])])
-        assert seen["states"].equal(states[torch.cat([own, hard_item, own])])
 
     def test_a_step_checks_its_captions_once(self, monkeypatch):
         model, checks = tiny_model(), []
@@ -694,6 +709,12 @@ class TestCheckpoints:
         assert started.text_branch.embeddings.position_ids.equal(torch.arange(16)[None])
         assert all(torch.isfinite(value).all() for value in started.state_dict().values())
 
+    def test_the_words_may_be_replaced(self):
+        model = tiny_model()
+        words = nn.Embedding.from_pretrained(2 * model.get_input_embeddings().weight.detach())
+        model.set_input_embeddings(words)
+        assert model.get_input_embeddings() is model.text_branch.embeddings.word_embeddings is words
+
     def test_only_the_chosen_interface_is_built(self):
         model = tiny_model("image")
         assert list(model.model.interfaces) == ["image"]
@@ -710,6 +731,7 @@ class TestErrors:
             ({"pixel_values": torch.zeros(3, 3, 16, 16)}, "4 texts for 3 image items"),
             ({"attention_mask": torch.tensor([[0, 1, 1, 1, 1]] * 4)}, "pad the text on the right"),
             ({"attention_mask": torch.tensor([[1] * 5] * 3 + [[0] * 5])}, "pad the text on the right"),
+            ({"attention_mask": torch.tensor([[1] * 5] * 3 + [[1, 0, 1, 1, 1]])}, "pad the text on the right"),
             ({"attention_mask": torch.ones(4, 9)}, "attention_mask is"),
             (
                 {"input_ids": torch.ones(4, 17, dtype=torch.long), "attention_mask": None},
@@ -721,9 +743,23 @@ class TestErrors:
         with pytest.raises(ValueError, match=message):
             tiny_model()(**batch(**changes))
 
-    def test_a_video_without_frames_is_refused(self):
+    def test_a_text_of_another_item_is_told_apart_by_their_number(self):
+        model, inputs = tiny_model(), batch()
+        media = model.query_media(inputs["pixel_values"])
+        for compute in (model.match, model.caption_states):
+            with pytest.raises(ValueError, match="holds 3 texts for 4 image items; one text per item"):
+                compute(media, inputs["input_ids"][:3], inputs["attention_mask"][:3])
+
+    def test_a_text_may_be_its_first_token_alone(self):
+        mask = torch.tensor([[1] * 5] * 3 + [[1, 0, 0, 0, 0]])
+        assert tiny_model()(**batch(attention_mask=mask)).loss.isfinite()
+
+    @pytest.mark.parametrize("silent", [slice(None), slice(2, 3)])
+    def test_a_video_without_frames_is_refused(self, silent):
+        inputs = batch("video")
+        inputs["video_frame_mask"][silent] = 0
         with pytest.raises(ValueError, match="at least one real frame"):
-            tiny_model("video")(**batch("video", video_frame_mask=torch.zeros(4, 3)))
+            tiny_model("video")(**inputs)
 
     def test_a_sound_without_frames_and_other_media_are_refused(self):
         model, silent = tiny_model("sound"), torch.zeros(4, 208)
@@ -863,9 +899,10 @@ def test_two_ranks_equal_one_process_with_the_whole_batch(modality, tmp_path):
             )
 
 
-@pytest.mark.parametrize("modality", ["image", "video"])
-def test_a_process_that_makes_other_tensors_by_default_learns_the_same(modality):
-    model, inputs = shaken_model(modality), batch(modality)
+@pytest.mark.parametrize("changes", [("image", {}), ("video", {}), ("video", {"video_frame_mask": None})], ids=str)
+def test_a_process_that_makes_other_tensors_by_default_learns_the_same(changes):
+    modality, changes = changes
+    model, inputs = shaken_model(modality), batch(modality, **changes)
 
     def numbers() -> dict:
         torch.manual_seed(0)
