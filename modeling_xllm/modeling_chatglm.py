@@ -135,8 +135,8 @@ def freeze_answer(position_ids: torch.LongTensor) -> torch.LongTensor:
     channel_0, channel_1 = position_ids
     sop_place = channel_0.gather(1, (channel_1 == 1).int().argmax(-1, keepdim=True))
     prefix_end = channel_0.masked_fill(channel_1 > 0, 0).amax(-1, keepdim=True)
-    # Where `<sop>` is not among them, all are behind it, the first one in its place.
-    behind = torch.where((channel_1 <= 1).any(-1, keepdim=True), torch.minimum(sop_place, prefix_end), sop_place)
+    # Without the prefix before them the first one, or `<sop>`, tells the place.
+    behind = torch.where((channel_1 == 0).any(-1, keepdim=True), torch.minimum(sop_place, prefix_end), sop_place)
     return torch.stack((torch.where(channel_1 > 1, behind, channel_0), channel_1))
 
 
@@ -305,7 +305,6 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         self.layers = nn.ModuleList(ChatGLMBlock(config, index) for index in range(config.num_hidden_layers))
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.rotary_emb = ChatGLMRotaryEmbedding(config)
-        self.gradient_checkpointing = False
         self.post_init()
 
     @reads_together
@@ -350,7 +349,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             inputs_embeds, attention_mask = tokens.take_states(inputs_embeds), tokens.real()
             position_ids, token_type_ids = tokens.take(position_ids), tokens.take(token_type_ids)
         if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+            past_key_values = DynamicCache()
         cache: Any = past_key_values
         is_prompt = cache is not None and inputs_embeds.shape[1] > 1 and not torch.compiler.is_compiling()
         if is_prompt and cache.get_seq_length() == 0:

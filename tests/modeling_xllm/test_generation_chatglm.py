@@ -54,6 +54,7 @@ def test_positions_of_further_tokens_by_hand():
         ([[0, 1, 2, 1, 2, 3], [0, 0, 0, 1, 2, 3]], [0, 1, 2, 1, 1, 1]),  # [MASK] is not the last
         ([[3, 4, 5], [2, 3, 4]], [3, 3, 3]),  # an answer alone goes on where it begins
         ([[7, 8], [3, 4]], [7, 7]),
+        ([[5, 6, 7], [1, 2, 3]], [5, 5, 5]),
     ],
 )
 def test_an_answer_stands_in_one_place(given, frozen):

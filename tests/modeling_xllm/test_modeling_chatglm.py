@@ -2,17 +2,20 @@
 """ChatGLM's forward and training against a slow re-implementation (fixtures/chatglm_oracle.py)."""
 
 import copy
+import functools
 import types
 
 import pytest
 import torch
 from fixtures.chatglm_helpers import REFERENCE, ROWS, WEIGHTS, build, pad
 from fixtures.chatglm_oracle import CONFIG, EOP, GMASK, MASK, PAD, PROMPTS, SOP, slow_logits, slow_positions
-from tiny import default_numbers
+from tiny import assert_equal_whatever_is_made_by_default, default_numbers
 
 from xllm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from xllm.modeling_xllm.modeling_chatglm import (
     ChatGLMLanguageModel,
+    ChatGLMModel,
+    ChatGLMRotaryEmbedding,
     chatglm_positions,
     eager_attention_forward,
 )
@@ -48,6 +51,16 @@ def test_every_norm_has_the_configs_epsilon():
 )
 def test_who_composes_a_half_precision_chatglm_is_told_of_its_angles(config, is_told):
     assert ("rope_half_precision" in ChatGLMLanguageModel(config).note()) == is_told
+
+
+@pytest.mark.parametrize("kind", [ChatGLMModel, ChatGLMForConditionalGeneration])
+def test_fresh_weights_have_the_configs_deviation(kind):
+    torch.manual_seed(0)
+    for name, weight in kind(ChatGLMConfig(**CONFIG, initializer_range=0.5)).named_parameters():
+        if weight.dim() == 2:
+            assert 0.45 < weight.std() < 0.55, name
+        else:
+            assert (weight == name.endswith("norm.weight")).all(), name
 
 
 # ---- positions ------------------------------------------------------------------------------------------------------
@@ -163,6 +176,8 @@ def test_the_march_2023_rule_moves_sop(model):
     old = build(legacy_sop_position=True)(ids).logits[0]
     assert (old - slow_logits(WEIGHTS, PROMPTS["answered"], legacy=True)).abs().max() < 2e-5
     assert (old - model(ids).logits[0]).abs().max() > 1e-3
+    positions, _ = chatglm_positions(ids, None, ChatGLMConfig(**CONFIG, legacy_sop_position=True))
+    assert torch.equal(model(ids, position_ids=positions).logits[0], old)  # the caller's are kept
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -221,6 +236,16 @@ def test_token_types_say_what_sees_what_follows(model):
     assert not torch.isclose(whole[0, :5], whole[1, :5]).all(-1).any()
 
 
+def test_a_mask_of_four_dimensions_is_used_as_it_is(model):
+    ids = torch.tensor([PROMPTS["answered"]])
+    causal, number = torch.ones(1, 1, ids.shape[1], ids.shape[1]).tril().bool(), ids.shape[1] - 2
+    got = model(ids, attention_mask=causal).logits
+    torch.testing.assert_close(got, model(ids, token_type_ids=torch.ones_like(ids)).logits, atol=1e-5, rtol=1e-5)
+    cache = model(ids[:, :number], use_cache=True).past_key_values
+    got = model(ids[:, number:], attention_mask=causal[:, :, number:], past_key_values=cache).logits
+    torch.testing.assert_close(got, model(ids).logits[:, number:], atol=1e-5, rtol=1e-5)
+
+
 def test_hidden_states_are_the_inputs_of_each_layer_and_the_normed_output(model):
     ids = torch.tensor([PROMPTS["middle"]])
     outputs = build("eager")(ids, output_hidden_states=True, output_attentions=True)
@@ -232,6 +257,11 @@ def test_hidden_states_are_the_inputs_of_each_layer_and_the_normed_output(model)
     assert weights.shape == (2, 7, 7)
     assert weights[:, 0, 5].min() > 0  # the prefix sees what follows in it
     assert weights[:, :6, 6].abs().max() == 0  # but not <sop>
+
+
+def test_flash_attention_knows_no_prefix_and_is_refused():
+    with pytest.raises(ValueError, match="does not support Flash Attention 2"):
+        build("flash_attention_2")
 
 
 def test_eager_scores_of_deep_layers_stay_within_fp16():
@@ -313,6 +343,8 @@ def test_rotary_tables_survive_casts_and_can_be_half_precision(model):
     half = build(rope_half_precision=True).transformer.rotary_emb(position_ids, torch.float32)[0]
     assert torch.equal(half[0, 0, 0, 0, 0, 0], (torch.tensor(1999.0).half() * frequencies.half()).cos().float())
     assert (half - expected).abs().max() > 0.01
+    bits = functools.partial(ChatGLMRotaryEmbedding.compute_inv_freq_bits, model.config)
+    assert_equal_whatever_is_made_by_default(lambda: {"bits": bits()})
 
 
 # ---- training -------------------------------------------------------------------------------------------------------

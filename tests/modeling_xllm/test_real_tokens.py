@@ -140,7 +140,7 @@ def test_chatglm_in_batches_of_a_fixed_length(side):
     assert widths == [ids.shape[1], ids.shape[1] + 20]
     names = ("position_ids", "token_type_ids")  # who gives both has left out padding where it may be
     laid_out = dict(zip(names, chatglm_positions(batch["input_ids"], batch["attention_mask"], model.config)))
-    for given in (laid_out, {"position_ids": laid_out["position_ids"]}):
+    for given in (laid_out, *({name: laid_out[name]} for name in names)):
         torch.testing.assert_close(model(**batch, **given).loss, model(**batch).loss)
-    assert widths[2::2] == [ids.shape[1] + 20, ids.shape[1]]
+    assert widths[2::2] == [ids.shape[1] + 20] + [ids.shape[1]] * 2
     assert model(**batch, output_hidden_states=True).hidden_states[0].shape[1] == ids.shape[1] + 20
