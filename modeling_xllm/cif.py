@@ -230,13 +230,13 @@ class _WeightedSegmentSum(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_hidden = F.embedding_bag(token_ids, grad, frame_starts, mode="sum", per_sample_weights=weights)
             grad_hidden = grad_hidden.view(B, T, D)
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+        if ctx.needs_input_grad[1]:  # and [2], which comes of the same alphas
             if hidden.dtype.itemsize < 4:
                 dots = _paired_dots(grad, token_ids, hidden, frame_ids)
             else:
-                starts = torch.zeros(1, dtype=torch.long, device=hidden.device)  # not read: `token_ids` says all
+                # It reads no starts: `token_ids` says all.
                 dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-                    grad, hidden, frame_ids, starts, token_ids, 0
+                    grad, hidden, frame_ids, frame_starts, token_ids, 0
                 )
             dots = dots.view(B, T + U)
             grad_open, grad_close = dots.gather(1, open_slots), dots.gather(1, close_slots)
@@ -263,7 +263,7 @@ def _check_arguments(hidden, alphas, mask, target_lengths, fire_threshold, tail_
 def _prepare(hidden, alphas, mask, target_lengths):
     """The arguments where and in the precision in which prefix sums are taken, the weights scaled to their targets."""
     if mask is None:
-        mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        mask = torch.ones_like(alphas)
     if hidden.shape[1] == 0:  # one masked frame keeps the arithmetic defined
         hidden, alphas, mask = F.pad(hidden, (0, 0, 0, 1)), F.pad(alphas, (0, 1)), F.pad(mask, (0, 1))
     # float64 keeps 20,000 frames of rounding below 1e-11; MPS has none, so there the (B, T) vectors visit the CPU.
@@ -341,16 +341,14 @@ def _sum_tokens(hidden, open_weights, close_weights, fired, fire_index, mask) ->
     """The tokens `(B, U, D)`: weighted sums of `hidden`, with the weights and indices of `_split_weights`."""
     B, U = close_weights.shape
     if U == 0 or B == 0:
-        return hidden.new_zeros(B, U, hidden.shape[2])
+        return hidden.new_empty(B, U, hidden.shape[2])
     vectors = (open_weights, close_weights, fired, fire_index, _last_real_frame(mask))
-    return _WeightedSegmentSum.apply(hidden, *(vector.to(hidden.device) for vector in vectors))
+    tokens = _WeightedSegmentSum.apply(hidden, *(vector.to(hidden.device) for vector in vectors))
+    return tokens.masked_fill(~mask.any(1).to(hidden.device)[:, None, None], 0)  # 0 * NaN of a row of padding
 
 
 def _last_real_frame(mask: torch.Tensor) -> torch.Tensor:
-    """For each frame the last real one up to it, so that padding, which may hold NaN, is never even read. Before the
-    first real frame: the first; in a row without any: one of another row, as an index that leaves the row."""
-    B, T = mask.shape
-    last = torch.where(mask, torch.arange(T, device=mask.device), -1).cummax(1).values
-    last = torch.where(last < 0, mask.long().argmax(1, keepdim=True), last)
-    elsewhere = mask.flatten().long().argmax() - torch.arange(B, device=mask.device)[:, None] * T
-    return torch.where(mask.any(1, keepdim=True), last, elsewhere)
+    """For each frame the last real one up to it, so that padding, which may hold NaN, is not read. Before the first
+    real frame: that one; in a row without any: frame 0."""
+    first = mask.long().argmax(1, keepdim=True)
+    return torch.where(mask, torch.arange(mask.shape[1], device=mask.device), first).cummax(1).values

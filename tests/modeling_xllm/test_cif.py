@@ -209,6 +209,16 @@ def test_padding_changes_nothing_even_if_it_is_nan():
             assert torch.equal(alone.fire_frames[0], out.fire_frames[b, : out.lengths[b]])
 
 
+def test_a_batch_of_padding_alone_is_not_read():
+    hidden, alphas = (torch.full(shape, float("nan"), requires_grad=True) for shape in ((2, 3, 2), (2, 3)))
+    wide = integrate_and_fire(hidden, alphas, torch.zeros(2, 3), max_tokens=2).embeddings
+    state = integrate_and_fire(hidden, alphas, torch.zeros(2, 3), is_last=False).state
+    assert not wide.any()
+    assert not state.embedding.any()
+    gradients = torch.autograd.grad(wide.sum() + state.embedding.sum(), (hidden, alphas))
+    assert not any(gradient.any() for gradient in gradients)
+
+
 def test_masked_frames_in_the_middle_are_skipped():
     hidden, alphas, _ = batch([10])
     mask = torch.tensor([[0, 1, 1, 0, 1, 1, 0, 1, 1, 0]]).bool()
@@ -223,6 +233,17 @@ def test_gradients_are_exact():
         assert torch.autograd.gradcheck(
             lambda h, a, t=targets: integrate_and_fire(h, a, mask, t).embeddings, (hidden, alphas)
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_gradients_of_one_input_alone(dtype):
+    """Beside a frozen encoder, or with weights that are given."""
+    given = [tensor.to(dtype).detach().requires_grad_() for tensor in batch([9, 5])[:2]]
+    both = torch.autograd.grad(integrate_and_fire(*given).embeddings.square().sum(), given)
+    for number, expected in enumerate(both):
+        inputs = [one if place == number else one.detach() for place, one in enumerate(given)]
+        (alone,) = torch.autograd.grad(integrate_and_fire(*inputs).embeddings.square().sum(), inputs[number])
+        assert torch.equal(alone, expected)
 
 
 def test_backward_keeps_little_more_than_the_input():
@@ -252,6 +273,19 @@ def test_fixed_width():
     torch.testing.assert_close(cut.embeddings, free.embeddings[:, :2])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("targets", [None, (3, 2)])
+@pytest.mark.parametrize("mask", [None, torch.ones(2, 9)])
+def test_fixed_width_reads_nothing_and_stays_on_its_device(dtype, targets, mask):
+    """Tensors without values refuse to be read and to meet those of another device."""
+    hidden, alphas = torch.ones(2, 9, 3, dtype=dtype, device="meta"), torch.ones(2, 9, device="meta")
+    there = [None if one is None else torch.as_tensor(one, device="meta") for one in (mask, targets)]
+    given = (hidden.requires_grad_(), alphas.requires_grad_())
+    out = integrate_and_fire(*given, *there, max_tokens=4)
+    assert {out[name].device.type for name in ("embeddings", "mask", "lengths", "fire_frames")} == {"meta"}
+    assert [one.shape for one in torch.autograd.grad(out.embeddings.sum(), given)] == [(2, 9, 3), (2, 9)]
+
+
 def test_fixed_width_is_one_graph():
     hidden, alphas, mask = batch([12, 7])
     expected = integrate_and_fire(hidden, alphas, mask, max_tokens=12).embeddings
@@ -274,8 +308,8 @@ def test_fixed_width_is_one_graph():
         ({"tail_threshold": -1.0}, "tail_threshold"),
         ({"tail_threshold": 1.5}, "tail_threshold"),
         ({"alphas": torch.tensor([[0.1, float("nan"), 0.1], [0.1] * 3])}, "finite and not negative"),
-        ({"alphas": torch.tensor([[0.1, float("inf"), 0.1], [0.1] * 3])}, "finite and not negative"),
-        ({"alphas": torch.full((2, 3), -0.1)}, "finite and not negative"),
+        ({"alphas": torch.tensor([[0.1, 0.1, float("inf")], [0.1] * 3])}, "finite and not negative"),
+        ({"alphas": torch.tensor([[0.1] * 3, [0.1, -0.1, 0.1]])}, "finite and not negative"),
         ({"target_lengths": torch.tensor([2, 4])}, r"\[1\] is 4 but the row has 3 real frames: drop it or set one"),
         (
             {"target_lengths": torch.tensor([1, 1]), "mask": torch.tensor([[0, 0, 0], [1, 1, 1]])},

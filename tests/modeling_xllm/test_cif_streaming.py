@@ -83,6 +83,7 @@ def test_the_picture_in_two_halves():
     assert first.lengths.tolist() == [1]
     torch.testing.assert_close(first.state.total - first.state.fired, torch.tensor([0.5], dtype=torch.float64))
     torch.testing.assert_close(first.state.embedding, 0.5 * hidden[:, 2])
+    assert (first.state.frames, first.state.integrated) == (3, 0)
     second = integrate_and_fire(hidden[:, 3:], alphas[:, 3:], state=first.state)
     torch.testing.assert_close(second.embeddings[0, 0], torch.tensor([0, 0, 0.5, 0.3, 0.2, 0]))
     torch.testing.assert_close(second.fire_frames, torch.tensor([[4 + 2 / 7, 6.0]]))
