@@ -61,7 +61,7 @@ class ContinuousIntegrateAndFire(nn.Module):
     def predict_alphas(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Frame weights `(B, T)` in float32, 0 where `mask` is 0."""
         if hidden.shape[1] == 0:  # a convolution refuses to see nothing
-            return hidden.new_zeros(mask.shape, dtype=torch.float32)
+            return hidden.new_empty(mask.shape).float()
         features = hidden.masked_fill(~mask[..., None], 0)
         if self.conv is not None:
             features = self.conv(features.transpose(1, 2)).transpose(1, 2)
@@ -242,7 +242,7 @@ class CFormer(PreTrainedModel):
         places = true_places(needed, *Asked(needed.sum()).values())
         tokens, token_mask = (tensor.flatten(0, 1).index_select(0, places) for tensor in (tokens, token_mask))
         contextual = self._contextualise(tokens, token_mask)
-        windows = contextual.new_zeros(B * W, P, H).index_copy(0, places, contextual).unflatten(0, (B, W))
+        windows = contextual.new_empty(B * W, P, H).index_copy(0, places, contextual).unflatten(0, (B, W))
         position = torch.arange(U, device=lengths.device)
         window = ((position - P // 4) // step).clamp(min=0).minimum(windows_needed[:, None] - 1)  # (B, U)
         flat = window * P + (position - window * step).clamp(0, P - 1)

@@ -1,6 +1,8 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """The C-Former: tokens of a clip do not depend on its batch, any BERT can start it, long clips keep their context."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import BertConfig
@@ -35,7 +37,7 @@ def test_defaults_are_the_papers_sizes():
     assert (config.cif_fire_threshold, config.cif_tail_threshold, config.cif_one_token_per_frame) == (0.99, 0.5, True)
     assert (config.cif_predictor, config.cif_conv_kernel, config.cif_dropout) == ("conv", 3, 0.1)
     ours, base = config.bert_config().to_dict(), BertConfig().to_dict()  # bert-base's
-    assert {name for name, value in base.items() if ours[name] != value} == {"vocab_size", "use_cache"}
+    assert {name: ours[name] for name in base if ours[name] != base[name]} == {"vocab_size": 1, "use_cache": False}
     with torch.device("meta"):
         cformer = CFormer(config)
     bert = sum(p.numel() for p in cformer.bert.parameters())
@@ -49,8 +51,11 @@ def test_defaults_are_the_papers_sizes():
         ({"cif_predictor": "lstm"}, "cif_predictor must be one of conv, dense, linear, none, got 'lstm'"),
         ({"transformer": "gpt"}, "transformer must be one of bert, none"),
         ({"cif_conv_kernel": 4}, "odd"),
+        ({"cif_conv_kernel": -1}, "odd"),
         ({"cif_fire_threshold": 0.0}, "cif_fire_threshold"),
-        ({"cif_tail_threshold": 2.0}, "cif_tail_threshold"),
+        ({"cif_fire_threshold": 1.5}, "cif_fire_threshold"),
+        ({"cif_tail_threshold": -0.5}, "cif_tail_threshold"),
+        ({"cif_tail_threshold": 1.5}, "cif_tail_threshold"),
         ({"num_words": 0}, "num_words must be at least 1"),
         ({"num_attention_heads": 7}, "hidden_size 768 is not a multiple"),
     ],
@@ -62,7 +67,14 @@ def test_bad_config_is_named(fields, message):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"cif_conv_kernel": 1}, {"cif_fire_threshold": 1}, {"cif_tail_threshold": 0}, {"cif_tail_threshold": 1}],
+    [
+        {"cif_conv_kernel": 1},
+        {"cif_fire_threshold": 1},
+        {"cif_tail_threshold": 0},
+        {"cif_tail_threshold": 1},
+        {"num_words": 1},
+        {"transformer": "none", "hidden_size": 512, "num_attention_heads": 7},
+    ],
     ids=str,
 )
 def test_what_a_config_may_just_have(fields):
@@ -130,8 +142,42 @@ def test_clips_that_fire_nothing_reach_every_weight_beside_another_process(monke
     assert not any(gradient.any() for gradient in gradients.values())
 
 
-def test_alone_there_is_one_process():
+def test_token_level_features_that_hold_nothing_have_room_beside_another_process(monkeypatch):
+    monkeypatch.setattr(cformer_module, "world_size", lambda: 2)
+    out = tiny_cformer(cif_predictor="none")(torch.randn(2, 0, 8))
+    assert (out.embeddings.shape, out.mask.tolist()) == ((2, 1, 16), [[False], [False]])
+
+
+def test_processes_are_those_of_torch_distributed(monkeypatch):
     assert cformer_module.world_size() == 1
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    assert cformer_module.world_size() == 3
+
+
+@pytest.mark.parametrize("token_level", [False, True])
+@pytest.mark.parametrize("mask", [None, torch.ones(2, 12)])
+def test_a_graph_reads_nothing_and_stays_on_its_device(monkeypatch, token_level, mask):
+    """Tensors without values refuse to be read and to meet those of another device."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    cformer = tiny_cformer().to("meta")
+    mask = None if mask is None else mask.to("meta")
+    assert cformer(torch.ones(2, 12, 8, device="meta"), mask, token_level=token_level).embeddings.is_meta
+
+
+def test_windows_stay_on_their_device(monkeypatch):
+    monkeypatch.setattr(cformer_module, "Asked", lambda _: SimpleNamespace(values=lambda: [3 + 1]))
+    cformer = tiny_cformer(max_position_embeddings=8, cif_predictor="none").to("meta")
+    assert cformer(torch.ones(2, 15, 8, device="meta")).embeddings.shape == (2, 15, 16)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_clip_of_one_token_does_not_depend_on_its_batch(attention):
+    cformer = tiny_cformer(cif_predictor="none")
+    cformer.set_attn_implementation(attention)
+    hidden, mask = clips(5, 1)
+    both, alone = cformer(hidden, mask), cformer(hidden[1:, :1])
+    torch.testing.assert_close(both.embeddings[1:, :1], alone.embeddings)
 
 
 def test_a_graph_has_room_for_a_token_per_frame_unless_targets_say_how_many(monkeypatch):
@@ -219,6 +265,9 @@ def test_missing_weights_get_their_own_initialisation(tmp_path):
     assert 0.94 < conv.abs().max() * conv[0].numel() ** 0.5 <= 1  # as torch begins a convolution
     assert not loaded.cif.weight_proj.bias.any()
     assert torch.equal(loaded.pre_proj.weight, cformer.pre_proj.weight)
+    new = CFormer(cformer.config).pre_proj
+    assert 0.015 < new.weight.std() < 0.025  # `initializer_range`
+    assert not new.bias.any()
 
 
 @pytest.mark.parametrize("kind", ["conv", "dense", "linear"])

@@ -124,6 +124,15 @@ def test_the_module_waits_for_its_right_context_and_keeps_no_more():
     assert cif(torch.randn(1, 0, 4)).lengths.tolist() == [0]  # zero-length speech, not streamed
 
 
+@pytest.mark.parametrize("kind", ["dense", "linear"])
+def test_a_predictor_that_sees_one_frame_waits_for_none(kind):
+    output = ContinuousIntegrateAndFire(CFormerConfig(encoder_hidden_size=4, cif_predictor=kind))(
+        torch.randn(1, 10, 4), is_last=False
+    )
+    assert output.alphas.shape == (1, 10)
+    assert output.state.context.shape == (1, 0, 4)
+
+
 def test_a_state_can_be_used_twice():
     hidden, alphas = torch.randn(1, 9, 2), torch.rand(1, 9)
     first = integrate_and_fire(hidden[:, :4], alphas[:, :4], is_last=False)
