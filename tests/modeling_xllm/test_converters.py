@@ -239,6 +239,9 @@ def test_tokens_that_were_fired_before_are_not_subsampled(factor):
         ({"converter": "qformer", "num_query_tokens": 2, "frames_per_token": 3}, "needs num_query_tokens=1"),
         ({"converter": "cformer", "frames_per_token": 3}, "a converter that joins frames, got 'cformer'"),
         ({"converter": "linear", "frames_per_token": 0}, "at least 1"),
+        ({"converter": "qformer", "num_query_tokens": 1, "frames_per_token": 0}, "at least 1"),
+        ({"converter": "qformer", "num_query_tokens": 1, "frames_per_token": 3, "num_frames": 4}, "and no num_frames"),
+        ({"converter": "qformer", "num_query_tokens": 0}, "num_query_tokens must be positive, got 0"),
         ({"converter": "linear", "frames_per_token": 2, "subsampling_factor": 3}, "no multiple of frames_per_token"),
     ],
 )
@@ -254,8 +257,9 @@ def test_windows_of_vectors_by_hand():
                        (torch.tensor([[1, 1, 1, 1, 0]]), [[[True] * 3, [True, False, False]]])):  # fmt: skip
         windows, kept = in_windows(hidden, mask, 3)
         assert windows.tolist() == [[[[0, 1], [2, 3], [4, 5]], [[6, 7], [8, 9], [0, 0]]]]
-        assert kept.tolist() == real
+        assert torch.equal(kept, torch.tensor(real))
     assert in_windows(hidden, None, 5)[0].shape == (1, 1, 5, 2)
+    assert in_windows(hidden.to("meta"), None, 3)[1].is_meta
 
 
 def table_row(frames_per_token=None, **fields):
@@ -272,6 +276,26 @@ def test_rows_that_share_a_converter_join_as_many_frames(own, owners, fits):
     else:
         with pytest.raises(ValueError, match=f"frames_per_token is {own}, but the .* that it shares joins {owners}"):
             LinearConverter.check_table(table_row(own), table_row(owners))
+
+
+@pytest.mark.parametrize("converter", [LinearConverter, QFormerConverter, CFormerConverter])
+def test_rows_that_share_a_converter_are_as_wide(converter):
+    with pytest.raises(ValueError, match="encoder_hidden_size is 5, but the converter that it shares reads 6"):
+        converter.check_table(table_row(encoder_hidden_size=5), table_row())
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (2, 4, 3)])  # waveforms; frames
+def test_a_clip_that_must_not_reach_its_encoder_is_named(shape):
+    inputs, mask = torch.zeros(shape), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    CFormerConverter.check_inputs("speech", inputs, None)
+    inputs.view(2, 4, -1)[1, 2, 0] = float("nan")  # one number of a frame of padding
+    CFormerConverter.check_inputs("speech", inputs, mask)
+    with pytest.raises(ValueError, match="speech: clip 1 holds NaN or Inf"):
+        CFormerConverter.check_inputs("speech", inputs, None)
+    with pytest.raises(ValueError, match="speech: clip 1 has no frames"):
+        CFormerConverter.check_inputs("speech", inputs, mask * torch.tensor([[1], [0]]))
+    with pytest.raises(ValueError, match=r"speech: inputs must have shape \(clips, frames, features\)"):
+        CFormerConverter.check_inputs("speech", inputs.view(1, 1, *shape), None)
 
 
 def test_a_converter_s_sizes_are_those_of_its_owner_s_encoder():

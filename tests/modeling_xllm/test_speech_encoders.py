@@ -215,6 +215,21 @@ def test_windows_of_spectrograms_give_the_vectors_of_each_frame_together(fusion)
     views, options = asked[1]
     assert torch.equal(views, windows[:, None].repeat(1, 4 if fusion else 1, 1, 1))
     assert options == ({"is_longer": torch.zeros(1, 1)} if fusion else {})
+    assert read(tower, windows.to("meta")).shape == (1, 6, 1)
+    assert all(option.is_meta for option in asked[-1][1].values())
+
+
+def test_vectors_of_a_spectrogram_are_real_with_their_frames():
+    """A clip of one and a half windows and one of half a window, of 2 rows of 3 frames each."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    tower = AutoModel.from_config(ASTConfig(max_length=36, num_mel_bins=26, **sizes)).eval()
+    features, mask = torch.randn(2, 72, 26), torch.arange(72) < torch.tensor([[54], [18]])
+    outputs, real = encode_sequences(tower, features, mask)
+    read = speech_input(tower.config).read
+    first, second = (read(tower, window[None])[0] for window in features[0].split(36))
+    torch.testing.assert_close(outputs.last_hidden_state[0], torch.cat([first, second]), atol=1e-5, rtol=1e-4)
+    assert outputs.last_hidden_state.shape == (2, 2 * 2 * 3, 16)
+    assert real.tolist() == [[True] * 10 + [False] * 2, [True] * 4 + [False] * 8]  # 54 * 3 / 36 = 4.5 frames
 
 
 @pytest.mark.parametrize(
@@ -236,6 +251,7 @@ def test_who_is_encoded_alone(config, is_alone):
 
 def test_the_longest_clip_of_an_encoder_with_a_number_of_positions():
     assert most_positions(PARAKEET) == PARAKEET.max_position_embeddings * PARAKEET.subsampling_factor
+    assert most_positions(FUN_ASR) == FUN_ASR.max_position_embeddings
     assert [most_positions(config) for config in (WAVE_LAYER, tiny_text_config(), None)] == [None] * 3
 
 
@@ -286,11 +302,27 @@ def test_an_encoder_that_the_table_does_not_know():
         def forward(self, inputs):
             return PretrainedOutput(inputs[:, ::3])
 
-    outputs, mask = encode_sequences(Strided(), torch.randn(2, 10, 4), torch.tensor([[1] * 10, [1] * 4 + [0] * 6]), 3)
-    assert outputs.last_hidden_state.shape == (2, 4, 4)
-    assert mask.tolist() == [[True] * 4, [True, True, False, False]]
+    given = torch.tensor([[1] * 10, [1] * 4 + [0] * 6, [0] * 10])
+    outputs, mask = encode_sequences(Strided(), torch.randn(3, 10, 4), given, 3)
+    assert outputs.last_hidden_state.shape == (3, 4, 4)
+    assert mask.tolist() == [[True] * 4, [True, True, False, False], [False] * 4]
+    assert encode_sequences(Strided(), torch.zeros(1, 10, 4, device="meta"), None, 3)[1].is_meta
     with pytest.raises(ValueError, match="gives 4 frames for an input of 10, expected 10: set subsampling_factor"):
         encode_sequences(Strided(), torch.randn(1, 10, 4), None)
+
+
+@pytest.mark.parametrize("mask", [None, torch.tensor([[1, 1, 0]])])
+def test_an_encoder_gets_one_mask_under_the_name_that_it_knows(mask):
+    class Spy(torch.nn.Module):
+        config = PretrainedConfig()
+
+        def forward(self, inputs, input_features_mask=None, attention_mask=None, deep=False):
+            self.given = attention_mask, input_features_mask, deep
+            return PretrainedOutput(inputs)
+
+    encode_sequences(spy := Spy(), torch.zeros(1, 3, 4), mask, deep=True)
+    assert torch.equal(spy.given[0], torch.ones(1, 3, dtype=torch.long) if mask is None else mask)
+    assert spy.given[1:] == (None, True)
 
 
 @pytest.mark.parametrize(("lost", "is_taken"), [(0, True), (2, True), (3, False)])

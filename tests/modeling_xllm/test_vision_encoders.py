@@ -66,8 +66,8 @@ def test_blank_pictures(fields, shape):
 
 
 def test_a_blank_picture_of_patches_is_one_patch():
-    picture = blank_picture(SimpleNamespace(model_type="siglip2_vision_model", patch_size=2))
-    assert picture.tolist() == [[[0.0] * 12 + [1.0, 1.0]]]
+    picture = blank_picture(SimpleNamespace(model_type="siglip2_vision_model", patch_size=3))
+    assert picture.tolist() == [[[0.0] * 27 + [1.0, 1.0]]]
 
 
 def test_who_reads_pictures():

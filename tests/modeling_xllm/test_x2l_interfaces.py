@@ -63,7 +63,7 @@ def test_tokens_of_pictures_and_of_series():
     pictures = torch.randn(3, 2, 4)
     alone = X2LInterface._arrange(pictures, None)
     assert torch.equal(alone.embeddings, pictures)
-    assert alone.mask.tolist() == [[True, True]] * 3
+    assert torch.equal(alone.mask, torch.ones(3, 2).bool())
     assert alone.num_placeholders.tolist() == [2, 2, 2]
     series = X2LInterface._arrange(pictures, torch.tensor([[1, 1], [1, 0]]))
     assert torch.equal(series.embeddings[0], pictures[:2].flatten(0, 1))
@@ -87,6 +87,26 @@ def test_items_of_two_kinds_are_joined(turned):
     assert torch.equal(joined.embeddings[:number, : first.mask.shape[1]], first.embeddings)
     assert torch.equal(joined.embeddings[number:, : second.mask.shape[1]], second.embeddings)
     assert torch.equal(joined.mask[number:, : second.mask.shape[1]], second.mask)
+
+
+@pytest.mark.parametrize("given", [None, torch.tensor([4, 5])])
+def test_an_interface_alone(given):
+    """Without a mask every vector is a real token."""
+    row = X2LConfig(
+        converter="linear", encoder=None, encoder_hidden_size=6, language_hidden_size=4, adapter_activation="relu"
+    )
+    interface, hidden = X2LInterface(row, row), torch.randn(2, 3, 6)
+    output = interface(hidden, num_placeholders=given)
+    assert torch.equal(output.embeddings, interface.adapter(interface.converter(hidden).embeddings).relu())
+    assert torch.equal(output.mask, torch.ones(2, 3).bool())
+    assert output.num_placeholders.tolist() == ([3, 3] if given is None else [4, 5])
+
+
+def test_masks_that_nobody_gave_are_where_the_features_are():
+    row = X2LConfig(converter="linear", encoder=None, encoder_hidden_size=6, language_hidden_size=4)
+    hidden = torch.zeros(2, 3, 6, device="meta")
+    assert X2LInterface(row, row).to("meta")(hidden).mask.is_meta
+    assert X2LInterface._arrange(hidden, None).mask.is_meta
 
 
 def test_a_shared_converter_computes_as_precisely_as_its_owner():
