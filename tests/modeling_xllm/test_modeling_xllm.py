@@ -12,14 +12,20 @@ from tiny import (
     STATUS,
     TEXT,
     VIDEO,
+    assert_equal_whatever_is_made_by_default,
     batch_of,
     mixed_rows,
     prompt,
+    tiny_config,
     tiny_model,
     tiny_rows,
+    tiny_text_config,
 )
+from transformers import GenerationConfig, LlamaForCausalLM
+from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 
-from xllm import X2LConfig
+from xllm import X2LConfig, XLLMForConditionalGeneration
+from xllm.modeling_xllm.weight_files import StageCheckpointError
 from xllm.modeling_xllm.x2l_interfaces import X2LOutput, place_media
 
 
@@ -311,6 +317,7 @@ def test_media_over_a_text_behind_cached_tokens_by_hand():
         embeds, mask = tree.place_features(ids, given, features)
         assert mask.tolist() == [expected]
         assert embeds.sum(-1).tolist() == [[0, 32, 0, 0]]
+    assert_equal_whatever_is_made_by_default(lambda: dict(enumerate(tree.place_features(ids, None, features))))
     ids = torch.tensor([[VIDEO, IMAGE, IMAGE]])
     assert tree.place_features(ids, None, features, seen=1)[1].tolist() == [[1, 1, 0]]
     with pytest.raises(ValueError, match="hold 1 placeholder tokens of a modality that no media is given for"):
@@ -377,3 +384,48 @@ def test_a_step_of_text_runs_what_other_processes_train(monkeypatch, processes):
     loss.backward()
     assert (adapter.weight.grad is None) == (processes == 1)
     assert adapter.weight.grad is None or not adapter.weight.grad.any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "given", [{"token_type_ids": torch.zeros(1, 6).long()}, {"position_ids": torch.arange(12).view(2, 1, 6)}], ids=list
+)
+def test_a_layout_that_is_given_is_the_language_models(given):
+    model, ids = tiny_model(), torch.tensor([prompt(TEXT)])
+    expected = model.lm_head(model.model.language_model(ids, **given).last_hidden_state)
+    torch.testing.assert_close(model(input_ids=ids, **given).logits, expected)
+    assert not torch.allclose(model(input_ids=ids).logits, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_head_may_be_the_embedding(tied):
+    model = tiny_model("llama", tie_word_embeddings=tied)
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
+
+
+def test_a_composed_model_is_its_towers_and_stops_where_they_do(tmp_path):
+    config, causal = tiny_config("llama"), LlamaForCausalLM(tiny_text_config("llama"))
+    causal.generation_config = GenerationConfig(eos_token_id=[7, 9])
+    causal.half().save_pretrained(tmp_path / "llm")
+    vision = Blip2VisionModel(config.vision_config).half()
+    vision.save_pretrained(tmp_path / "vision")
+    model = XLLMForConditionalGeneration.from_towers(
+        str(tmp_path / "llm"),
+        {"vision": str(tmp_path / "vision")},
+        modalities={"image": config.modalities["image"]},
+        dtype=torch.float32,
+    )
+    parts = ((model.model.language_model, causal.float().model), (model.model.vision_tower, vision.float()))
+    for part, tower in parts:
+        torch.testing.assert_close(part.state_dict(), tower.state_dict(), atol=0, rtol=0)
+    assert torch.equal(model.lm_head.weight, causal.lm_head.weight)
+    assert model.generation_config.eos_token_id == [7, 9]
+
+
+def test_a_language_model_without_its_head_is_not_composed(tmp_path):
+    whole, at = tiny_model("llama"), str(tmp_path)
+    whole.save_pretrained(
+        at, state_dict={k: value for k, value in whole.state_dict().items() if k != "lm_head.weight"}
+    )
+    with pytest.raises(StageCheckpointError, match="language_model: .* does not fit this model: 1 missing: lm_head"):
+        XLLMForConditionalGeneration.from_towers(at, {"vision": at}, modalities={"image": tiny_rows()["image"]})
