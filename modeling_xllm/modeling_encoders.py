@@ -289,17 +289,15 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
         modules = [module for module in (tower, interface, owner) if module is not None]
         if not any(map(self._takes_all, modules)):
             return None
-        weight = next(interface.parameters())  # by name ZeRO-3 would collect it, here alone
-        mask = None if row.num_frames is None else torch.ones(1, 1, dtype=torch.bool, device=weight.device)
-        with _without_traces(modules, weight.device):
+        device = next(interface.parameters()).device  # by name ZeRO-3 would collect a weight, here alone
+        with _without_traces(modules, device):
             if tower is None or not self._takes_all(tower):
-                hidden = torch.zeros(1, 1, row.encoder_hidden_size, dtype=weight.dtype, device=weight.device)
-                features = interface(hidden, frame_mask=mask)
+                features = interface(torch.zeros(1, 1, row.encoder_hidden_size, device=device))
             elif reads_pictures(tower):
-                picture = blank_picture(tower.config).to(weight.device)
-                features = self._features(modality, picture if mask is None else picture[None], mask)
+                picture = blank_picture(tower.config).to(device)
+                features = self._features(modality, picture if row.num_frames is None else picture[None])
             else:
-                features = self._features(modality, blank_sequence(tower, row.positions_per_frame).to(weight.device))
+                features = self._features(modality, blank_sequence(tower, row.positions_per_frame).to(device))
         return features.embeddings.flatten()[:0].sum()  # of no values: 0 also where a value is NaN or Inf
 
     @can_return_tuple
@@ -320,7 +318,7 @@ class XLLMEncoderModel(XLLMPreTrainedModel, FeatureGetters):
         features.pooler_output = list(features.embeddings[features.mask].split(lengths))
         row = self.config.modalities[modality]
         if row.num_frames is not None:
-            mask = torch.ones(inputs.shape[:2]) if mask is None else mask
+            mask = inputs.new_ones(inputs.shape[:2]) if mask is None else mask
             features.last_hidden_state = place_frames(features.last_hidden_state, mask).flatten(1, 2)
         return features
 

@@ -2,14 +2,25 @@
 """What of the encoders is trained, run and left without a trace, module by module."""
 
 import inspect
+from contextlib import nullcontext
 
 import pytest
 import torch
-from tiny import FRAMES, MELS, PIXELS, tiny_config, tiny_model, tiny_rows
+from tiny import (
+    FRAMES,
+    MELS,
+    PIXELS,
+    assert_equal_whatever_is_made_by_default,
+    tiny_config,
+    tiny_model,
+    tiny_rows,
+)
 from torch import nn
-from transformers import PreTrainedModel, Wav2Vec2Config
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel, Wav2Vec2Config, WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from xllm import X2LConfig, XLLMEncoderModel
+from xllm import X2LConfig, XLLMEncoderModel, XLLMForConditionalGeneration
 from xllm.modeling_xllm.modeling_encoders import _without_traces, is_sharded, is_trainable, train_unless_frozen
 
 
@@ -55,6 +66,9 @@ def test_who_is_sharded():
     assert not is_sharded(module)
     module[0].bias.ds_id = 3  # as ZeRO-3 marks them
     assert is_sharded(module)
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    module[1].__class__ = type("FSDPLinear", (FSDPModule, nn.Linear), {})  # as `fully_shard` does
+    assert is_sharded(module)
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -89,6 +103,25 @@ def test_a_row_stands_in_for_the_converter_that_it_shares(trained, runs):
     assert (model.model.stand_in("video") is not None) == runs
 
 
+@pytest.mark.parametrize("modality", ["image", "video", "speech"])
+def test_a_stand_in_is_made_where_the_interface_is(modality):
+    model = tiny_model("llama").requires_grad_(False)
+    model.model.interfaces[modality].requires_grad_(True)
+    model.train()
+    assert_equal_whatever_is_made_by_default(lambda: {"zero": model.model.stand_in(modality)})
+
+
+def test_random_numbers_are_kept_for_the_device_that_draws_them(monkeypatch):
+    forked = []
+    monkeypatch.setattr(
+        torch.random, "fork_rng", lambda devices, device_type: forked.append((devices, device_type)) or nullcontext()
+    )
+    for device in (torch.device("cpu"), torch.device("xpu", 1)):
+        with _without_traces([], device):
+            pass
+    assert forked == [([], "cpu"), ([torch.device("xpu", 1)], "xpu")]
+
+
 def test_a_row_without_an_encoder():
     row = X2LConfig(encoder=None, encoder_hidden_size=6, input_name="values", mask_name="value_mask",
                     converter="linear", placeholder_token="<V>", token_id=115)  # fmt: skip
@@ -116,8 +149,11 @@ def test_a_frozen_tower_keeps_no_graph(trains):
     seen = []
     tower.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     videos, mask = torch.randn(2, FRAMES, 3, PIXELS, PIXELS), torch.tensor([[1] * FRAMES, [1, 0, 0]])
-    output, real = model.model.encode("video", videos, mask)
+    output, real = model.model.encode("video", videos.requires_grad_(), mask)
     assert output.last_hidden_state.requires_grad == trains
+    with torch.no_grad():
+        assert not model.model.encode("video", videos[:, :1])[0].last_hidden_state.requires_grad
+    del seen[1:]
     assert real is None
     whole = model.model.encode("video", videos, torch.ones_like(mask))[0].last_hidden_state
     assert seen == [FRAMES + 1, 2 * FRAMES]
@@ -129,28 +165,46 @@ def test_a_frozen_tower_keeps_no_graph(trains):
 def test_without_a_mask_all_of_an_item_is_real(modality):
     model = tiny_model("llama").eval()
     shape = (2, FRAMES, 3, PIXELS, PIXELS) if modality == "video" else (2, 37, MELS)
-    inputs = torch.randn(shape)
-    found, expected = (model.get_features(modality, inputs, mask) for mask in (None, torch.ones(shape[:2]).long()))
-    assert found.num_placeholders.tolist() == expected.num_placeholders.tolist()
-    torch.testing.assert_close(found.pooler_output, expected.pooler_output)
-    assert len(found.pooler_output) == 2
+    inputs, ones = torch.randn(shape), torch.ones(shape[:2]).long()
+
+    def numbers(mask=None) -> dict:
+        features = model.get_features(modality, inputs, mask)
+        return {name: getattr(features, name) for name in ("num_placeholders", "pooler_output", "last_hidden_state")}
+
+    expected = numbers(ones)
+    torch.testing.assert_close(numbers(), expected)
+    assert len(expected["pooler_output"]) == 2
+    assert_equal_whatever_is_made_by_default(numbers)
 
 
 def test_a_clip_has_placeholders_by_its_length():
     """Of 16,010 samples its convolutions make 201, then 50 frames; there is a placeholder for each 320 begun."""
     row = tiny_rows()["speech"]
     row.subsampling_factor = None
-    features = tiny_model("llama", rows={"speech": row}, audio_config=WAVES).get_features(
-        "speech", torch.randn(1, 16_010), torch.ones(1, 16_010)
-    )
-    assert features.last_hidden_state.shape[1] == 50
-    assert features.num_placeholders.tolist() == [51]
+    model = tiny_model("llama", rows={"speech": row}, audio_config=WAVES)
+    for mask in (torch.ones(1, 16_010), None):
+        features = model.get_features("speech", torch.randn(1, 16_010), mask)
+        assert features.last_hidden_state.shape[1] == 50
+        assert features.num_placeholders.tolist() == [51]
 
 
 def test_no_tower_is_made_that_no_row_reads():
     row = X2LConfig(encoder="a", input_name="waves", converter="linear", placeholder_token="<A>", token_id=115)
     model = XLLMEncoderModel(tiny_config("llama", rows={"a": row}, extra_encoders={"a": WAVES, "b": WAVES}))
     assert (model.vision_tower, model.audio_tower, list(model.extra_towers)) == (None, None, ["a"])
+
+
+def test_of_an_encoder_and_a_decoder_the_half_that_listens_is_made():
+    heads = {f"{half}_attention_heads": 2 for half in ("encoder", "decoder")}
+    sizes = WhisperConfig(d_model=16, encoder_layers=1, decoder_layers=1, **heads)
+    assert type(XLLMEncoderModel._build_tower(sizes)) is WhisperEncoder
+
+
+def test_pictures_are_known_by_their_shape_whatever_the_encoder_calls_them():
+    model, pictures = tiny_model("llama").model, torch.randn(1, 3, PIXELS, PIXELS)
+    expected = model.encode("image", pictures)[0].last_hidden_state
+    model.vision_tower.main_input_name = "pictures"
+    torch.testing.assert_close(model.encode("image", pictures)[0].last_hidden_state, expected)
 
 
 def test_every_vector_of_a_picture_may_be_a_token():
@@ -165,6 +219,45 @@ def test_every_vector_of_a_picture_may_be_a_token():
 def test_encoders_alone_begin_as_those_of_a_whole_model():
     queries = XLLMEncoderModel(tiny_config()).interfaces["image"].converter.query_tokens
     assert 0 < queries.std() < 1
+
+
+def test_an_automatic_device_map_cuts_beside_interfaces():
+    """The map is made of a model without values; FSDP, which reads the same names later, never sees this one."""
+    model = XLLMForConditionalGeneration(tiny_config("llama"))
+    assert "LlamaDecoderLayer" in model._no_split_modules
+    assert "X2LInterface" not in model._no_split_modules
+    with torch.device("meta"):
+        empty = XLLMForConditionalGeneration(tiny_config("llama"))
+    assert empty._no_split_modules == model._no_split_modules | {"X2LInterface"}
+    assert "X2LInterface" not in XLLMEncoderModel(tiny_config(rows={}))._no_split_modules  # of no parameters
+
+
+def test_kernels_of_strangers_are_asked_for_as_they_are_given(monkeypatch):
+    asked, model = [], tiny_model("llama")
+
+    def check(self, name, *args, allow_all_kernels=False, **kwargs):
+        asked.append((name, allow_all_kernels))
+        return "sdpa"
+
+    monkeypatch.setattr(XLLMForConditionalGeneration, "_check_and_adjust_attn_implementation", check)
+    for allowed in (False, True):
+        model.set_attn_implementation("somebody/kernel", allowed)
+    assert asked == [("somebody/kernel", False), ("somebody/kernel", True)]
+
+
+def test_code_from_the_hub_is_known_as_such(monkeypatch):
+    assert XLLMEncoderModel.is_custom_code() is False
+    monkeypatch.setattr(XLLMEncoderModel, "_auto_class", "AutoModel")
+    assert XLLMEncoderModel.is_custom_code() is True
+
+
+def test_what_has_no_parameters_follows_the_converter_that_it_is_in():
+    model = tiny_model("llama").requires_grad_(False)
+    converter = model.model.interfaces["image"].converter
+    converter.dropout = nn.Dropout()
+    assert not model.train().model.interfaces["image"].converter.dropout.training
+    converter.query_tokens.requires_grad_(True)
+    assert model.train().model.interfaces["image"].converter.dropout.training
 
 
 def test_a_mode_is_set_in_a_line_with_others():
