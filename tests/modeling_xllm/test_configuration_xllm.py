@@ -18,11 +18,25 @@ def test_defaults_are_the_papers_sizes():
     config = XLLMConfig()
     assert (config.text_config.hidden_size, config.text_config.num_hidden_layers) == (4096, 28)
     assert (config.vision_config.hidden_size, config.vision_config.num_hidden_layers) == (1408, 39)
+    audio = config.audio_config
+    assert (audio.hidden_size, audio.num_hidden_layers, audio.intermediate_size) == (512, 12, 2048)
+    for given in (0.02, 0.05):  # EVA's own would be 1e-10
+        assert XLLMConfig(initializer_range=given).vision_config.initializer_range == given
     rows = config.modalities
     assert [rows[name].placeholder_token for name in rows] == ["<ImageHere>", "<SpeechHere>", "<VideoHere>"]
     assert (rows["image"].num_query_tokens, rows["image"].qformer_config.num_hidden_layers) == (32, 12)
     assert (rows["video"].num_frames, rows["video"].shares_converter_with) == (5, "image")
     assert (rows["speech"].cformer_config.num_hidden_layers, rows["speech"].adapter_activation) == (12, "relu")
+    assert (rows["image"].tokens_per_item, rows["speech"].tokens_per_item) == (32, None)
+    assert (rows["image"].positions_per_frame, rows["speech"].positions_per_frame) == (1, 8)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"), [((None, None), 1), ((6, None), 6), ((6, 3), 2), ((6, 6), 1), ((None, 1), 1)]
+)
+def test_positions_of_a_frame_are_those_of_a_token_by_the_frames_in_it(sizes, expected):
+    row = X2LConfig(converter="linear", subsampling_factor=sizes[0], frames_per_token=sizes[1])
+    assert row.positions_per_frame == expected
 
 
 @pytest.mark.parametrize("text", ["chatglm", "llama"])
@@ -216,3 +230,45 @@ def test_the_language_models_config_is_the_one_that_transformers_looks_for(decod
     config = tiny_config("llama")
     assert config.get_text_config(decoder, encoder) is PreTrainedConfig.get_text_config(config, decoder, encoder)
     assert config.get_text_config() is config.text_config
+
+
+def test_attention_for_long_texts_is_the_language_models_alone():
+    config = tiny_config("llama", extra_encoders={"bird": WhisperConfig(d_model=24)})
+    rows = config.modalities.values()
+    parts = [config.vision_config, config.audio_config, config.extra_encoders["bird"], *rows]
+    parts += [row.converter_config for row in rows if row.converter_config is not None]
+    for chosen, of_parts in (("eager", "eager"), ("flex_attention", "eager"), ("sdpa", "sdpa")):
+        config._attn_implementation = chosen
+        assert {config._attn_implementation, config.text_config._attn_implementation} == {chosen}
+        assert {part._attn_implementation for part in parts} == {of_parts}
+
+
+def test_some_rows_of_a_config_come_with_those_whose_converter_they_share():
+    config = tiny_config()
+    assert list(config.with_modalities(["video"]).modalities) == ["image", "video"]
+    assert list(config.with_modalities(["speech"]).modalities) == ["speech"]
+    assert list(config.modalities) == ["image", "speech", "video"]
+    with pytest.raises(ValueError, match="modalities: no row sound; the rows are image, speech, video"):
+        config.with_modalities(["image", "sound"])
+
+
+def test_what_a_config_json_says():
+    """Rows without the later fields as before there were any; the remote code's class by the file that has all."""
+    joined = X2LConfig(converter="linear", frames_per_token=3, input_name="v", placeholder_token="<V>")
+    config = tiny_config(rows=tiny_rows(joined=joined), weight_files={"model.safetensors": "0"})
+    config.modalities["image"].vectors_per_frame = 4
+    written = config.to_dict()
+    assert not {"auto_map", "weight_files"} & written.keys()
+    found = {
+        name: (row.get("frames_per_token"), row.get("vectors_per_frame"))
+        for name, row in written["modalities"].items()
+    }
+    assert found == {"image": (None, 4), "joined": (3, None), "speech": (None, None), "video": (None, None)}
+    assert "frames_per_token" not in written["modalities"]["image"]
+    config.auto_map = {"AutoConfig": "configuration_xllm.XLLMConfig", "AutoModel": "modeling_xllm.XLLMModel"}
+    assert config.to_dict()["auto_map"] == {
+        "AutoConfig": "modeling_xllm.XLLMConfig",
+        "AutoModel": "modeling_xllm.XLLMModel",
+    }
+    row = {**written["modalities"]["image"], "model_type": "older"}
+    assert tiny_config(rows={"image": row}).modalities["image"].model_type == "xllm_interface"

@@ -24,7 +24,7 @@ from tiny import (
 from transformers import GenerationConfig, LlamaForCausalLM
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 
-from xllm import X2LConfig, XLLMForConditionalGeneration
+from xllm import X2LConfig, XLLMForConditionalGeneration, XLLMModel
 from xllm.modeling_xllm.weight_files import StageCheckpointError
 from xllm.modeling_xllm.x2l_interfaces import X2LOutput, place_media
 
@@ -429,3 +429,21 @@ def test_a_language_model_without_its_head_is_not_composed(tmp_path):
     )
     with pytest.raises(StageCheckpointError, match="language_model: .* does not fit this model: 1 missing: lm_head"):
         XLLMForConditionalGeneration.from_towers(at, {"vision": at}, modalities={"image": tiny_rows()["image"]})
+
+
+def test_a_model_without_its_head_begins_as_one_with_it():
+    queries = XLLMModel(tiny_config()).interfaces["image"].converter.query_tokens
+    assert 0 < queries.std() < 1
+
+
+def test_series_are_encoded_last():
+    """The number of their pictures is asked of the device before, and read when the rest is under way."""
+    rows = tiny_rows()
+    rows["video"].shares_converter_with, rows["video"].converter_config = None, rows["image"].converter_config
+    model = tiny_model("llama", rows={"film": rows["video"], "speech": rows["speech"]})
+    runs = []
+    for name in ("vision_tower", "audio_tower"):
+        model.model.get_submodule(name).register_forward_hook(lambda *_, name=name: runs.append(name))
+    media = mixed_rows()[2][1]
+    assert list(model.encode_media(media)) == ["film", "speech"]
+    assert runs == ["audio_tower", "vision_tower"]
