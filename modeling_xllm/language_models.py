@@ -263,7 +263,7 @@ class LanguageModelGenerationMixin(GenerationMixin):
     def _get_logits_processor(self, generation_config, *args, negative_prompt_ids=None, **kwargs):
         shortest = language_model_of(self.config).empty_prompt()
         if negative_prompt_ids is None and shortest is not None and generation_config.guidance_scale is not None:
-            copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+            copies = max(generation_config.num_beams, generation_config.num_return_sequences)
             rows = [shortest] * (copies * kwargs["encoder_input_ids"].shape[0])
             negative_prompt_ids = torch.tensor(rows, device=kwargs["device"])
         return super()._get_logits_processor(

@@ -9,8 +9,9 @@ import pytest
 import torch
 from fixtures.chatglm_helpers import REFERENCE, ROWS, build, pad
 from fixtures.chatglm_oracle import CONFIG, GMASK, PROMPTS, SOP
+from tiny import assert_equal_whatever_is_made_by_default
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-from transformers import Cache, DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache, masking_utils
+from transformers import Cache, DynamicCache, GPT2Config, GPT2LMHeadModel, StaticCache, masking_utils
 from transformers.integrations import flex_attention as flex_integration
 
 from xllm import ChatGLMConfig, ChatGLMForConditionalGeneration
@@ -231,7 +232,7 @@ def test_sampling_with_and_without_a_cache_draws_the_same(model):
     assert torch.equal(*drawn)
 
 
-@pytest.mark.parametrize("give", ["ids", "positions", "nothing"])
+@pytest.mark.parametrize("give", ["ids", ("position_ids", "token_type_ids"), ("position_ids",), ()], ids=str)
 def test_generation_from_embeddings(model, give):
     ids, mask = pad(ROWS)
     embeds = model.get_input_embeddings()(ids)
@@ -239,9 +240,11 @@ def test_generation_from_embeddings(model, give):
     expected = model.generate(ids, **options)
     if give == "ids":
         assert torch.equal(model.generate(ids, inputs_embeds=embeds, **options), expected)
+        other = {"inputs_embeds": -embeds, "attention_mask": mask}  # which tell no token
+        found = model.generate(ids, **{**options, **other})[:, -6]
+        assert torch.equal(found, model(ids, **other).logits[:, -1].argmax(-1))
     else:
-        names = ("position_ids", "token_type_ids")
-        layout = dict(zip(names, chatglm_positions(ids, mask, model.config))) if give == "positions" else {}
+        layout = dict(zip(give, chatglm_positions(ids, mask, model.config)))
         got = model.generate(inputs_embeds=embeds, **layout, **options)
         assert torch.equal(got, expected[:, ids.shape[1] :])
 
@@ -271,6 +274,9 @@ def test_classifier_free_guidance_is_its_formula(model, negative):
         word = int((scale * (wanted - guide) + guide).argmax())
         rows, guides = [[*rows[0], word]], [[*guides[0], word]]
     assert model.generate(ids, **options, **given).tolist() == rows * 2
+    drawn = {**options, "do_sample": True, "top_k": 1, "num_return_sequences": 2}
+    if negative is None:
+        assert model.generate(ids[:1], **drawn).tolist() == rows * 2
 
 
 def test_guidance_that_weighs_nothing_leaves_beams_as_they_are(model):
@@ -284,6 +290,10 @@ def test_a_loop_that_keeps_no_positions_goes_on_without(model):
     kept = model._update_model_kwargs_for_generation(outputs, {"attention_mask": mask})
     assert kept["attention_mask"].tolist() == [[1] * 8]
     assert "position_ids" not in kept
+    given = {"position_ids": torch.tensor([[[0, 1, 1]], [[0, 0, 1]]]), "attention_mask": mask[:, :3]}
+    kept = model._update_model_kwargs_for_generation(outputs, {**given, "use_cache": False})
+    assert kept["position_ids"].tolist() == [[[0, 1, 1, 1]], [[0, 0, 1, 2]]]
+    assert "token_type_ids" not in kept
 
 
 @torch.no_grad()
@@ -344,16 +354,26 @@ def test_generation_refuses_what_a_bidirectional_prefix_cannot_do(model):
 def test_without_a_prompt_the_shortest_one_is_answered(model):
     options = {"max_new_tokens": 4, "eos_token_id": None, "do_sample": False}
     assert model.generate(**options).tolist() == [recompute(model, [GMASK, SOP], 4)]
+    two = model.generate(attention_mask=torch.ones(2, 2, dtype=torch.long), **options)
+    assert two.tolist() == [recompute(model, [GMASK, SOP], 4)] * 2
+
+
+@pytest.mark.parametrize("give", ["nothing", "ids", "embeddings"])
+def test_a_process_that_makes_other_tensors_by_default_says_the_same(model, give):
+    ids = torch.tensor([PROMPTS["middle"]])
+    options = {"max_new_tokens": 3, "eos_token_id": None, "do_sample": False}
+    given = {"nothing": {}, "ids": {"input_ids": ids, "guidance_scale": 1.7}}
+    given["embeddings"] = {"inputs_embeds": model.get_input_embeddings()(ids), "attention_mask": torch.ones_like(ids)}
+    assert_equal_whatever_is_made_by_default(lambda: {"answer": model.generate(**given[give], **options)})
 
 
 def test_the_mixin_leaves_other_language_models_alone():
-    class Other(LlamaForCausalLM, LanguageModelGenerationMixin):
+    class Other(GPT2LMHeadModel, LanguageModelGenerationMixin):
         pass
 
-    config = LlamaConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, pad_token_id=0
-    )
-    plain = LlamaForCausalLM(config).eval()
+    # Each position has an embedding of its own.
+    config = GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, pad_token_id=0, initializer_range=1.0)
+    plain = GPT2LMHeadModel(config).eval()
     other = Other(config).eval()
     other.load_state_dict(plain.state_dict())
     ids, mask = torch.tensor([[0, 5, 6, 7], [4, 5, 6, 8]]), torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])

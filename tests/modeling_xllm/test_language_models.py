@@ -18,9 +18,11 @@ from tiny import (
     tiny_config,
     tiny_text_config,
 )
-from transformers import AutoConfig, DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import AutoConfig, DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel, StaticCache
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from xllm import XLLMForConditionalGeneration, freeze_for_stage
+from xllm.modeling_xllm import language_models
 from xllm.modeling_xllm.language_models import (
     LANGUAGE_MODELS,
     CacheNote,
@@ -145,8 +147,15 @@ def test_training_computes_what_evaluation_does(model):
     torch.testing.assert_close(model.train()(**batch, labels=labels).loss, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_what_cannot_be_generated_is_refused(model):
+def test_what_cannot_be_generated_is_refused(model, monkeypatch):
     ids = torch.tensor([prompt(TEXT)])
+    with pytest.raises(ValueError, match="`streamer` cannot be used with beam search"):
+        model.generate(ids, num_beams=2, streamer=SimpleNamespace())
+    monkeypatch.setattr(language_models, "float8_saturates", lambda: False)  # large states would be NaN
+    fp8 = {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}}
+    with pytest.raises(ValueError, match="cache_config, backend 'fp8': torch .* makes NaN of states"):
+        model.generate(ids, max_new_tokens=1, **fp8)
+    model.generate(ids, max_new_tokens=1)
     with pytest.raises(ValueError, match="prefill_chunk_size=2: the prompt of a test_prefix_llama is seen in both"):
         model.generate(ids, prefill_chunk_size=2, max_new_tokens=1)
     cache = DynamicCache(config=model.config.text_config)
@@ -178,7 +187,11 @@ def test_positions_of_any_language_model_by_hand():
     assert language.layout(None, mask)["position_ids"].tolist() == [[0, 0, 0, 1, 2], [0, 0, 1, 2, 2]]
     assert language.layout(None, mask, 3)["position_ids"].tolist() == [[1, 2], [2, 2]]
     assert language.layout(None, None) == language.layout(None, torch.ones(1, 1, 2, 2)) == {}
-    places = PrefixLlama(LlamaConfig()).next_positions(torch.tensor([[2, 3, 4], [0, 0, 7]]), 2)
+    prefix, ids = PrefixLlama(LlamaConfig()), torch.tensor([[11, 12, SOP, 13, 14]]).expand(2, -1)
+    assert prefix.layout(ids, mask)["token_type_ids"].tolist() == [[0, 0, 1, 1, 1]] * 2
+    for given in ((ids, mask, 3), (None, mask, 0)):  # an answer, and a text that only embeddings tell
+        assert set(prefix.layout(*given)) == {"position_ids"}
+    places = prefix.next_positions(torch.tensor([[2, 3, 4], [0, 0, 7]]), 2)
     assert places.tolist() == [[2, 3, 4, 5, 6], [0, 0, 7, 8, 9]]
 
 
@@ -224,22 +237,68 @@ def test_the_prefix_is_seen_where_it_is_read(model, first):
         assert mask is None or mask[0, 0].tolist() == [[True] * 3 + [False] * 2, [True] * 4 + [False], [True] * 5]
     else:
         assert mask is None or mask.all()
+        assert language.mask(
+            embeds.expand(1, 2, -1), torch.ones(1, 2), None, torch.zeros(1, 2)
+        ).all()  # two, no answer
     four = torch.ones(1, 1, 3, 3)
     assert language.mask(embeds, four, cache, types) is four
 
 
-def test_positions_of_the_caller_stay_and_the_prefix_is_found(model):
-    ids, given = torch.tensor([[11, 12, SOP]]), torch.tensor([[0, 2, 4]])
-    how = {"position_ids": given, "attention_mask": torch.ones_like(ids)}
-    found, kwargs = model._expand_inputs_for_generation(2, False, ids, **how)
+@pytest.mark.parametrize("cached", [None, 0, 1, 2])
+def test_positions_of_the_caller_stay_and_the_prefix_is_found(model, cached):
+    ids, given, cache = torch.tensor([[11, 12, SOP]]), torch.tensor([[0, 2, 4]]), DynamicCache()
+    if cached:
+        cache.update(torch.zeros(1, 2, cached, 8), torch.zeros(1, 2, cached, 8), 0)
+    how = {"attention_mask": torch.ones_like(ids), "past_key_values": None if cached is None else cache}
+    found, kwargs = model._expand_inputs_for_generation(2, False, ids, position_ids=given, **how)
     assert found.tolist() == ids.tolist() * 2
     assert kwargs["position_ids"].tolist() == [[0, 2, 4]] * 2
-    assert kwargs["token_type_ids"].tolist() == [[0, 0, 1]] * 2
+    if cached:  # the prefix was read
+        assert "token_type_ids" not in kwargs
+    else:
+        assert kwargs["token_type_ids"].tolist() == [[0, 0, 1]] * 2
+    found, kwargs = model._expand_inputs_for_generation(2, False, ids, **how)
+    assert found.tolist() == ids.tolist() * 2
+    assert kwargs["attention_mask"].tolist() == [[1, 1, 1]] * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "is_laid_out"),
+    [
+        ("dynamic", {}, True),
+        ("dynamic", {"next_sequence_length": 2}, False),
+        ("dynamic", {"position_ids": None}, False),
+        ("dynamic", {"attention_mask": None}, False),
+        ("dynamic", {"attention_mask": torch.ones(1, 1, 1, 3)}, False),
+        ("static", {}, False),
+        ("one layer slides", {}, False),
+        ("none", {}, False),
+    ],
+    ids=str,
+)
+def test_the_mask_of_a_single_token_is_laid_out_for_attention(model, kind, changes, is_laid_out):
+    """So that nobody asks the device whether it hides anything."""
+    caches = {"dynamic": DynamicCache(), "one layer slides": DynamicCache()}
+    for cache in caches.values():
+        cache.update(torch.zeros(1, 2, 2, 8), torch.zeros(1, 2, 2, 8), 0)
+    caches["one layer slides"].layers.append(DynamicSlidingWindowLayer(sliding_window=2))
+    caches["static"] = StaticCache(config=model.config.text_config, max_cache_len=4)
+    given = {"attention_mask": torch.tensor([[0, 1, 1]]), "position_ids": torch.tensor([[0, 0, 1]])}
+    given |= {"next_sequence_length": 1, "past_key_values": caches.get(kind), **changes}
+
+    def is_found() -> bool:
+        mask = model.prepare_inputs_for_generation(torch.tensor([[11, 12, SOP]]), **given).get("attention_mask")
+        return mask is not None and mask.dtype == torch.bool and mask.tolist() == [[[[False, True, True]]]]
+
+    assert is_found() is is_laid_out
+    model.set_attn_implementation("eager")
+    assert not is_found()
 
 
 def test_prompts_and_their_masks_are_of_one_width():
     language, ids, cache = PrefixLlama(LlamaConfig()), torch.tensor([[11, 12, SOP]]), DynamicCache()
-    assert language.prompt_layout(ids, {})["token_type_ids"].tolist() == [[0, 0, 1]]
+    layout = language.prompt_layout(ids, {})
+    assert [layout[name].tolist() for name in ("position_ids", "token_type_ids")] == [[[0, 1, 2]], [[0, 0, 1]]]
     with pytest.raises(ValueError, match="attention_mask has 2 columns, input_ids 3$"):
         language.prompt_layout(ids, {"attention_mask": torch.ones(1, 2)})
     cache.update(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4), 0)
@@ -262,10 +321,13 @@ def test_a_note_of_a_cache_is_cropped_with_it():
     assert CacheNote.read(cache, "note").tolist() == [[1, 2, 3]]
     cache.crop(-1)
     assert CacheNote.read(cache, "note").tolist() == [[1, 2]]
+    cache.update(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4), 0)
+    assert CacheNote.read(cache, "note").tolist() == [[1, 2]]  # not of what is new
 
 
 def test_tokens_are_told_by_their_embeddings_and_ids_by_their_range():
     embedding = torch.nn.Embedding(4, 3)
+    embedding.weight.data[2, :2] = embedding.weight.data[3, :2]  # nearly the same
     embeds = embedding(torch.tensor([[0, 3, 1], [3, 2, 3]]))
     assert find_tokens(embeds, embedding, [3, 1, 4, 9]).tolist() == [[-1, 3, 1], [3, -1, 3]]
     assert embed_tokens(embedding, torch.tensor([[0, 3]])).shape == (1, 2, 3)
