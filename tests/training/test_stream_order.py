@@ -2,11 +2,13 @@
 """The order of a stream, simulated: each row once per epoch for any numbers of files, ranks and workers."""
 
 import json
+import weakref
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from xllm.training.streams import stream_order
 from xllm.training.streams.stream_order import (
     LANES,
     Lane,
@@ -22,11 +24,11 @@ from xllm.training.streams.stream_order import (
 
 
 def rows_of(sizes):
-    """A reader of imaginary files of so many rows: a row is its place."""
+    """A reader of imaginary files of so many rows: a row is its place, which alone is its token too."""
 
     def read(work: Work):
-        for row in range(work.low + work.first, work.high):
-            yield None, (work.shard, row)
+        for row in range(work.low + work.first if work.token is None else work.token, work.high):
+            yield row, (work.shard, row)
 
     return read
 
@@ -88,6 +90,137 @@ class Run:
         begun = [mark.segment for _, marks in self.marks.values() for mark in marks]
         behind = max(epoch + 1, self.orders[0].first_epoch)  # a rest may hold any epoch before it
         return len(self.marks) == self.lanes and min(begun) >= behind
+
+
+def read_by(works):
+    return [(work.shard, row) for work in works for row in range(work.low, work.high)]
+
+
+@pytest.mark.parametrize("lanes", [1, 3, 48])
+@pytest.mark.parametrize("sizes", [[97], [3, 0, 20], [2] * 400], ids=["one", "uneven", "many"])
+def test_a_share_is_a_run_of_the_shuffled_files(sizes, lanes):
+    """Laid end to end here, byte by byte: checkpoints of other versions go on with the same shares."""
+    for epoch in (0, 1):
+        rng = np.random.default_rng([5, 1, epoch])
+        laid = [(shard, byte) for shard in rng.permutation(len(sizes)).tolist() for byte in range(sizes[shard] or 1)]
+        turn = int(rng.integers(lanes))
+        order = SourceOrder(sizes, lanes, (5, 1))
+        for share in range(lanes):
+            low, high = len(laid) * share // lanes, len(laid) * (share + 1) // lanes
+            assert read_by(order.work((share + turn) % lanes, epoch)) == laid[low:high]
+
+
+def test_shares_of_petabytes_are_equal_too():
+    sizes, lanes = [2**55 + 5, 2**54, 2**53 - 1], LANES * 1024
+    lane, _, low, high = cut_shares(np.array(sizes), lanes, (0,))
+    read = [0] * lanes
+    for owner, length in zip(lane.tolist(), (high - low).tolist()):
+        read[owner] += length
+    assert sum(read) == sum(sizes)
+    assert max(read) - min(read) == 1
+
+
+def test_the_shares_of_two_epochs_are_kept(monkeypatch):
+    made, shares = [], []
+
+    def cut(sizes, lanes, seed):
+        found = cut_shares(sizes, lanes, seed)
+        made.append(seed[-1])
+        shares.append(weakref.ref(found[0]))
+        return found
+
+    monkeypatch.setattr(stream_order, "cut_shares", cut)
+    order = SourceOrder([40], 2, (0,))
+    for epoch in (0, 1, 0, 1, 2, 1, 2, 3):
+        order.work(0, epoch)
+    assert made == [0, 1, 2, 3]
+    assert [each() is None for each in shares] == [True, True, False, False]
+
+
+def test_draws_and_windows_are_those_of_other_versions():
+    order = SourceOrder([90], 6, (7, 0))
+    expected = np.random.default_rng([7, 0, 6, 4, 2, 3, 11]).permutation(9)
+    assert order.shuffled(4, 2, [(3, 11, 18), (4, 0, 2)], 9).tolist() == expected.tolist()
+    lane = Lane([Strand(SourceOrder([90], 6, (7, n)), 4, 8, rows_of(None)) for n in (0, 1)], [3, 1], (7, 2))
+    blocks = [np.random.default_rng([7, 2, 4, block]).choice(2, 256, p=[0.75, 0.25]) for block in (0, 1, 2)]
+    assert [next(lane)[0] for _ in range(3 * 256)] == np.concatenate(blocks).tolist()
+
+
+def test_what_a_lane_has_left_is_sought_by_its_token():
+    """A window of 15 over two files of 10 rows, and one over the last 5."""
+    order, opened = SourceOrder([10, 10], 1, (0,)), []
+
+    def read(work):
+        opened.append(work)
+        return rows_of(None)(work)
+
+    def gone(work, begin=0):
+        return tuple(sorted(row for other, row, _ in taken[begin:] if other == work))
+
+    one, two = order.work(0, 0)
+    later = order.work(0, 1) + order.work(0, 2)
+    strand = Strand(order, 0, 15, read)
+    assert strand.mark == Mark(0, (), 0, None)
+    assert order.left(0, strand.mark, 2) == order.left(0, None, 2) == [one, two, *later]
+    taken = [next(strand) for _ in range(7)]
+    both = [one._replace(token=0, left_out=gone(one)), two._replace(left_out=gone(two))]
+    assert order.left(0, strand.mark, 2) == [*both, *later]
+    taken += [next(strand) for _ in range(10)]
+    rest = two._replace(first=5, token=5)
+    assert order.left(0, strand.mark, 2) == [rest._replace(left_out=gone(two, 15)), *later]
+    again = Strand(order, 0, 15, read, strand.mark)
+    assert opened[-1] == rest
+    assert again.mark == strand.mark
+    assert [next(again) for _ in range(9)] == [next(strand) for _ in range(9)]
+
+
+def test_nothing_read_is_dealt_in_four_pieces_for_each_lane_at_least():
+    anew = SourceOrder([8], 1, (0,)).deal_anew({}, 2)
+    assert (anew.first_epoch, anew.lanes) == (1, 2)
+    assert [len(works) for works in anew.rest] == [4, 4]
+    pieces = sum(anew.rest, [])
+    assert sorted(work.part for work in pieces) == list(range(8))
+    assert {work._replace(part=0) for work in pieces} == {Work(0, 0, 0, 8, parts=8)}
+    assert anew.rest != [sorted(works) for works in anew.rest], "in any order"
+    assert anew.work(1, 0) == anew.rest[1]
+    assert anew.work(1, 1) == SourceOrder([8], 2, (0,)).work(1, 1)
+    again = anew.deal_anew({}, 1).rest[0]  # before anything of it is read
+    assert sorted(again) == sorted(pieces)
+
+
+def test_the_longest_is_dealt_first_and_the_older_epoch_before():
+    """Of lengths 6, 5, 4, 3, 2, 2, 1, 1: to whom has the least."""
+    older = [(0, 6), (0, 5), (0, 4), (8, 20), (0, 2), (0, 2), (0, 1), (0, 1)]
+    works = [Work(0, shard, low, high, parts=4 if low else 1) for shard, (low, high) in enumerate(older)][::-1]
+    newer = [Work(1, shard, 0, 20) for shard in (8, 9)]
+    anew = SourceOrder([20] * 10, 1, (0,), 2, [newer + works]).deal_anew({}, 2)
+    assert anew.first_epoch == 2
+    assert [{work.shard for work in own} for own in anew.rest] == [{0, 3, 5, 7, 8}, {1, 2, 4, 6, 9}]
+    assert [[work.epoch for work in own] for own in anew.rest] == [[0, 0, 0, 0, 1]] * 2
+    assert sorted(sum(anew.rest, [])) == sorted(works + newer)
+
+
+def test_workers_that_share_lanes_evenly():
+    assert [fit_workers(24, 1, workers) for workers in range(14)] == [1, 1, 2, 3, 4, 4, 6, 6, 8, 8, 8, 8, 12, 12]
+    assert [fit_workers(LANES * 10, 2, workers) for workers in (5, 7, 500)] == [5, 6, 120]
+    assert [fit_workers(24, 8, workers) for workers in (2, 3)] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("lanes", "ranks", "workers", "fit"),
+    [
+        (24, 1, 0, True),
+        (24, 1, 100, True),  # a rank that begins has no more lanes
+        (48, 1, 100, True),
+        (24, 5, 1, False),
+        (25, 24, 1, False),
+        (24, 12, 2, True),
+        (24, 24, 1, True),
+        (24, 24, 2, False),
+    ],
+)
+def test_lanes_are_kept_where_each_worker_has_one(lanes, ranks, workers, fit):
+    assert fits(lanes, ranks, workers) is fit
 
 
 def until_epoch_2(run, seen, steps=1):

@@ -20,7 +20,7 @@ import heapq
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import count, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,11 +86,11 @@ def cut_shares(sizes: np.ndarray, lanes: int, seed: Sequence[int]) -> tuple[np.n
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(sizes))
     turn = int(rng.integers(lanes))
-    ends = np.cumsum(sizes[order], dtype=np.int64)
+    ends = np.cumsum(sizes[order])
     starts = ends - sizes[order]
     whole, left = divmod(int(ends[-1]), lanes)
-    steps = np.arange(lanes + 1, dtype=np.int64)
-    cuts = whole * steps + left * steps // lanes
+    steps = np.arange(lanes + 1)
+    cuts = whole * steps + left * steps // lanes  # bytes times lanes may be too large a number
     edges = np.union1d(starts, cuts)
     at = np.searchsorted(starts, edges[:-1], side="right") - 1
     lane = (np.searchsorted(cuts, edges[:-1], side="right") - 1 + turn) % lanes
@@ -112,15 +112,15 @@ class SourceOrder:
         first_epoch: int = 0,
         rest: Sequence[Sequence[Work]] | None = None,
     ):
-        self.sizes: Any = np.maximum(np.asarray(sizes, dtype=np.int64), 1)
+        self.sizes: Any = np.maximum(sizes, 1)
         self.lanes, self.seed, self.first_epoch, self.rest = lanes, tuple(seed), first_epoch, rest
         self.begin = first_epoch - (rest is not None)
         self._shares: dict[int, tuple[np.ndarray, ...]] = {}
 
     def work(self, lane: int, segment: int) -> list[Work]:
         """The work of a lane in a segment."""
-        if segment < self.first_epoch:
-            return [] if self.rest is None else list(self.rest[lane])
+        if self.rest is not None and segment < self.first_epoch:
+            return list(self.rest[lane])
         if segment not in self._shares:
             if len(self._shares) > 1:  # lanes are in two epochs at most times
                 self._shares.pop(min(self._shares))
@@ -139,21 +139,20 @@ class SourceOrder:
         works = self.work(lane, segment)
         if mark is not None and mark.spans:
             rows = [(index, row) for index, *span in mark.spans for row in range(*span) if works[index].takes(row)]
-            gone = defaultdict(set)
+            gone: defaultdict[int, set[int]] = defaultdict(set)
             for place in self.shuffled(lane, segment, mark.spans, len(rows))[: mark.taken]:
                 gone[rows[place][0]].add(rows[place][1])
-            for count, (index, first, _) in enumerate(mark.spans):
-                out = {row for row in works[index].left_out if row >= first} | gone[index]
-                token = works[index].token if count else mark.token
-                works[index] = works[index]._replace(first=first, token=token, left_out=tuple(sorted(out)))
-            works = works[mark.spans[0][0] :]
+            for index, out in gone.items():
+                works[index] = works[index]._replace(left_out=tuple(sorted(out.union(works[index].left_out))))
+            index, first, _ = mark.spans[0]
+            works = [works[index]._replace(first=first, token=mark.token), *works[index + 1 :]]
         return works + [work for epoch in range(segment + 1, last + 1) for work in self.work(lane, epoch)]
 
     def deal_anew(self, marks: Mapping[int, Mark], lanes: int) -> "SourceOrder":
         """The same source in another number of lanes: what is left of the epochs begun, then the epochs after them."""
         last = max((mark.segment for mark in marks.values()), default=self.begin)
         works = [work for lane in range(self.lanes) for work in self.left(lane, marks.get(lane), last)]
-        parts = math.ceil(WORKS * lanes / max(len(works), 1))
+        parts = math.ceil(WORKS * lanes / len(works))
         pieces = [
             work._replace(part=work.part + work.parts * part, parts=work.parts * parts)
             for work in works
@@ -253,18 +252,19 @@ class Lane:
     BLOCK = 256
 
     def __init__(self, strands: Sequence[Strand], shares: Sequence[float], seed: Sequence[int], draws: int = 0):
-        self.strands, self.seed, self.draws, self.source = list(strands), tuple(seed), draws, 0
-        self.shares = np.asarray(shares, dtype=float) / math.fsum(shares)
-        self._block: tuple[int, np.ndarray] | None = None
+        self.strands, self.seed, self.draws = list(strands), tuple(seed), draws
+        self.shares = np.asarray(shares) / math.fsum(shares)
+        self._drawn = self._draw()
 
     def __next__(self) -> tuple[int, Work, int, Any]:
-        block, place = divmod(self.draws, self.BLOCK)
-        if self._block is None or self._block[0] != block:
-            rng = np.random.default_rng([*self.seed, self.strands[0].lane, block])
-            self._block = block, rng.choice(len(self.shares), self.BLOCK, p=self.shares)
-        self.source = int(self._block[1][place])
+        self.source = next(self._drawn)
         self.draws += 1
         return (self.source, *next(self.strands[self.source]))
+
+    def _draw(self) -> Iterator[int]:
+        for block in count(self.draws // self.BLOCK):
+            rng = np.random.default_rng([*self.seed, self.strands[0].lane, block])
+            yield from rng.choice(len(self.shares), self.BLOCK, p=self.shares)[self.draws % self.BLOCK :].tolist()
 
     @property
     def mark(self) -> tuple[int, list[Mark]]:
