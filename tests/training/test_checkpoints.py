@@ -4,6 +4,7 @@
 import errno
 import hashlib
 import json
+import locale
 import os
 from types import SimpleNamespace
 
@@ -52,6 +53,28 @@ def test_the_manifest_counts_every_file(sealed):
     assert manifest["files"]["weights.bin"] == [100, hashlib.sha256(bytes(range(100))).hexdigest()]
 
 
+def flushes(monkeypatch):
+    """The paths of what is flushed to the disk from now on."""
+    paths, fsync = [], os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: paths.append(os.readlink(f"/proc/self/fd/{handle}")) or fsync(handle)
+    )
+    return paths
+
+
+def test_a_sealed_checkpoint_is_on_the_disk(tmp_path, monkeypatch):
+    """Its manifest too, and the names in every folder."""
+    (tmp_path / "processor").mkdir()
+    (tmp_path / "processor" / "vocab.txt").write_text("a")
+    flushed, fsync = set(), os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: flushed.add(os.readlink(f"/proc/self/fd/{handle}")) or fsync(handle)
+    )
+    seal(tmp_path)
+    assert flushed >= {str(path) for path in (tmp_path, *tmp_path.rglob("*"))}
+    assert str(tmp_path / MANIFEST) in flushed
+
+
 def test_digests_that_the_config_has_are_not_made_again(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps({checkpoints.RECORD: {"weights.bin": "known"}}))
     (tmp_path / "weights.bin").write_bytes(b"1234")
@@ -85,6 +108,17 @@ def test_each_fault_is_told_apart(sealed, damage, said):
     assert found is None if said is None else found.startswith(said)
 
 
+def test_names_are_read_as_they_were_written_in_every_locale(tmp_path):
+    (tmp_path / "né.txt").write_text("a")
+    seal(tmp_path)
+    before = locale.setlocale(locale.LC_CTYPE)
+    try:
+        locale.setlocale(locale.LC_CTYPE, "C")
+        assert fault(tmp_path) is None
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
+
+
 def whole(folder, step):
     path = folder / f"checkpoint-{step}"
     path.mkdir()
@@ -101,8 +135,9 @@ def test_the_newest_is_the_largest_number(tmp_path, caplog):
     assert last_whole_checkpoint(tmp_path).name == "checkpoint-100"
     assert not caplog.records
     assert not (tmp_path / SAVING).exists()
+    (tmp_path / "checkpoint-7").symlink_to(tmp_path / "checkpoint-best")  # as of another disk: it cannot be removed
     remove_checkpoints(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-999", "checkpoint-best"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-7", "checkpoint-999", "checkpoint-best"]
 
 
 def test_what_was_set_aside_before_stays(tmp_path, caplog):
@@ -199,6 +234,8 @@ def test_what_is_half_written_goes_whatever_the_error(tmp_path, error, kind, sai
         write(error)
     assert str(caught.value).startswith(said.format(tmp_path))
     assert not saving.exists()
+    with pytest.raises(kind), disk_errors(saving, lambda: 1234):
+        raise error  # before anything is written
     write()
     assert saving.exists()
 
@@ -211,6 +248,8 @@ def test_the_size_of_a_checkpoint():
     model["head"](torch.ones(4)).sum().backward()
     head.step()  # two moments and a counter of each parameter
     assert stored_bytes(model, head) == 4 * (12 + 25) + 2 * 4 * 25 + 2 * 4
+    counted = SimpleNamespace(state={"weight": {"step": 7, "moment": torch.zeros(3)}})  # of another optimizer
+    assert stored_bytes(model, counted) == 4 * (12 + 25) + 4 * 3
     model.config.towers = {checkpoints.part_of("vision_tower.weight"): {}}
     assert stored_bytes(model) == 4 * 25
     model.half()
@@ -311,8 +350,8 @@ def test_all_ranks_go_on_with_the_checkpoint_that_the_first_finds(tmp_path, monk
 def test_the_best_checkpoint_is_where_it_was_placed(tmp_path, monkeypatch):
     """The Trainer's state names the folder that it was written in, which is gone; the same step may be saved twice."""
     trainer = trainer_of(1, save_total_limit=2)
-    trainer.receipt, trainer.skipped, trainer.learns = None, list, False
     monkeypatch.setattr(checkpoints, "engine_of", lambda args: "")
+    flushed = flushes(monkeypatch)
     for step in (1, 2, 2, 3, 4):
         written = tmp_path / SAVING / f"checkpoint-{step}"
         written.mkdir(parents=True)
@@ -325,6 +364,10 @@ def test_the_best_checkpoint_is_where_it_was_placed(tmp_path, monkeypatch):
         assert len(states) == (step == 1)
         assert not (tmp_path / SAVING).exists()
         assert fault(tmp_path / f"checkpoint-{step}") is None
+        facts = json.loads((tmp_path / f"checkpoint-{step}" / MANIFEST).read_text())
+        assert facts | {"processes": 1, "engine": "", "skipped": [], "learns": False} == facts
+        assert flushed[-1] == str(tmp_path), "the name too"
+        os.utime(tmp_path / f"checkpoint-{step}", (0, 10**9 - step))  # as a copy may have it
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-4"], (
         "the best and the last"
     )
@@ -336,14 +379,59 @@ def test_one_rank_alone_clears_and_places(tmp_path, monkeypatch):
     done = []
     monkeypatch.setattr(Trainer, "_save_checkpoint", lambda self, model, trial: done.append("writes"))
     monkeypatch.setattr(WholeCheckpoints, "_place_checkpoint", lambda self, saving, folder: done.append("places"))
-    for saves in (False, True):
-        left.mkdir(parents=True, exist_ok=True)
+    for saves, is_left in ((False, True), (True, True), (True, False)):
+        if is_left:
+            left.mkdir(parents=True, exist_ok=True)
         trainer = trainer_of(2, output_dir=str(tmp_path), should_save=saves)
         trainer.hp_search_backend, trainer.accelerator = (
             None,
             SimpleNamespace(wait_for_everyone=lambda: done.append("waits")),
         )
         trainer._save_checkpoint(None, None)
-        assert left.exists() != saves
+        assert left.exists() == (is_left and not saves)
         assert done == ["waits", "writes", "waits", *["places"] * saves, "waits"]
         done.clear()
+
+
+def test_a_checkpoint_has_its_receipt_or_is_not_saved(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(Trainer, "_save", lambda self, folder, tensors: done.append((folder, tensors)))
+
+    def save(receipt, folder="here", saves=True):
+        done.clear()
+        trainer = trainer_of(1, output_dir=tmp_path, should_save=saves)
+        trainer.receipt = receipt
+        trainer._save(folder, "tensors")
+        return done
+
+    receipt = SimpleNamespace(check=lambda: done.append("checked"), write=done.append)
+    assert save(None) == [("here", "tensors")]
+    assert save(receipt) == ["checked", ("here", "tensors"), "here"]
+    assert save(receipt, None) == ["checked", (None, "tensors"), str(tmp_path)]
+    assert save(receipt, saves=False) == ["checked", ("here", "tensors")]
+    receipt.check = {}.popitem
+    with pytest.raises(KeyError):
+        save(receipt)
+    assert not done
+
+
+@pytest.mark.parametrize(
+    ("resumed", "step", "begins"),
+    [(None, 0, (1, 2)), ("checkpoint-3", 3, (1, 2)), ("checkpoint-4", 4, (9, 0)), ("checkpoint-5", 5, (9, 0))],
+)
+def test_a_run_at_its_end_goes_through_no_epoch(monkeypatch, resumed, step, begins):
+    """What was saved with other intervals of logging and saving goes on with those of the recipe."""
+    computed = []
+    monkeypatch.setattr(Trainer, "_init_training_state", lambda self, *args: (1, 2))
+    trainer = trainer_of(1)
+    trainer.state = SimpleNamespace(global_step=step, compute_steps=lambda *args: computed.append(args))
+    assert trainer._init_training_state(4, 3, 9, resumed, None) == begins
+    assert computed == ([] if resumed is None else [(trainer.args, 4)])
+
+
+def test_data_are_told_the_epoch_where_they_ask(monkeypatch):
+    monkeypatch.setattr(Trainer, "_run_epoch", lambda self, *args, **kwargs: (args, kwargs))
+    trainer, told = trainer_of(1), []
+    for trainer.train_dataset in ([], SimpleNamespace(set_epoch=told.append)):
+        assert trainer._run_epoch(1, epoch=3) == ((1,), {"epoch": 3})
+    assert told == [3]

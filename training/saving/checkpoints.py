@@ -250,7 +250,6 @@ class WholeCheckpoints(Trainer):
             output_dir=str(folder),
             save_total_limit=self.args.save_total_limit,
             best_model_checkpoint=self.state.best_model_checkpoint,
-            use_mtime=False,
         )
 
     def _save(self, output_dir: Any = None, state_dict=None) -> None:
