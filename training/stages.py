@@ -194,7 +194,7 @@ def frozen_tensors(model: Any) -> dict[str, torch.Tensor]:
     frozen: dict[str, torch.Tensor] = {
         name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad
     }
-    saved = set(model.state_dict(keep_vars=True))
+    saved = set(model.state_dict())
     for path, module in model.named_modules():
         if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
             continue

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import TrainerControl
+from torch import nn
+from transformers import TrainerControl, TrainingArguments
 
 from xllm.training.saving import interruption
-from xllm.training.saving.interruption import Interrupted, Interruption, Patience
+from xllm.training.saving.interruption import Interrupted, Interruption, Patience, PatientWorkers
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -175,3 +176,37 @@ def test_a_worker_lives_while_its_run_is_training(monkeypatch):
     finally:
         for each, handler in zip(SIGNALS, before):
             signal.signal(each, handler)
+
+
+class Line(nn.Module):
+    """A line that notes what its run's workers are told while it is trained."""
+
+    def __init__(self, fails):
+        super().__init__()
+        self.slope, self.seen, self.fails = nn.Parameter(torch.ones(1)), [], fails
+
+    def forward(self, x):
+        self.seen.append(int(self.told))
+        if self.fails:
+            raise KeyError
+        return {"loss": (self.slope * x).sum()}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_workers_are_told_whether_their_run_is_training(tmp_path, fails):
+    model = Line(fails)
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", max_steps=2, save_strategy="no", seed=7)
+    trainer = PatientWorkers(model=model, args=args, train_dataset=[{"x": torch.ones(2)}] * 4)
+    loader = trainer.get_train_dataloader()
+    loader = getattr(loader, "base_dataloader", loader)
+    assert loader.generator.initial_seed() == 7
+    model.told = loader.worker_init_fn.training
+    assert model.told.is_shared()
+    assert callable(loader.worker_init_fn.before), "the Trainer's own, which seeds the worker"
+    if fails:
+        with pytest.raises(KeyError):
+            trainer.train()
+    else:
+        assert trainer.train().global_step == 2
+    assert model.seen == [1] * (1 if fails else 2)
+    assert int(model.told) == 0

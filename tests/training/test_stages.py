@@ -62,6 +62,14 @@ def test_exactly_the_declared_set(stage, modalities, switches, prefixes):
     assert names
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_heads_are_trained_in_stage_1(stage):
+    model = tiny_model()
+    model.extra = torch.nn.Linear(2, 2)
+    names = freeze_for_stage(model, stage, ["image"])
+    assert ("extra.weight" in names, "extra.bias" in names) == (stage == 1,) * 2
+
+
 def test_a_borrowed_qformer_stays_frozen():
     model = tiny_model()
     names = freeze_for_stage(model, 2, ["video"])
@@ -155,6 +163,16 @@ def test_whatever_is_saved_and_not_trained_is_frozen(stage, switches):
     assert any("running_mean" in name for name in buffers) == ("train_encoder" in switches)
 
 
+def test_saved_buffers_are_frozen_unless_a_parameter_of_their_module_is_trained():
+    model = torch.nn.Module()
+    model.register_buffer("scale", torch.ones(1))
+    model.register_buffer("cache", torch.ones(1), persistent=False)
+    model.still, model.norm = torch.nn.BatchNorm1d(2, affine=False), torch.nn.BatchNorm1d(2)
+    model.norm.bias.requires_grad_(False)
+    still = {f"still.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    assert set(frozen_tensors(model)) == {"scale", "norm.bias"} | still
+
+
 def test_parts_and_their_parameters_are_counted():
     model = tiny_model()
     freeze_for_stage(model, 3, ["image"])
@@ -175,17 +193,17 @@ def test_a_parameter_s_part_is_its_interface_its_tower_or_its_head():
     assert [part_of_parameter(name) for name in names] == parts
 
 
-@pytest.mark.parametrize("train_adapters", [True, False])
+@pytest.mark.parametrize("switch", [{}, {"train_adapters": False}], ids=str)
 @pytest.mark.parametrize(("stage", "prefix"), [(0, "model.language_model."), (2, IMAGE)])
-def test_adapters_are_trained_and_what_they_are_put_around_is_not(stage, prefix, train_adapters):
+def test_adapters_are_trained_and_what_they_are_put_around_is_not(stage, prefix, switch):
     model = tiny_model()
     add_lora(model, r=2)
     adapters = adapter_parameters(model)
     assert sorted(adapters) == sorted(name for name, _ in model.named_parameters() if ".lora_" in name)
-    names = freeze_for_stage(model, stage, ["image"], train_adapters=train_adapters)
+    names = freeze_for_stage(model, stage, ["image"], **switch)
     plain = names_below(model, prefix, *(("lm_head.",) if stage == 0 else ()))
     expected = {name for name in plain if ".base_layer." not in name and name not in adapters}
-    assert set(names) == set(trainable(model)) == expected | (set(adapters) if train_adapters else set())
+    assert set(names) == set(trainable(model)) == expected | (set() if switch else set(adapters))
     frozen = frozen_tensors(model)
     assert not any(".base_layer." in name for name in frozen)
     assert "model.language_model.layers.0.attention.query_key_value.weight" in frozen
@@ -195,3 +213,4 @@ def test_interfaces_that_a_wrapper_would_lose_are_not_trained_beside_it():
     model = get_peft_model(tiny_model(), LoraConfig(r=2, target_modules=["query_key_value"])).get_base_model()
     with pytest.raises(StageError, match=r"would lose \d+ trained tensors, .*: give .* xllm.add_lora"):
         freeze_for_stage(model, "align", "speech")
+    assert "lm_head.weight" in freeze_for_stage(model, "text"), "a language model by itself is not lost"

@@ -31,7 +31,7 @@ class Interruption(TrainerCallback):
         self.signum, self.step, self.is_training = 0, 0, False
         self._before: dict[int, Any] = {}
         self._pid, self._group = os.getpid(), None
-        self._work, self._flag = None, torch.zeros(1, dtype=torch.int)
+        self._work, self._flag = None, torch.tensor(0)
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
@@ -40,9 +40,8 @@ class Interruption(TrainerCallback):
         return self
 
     def __exit__(self, *error) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-        self._before = {}
+        while self._before:
+            signal.signal(*self._before.popitem())
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
@@ -79,12 +78,12 @@ class Interruption(TrainerCallback):
 
     def _is_wanted(self) -> bool:
         if self._group is None:
-            return self.signum > 0
+            return bool(self.signum)
         if self._work is not None:
             self._work.wait()
             self.signum = max(self.signum, int(self._flag))
-        was_told = int(self._flag) > 0
-        self._flag = torch.tensor([self.signum], dtype=torch.int)
+        was_told = bool(self._flag)
+        self._flag = torch.tensor(self.signum)
         self._work = dist.all_reduce(self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
         return was_told
 
@@ -114,7 +113,7 @@ class Patience:
             self.before(worker)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if not int(self.training):
+        if not self.training:
             os._exit(0)
 
 
@@ -123,7 +122,7 @@ class PatientWorkers(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._training = torch.zeros((), dtype=torch.long).share_memory_()
+        self._training = torch.zeros(()).share_memory_()
 
     def worker_init(self, before=None) -> Patience:
         """The `worker_init_fn` of a loader; `before` is another one."""
