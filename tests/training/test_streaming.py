@@ -2,6 +2,7 @@
 """Data that are never read as a whole: shares of files, batches of a stream, and a run that goes on in epoch 2."""
 
 import gzip
+import hashlib
 import io
 import json
 import tarfile
@@ -15,6 +16,7 @@ from datasets import Dataset
 from pyarrow import parquet
 from torch.utils.data import DataLoader
 
+from xllm.training.data.augmentation import Augmentation, Gain
 from xllm.training.data.long_media import LongMedia
 from xllm.training.data.media_rows import DataError
 from xllm.training.preparing import prepare
@@ -22,8 +24,8 @@ from xllm.training.recipes.recipe import RecipeError, SourceSpec, StageSpec, loa
 from xllm.training.recipes.strict import build
 from xllm.training.streams import stream_files
 from xllm.training.streams.stream_files import StreamSource
-from xllm.training.streams.stream_order import Work, cut_shares
-from xllm.training.streams.streaming import StreamingDataset
+from xllm.training.streams.stream_order import Mark, Work, cut_shares
+from xllm.training.streams.streaming import StreamBatch, StreamingDataset
 
 
 def write(path, rows):
@@ -237,8 +239,9 @@ def test_sources_are_drawn_by_weight(tiny_processor, folder):
     data.place(batch_size=2)
     drawn = Counter(answer[0] for batch in take(data, 240) for answer in batch)
     assert drawn["b"] == pytest.approx(360, abs=40)
-    with pytest.raises(DataError, match="1 positive numbers"):
-        StreamingDataset(sources[:1], tiny_processor, weights=[0])
+    for number, weights in ((1, [0]), (1, [1, 1]), (2, [1, 0]), (2, [1])):
+        with pytest.raises(DataError, match=f"{number} positive numbers"):
+            StreamingDataset(sources[:number], tiny_processor, weights=weights)
 
 
 def damage(folder, how):
@@ -262,7 +265,7 @@ def test_a_damaged_file_is_named_or_skipped_and_counted(tiny_processor, tmp_path
     assert data.state_dict()["skipped"] == data.skipped()
 
 
-def test_broken_rows_and_media_are_skipped_and_counted(tiny_processor, media, tmp_path):
+def test_broken_rows_and_media_are_skipped_and_counted(tiny_processor, media, tmp_path, caplog):
     rows = [{"file": str(media / name), "text": name} for name in ("low.wav", "broken.wav", "gone.wav", "high.wav")]
     path = write(tmp_path / "rows.jsonl", rows)
     path.write_text(path.read_text() + "{not JSON\n")
@@ -276,7 +279,11 @@ def test_broken_rows_and_media_are_skipped_and_counted(tiny_processor, media, tm
     assert {answer for batch in take(data, 20) for answer in batch} == {"low.wav", "high.wav"}
     found = " ".join(data.skipped())
     assert all(word in found for word in ("rows.jsonl:2", "rows.jsonl:3: no such file", "rows.jsonl:5: not JSON"))
-    assert len(data.skipped()) == 3
+    assert len(data.skipped()) == len(caplog.records) == 3, "each is named once"
+    assert all(place.count("rows.jsonl") == 1 for place in data.skipped())
+    assert data.progress()["skipped"] == data.skipped()
+    data.skip_again(["an earlier one", data.skipped()[0]])
+    assert data.skipped()[3:] == ["an earlier one"]
 
 
 def test_rows_are_looked_over_before_training(tmp_path):
@@ -313,10 +320,28 @@ def test_a_collator_gets_the_next_row_for_one_that_makes_no_batch(tiny_processor
     assert 10 < len(first.skipped()) <= 40
 
 
+def opened_by(source):
+    """The shares that are read of a source from now on, and the rows of which samples are made."""
+    works, rows = [], []
+    read, sample = source.read, source.sample
+    source.read = lambda work: works.append(work) or read(work)
+    source.sample = lambda value: rows.append(value) or sample(value)
+    return works, rows
+
+
 def test_a_stream_without_rows_to_use_stops(tiny_processor, folder):
-    data = StreamingDataset([source_of(folder, where={"text": "none"})], tiny_processor)
-    with pytest.raises(DataError, match="no row is left that can be used"):
-        take(data, 1)
+    """Behind a hundred epochs, or a thousand broken rows."""
+    source = source_of(folder, where={"text": "none"})
+    works, _ = opened_by(source)
+    with pytest.raises(DataError, match=r"no row is left that can be used \(where, exclude\)"):
+        take(StreamingDataset([source], tiny_processor), 1)
+    assert works[-1].epoch == 101
+    (folder / "a.jsonl").write_text("{not JSON\n" * 24 * 11)
+    source = source_of(folder / "a.jsonl")
+    _, rows = opened_by(source)
+    with pytest.raises(DataError, match=r"can be used; the last: .*a.jsonl:\d+: not JSON"):
+        take(StreamingDataset([source], tiny_processor, on_error="skip"), 1)
+    assert len(rows) == 1001
 
 
 def test_recipes_are_told_of_what_the_first_rows_lack(tiny, tmp_path, caplog):
@@ -344,6 +369,86 @@ def test_long_sounds_of_a_stream_are_cut(tiny_processor, media, tmp_path):
     (whole,) = sounds()
     most = whole // 2 / 16_000
     assert sounds(long_media=LongMedia(most, "chunk")) == [whole // 2] * 2
+
+
+def test_a_stream_that_is_not_placed_is_read_by_one_rank(tiny_processor, folder):
+    alone, data = stream(tiny_processor, folder, batch_size=1), StreamingDataset([source_of(folder)], tiny_processor)
+    data.window, settings = alone.window, data.state_dict()
+    assert [take(data, 30), data.workers, data.position] == [take(alone, 30), 0, 30]
+    assert (settings["weights"], settings["shuffle_buffer"], settings["seed"]) == ([1.0], 9984, 0)
+    data = StreamingDataset([source_of(folder)], tiny_processor, shuffle_buffer=1)
+    assert data.state_dict()["shuffle_buffer"] == 24, "a row of each lane"
+    assert data.place() == 0
+    batch = next(iter(data))
+    assert len(batch.batch) == batch.mark[0] == 1
+
+
+def test_a_stream_may_begin_with_a_later_epoch(tiny_processor, folder):
+    def epochs(data):
+        return {mark.segment for _, marks in data.marks.values() for mark in marks}
+
+    data = StreamingDataset([source_of(folder)], tiny_processor, shuffle_buffer=24)
+    data.set_epoch(3)
+    take(data, 24)
+    assert epochs(data) == {3}
+    data.set_epoch(5)
+    state = data.state_dict()
+    assert state["orders"] == [{"first_epoch": 3, "rest": None}], "it has begun"
+    again = stream(tiny_processor, folder, state=state, shuffle_buffer=24)
+    again.set_epoch(7)
+    take(again, 24)
+    assert min(epochs(again)) == 3
+
+
+def test_what_was_dealt_anew_is_kept_until_every_lane_has_read_its_part(tiny_processor, folder):
+    data = stream(tiny_processor, folder)
+    state = data.state_dict()
+    rest = [[Work(1, 0, 0, 9, part=lane, parts=24)] for lane in range(24)]
+    data.load_state_dict({**state, "orders": [{"first_epoch": 2, "rest": rest}]})
+
+    def is_kept(lane, segment):
+        data.consume(StreamBatch(None, lane, (1, [Mark(segment, (), 0)]), []))
+        (order,) = data.state_dict()["orders"]
+        assert order["first_epoch"] == 2
+        assert order["rest"] in (None, rest)
+        return order["rest"] is not None
+
+    assert all(is_kept(lane, 3) for lane in range(23))
+    assert [is_kept(23, segment) for segment in (1, 2)] == [True, False]
+
+
+def test_ranks_and_workers_that_do_not_fit_are_said(tiny_processor, folder, caplog):
+    data = stream(tiny_processor, folder, workers=6)
+    assert not caplog.records
+    assert data.place(workers=7) == 6
+    assert caplog.records[-1].getMessage() == "6 workers instead of 7: 24 lanes are shared evenly"
+    data.place(ranks=5)
+    assert caplog.records[-1].getMessage().startswith("5 ranks with 0 workers do not fit the 24 lanes of this run")
+    assert len(caplog.records) == 2
+
+
+def test_the_sources_of_a_recipe(tiny_processor, folder):
+    (folder / "c.jsonl").write_text("{not JSON\n" + (folder / "c.jsonl").read_text())
+    fields = {"modality": "text", "prompts": ["?"]}
+    specs = [SourceSpec(path=str(folder / f"{name}.jsonl"), weight=w, **fields) for name, w in (("b", 1), ("c", 3))]
+    with pytest.raises(DataError, match="c.jsonl:1: not JSON"):
+        StreamingDataset.from_specs(specs, tiny_processor)
+    data = StreamingDataset.from_specs(specs, tiny_processor, on_error="skip", augmentation=Augmentation([Gain()]))
+    assert data.weights == [1, 3]
+    assert [sample.answers[0] for sample in data.first] == [
+        f"{n}{k}" for n, many in (("b", 7), ("c", 13)) for k in range(many)
+    ]
+    one, two = found = [source.fingerprint() for source in data.sources]
+    assert data.fingerprint() == {
+        "names": one["names"] + two["names"],
+        "samples": "2 files, streamed",
+        "bytes": sum((folder / f"{name}.jsonl").stat().st_size for name in "bc"),
+        "sha256": hashlib.sha256("".join(each["sha256"] for each in found).encode()).hexdigest(),
+    }
+    assert data.summary() == f"2 files, streamed ({data.fingerprint()['bytes']:,} bytes)"
+    data.place()
+    data.collate = list
+    assert "seed" in next(iter(data)).batch[0], "of its augmentation"
 
 
 def test_choices_follow_from_seed_epoch_and_row(tiny_processor, folder):

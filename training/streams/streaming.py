@@ -83,7 +83,7 @@ class StreamingDataset(IterableDataset):
         self.weights = [1.0] * len(self.sources) if weights is None else list(map(float, weights))
         if len(self.weights) != len(self.sources) or any(weight <= 0 for weight in self.weights):
             raise DataError(f"weights must be {len(self.sources)} positive numbers; got {self.weights}")
-        self.decoder = ChatDataset([[]], processor, augmentation=augmentation, seed=seed, long_media=long_media)
+        self.decoder = ChatDataset([[]], processor, augmentation=augmentation, long_media=long_media)
         self.first: list[Sample] = []  # of each source, as far as it was looked into
         self.collate: Callable[[list[dict]], Any] = _plain
         self.window = max(shuffle_buffer // LANES, 1)
@@ -156,7 +156,7 @@ class StreamingDataset(IterableDataset):
     def __iter__(self) -> Iterator[StreamBatch]:
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        if workers > 1 and self.lanes // self.ranks % workers:
+        if self.lanes // self.ranks % workers:
             raise ValueError(
                 f"{workers} workers cannot share {self.lanes // self.ranks} lanes; ask `place` how many can"
             )
@@ -251,11 +251,6 @@ class StreamingDataset(IterableDataset):
     def skip_again(self, places: Iterable[str]) -> None:
         """Count as left out what an interrupted run has left out; `load_state_dict` knows that of all ranks."""
         self._skipped.update(dict.fromkeys(places))
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that all lanes of this rank have reached."""
-        return min((mark.segment for _, marks in self.marks.values() for mark in marks), default=self.first_epoch)
 
     def fingerprint(self) -> dict:
         """Of all sources, as `StreamSource.fingerprint`."""
