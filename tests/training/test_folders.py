@@ -13,6 +13,7 @@ import pytest
 
 from xllm.training.saving import folders
 from xllm.training.saving.folders import (
+    ACCUMULATED,
     STAGE_FILE,
     ResumeError,
     begin,
@@ -103,6 +104,9 @@ def test_a_folder_is_free_while_it_is_empty(tmp_path):
             check_free(tmp_path / name)
 
 
+STREAMED = {"data.streaming": True}
+
+
 def record_of(processes=None, **recipe):
     record = {"recipe": recipe, "data": {}}
     return record if processes is None else {**record, "processes": processes}
@@ -119,6 +123,13 @@ def record_of(processes=None, **recipe):
         (record_of(2), record_of(2), None),
         (record_of(2), record_of(1), r"takes 1 batches \(trainer.\S+ 1 x 1 processes\), but .* with 2 \(1 x 2"),
         (record_of(), record_of(2), None),  # of an older version
+        # Processes and accumulation may change against each other.
+        (record_of(2, **{ACCUMULATED: 4}), record_of(8), None),
+        (record_of(2, **{ACCUMULATED: 4}), record_of(2, **{ACCUMULATED: 2}), r"takes 4 batches .*2 x 2.* 8 \(4 x 2"),
+        # A stream may have other processes too, and so may a finished stage.
+        (record_of(2, **STREAMED), record_of(1, **STREAMED), None),
+        (record_of(2, **STREAMED), record_of(1, **STREAMED, **{ACCUMULATED: 3}), "takes 3 batches"),
+        ({**record_of(2), "result": {}}, record_of(1), None),
     ],
     ids=str,
 )
@@ -159,6 +170,38 @@ def test_the_model_to_start_from_is_asked_for_where_it_is_known(tmp_path):
         check_same(tmp_path, before, {**record_of(), "start": "other"})
 
 
+@pytest.mark.parametrize(
+    ("error", "state", "said"),
+    [
+        (ValueError("no such row"), "failed", "ValueError: no such row"),
+        (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt"),
+    ],
+)
+def test_what_ends_a_stage_is_written_down(tmp_path, monkeypatch, error, state, said):
+    monkeypatch.setattr(folders.time, "time", lambda: 12.34567)
+    with pytest.raises(type(error)), noted_end(tmp_path, True):
+        raise error
+    assert not (tmp_path / "stopped.json").exists(), "nothing had begun"
+    begin(tmp_path, {})
+    with pytest.raises(type(error)), noted_end(tmp_path, True):
+        raise error
+    assert json.loads((tmp_path / "stopped.json").read_text()) == {"state": state, "error": said, "time": 12.346}
+
+
+def test_stages_are_listed_with_their_lengths(tmp_path):
+    lengths = ({"max_steps": 5}, {"num_train_epochs": 2.0, "save_steps": 3}, {})
+    stages = [
+        (tmp_path / f"s{n}", SimpleNamespace(title=f"stage {n}", arguments=own)) for n, own in enumerate(lengths)
+    ]
+    list_stages(tmp_path, stages[:2])
+    list_stages(tmp_path, stages[1:])
+    assert json.loads((tmp_path / "stages.json").read_text())["stages"] == [
+        {"folder": "s0", "title": "stage 0", "trainer.max_steps": 5},
+        {"folder": "s1", "title": "stage 1", "trainer.num_train_epochs": 2.0},
+        {"folder": "s2", "title": "stage 2"},
+    ]
+
+
 def test_only_the_first_process_says_that_a_stage_is_done(tmp_path):
     begin(tmp_path, {})
     stopped = tmp_path / "stopped.json"
@@ -174,20 +217,20 @@ def test_only_the_first_process_says_that_a_stage_is_done(tmp_path):
         pass  # as most stages: nothing had ended it before
 
 
-def in_child(job) -> int:
-    """The exit status of a child without torch in it."""
+def in_child(job, holder=None) -> int:
+    """The exit status of a child without torch in it; 3: what it wants is held by `holder`, by default by us."""
     if (pid := os.fork()) == 0:
         try:
             os._exit(job() or 0)
         except ResumeError as error:
-            os._exit(3 if "another run" in str(error) else 4)
+            os._exit(3 if f"another run (process {holder or os.getppid()})" in str(error) else 4)
         finally:
             os._exit(9)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def test_one_process_has_the_lock(tmp_path):
-    folder = tmp_path / "not" / "there"
+    folder = tmp_path / "not" / "yet" / "there"
     lock = folder.with_name(".there.lock")
 
     def take() -> None:
@@ -201,12 +244,21 @@ def test_one_process_has_the_lock(tmp_path):
         (folder / "x").write_text("")
         assert in_child(lambda: check_free(folder)) == 3
         assert lock.read_text() == str(os.getpid())  # whoever closes the file gives the lock back: last
+        assert not lock.stat().st_mode & 0o111
     assert not lock.exists()
     assert in_child(take) == 0
     assert in_child(lambda: check_free(folder)) == 4
     with pytest.raises(KeyError), locked(folder):
         raise KeyError
     assert not lock.exists(), "nor behind an error"
+
+
+def test_who_has_the_lock_may_not_be_written_yet(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "x").write_text("")
+    monkeypatch.setattr(os, "write", lambda handle, text: 0)
+    with locked(tmp_path / "run"):
+        assert in_child(lambda: check_free(tmp_path / "run"), "unknown") == 3
 
 
 def test_runs_that_begin_together_list_all_their_stages(tmp_path):
@@ -244,6 +296,7 @@ def test_a_lock_left_by_a_longer_number_is_written_anew(tmp_path):
     lock.write_text("9" * 30)
     with locked(tmp_path / "run"):
         assert lock.read_text() == str(os.getpid())
+        lock.unlink()  # by hand
 
 
 def test_a_lock_that_its_owner_removes_is_taken_again(tmp_path, monkeypatch):

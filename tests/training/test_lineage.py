@@ -14,6 +14,7 @@ from xllm.training.adapters import add_lora
 from xllm.training.data.samples import Sample
 from xllm.training.data.sources import load_source
 from xllm.training.recipes.recipe import SourceSpec
+from xllm.training.saving import lineage
 from xllm.training.saving.lineage import (
     RECEIPT_NAME,
     FreezeReceipt,
@@ -120,6 +121,22 @@ def test_fingerprints_are_those_of_other_versions(tmp_path):
     assert receipt.write(tmp_path) == tmp_path / "frozen.json"
     written = json.loads((tmp_path / "frozen.json").read_text())
     assert written == {"before": receipt.fingerprint, "after": receipt.fingerprint, "tensors": receipt.before}
+    unchecked = FreezeReceipt(model)
+    assert json.loads(unchecked.write(tmp_path).read_text()) == written
+    assert unchecked.checked == receipt.checked
+    with torch.no_grad():
+        model.lm_head.weight.add_(1)  # a large model is not hashed once more
+    assert json.loads(receipt.write(tmp_path).read_text()) == written
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(None, 1), (3, 3), (64, 8)])
+def test_tensors_are_hashed_by_no_more_threads_than_cores(monkeypatch, cores, threads):
+    made = []
+    pool = lineage.ThreadPoolExecutor
+    monkeypatch.setattr(lineage, "ThreadPoolExecutor", lambda most: made.append(most) or pool(most))
+    monkeypatch.setattr(lineage.os, "cpu_count", lambda: cores)
+    FreezeReceipt(torch.nn.Linear(2, 2))
+    assert made == [threads]
 
 
 @pytest.mark.parametrize("merge", [False, True])

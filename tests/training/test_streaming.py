@@ -120,7 +120,66 @@ def test_empty_lines_are_no_rows(tmp_path, name):
     with (gzip.open if path.suffix == ".gz" else open)(path, "wt") as file:
         file.write('\n{"text": "t0"}\n \n\n{"text": "t1"}\n\n')
     source = source_of(path)
-    assert read_share(source, Work(0, 0, 0, source.sizes[0])) == ["t0", "t1"]
+    whole = Work(0, 0, 0, source.sizes[0])
+    assert read_share(source, whole) == ["t0", "t1"]
+    assert [source.named(where) for _, (where, _) in source.read(whole)] == [f"{path}:2", f"{path}:5"]
+
+
+def test_the_last_line_may_lack_its_end(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "t0"}\n{"text": "t1"}')
+    source = source_of(path)
+    for cut in range(path.stat().st_size + 1):
+        shares = [Work(0, 0, 0, cut), Work(0, 0, cut, path.stat().st_size)]
+        assert sum((read_share(source, share) for share in shares), []) == ["t0", "t1"]
+
+
+def test_rows_of_files_without_places_are_spread_by_the_golden_ratio(tmp_path):
+    """Checkpoints of other versions go on with the same rows; a row at a border is in the share behind it."""
+    source = source_of(write(tmp_path / "a.csv", texts(50)))
+    low, size = 100, source.sizes[0]
+    spread = [row * 2654435769 % 2**32 / 2**32 for row in range(50)]
+    expected = [f"t{row}" for row in range(50) if low / size <= spread[row]]
+    assert read_share(source, Work(0, 0, low, size)) == expected
+    source = StreamSource(
+        SourceSpec(dataset=Dataset.from_list(texts(9)).to_iterable_dataset(), modality="text", prompts=["?"])
+    )
+    assert source.sizes == [2**40]
+    border = 2654435769 * 2**8  # of row 1
+    shares = [read_share(source, Work(0, 0, *share)) for share in ((0, border), (border, 2**40))]
+    assert ["t1" in share for share in shares] == [False, True]
+    assert sorted(sum(shares, [])) == [row["text"] for row in texts(9)]
+
+
+def test_rows_of_a_data_set_are_sought(tmp_path):
+    source = StreamSource(SourceSpec(dataset=Dataset.from_list(texts(50)), modality="text", prompts=["?"]))
+    assert read_share(source, Work(0, 0, 10, 15, first=2)) == ["t12", "t13", "t14"]
+
+
+def test_only_what_holds_a_share_is_read_of_a_parquet_file(tmp_path, monkeypatch):
+    class Counted(parquet.ParquetFile):
+        def iter_batches(self, size, row_groups):
+            for batch in super().iter_batches(size, row_groups=row_groups):
+                read.append((row_groups, batch.num_rows))
+                yield batch
+
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(texts(500)), path, row_group_size=200)
+    source, read = source_of(path), []
+    source.sizes = [500]  # a byte of each row
+    monkeypatch.setattr(parquet, "ParquetFile", Counted)
+    for first, last, batches in ((200, 230, [([1], 64)]), (150, 263, [([0], 64)] * 3 + [([0], 8), ([1], 64)])):
+        assert read_share(source, Work(0, 0, first, last)) == [f"t{row}" for row in range(first, last)]
+        assert read == batches
+        read.clear()
+    assert read_share(source, Work(0, 0, 0, 500, first=300)) == [f"t{row}" for row in range(300, 500)]
+
+
+def test_places_are_named_by_lines_unless_the_file_is_long(tmp_path):
+    (path := tmp_path / "a.jsonl").write_text("x\n" * 3_000_000)
+    found = [StreamSource.named(f"{path}, byte {byte}") for byte in (0, 2, 4_000_000, 1 << 30, (1 << 30) + 1)]
+    assert found == [f"{path}:{line}" for line in (1, 2, 2_000_001, 3_000_001)] + [f"{path}, byte {(1 << 30) + 1}"]
+    assert [StreamSource.named(where) for where in ("a[3]", "a, byte x", "a:3")] == ["a[3]", "a, byte x", "a:3"]
 
 
 def test_a_large_file_is_not_read_as_a_whole(tmp_path, tiny_processor, monkeypatch):
@@ -298,6 +357,12 @@ def test_rows_are_looked_over_before_training(tmp_path):
         source_of(path).check(is_strict=False)
 
 
+def test_the_largest_file_is_looked_over(tmp_path):
+    for name, count in (("a", 3), ("b", 150), ("c", 5)):
+        write(tmp_path / f"{name}.jsonl", texts(count, name))
+    assert [sample.answers[0] for sample in source_of(tmp_path).check()] == [f"b{n}" for n in range(100)]
+
+
 def test_a_collator_gets_the_next_row_for_one_that_makes_no_batch(tiny_processor, folder):
     def collate(samples):
         for place, sample in enumerate(samples):
@@ -352,7 +417,7 @@ def test_recipes_are_told_of_what_the_first_rows_lack(tiny, tmp_path, caplog):
     spec = build(StageSpec, {"stage": 3, "data": data, "trainer": {"max_steps": 1}}, "recipe", "")
     prepare(model, processor, spec, seed=0)
     assert "none of the first samples of data.train holds image, speech, video" in caplog.text
-    assert "of 3 rows, nothing reads the columns mood (3)" in caplog.text
+    assert f"{path}: of 3 rows, nothing reads the columns mood (3)" in caplog.text
 
 
 def test_long_sounds_of_a_stream_are_cut(tiny_processor, media, tmp_path):
@@ -469,6 +534,7 @@ def test_choices_follow_from_seed_epoch_and_row(tiny_processor, folder):
     [
         ({"a.jsonl": "", "b.csv": ""}, "several kinds of data files"),
         ({"a.json": "[]"}, "a.json: a JSON list can only be read as a whole; write it as .jsonl"),
+        ({"a.JSON": "[]"}, "a.JSON: a JSON list can only be read as a whole"),
         ({"a.jsonl": "", "b.jsonl": ""}, "no row is left"),
     ],
 )
@@ -489,6 +555,13 @@ def test_the_fingerprint_is_over_names_and_sizes(folder):
     assert source_of(folder).fingerprint() == first
     write(folder / "a.jsonl", texts(39, "a"))
     assert source_of(folder).fingerprint()["sha256"] != first["sha256"]
+    (path := folder / "né.json.csv").write_text("text\nt0\n")
+    assert source_of(path).fingerprint() == {
+        "names": ["né"],
+        "samples": "1 file, streamed",
+        "bytes": 8,
+        "sha256": hashlib.sha256('[["né.json.csv", 8]]'.encode()).hexdigest(),
+    }
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,8 @@ def locked(folder: Path, waits: bool = False) -> Iterator[None]:
     Raises:
         ResumeError: another process has it, and it is not to wait for that.
     """
-    path, handle = _lock_file(folder), -1
+    path = _lock_file(folder)
+    handle: int | None = None
     path.parent.mkdir(parents=True, exist_ok=True)
     while fcntl is not None:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -251,12 +252,11 @@ def locked(folder: Path, waits: bool = False) -> Iterator[None]:
                 break
         os.close(handle)  # its owner has just removed it
     try:
-        if handle >= 0:
-            os.ftruncate(handle, 0)
-            os.write(handle, str(os.getpid()).encode())
+        if handle is not None:
+            os.ftruncate(handle, os.write(handle, str(os.getpid()).encode()))
         yield
     finally:
-        if handle >= 0:
+        if handle is not None:
             path.unlink(missing_ok=True)
             os.close(handle)
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from xllm.modeling_xllm.weight_files import write_json
 from xllm.processing.conversations import part_source
 from xllm.training.adapters import adapter_of, merge_lora
 from xllm.training.data.samples import Sample, file_name
@@ -93,7 +94,7 @@ class FreezeReceipt:
         if self.merged:
             receipt["merged"] = self.merged
         path = Path(folder, RECEIPT_NAME)
-        path.write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
+        write_json(path, receipt)
         return path
 
 

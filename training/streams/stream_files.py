@@ -67,7 +67,7 @@ class StreamSource:
     @staticmethod
     def _size(file: Path) -> int:
         try:
-            if ".json" in file.suffixes[-2:] and not is_lines(file):
+            if file.name.lower().removesuffix(".gz").endswith(".json") and not is_lines(file):
                 raise DataError(f"{file}: a JSON list can only be read as a whole; write it as .jsonl to stream it")
             return file.stat().st_size
         except FileNotFoundError as error:
@@ -81,7 +81,7 @@ class StreamSource:
         Raises:
             DataError: a damaged file; the message names it.
         """
-        if self.is_indexed and not self.files:
+        if self.is_indexed:
             for value in dataset_rows(self.opened.dataset, self.name, work.low + work.first, work.high):
                 yield None, value
             return
@@ -194,7 +194,7 @@ def _row_groups(path: Path, work: Work, size: int) -> Iterator[tuple[Any, Value]
             stop = 0
             for group in range(file.metadata.num_row_groups):
                 at, stop = stop, stop + file.metadata.row_group(group).num_rows
-                if stop <= begin or at >= end:
+                if stop <= begin:
                     continue
                 for batch in file.iter_batches(_BATCH, row_groups=[group]):
                     first = min(max(begin - at, 0), batch.num_rows)
