@@ -201,7 +201,7 @@ def test_workers_are_told_whether_their_run_is_training(tmp_path, fails):
     loader = getattr(loader, "base_dataloader", loader)
     assert loader.generator.initial_seed() == 7
     model.told = loader.worker_init_fn.training
-    assert model.told.is_shared()
+    assert (model.told.is_shared(), int(model.told)) == (True, 0)
     assert callable(loader.worker_init_fn.before), "the Trainer's own, which seeds the worker"
     if fails:
         with pytest.raises(KeyError):
