@@ -125,6 +125,7 @@ def record_of(processes=None, **recipe):
         (record_of(), record_of(2), None),  # of an older version
         # Processes and accumulation may change against each other.
         (record_of(2, **{ACCUMULATED: 4}), record_of(8), None),
+        (record_of(8), record_of(2, **{ACCUMULATED: 4}), None),
         (record_of(2, **{ACCUMULATED: 4}), record_of(2, **{ACCUMULATED: 2}), r"takes 4 batches .*2 x 2.* 8 \(4 x 2"),
         # A stream may have other processes too, and so may a finished stage.
         (record_of(2, **STREAMED), record_of(1, **STREAMED), None),

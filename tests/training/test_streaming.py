@@ -465,6 +465,10 @@ def test_a_stream_may_begin_with_a_later_epoch(tiny_processor, folder):
     again.set_epoch(7)
     take(again, 24)
     assert min(epochs(again)) == 3
+    begun = StreamingDataset([source_of(folder)], tiny_processor)
+    begun.consume(StreamBatch(None, 0, (1, [Mark(0, (), 0)]), []))  # of a worker, which alone has asked for the order
+    begun.set_epoch(5)
+    assert begun.state_dict()["orders"] == [{"first_epoch": 0, "rest": None}]
 
 
 def test_what_was_dealt_anew_is_kept_until_every_lane_has_read_its_part(tiny_processor, folder):
