@@ -165,6 +165,8 @@ def test_rows_that_fire_nothing():
     assert nothing.embeddings.shape == (2, 0, 2)
     assert nothing.mask.shape == nothing.fire_frames.shape == (2, 0)
     assert integrate_and_fire(hidden[:2], alphas[:2], mask[:2], max_tokens=2).lengths.tolist() == [0, 0]
+    one_each = torch.tensor([1, 1])  # a fixed width checks no values: a row of padding fires nothing all the same
+    assert integrate_and_fire(hidden[:2], alphas[:2], mask[:2], one_each, max_tokens=2).lengths.tolist() == [1, 0]
     assert integrate_and_fire(torch.randn(1, 1, 2), torch.tensor([[0.5]])).lengths.tolist() == [0]  # no more than half
     assert integrate_and_fire(torch.randn(2, 0, 3), torch.randn(2, 0)).embeddings.shape == (2, 0, 3)
     assert integrate_and_fire(torch.randn(0, 5, 3), torch.randn(0, 5)).embeddings.shape == (0, 0, 3)

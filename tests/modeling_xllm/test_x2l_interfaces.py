@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from xllm import X2LConfig
+from xllm.modeling_xllm.converters import ConverterOutput
 from xllm.modeling_xllm.x2l_interfaces import X2LInterface, X2LOutput, join_items, place_frames, place_media
 
 
@@ -63,7 +64,7 @@ def test_tokens_of_pictures_and_of_series():
     pictures = torch.randn(3, 2, 4)
     alone = X2LInterface._arrange(pictures, None)
     assert torch.equal(alone.embeddings, pictures)
-    assert torch.equal(alone.mask, torch.ones(3, 2).bool())
+    torch.testing.assert_close(alone.mask, torch.ones(3, 2).bool())  # of the same dtype, too
     assert alone.num_placeholders.tolist() == [2, 2, 2]
     series = X2LInterface._arrange(pictures, torch.tensor([[1, 1], [1, 0]]))
     assert torch.equal(series.embeddings[0], pictures[:2].flatten(0, 1))
@@ -89,17 +90,47 @@ def test_items_of_two_kinds_are_joined(turned):
     assert torch.equal(joined.mask[number:, : second.mask.shape[1]], second.mask)
 
 
-@pytest.mark.parametrize("given", [None, torch.tensor([4, 5])])
-def test_an_interface_alone(given):
+@pytest.mark.parametrize("owned", [None, [4, 5]])
+@pytest.mark.parametrize("mask", [None, torch.tensor([[True, True, True], [True, False, False]])])
+def test_an_interface_alone(mask, owned):
     """Without a mask every vector is a real token."""
     row = X2LConfig(
         converter="linear", encoder=None, encoder_hidden_size=6, language_hidden_size=4, adapter_activation="relu"
     )
     interface, hidden = X2LInterface(row, row), torch.randn(2, 3, 6)
-    output = interface(hidden, num_placeholders=given)
+    output = interface(hidden, mask, num_placeholders=None if owned is None else torch.tensor(owned))
     assert torch.equal(output.embeddings, interface.adapter(interface.converter(hidden).embeddings).relu())
-    assert torch.equal(output.mask, torch.ones(2, 3).bool())
-    assert output.num_placeholders.tolist() == ([3, 3] if given is None else [4, 5])
+    torch.testing.assert_close(output.mask, torch.ones(2, 3).bool() if mask is None else mask)
+    assert output.num_placeholders.tolist() == (owned or ([3, 3] if mask is None else [3, 1]))
+    interface.converter.forward = lambda hidden, mask: ConverterOutput(embeddings=hidden)  # says nothing of masks
+    assert torch.equal(interface(hidden, mask).mask, output.mask)
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_query_tokens_of_pictures_and_of_a_series(is_shared):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes |= {"encoder_hidden_size": 6}
+    row = X2LConfig(converter="qformer", encoder_hidden_size=6, language_hidden_size=4, num_query_tokens=2,
+                    qformer_config=sizes)  # fmt: skip
+    interface, hidden = X2LInterface(row, row).eval(), torch.randn(2, 3, 6)
+    if is_shared:
+        owner, interface = interface, X2LInterface(copy.copy(row), row)
+        interface.share(owner)
+    pictures, series = interface(hidden), interface(hidden, frame_mask=torch.tensor([[1, 1, 0]]))
+    assert (pictures.embeddings.shape, pictures.num_placeholders.tolist()) == ((2, 2, 4), [2, 2])
+    assert torch.equal(series.embeddings[0], torch.cat([*pictures.embeddings, torch.zeros(2, 4)]))
+    assert series.num_placeholders.tolist() == [4]
+
+
+def test_targets_reach_the_converter():
+    sizes = {"cif_hidden_size": 6, "transformer": "none"}
+    row = X2LConfig(
+        converter="cformer", encoder=None, encoder_hidden_size=6, language_hidden_size=4, cformer_config=sizes
+    )
+    row.converter_config.encoder_hidden_size = 6
+    output = X2LInterface(row, row)(torch.randn(2, 5, 6), target_lengths=torch.tensor([4, 2]))
+    assert output.mask.sum(1).tolist() == [4, 2]
+    assert output.num_placeholders.tolist() == [5, 5]
 
 
 def test_masks_that_nobody_gave_are_where_the_features_are():
