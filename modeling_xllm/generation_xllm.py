@@ -68,7 +68,7 @@ def left_padded(mask: torch.Tensor) -> torch.LongTensor | None:
     gaps = (real[:, :-1] & ~real[:, 1:]).sum()  # which a sliding window would count
     number, *lengths = Asked(torch.cat([gaps[None], real.sum(1)])).values()
     width = max(1, *lengths)
-    return None if width == L and not number else real.byte().argsort(dim=1, stable=True)[:, L - width :]
+    return None if width == L and not number else real.byte().argsort(stable=True)[:, L - width :]
 
 
 class XLLMGenerationMixin(LanguageModelGenerationMixin):

@@ -57,7 +57,7 @@ class PackedTokens:
         self.shape, self.empty = (P, W), place < 0
         self.target = target.masked_fill(self.empty, 0)
         self.owners, self.places = parts[1].view(P, W), parts[2].view(P, W)  # sample (-1: none), and place in it
-        self.source = true_places(real, max(1, sum(lengths)))[parts[3].clamp(max=max(0, sum(lengths) - 1))]
+        self.source = true_places(real, max(1, sum(lengths)))[parts[3]]
         self.mask = self.owners >= 0
 
     def take(self, values: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,7 @@ class RealTokens:
         self.is_whole = min(lengths) == attention_mask.shape[1]  # there is nothing to move
         self.place = real.cumsum(1) - 1  # of each column's last real token among the R
         width = max(1, *lengths)
-        self.columns = (~real).byte().argsort(dim=1, stable=True)[:, :width]
+        self.columns = (~real).byte().argsort(stable=True)[:, :width]
         self.mask = torch.arange(width, device=real.device) < counts[:, None]
 
     def take(self, values: torch.Tensor) -> torch.Tensor:

@@ -294,6 +294,8 @@ def test_a_loop_that_keeps_no_positions_goes_on_without(model):
     kept = model._update_model_kwargs_for_generation(outputs, {**given, "use_cache": False})
     assert kept["position_ids"].tolist() == [[[0, 1, 1, 1]], [[0, 0, 1, 2]]]
     assert "token_type_ids" not in kept
+    kept = model._update_model_kwargs_for_generation(outputs, {**given, "use_cache": True})  # all follow from the last
+    assert kept["position_ids"].tolist() == [[[1]], [[2]]]
 
 
 @torch.no_grad()

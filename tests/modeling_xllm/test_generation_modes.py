@@ -312,7 +312,10 @@ def test_an_answer_goes_on_without_its_media(model, kind):
     half = {**GREEDY, "max_new_tokens": 3, "past_key_values": cache}
     some = model.generate(input_ids=ids, **media, **half)
     assert not CacheNote.read(cache, "attended").all()
-    assert model.generate(input_ids=some, **half)[:, ids.shape[1] :].tolist() == answer(model, ids, **media)
+    expected = answer(model, ids, **media)
+    embedded = {"inputs_embeds": model.get_input_embeddings()(some), "past_key_values": copy.deepcopy(cache)}
+    assert model.generate(**{**half, **embedded}).tolist() == [expected[0][3:]]
+    assert model.generate(input_ids=some, **half)[:, ids.shape[1] :].tolist() == expected
     cache.reset()
     text_alone = torch.tensor([prompt(TEXT, TEXT, TEXT, TEXT)])
     again = model.generate(input_ids=text_alone, **half)
@@ -384,6 +387,9 @@ def test_a_prompt_that_ends_in_an_empty_placeholder_is_not_answered_from_it():
     assert plain.tolist() == short[0, -3:].tolist()
     with pytest.raises(ValueError, match="1 prompts end in a placeholder that no token fills"):
         model.generate(ids, **clip, **asked, return_dict_in_generate=True)
+    last = torch.tensor([[*TEXT, *[SPEECH] * 2, *TEXT, SPEECH]])  # behind a word
+    with pytest.raises(ValueError, match="1 prompts end in a placeholder that no token fills"):
+        model.generate(last, **clip, **asked, return_dict_in_generate=True)
     behind = torch.cat([ids, torch.tensor([TEXT])], 1)
     whole = model.generate(behind, **clip, **asked, return_dict_in_generate=True).sequences
     assert whole.tolist() == model.generate(behind, **clip, **asked).tolist()

@@ -11,7 +11,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import FRAMES, IMAGE, PIXELS, QUERIES, SPEECH, VIDEO, VOCAB, left_pad, prompt, speech, tiny_model
+from tiny import (
+    FRAMES,
+    IMAGE,
+    PIXELS,
+    QUERIES,
+    SPEECH,
+    VIDEO,
+    VOCAB,
+    assert_equal_whatever_is_made_by_default,
+    left_pad,
+    prompt,
+    speech,
+    tiny_model,
+)
 from transformers import Cache, DynamicCache, StaticCache, SuppressTokensLogitsProcessor, cache_utils
 from transformers.generation import utils as generation_utils
 from transformers.utils import is_hqq_available, is_optimum_quanto_available
@@ -274,6 +287,7 @@ def test_processors_look_up_no_token_behind_the_vocabulary():
     assert seen == [[[3, 0, 0]]]
     scores = SuppressPlaceholders([1, 3], torch.device("cpu"))(None, torch.zeros(2, 4))
     assert scores.isneginf().tolist() == [[False, True, False, True]] * 2
+    assert not SuppressPlaceholders([], torch.device("cpu"))(None, torch.zeros(2, 4)).any()
 
 
 def test_a_prompt_may_hold_placeholders_behind_the_vocabulary(model):
@@ -368,7 +382,9 @@ def test_a_cache_that_ends_in_a_picture_is_gone_on_from_without_a_mask():
         model(input_ids=begun, pixel_values=pixels, past_key_values=cache, use_cache=True)
     whole = torch.cat([begun, torch.tensor([prompt([SPEECH] * 3, 13)])], 1)
     expected = model.generate(whole, pixel_values=pixels, **clip, **GREEDY)
-    assert torch.equal(model.generate(whole, **clip, past_key_values=copy.deepcopy(cache), **GREEDY), expected)
+    for mask in (None, torch.ones_like(whole)):
+        given = {**clip, "past_key_values": copy.deepcopy(cache), "attention_mask": mask}
+        assert torch.equal(model.generate(whole, **given, **GREEDY), expected)
     other = torch.cat([begun, torch.tensor([prompt(IMAGE, [SPEECH] * 3)])], 1)
     with pytest.raises(ValueError, match="input_ids hold 1 placeholder tokens of a modality that no media is given"):
         model.generate(other, **clip, past_key_values=cache, **GREEDY)
@@ -398,6 +414,51 @@ def contrastive_search(model, input_ids, logits_processor, stopping_criteria, ge
         input_ids, before = tried[best], torch.cat([before, state[best]], dim=1)
         logits = outputs.logits[best, -1]
     return input_ids
+
+
+def test_a_model_whose_first_part_is_on_the_disk_answers(model, monkeypatch):
+    inputs = one_row()
+    expected = model.generate(**inputs, **GREEDY)
+    monkeypatch.setattr(type(model), "device", torch.device("meta"))
+    assert torch.equal(model.generate(**inputs, **GREEDY), expected)
+
+
+def test_what_a_loop_of_ones_own_says_is_kept(model):
+    """Also of a loop that reads the prompt without its empty placeholders, and gives no ids."""
+
+    def width(model, input_ids, **kwargs):
+        return {"width": input_ids.shape[1]}
+
+    inputs = one_row()
+    fired = int(model.encode_media(inputs)["speech"].mask.sum())
+    whole = inputs["input_ids"].shape[1]
+    assert model.generate(**inputs, **GREEDY, custom_generate=width) == {"width": whole}
+    width.reads_shortened = True
+    assert model.generate(**inputs, **GREEDY, custom_generate=width) == {"width": whole - 3 + fired}
+    assert fired < 3
+
+
+def test_media_are_given_to_the_step_that_reads_the_prompt_alone(model):
+    inputs, widths = one_row(), []
+
+    def note(module, args, kwargs):
+        widths.append(None if (media := kwargs.get("media_embeds")) is None else media.shape[1])
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
+    model.generate(**inputs, **GREEDY, return_dict_in_generate=True)  # of the whole prompt
+    assert widths == [inputs["input_ids"].shape[1], *[None] * (NEW - 1)]
+
+
+def test_a_process_that_makes_other_tensors_by_default_goes_on_the_same(model):
+    inputs = one_row()
+    cache = DynamicCache()
+    some = model.generate(**inputs, **GREEDY, past_key_values=cache)
+
+    def numbers() -> dict:
+        kept = {"past_key_values": copy.deepcopy(cache)}
+        return {"first": model.generate(**inputs, **GREEDY), "more": model.generate(some, **GREEDY, **kept)}
+
+    assert_equal_whatever_is_made_by_default(numbers)
 
 
 @torch.no_grad()

@@ -150,8 +150,10 @@ def test_checks_wait_for_the_first_value_that_is_needed():
         step(False)
     assert log == ["computed"]
     assert Asked(torch.tensor([3, 4])).values() == [3, 4]  # alone, at once
+    with pytest.raises(ValueError, match="one is 0"):
+        Asked(torch.tensor([3, 0]), lambda: "one is 0").values()
     with pytest.raises(ValueError, match="now"):
-        check(torch.tensor(False), lambda: "now")
+        check(torch.tensor([True, False]), lambda: "now")
 
 
 def test_what_fails_is_explained_by_the_check_that_waits():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from fixtures.chatglm_helpers import REFERENCE, ROWS, WEIGHTS, build, pad
 from fixtures.chatglm_oracle import CONFIG, EOP, GMASK, MASK, PAD, PROMPTS, SOP, slow_logits, slow_positions
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from tiny import assert_equal_whatever_is_made_by_default, default_numbers
 
 from xllm import ChatGLMConfig, ChatGLMForConditionalGeneration
@@ -33,6 +34,11 @@ def test_default_sizes_are_those_of_chatglm_6b():
         "residual_scale": 56**0.5, "rope_theta": 10_000, "rope_half_precision": False, "initializer_range": 0.02,
         "use_cache": True, "tie_word_embeddings": False,
     }  # fmt: skip
+
+
+def test_sizes_by_their_published_names_are_checked_as_ours_are():
+    with pytest.raises(StrictDataclassFieldValidationError, match="'num_hidden_layers'"):
+        ChatGLMConfig(num_layers="two")
 
 
 def test_every_norm_has_the_configs_epsilon():
@@ -345,6 +351,8 @@ def test_rotary_tables_survive_casts_and_can_be_half_precision(model):
     assert (half - expected).abs().max() > 0.01
     bits = functools.partial(ChatGLMRotaryEmbedding.compute_inv_freq_bits, model.config)
     assert_equal_whatever_is_made_by_default(lambda: {"bits": bits()})
+    made_in_bf16 = ChatGLMForConditionalGeneration._from_config(model.config, dtype=torch.bfloat16)
+    assert torch.equal(made_in_bf16.transformer.rotary_emb.inv_freq_bits, bits())
 
 
 # ---- training -------------------------------------------------------------------------------------------------------

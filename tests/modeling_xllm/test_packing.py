@@ -41,6 +41,8 @@ def test_rows_that_are_not_full():
     assert filled.mask.shape == (4, 41)
     assert filled.mask.sum() == 161
     assert filled.take(mask)[~filled.mask].tolist() == [0, 0, 0]
+    assert filled.owners[~filled.mask].tolist() == [-1, -1, -1]
+    assert filled.places[~filled.mask].tolist() == [0, 0, 0]
     assert PackedTokens(mask[:2], width=10_000).mask.shape == (1, 61)
     assert PackedTokens(torch.ones(3, 1), width=0).mask.tolist() == [[True]] * 3  # rows of one token
     none = PackedTokens(torch.zeros(2, 3), width=9)
@@ -83,6 +85,8 @@ def test_as_many_rows_as_cost_least(width):
         assert len(_shared_rows(lengths, width, True)) == 1
     assert _shared_rows([21, 19], 0, False) == [[(0, 21)], [(1, 19)]]  # of 42 positions exactly a twentieth is padding
     assert _shared_rows([22, 18], 0, False) == [[(0, 22), (1, 18)]]
+    assert len(_shared_rows([21, 19], 59, False)) == 2  # 42 (6 * 59 + 21) < 40 (6 * 59 + 40)
+    assert len(_shared_rows([21, 19], 60, False)) == 1
 
 
 def step_batch():
@@ -191,11 +195,19 @@ def test_rows_that_are_nearly_as_long_stay_rows(lengths, is_packed):
         assert torch.equal(found.columns, expected.columns)
         assert found.is_whole == expected.is_whole == (min(lengths) == 20)
     assert isinstance(computed_tokens(model, False, mask, None, None, {}), RealTokens)
+    model.config.text_config.hidden_size = 60  # one row of 40 instead of 42 positions: no more than a twentieth less
+    nearly = (torch.arange(21) < torch.tensor([[21], [19]])).long()
+    assert isinstance(computed_tokens(model, True, nearly, None, None, {}), RealTokens)
     assert computed_tokens(model.eval(), True, mask, None, None, {}) is None
 
 
 def test_what_cannot_be_packed_says_why():
     assert packing_problem(tiny_model("llama")) == packing_problem(tiny_model()) == ""
+    own = SimpleNamespace(
+        config=SimpleNamespace(model_type="mpt"), _is_stateful=False, _supports_attention_backend=False
+    )
+    own = packing_problem(SimpleNamespace(model=SimpleNamespace(language_model=own)))
+    assert own == "the attention of a mpt is its own and may not read the mask that keeps samples apart"
     mamba = MambaModel(MambaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, state_size=4))
     state = packing_problem(SimpleNamespace(model=SimpleNamespace(language_model=mamba)))
     assert state == "a mamba hands a state on from token to token, and with it one sample to the next"

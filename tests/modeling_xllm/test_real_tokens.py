@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fixtures.chatglm_helpers import ROWS, build, pad
-from tiny import EOP, SOP, batch_of, gradients, mixed_rows, tiny_model
+from tiny import EOP, SOP, assert_equal_whatever_is_made_by_default, batch_of, gradients, mixed_rows, tiny_model
+from transformers import LlamaConfig
 
 from xllm import freeze_for_stage
+from xllm.modeling_xllm.language_models import LanguageModel
 from xllm.modeling_xllm.modeling_chatglm import chatglm_positions
 from xllm.modeling_xllm.real_tokens import RealTokens, computes_real_tokens_only, real_tokens
 
@@ -27,7 +29,7 @@ def test_rows_without_gaps_are_left_as_they_are():
     whole, states = RealTokens(torch.ones(2, 3)), torch.randn(2, 3, 4)
     assert whole.is_whole
     assert whole.real() is None
-    assert whole.take_states(states) is states
+    assert whole.take(states) is whole.take_states(states) is states
     assert whole.put_back(states) is states
     one_short = RealTokens(torch.tensor([[1, 1, 1], [0, 1, 1]]))
     assert not one_short.is_whole
@@ -35,6 +37,16 @@ def test_rows_without_gaps_are_left_as_they_are():
     nothing = RealTokens(torch.zeros(2, 3))
     assert nothing.take_states(states).shape == (2, 1, 4)
     assert not nothing.put_back(states[:, :1]).any()
+
+
+def test_a_process_that_makes_other_tensors_by_default_moves_the_same():
+    mask, language = torch.tensor([[0, 1, 1], [1, 0, 0]]), LanguageModel(LlamaConfig(attn_implementation="sdpa"))
+
+    def numbers() -> dict:
+        tokens = RealTokens(mask)
+        return {"mask": tokens.mask, "columns": tokens.columns, "seen": tokens.seen(language, None, {}, True)}
+
+    assert_equal_whatever_is_made_by_default(numbers)
 
 
 @pytest.mark.parametrize(
