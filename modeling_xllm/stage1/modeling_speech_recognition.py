@@ -17,6 +17,7 @@ fire as the target has.
 Legend: N clips, T encoder frames, U tokens, E and H widths of encoder and C-Former, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,13 +191,13 @@ class XLLMForSpeechRecognition(StageOneHeadsMixin, XLLMPreTrainedModel):
     def _best_beam(self, hidden: torch.Tensor, mask: torch.Tensor, num_beams: int, cif_weight: float) -> list[int]:
         """The best transcript of one clip, `hidden (T, E)`, `mask (T,)`."""
         log_probs = self.ctc_head(hidden[mask]).float().log_softmax(-1)
-        beams = ctc_prefix_beam_search(log_probs, self.config.ctc_blank, num_beams)
-        scores = torch.tensor([score for _, score in beams], dtype=torch.float32, device="cpu")
+        transcripts, scores = zip(*ctc_prefix_beam_search(log_probs, self.config.ctc_blank, num_beams))
         if cif_weight:
-            scores = scores + cif_weight * self._cif_scores(hidden, mask, [ids for ids, _ in beams])
-        return beams[int(scores.argmax())][0]
+            cif_scores = self._cif_scores(hidden, mask, transcripts).tolist()
+            scores = tuple(score + cif_weight * cif for score, cif in zip(scores, cif_scores))
+        return max(zip(scores, transcripts))[1]
 
-    def _cif_scores(self, hidden: torch.Tensor, mask: torch.Tensor, transcripts: list[list[int]]) -> torch.Tensor:
+    def _cif_scores(self, hidden: torch.Tensor, mask: torch.Tensor, transcripts: Sequence[list[int]]) -> torch.Tensor:
         """log p(transcript) `(N,)` by the token head, of one clip whose CIF fires as many tokens as each has."""
         lengths = sorted({len(ids) for ids in transcripts})
         rows = [tensor.expand(len(lengths), *tensor.shape) for tensor in (hidden, mask)]

@@ -41,8 +41,7 @@ def read_text_side(source: str) -> tuple[dict, Callable[[XLLMForQFormerPreTraini
     if config.model_type == "bert":
         # With its masked-LM head, where the checkpoint has one.
         with_head = read_tensors(name, revision, lambda key: key.startswith("cls.predictions.transform."))
-        auto, options = (BertForMaskedLM, {}) if with_head else (BertModel, {"add_pooling_layer": False})
-        bert = load_whole(auto, name, revision, BERT_HEADS, **options)
+        bert = load_whole(BertForMaskedLM if with_head else BertModel, name, revision, BERT_HEADS)
         sizes = {"text_max_positions": min(512, config.max_position_embeddings)}
         return sizes, lambda model: start_from_bert(model, bert)
     if config.model_type == "blip-2" and config.qformer_config.use_qformer_text_input:

@@ -184,6 +184,14 @@ class TestObjectives:
         best = contrastive_loss(scores, scores.T, positives, 0.0).item()
         assert best == pytest.approx(2 / 3 * math.log(2), abs=1e-5)
 
+    def test_the_loss_of_two_ranks_is_the_mean_of_theirs(self):
+        scores = torch.arange(16.0).sin().reshape(4, 4)
+        ids = torch.tensor([[5], [6], [5], [7]])
+        positives = pair_positives(ids, ids, offset=0, equal_texts=True)
+        whole = contrastive_loss(scores, scores.T, positives, 0.1)
+        parts = [contrastive_loss(scores[r], scores.T[r], positives[r], 0.1) for r in (slice(2), slice(2, 4))]
+        torch.testing.assert_close(sum(parts) / 2, whole)
+
     def test_positives_of_a_later_rank_start_at_its_offset(self):
         ids = torch.tensor([[5], [6], [7], [8]])
         assert pair_positives(ids[2:], ids, 2, False).int().tolist() == [[0, 0, 1, 0], [0, 0, 0, 1]]

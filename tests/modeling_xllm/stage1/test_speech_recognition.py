@@ -2,6 +2,7 @@
 """Stage 1 of a speech interface: its three losses by hand, what it hands over, and that it learns."""
 
 import copy
+import inspect
 
 import pytest
 import tiny
@@ -69,6 +70,15 @@ def test_losses_are_sums_over_tokens():
         )  # fmt: skip
     torch.testing.assert_close(out.ctc_loss, ctc / 6)
     torch.testing.assert_close(out.loss, out.ce_loss + 2.0 * out.quantity_loss + 0.25 * out.ctc_loss)
+
+
+def test_one_word_is_a_batch():
+    model, inputs = tiny_recogniser(label_smoothing=0.0), tiny.speech(160)
+    out = model(**inputs, labels=labels_of([0]))
+    torch.testing.assert_close(out.ce_loss, F.cross_entropy(out.logits[0], torch.tensor([0])))
+    silent = model(**inputs, labels=torch.full((1, 3), -100))
+    assert silent.ce_loss == 0
+    torch.testing.assert_close(silent.loss, silent.quantity_loss + 0.5 * silent.ctc_loss)
 
 
 def test_num_items_replaces_the_token_count():
@@ -149,26 +159,51 @@ def test_ctc_path_drops_repeats_and_blanks():
     assert model.transcribe(**inputs, decode="ctc") == [[4, 4, 2], [7, 7]]
 
 
-@pytest.mark.parametrize("cif_weight", [0.0, 0.3, 2.0])
-def test_a_beam_is_ranked_by_both_heads(cif_weight):
+def test_a_beam_is_ranked_by_both_heads():
     """Every transcript of the beam scored on its own, by CTC and by the cross-entropy that training would give it."""
-    model = tiny_recogniser(label_smoothing=0.0)
-    with torch.no_grad():
-        model.token_head.weight.mul_(4)  # so that the two heads disagree
-    inputs = tiny.speech(64, 40)
-    hidden, mask = encode(model, inputs)
-    expected = []
-    for b in range(2):
-        beams = ctc_prefix_beam_search(model.ctc_head(hidden[b][mask[b]]).log_softmax(-1), VOCABULARY, 6)
-        scores = {}
-        for ids, score in beams:
+    best: dict[float, list] = {0.0: [], 0.3: [], 2.0: []}
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = tiny_recogniser(label_smoothing=0.0)
+        with torch.no_grad():
+            model.token_head.weight.mul_(4)  # so that the two heads disagree
+        inputs = tiny.speech(64, 40)
+        hidden, mask = encode(model, inputs)
+        for weight, found in best.items():
+            found += model.transcribe(**inputs, decode="beam", num_beams=6, cif_weight=weight)
+        for b in range(2):
+            beams = ctc_prefix_beam_search(model.ctc_head(hidden[b][mask[b]]).log_softmax(-1), VOCABULARY, 6)
             clip = {name: value[b : b + 1] for name, value in inputs.items()}
-            ce = model(**clip, labels=labels_of(ids)).ce_loss * len(ids) if ids else 0.0
-            scores[tuple(ids)] = score - cif_weight * float(torch.as_tensor(ce).detach())
-        expected.append(list(max(scores, key=scores.get)))
-    assert model.transcribe(**inputs, decode="beam", num_beams=6, cif_weight=cif_weight) == expected
-    if cif_weight == 2.0:
-        assert expected != model.transcribe(**inputs, decode="beam", num_beams=6, cif_weight=0.0)
+            cif = [-float(model(**clip, labels=labels_of(ids)).ce_loss.detach()) * len(ids) for ids, _ in beams]
+            for weight, found in best.items():
+                scores = {tuple(ids): score + weight * own for (ids, score), own in zip(beams, cif)}
+                assert found[2 * seed + b] == list(max(scores, key=scores.get))
+    assert best[0.0] != best[2.0]
+
+
+def test_a_beam_of_one_is_followed_and_eight_are_by_default():
+    model, inputs = tiny_recogniser(), tiny.speech(64, 40)
+    hidden, mask = encode(model, inputs)
+    paths = [model.ctc_head(row[real]).log_softmax(-1) for row, real in zip(hidden, mask)]
+    one = model.transcribe(**inputs, decode="beam", num_beams=1)
+    assert one == [ctc_prefix_beam_search(path, VOCABULARY, 1)[0][0] for path in paths]
+    defaults = {name: one.default for name, one in inspect.signature(model.transcribe).parameters.items()}
+    own = {"decode": "cif", "num_beams": 8, "cif_weight": 1.0, "return_fire_frames": False}
+    assert {name: defaults[name] for name in own} == own
+
+
+@pytest.mark.parametrize("encoder", ["audio", None])
+def test_clips_without_a_mask_are_real_to_their_end(encoder):
+    """Whether a tower reads them, or their features are the frames."""
+    rows = tiny.tiny_rows()
+    if encoder is None:
+        rows["speech"] = X2LConfig(**{**rows["speech"].to_dict(), "encoder": None, "encoder_hidden_size": tiny.MELS})
+    model, labels = tiny_recogniser(modalities=rows), labels_of([3, 1, 4], [5])
+    features, mask = tiny.speech(40, 40).values()
+    with tiny.made_by_default("meta"):
+        torch.testing.assert_close(model(features, labels=labels).loss, model(features, mask, labels).loss)
+        for decode in ("cif", "ctc", "beam"):
+            assert model.transcribe(features, decode=decode) == model.transcribe(features, mask, decode=decode)
 
 
 def test_fire_frames_come_with_every_way_to_decode():
@@ -194,8 +229,10 @@ def test_blank_is_an_extra_class_unless_named():
     out = model(**tiny.speech(80), labels=labels_of([1, 2]))
     assert out.ctc_loss is None
     torch.testing.assert_close(out.loss, out.ce_loss + out.quantity_loss)
-    with pytest.raises(ValueError, match="ctc_weight=0"):
-        model.transcribe(**tiny.speech(80), decode="ctc")
+    for decode in ("ctc", "beam"):
+        with pytest.raises(ValueError, match="ctc_weight=0"):
+            model.transcribe(**tiny.speech(80), decode=decode)
+    assert len(model.transcribe(**tiny.speech(80))) == 1
 
 
 def test_clips_without_speech():
@@ -237,6 +274,8 @@ def test_nan_features_and_unknown_decoding_are_named():
         model.transcribe(**inputs, decode="greedy")
     with pytest.raises(ValueError, match="num_beams must be positive and cif_weight not negative, got 0, 1.0"):
         model.transcribe(**inputs, decode="beam", num_beams=0)
+    with pytest.raises(ValueError, match="got 1, -0.5"):
+        model.transcribe(**inputs, decode="beam", num_beams=1, cif_weight=-0.5)
     inputs["input_features"][0, 10, 3] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
         model.transcribe(**inputs)
@@ -259,7 +298,9 @@ def test_bad_config_is_named(fields, message):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"label_smoothing": 0}, {"quantity_weight": 0}, {"ctc_weight": 0}, {"ctc_blank_id": 0}], ids=str
+    "fields",
+    [{"vocab_size": 1}, {"label_smoothing": 0}, {"quantity_weight": 0}, {"ctc_weight": 0}, {"ctc_blank_id": 0}],
+    ids=str,
 )
 def test_what_a_config_may_just_have(fields):
     config = tiny_recogniser(**fields).config
@@ -385,8 +426,9 @@ def test_a_process_that_makes_other_tensors_by_default_recognises_the_same():
         torch.manual_seed(0)
         found = {"loss": copy.deepcopy(model).train()(**inputs, labels=labels).loss}  # whose batch norms count
         for decode in ("cif", "ctc", "beam"):
-            rows = model.transcribe(**inputs, decode=decode)
-            found |= {f"{decode} {row}": torch.tensor(ids, device="cpu") for row, ids in enumerate(rows)}
+            rows, frames = model.transcribe(**inputs, decode=decode, return_fire_frames=True)
+            found |= {f"{decode} {n}": torch.tensor(row, device="cpu", dtype=torch.float64)
+                      for n, row in enumerate(rows + frames)}  # fmt: skip
         return found
 
     tiny.assert_equal_whatever_is_made_by_default(numbers)
