@@ -226,7 +226,7 @@ class XLLMModel(XLLMEncoderModel):
             layout = {**language.layout(input_ids, attention_mask, past_length), **layout}
         use_cache = False if self.training and use_cache is None else use_cache
         how = kwargs.pop("packing", False), attention_mask, past_key_values, use_cache, kwargs
-        computed, seen = computed_tokens(self, *how) if layout else None, attention_mask
+        computed, seen = computed_tokens(self, *how), attention_mask
         if computed is not None:
             inputs_embeds = computed.take_states(inputs_embeds)  # (B, L, D) -> (B, R, D)
             layout = {name: computed.take(value) for name, value in layout.items()}  # (..., B, L) -> (..., B, R)

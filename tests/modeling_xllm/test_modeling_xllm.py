@@ -296,11 +296,15 @@ def test_a_new_modality_is_a_config_entry():
 
 
 def test_features_are_what_the_language_model_reads(model):
-    _, media = mixed_rows()[2]
+    ids, media = mixed_rows()[2]
     videos = model.get_video_features(media["pixel_values_videos"], media["video_frame_mask"])
     assert [tuple(item.shape) for item in videos.pooler_output] == [(QUERIES * FRAMES, 32)]
     clips = model.get_audio_features(media["input_features"], media["input_features_mask"])
     assert clips.pooler_output[0].shape[0] == int(clips.mask.sum()) <= int(clips.num_placeholders) == 7
+    read = model(input_ids=torch.tensor([ids]), **media).modality_features
+    assert list(read) == ["speech", "video"]
+    for features, expected in zip(read.values(), (clips, videos)):
+        torch.testing.assert_close(features.embeddings, expected.embeddings)
     with pytest.raises(ValueError, match="modality must be one of image, speech, video, got 'smell'"):
         model.get_features("smell", torch.zeros(1))
 

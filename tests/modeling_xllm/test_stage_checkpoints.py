@@ -9,11 +9,20 @@ import pytest
 import torch
 from safetensors import safe_open
 from tiny import VOCAB, tiny_config, tiny_model, tiny_text_config
-from transformers import AutoModel, AutoModelForMultimodalLM, LlamaForCausalLM, ParakeetEncoder
+from transformers import (
+    AutoModel,
+    AutoModelForMultimodalLM,
+    GenerationConfig,
+    LlamaForCausalLM,
+    ParakeetEncoder,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 
-from xllm import ChatGLMForConditionalGeneration, XLLMForConditionalGeneration
-from xllm.modeling_xllm.stage_checkpoints import sample_towers
+from xllm import ChatGLMForConditionalGeneration, XLLMConfig, XLLMEncoderModel, XLLMForConditionalGeneration, XLLMModel
+from xllm.modeling_xllm import stage_checkpoints
+from xllm.modeling_xllm.stage_checkpoints import StageCheckpointMixin, adapted_layers, sample_towers, without_adapter
 from xllm.modeling_xllm.weight_files import StageCheckpointError
 
 
@@ -175,3 +184,153 @@ def test_what_is_loaded_is_asked_for_by_its_revision_and_reported():
     assert given(None, output_loading_info=True, ignore_mismatched_sizes=True)[0] is model
     assert given(None, None) is model  # a new one has no checkpoint
     assert asked == [("x", "v1", True, True)] * 2 + [("x", "main", tolerant, True) for tolerant in (False, True, True)]
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = torch.nan
+    for source, named in (("here", "here"), (None, "the sources")):
+        with pytest.raises(StageCheckpointError, match=f"^{named}: NaN or Inf in 1 of its tensors: lm_head.weight"):
+            given(None, source, output_loading_info=True)
+
+
+def test_layers_that_adapt_others_and_a_state_without_them():
+    model = torch.nn.ModuleDict({name: torch.nn.Module() for name in "abc"})
+    for name in "ac":
+        model[name].lora_A = torch.nn.Linear(2, 1, bias=False)
+        model[name].adapter_layer_names = ("lora_A",)
+    for name in "bc":
+        model[name].base_layer = torch.nn.Linear(2, 2, bias=False)
+    assert adapted_layers(model).keys() == {"c"}
+    assert without_adapter(model).keys() == {"a.lora_A.weight", "b.weight", "c.weight"}
+    given = {"c.base_layer.weight": 1, "c.lora_A.weight": 2, "d": 3}
+    assert without_adapter(model, given) == {"c.weight": 1, "d": 3}
+    assert without_adapter(model["b"], given) == given
+
+
+def test_a_tower_has_changed_where_a_value_has():
+    model = tiny_model("llama")
+    model._fail_if_towers_moved()  # before anything was loaded
+    model.config.towers = {"vision_tower": {"name_or_path": "there"}}
+    model._tower_samples = {**sample_towers(model), "model.vision_tower.gone": torch.zeros(1)}
+    model._fail_if_towers_moved()
+    tower = model.model.vision_tower
+    tower.half()  # rounded, on purpose
+    model._fail_if_towers_moved()
+    tower.float()
+    with pytest.raises(
+        StageCheckpointError, match=r"^model.vision_tower.* has changed .*there.*pop\('vision_tower'\)"
+    ):
+        model._fail_if_towers_moved()
+
+
+def test_a_base_is_named_wherever_it_is_saved_from(tmp_path, monkeypatch):
+    model = tiny_model("llama")
+    monkeypatch.chdir(tmp_path)
+    model.save_pretrained("base")
+    model.save_interfaces("stage", base="base")
+    source = {"name_or_path": str(tmp_path / "base"), "revision": None}
+    found = XLLMConfig.from_pretrained("stage").towers
+    assert found == dict.fromkeys(("audio_tower", "language_model", "vision_tower"), source)
+    assert model.config.towers is None
+
+
+def test_a_revision_is_that_of_all_that_is_read(tmp_path, monkeypatch):
+    model, asked = tiny_model("llama"), {}
+    model.save_pretrained(tmp_path / "base")
+    model.save_interfaces(tmp_path / "stage", base=str(tmp_path / "base"))
+
+    def spy(owner, name):
+        real = getattr(owner, name)
+
+        def called(*args, **kwargs):
+            if (given := [*args, kwargs.get("revision")])[0] == str(tmp_path / "stage"):
+                asked[name if owner is stage_checkpoints else owner.__name__] = "v1" in given
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, called)
+
+    for name in ("verify_weights", "weight_files", "read_tensors"):
+        spy(stage_checkpoints, name)
+    for owner in (XLLMConfig, GenerationConfig):
+        spy(owner, "from_pretrained")
+    again = XLLMForConditionalGeneration.from_pretrained(str(tmp_path / "stage"), revision="v1")
+    assert asked == dict.fromkeys(
+        ("XLLMConfig", "verify_weights", "weight_files", "GenerationConfig", "read_tensors"), True
+    )
+    assert "X2LInterface" not in again._no_split_modules | again.model._no_split_modules
+
+
+def test_an_adapter_is_looked_for_beside_its_checkpoint(monkeypatch):
+    pytest.importorskip("peft")
+    asked = []
+
+    def config_of(source, **hub):
+        asked.append((source, hub))
+        return {}, {}
+
+    def fetch(source, name, **hub):
+        asked.append((source, hub))
+        raise OSError("it is gone\nlook elsewhere")
+
+    monkeypatch.setattr(PreTrainedConfig, "get_config_dict", config_of)
+    monkeypatch.setattr(stage_checkpoints, "cached_file", fetch)
+    with pytest.raises(StageCheckpointError, match="there: cannot read the adapter .*: it is gone$"):
+        tiny_model("llama").load_adapter_weights("there", "v1", token="t")
+    hub = {"token": "t", "revision": "v1"}
+    assert asked == [("there", hub), ("there", {**hub, "subfolder": "adapter"})]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {"a.safetensors": torch.half, "b.safetensors": torch.half}),
+        ({"files": ["a.safetensors", "b.bin"]}, None),
+        ({"files": []}, None),
+        ({"files": None}, None),
+        ({"state_dict": {"x": 1}}, {"x": 1}),
+        ({"is_quantized": True}, None),
+        ({"disable_mmap": True}, None),
+        ({"zero3": True}, None),
+        ({"platform": "win32"}, None),
+    ],
+    ids=str,
+)
+def test_tensors_are_read_one_by_one_where_their_files_are_mapped(monkeypatch, changes, expected):
+    case = {"files": ["a.safetensors", "b.safetensors"], "state_dict": None, "platform": "linux", "zero3": False}
+    case = {**case, "is_quantized": False, "disable_mmap": False, **changes}
+    monkeypatch.setattr(PreTrainedModel, "_load_pretrained_model", lambda model, state_dict, *args: state_dict)
+    monkeypatch.setattr(stage_checkpoints, "unread_tensors", lambda file, dtype: {file: dtype})
+    monkeypatch.setattr(stage_checkpoints, "is_deepspeed_zero3_enabled", lambda: case["zero3"])
+    monkeypatch.setattr(stage_checkpoints.sys, "platform", case["platform"])
+    config = SimpleNamespace(dtype=torch.half, is_quantized=case["is_quantized"], disable_mmap=case["disable_mmap"])
+    found = StageCheckpointMixin._load_pretrained_model(None, case["state_dict"], case["files"], config)
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("model_class", "is_subset", "elsewhere"),
+    [
+        (XLLMForConditionalGeneration, False, ()),
+        (XLLMModel, False, ("lm_head.weight",)),
+        (XLLMEncoderModel, False, ("lm_head.weight", "model.language_model.norm.weight")),
+        (
+            XLLMEncoderModel,
+            True,
+            (
+                "lm_head.weight",
+                "model.language_model.norm.weight",
+                "model.audio_tower.odd",
+                "model.interfaces.speech.odd",
+                "model.extra_towers.bird.odd",
+                "model.nothing.odd",
+            ),
+        ),
+    ],
+)
+def test_tensors_that_a_model_does_without(model_class, is_subset, elsewhere):
+    """An encoder model of some rows; whatever else a checkpoint holds that has no place is too much."""
+    with torch.device("meta"):
+        config = tiny_config("llama")
+        model = model_class(config.with_modalities(["image"]) if is_subset else config)
+    own = ("model.interfaces.image.odd", "model.vision_tower.odd", "odd" if not is_subset else "model.vision_tower.a")
+    known = ("lm_head.weight", "model.language_model.norm.weight", "model.audio_tower.odd")
+    known = (*known, "model.interfaces.speech.odd", "model.extra_towers.bird.odd", "model.nothing.odd", *own)
+    assert tuple(key for key in known if model._is_elsewhere(key, is_subset)) == elsewhere
