@@ -71,7 +71,8 @@ def data(media, tmp_path):
 
 
 def evaluated(data, url, *more):
-    asked = ["--task", "qa", "--data", str(data / "rows.jsonl"), "--endpoint", url, "--retries", "2"]
+    asked = ["--task", "qa", "--data", str(data / "rows.jsonl"), "--endpoint", url]
+    more += () if "--retries" in more else ("--retries", "2")
     return ["evaluate", "other-model", *asked, "--json", *more]
 
 
