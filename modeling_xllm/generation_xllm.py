@@ -21,27 +21,10 @@ import torch
 from torch import nn
 from transformers.generation import LogitsProcessor, LogitsProcessorList
 
-from .host_reads import Asked, check, reads_together
-from .language_models import CacheNote, LanguageModelGenerationMixin, find_tokens
+from .gaps import columns_behind, columns_held, hide_gaps, left_padded, remember_gaps, take_columns, with_whole_prompt
+from .host_reads import check, reads_together
+from .language_models import LanguageModelGenerationMixin, find_tokens, language_model_of
 from .x2l_interfaces import X2LOutput
-
-
-def hide_gaps(cache: Any, attention_mask: torch.Tensor) -> torch.Tensor:
-    """The attention mask `(B, M)` of a text that begins in `cache`, 0 also at the placeholders there that no token
-    fills. Another number of rows than the cache's is a `ValueError`."""
-    if attention_mask.dim() != 2 or (held := CacheNote.read(cache, "attended")) is None:
-        return attention_mask
-    if held.shape[0] not in (1, attention_mask.shape[0]):
-        raise ValueError(f"past_key_values hold {held.shape[0]} rows, got a text of {attention_mask.shape[0]}")
-    return attention_mask * nn.functional.pad(held, (0, attention_mask.shape[1] - held.shape[1]), value=1)
-
-
-def remember_gaps(cache: Any, attention_mask: torch.Tensor) -> None:
-    """Keep the mask `(B, M)` of what `cache` holds with it, for `hide_gaps`."""
-    if cache is not None and cache.get_seq_length() > 0:
-        keys = [layer.keys for layer in cache.layers if getattr(layer, "keys", None) is not None]
-        beams = max(1, keys[0].shape[0] // attention_mask.shape[0]) if keys else 1
-        cache.attended = CacheNote([attention_mask.repeat_interleave(beams, dim=0).long()])
 
 
 class SuppressPlaceholders(LogitsProcessor):
@@ -59,16 +42,6 @@ class InVocabulary(LogitsProcessorList):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.FloatTensor:
         return super().__call__(input_ids.where(input_ids < scores.shape[-1], 0), scores, **kwargs)
-
-
-def left_padded(mask: torch.Tensor) -> torch.LongTensor | None:
-    """The columns `(B, R)` of a text with its attended tokens last and no more of others than the longest row needs;
-    `None` where they are last already, and no fewer. `mask (B, L)`: 1 = attended."""
-    real, L = mask.bool(), mask.shape[1]
-    gaps = (real[:, :-1] & ~real[:, 1:]).sum()  # which a sliding window would count
-    number, *lengths = Asked(torch.cat([gaps[None], real.sum(1)])).values()
-    width = max(1, *lengths)
-    return None if width == L and not number else real.byte().argsort(stable=True)[:, L - width :]
 
 
 class XLLMGenerationMixin(LanguageModelGenerationMixin):
@@ -106,47 +79,45 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
         )
         media, features = self.model.media_in(kwargs), kwargs.pop("modality_features", None)
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        media_embeds = columns = None
         if media or features:
             if text is None:
                 raise ValueError("media need input_ids or inputs_embeds: nothing else says where the placeholders are")
             ids = find_tokens(text, self.get_input_embeddings(), placeholders) if inputs is None else inputs
             may_shorten = embeds is None and self._may_shorten(kwargs)
             media_embeds, mask, columns = self._read_media(ids, mask, media, features, cache, may_shorten)
-            if columns is not None:
-                kwargs["media_embeds"] = media_embeds.gather(
-                    1, columns[..., None].expand(-1, -1, media_embeds.shape[2])
-                )
-                kwargs["attention_mask"] = mask.gather(1, columns)
-                answers = generate(ids.gather(1, columns), *args, **kwargs)
-                if not isinstance(answers, torch.Tensor):  # of a decoding loop of the caller's
-                    return answers
-                answers = answers[:, columns.shape[1] :]
-                return torch.cat([ids.repeat_interleave(len(answers) // len(ids), 0), answers], 1)
-            if embeds is None:  # of the whole text, also where its beginning is in the cache and not among the ids
-                before = mask.shape[1] - ids.shape[1]
-                kwargs["media_embeds"] = nn.functional.pad(media_embeds, (0, 0, before, 0))
-            else:
+            if embeds is not None:
                 is_medium = self.model.placeholder_mask(ids)[..., None]  # (B, L, 1)
                 kwargs["inputs_embeds"] = torch.where(is_medium, media_embeds.to(embeds), embeds)
+            else:  # of the whole text, also where its beginning is in the cache and not among the ids
+                before = mask.shape[1] - ids.shape[1]
+                kwargs["media_embeds"] = nn.functional.pad(media_embeds, (0, 0, before, 0))
         elif not hasattr(cache, "attended"):
             return generate(inputs, *args, **kwargs)
         if mask is None:
             mask = torch.ones(text.shape[:2], dtype=torch.long, device=device)
-        kwargs["attention_mask"] = mask = hide_gaps(cache, mask)
-        getattr(cache, "__dict__", {}).pop("attended", None)  # while it is generated the mask tells it
+        if columns is None:
+            columns = columns_behind(self.config, cache, mask)
+        kwargs["attention_mask"], given = mask, inputs
+        if columns is not None:
+            inputs = take_columns(columns, mask.shape[1], inputs, kwargs, self.generation_config)
+        kwargs["attention_mask"] = mask = hide_gaps(cache, kwargs["attention_mask"])
+        for note in ("attended", "columns"):  # while it is generated the mask tells it
+            getattr(cache, "__dict__", {}).pop(note, None)
         try:
             output = generate(inputs, *args, **kwargs)
         finally:
-            remember_gaps(cache, mask)
-        remember_gaps(getattr(output, "past_key_values", None), mask)
-        return output
+            remember_gaps(cache, mask, columns)
+        remember_gaps(getattr(output, "past_key_values", None), mask, columns)
+        return output if columns is None or given is None else with_whole_prompt(output, given, inputs)
 
     @reads_together
     def _read_media(self, ids, mask, media, features, cache, may_shorten: bool):
         """Media over the placeholders `(B, L, D)`, the attention mask without empty ones, and the columns that stay
         where these can go."""
         features = self.model.encode_items(media, features, rows=ids.shape[0])
-        cached = 0 if cache is None else int(cache.get_seq_length())
+        held = columns_held(cache)
+        cached = 0 if cache is None else int(cache.get_seq_length()) if held is None else int(held[0, -1]) + 1
         before = 0 if mask is None else mask.shape[1] - ids.shape[1]  # the ids may be those behind the cache alone
         media_embeds, mask = self.model.place_features(ids, mask, features, seen=max(0, cached - before))
         if may_shorten:
@@ -160,7 +131,10 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
                 "(return_dict_in_generate, stopping criteria, ...)"
             ),
         )
-        return media_embeds, mask, None
+        columns = None
+        if language_model_of(self.config).counts_columns():
+            columns = left_padded(mask) if cached == 0 else columns_behind(self.config, cache, mask, cached)
+        return media_embeds, mask, columns
 
     def _may_shorten(self, kwargs: dict) -> bool:
         """Whether nobody can tell that `generate` reads a shorter prompt, without placeholders that no token fills."""

@@ -69,12 +69,21 @@ class LanguageModel:
         # A loss over all tokens, as routers of experts have, must not count padding behind them.
         return type(self).inputs is LanguageModel.inputs and not getattr(self.config, "output_router_logits", False)
 
+    def counts_columns(self, length: int | None = None) -> bool:
+        """Whether, in a text of `length` tokens (default: of any), one that is not attended changes what others see:
+        windows, chunks and distances count it, states pass through it."""
+        kinds = set(getattr(self.config, "layer_types", None) or ["full_attention"])
+        has_states = getattr(AutoModel._model_mapping.get(type(self.config), None), "_is_stateful", False)
+        if has_states or self.config.model_type in MASK_READERS or getattr(self.config, "alibi", None):
+            return True
+        spans = [getattr(self.config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        if kinds <= {"full_attention", "sliding_attention", "chunked_attention"} and any(spans):
+            return length is None or length > min(span for span in spans if span)
+        return kinds != {"full_attention"}
+
     def sees_all_before(self) -> bool:
         """Whether all layers take the mask of scaled dot product attention, `(B, 1, L, M)`, True = seen."""
-        kinds = set(getattr(self.config, "layer_types", None) or ["full_attention"])
-        others = ("sliding_window", "attention_chunk_size", "alibi")
-        own = self.config.model_type in MASK_READERS or any(getattr(self.config, name, None) for name in others)
-        return self.config._attn_implementation == "sdpa" and kinds == {"full_attention"} and not own
+        return self.config._attn_implementation == "sdpa" and not self.counts_columns()
 
     def check_generation(self, generation_config: GenerationConfig) -> None:
         """Raises a `ValueError` for a way of generating that the model does not support."""

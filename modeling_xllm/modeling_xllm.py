@@ -23,7 +23,8 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .cformer import world_size
 from .configuration_xllm import X2LConfig, XLLMConfig
-from .generation_xllm import XLLMGenerationMixin, hide_gaps, remember_gaps
+from .gaps import hide_gaps, in_columns, remember_gaps, warn_of_gaps
+from .generation_xllm import XLLMGenerationMixin
 from .host_reads import Asked, check, reads_together
 from .language_heads import has_biased_head, logits_and_loss, supervised_tokens
 from .language_models import embed_tokens, find_tokens, language_model_of
@@ -215,6 +216,8 @@ class XLLMModel(XLLMEncoderModel):
             if attention_mask is None:
                 tokens: Any = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
                 attention_mask = nn.functional.pad(torch.ones_like(tokens), (int(past_length), 0), value=1).long()
+            else:
+                attention_mask = in_columns(past_key_values, attention_mask)
             attention_mask = hide_gaps(past_key_values, attention_mask)
         inputs_embeds, attention_mask, features = self._embed(
             input_ids, inputs_embeds, attention_mask, media_embeds, media, modality_features, past_length
@@ -226,7 +229,10 @@ class XLLMModel(XLLMEncoderModel):
             layout = {**language.layout(input_ids, attention_mask, past_length), **layout}
         use_cache = False if self.training and use_cache is None else use_cache
         how = kwargs.pop("packing", False), attention_mask, past_key_values, use_cache, kwargs
-        computed, seen = computed_tokens(self, *how), attention_mask
+        may_move = self.training or features is not None or media_embeds is not None
+        computed, seen = computed_tokens(self, *how) if may_move else None, attention_mask
+        if computed is None and features is not None:
+            warn_of_gaps(self.config, attention_mask)
         if computed is not None:
             inputs_embeds = computed.take_states(inputs_embeds)  # (B, L, D) -> (B, R, D)
             layout = {name: computed.take(value) for name, value in layout.items()}  # (..., B, L) -> (..., B, R)
@@ -363,6 +369,7 @@ class XLLMForConditionalGeneration(XLLMPreTrainedModel, FeatureGetters, XLLMGene
         media = dict(zip(MEDIA_ARGUMENTS, media))
         if labels is not None:  # collators that copy input_ids would teach it to say placeholders
             labels = labels.masked_fill(self.model.placeholder_mask(labels), -100)
+            use_cache = False if use_cache is None and past_key_values is None else use_cache  # as in training
         supervised = supervised_tokens(self, labels, logits_to_keep, kwargs)
         outputs = self.model(
             input_ids=input_ids,

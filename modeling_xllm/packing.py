@@ -19,7 +19,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from .host_reads import Asked, true_places
 from .language_models import LanguageModel, PrefixLanguageModel, language_model_of
-from .real_tokens import RealTokens, computes_real_tokens_only, real_tokens
+from .real_tokens import RealTokens, computes_real_tokens_only
 
 
 MOST_PADDING = 1.05  # positions computed for each real token
@@ -137,11 +137,14 @@ def packs_by_default(model: Any) -> bool:
 def computed_tokens(
     model, packing: bool, attention_mask: torch.Tensor | None, past_key_values: Cache | None, use_cache, kwargs: dict
 ) -> RealTokens | PackedTokens | None:
-    """What `model` computes of a batch: its samples packed, the real tokens of each where that is hardly more,
-    or `None` for all of it."""
-    how = past_key_values, use_cache, kwargs
-    if not packing or attention_mask is None or not computes_real_tokens_only(model, attention_mask, *how):
-        return real_tokens(model, attention_mask, *how)
+    """What `model` computes of a batch: in training its samples packed, the real tokens of each where that is hardly
+    more or in evaluation, or `None` for all of it."""
+    how = attention_mask, past_key_values, use_cache, kwargs
+    is_wanted = model.training or use_cache is False
+    if attention_mask is None or not is_wanted or not computes_real_tokens_only(model, *how):
+        return None
+    if not packing or not model.training:
+        return RealTokens(attention_mask)
     config = model.config.get_text_config()
     packed = PackedTokens(attention_mask, config.hidden_size, is_flash_attention_requested(config))
     if MOST_PADDING * packed.shape[0] * packed.shape[1] < len(packed.lengths) * max(packed.lengths):

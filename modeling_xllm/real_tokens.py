@@ -70,19 +70,19 @@ class RealTokens:
 def computes_real_tokens_only(
     model, attention_mask: torch.Tensor | None, past_key_values: Cache | None, use_cache: bool | None, kwargs: dict
 ) -> bool:
-    """Whether padding may be left out: not outside training, with a cache or a 4-D mask, where the states of all
-    layers are asked for, or in a compiled graph.
+    """Whether padding may be left out: not with a cache or a 4-D mask, where all layers' states are asked for, or in a
+    compiled graph.
     """
     names = ("output_hidden_states", "output_attentions")
     wants_states = any(kwargs.get(name, getattr(model.config, name, False)) for name in names)
-    if not model.training or past_key_values is not None or use_cache or torch.compiler.is_compiling() or wants_states:
+    if past_key_values is not None or use_cache or torch.compiler.is_compiling() or wants_states:
         return False
     return attention_mask is not None and attention_mask.dim() == 2
 
 
 def real_tokens(model, attention_mask: torch.Tensor | None, *how) -> RealTokens | None:
-    """What `model` should compute of a batch, or `None` for all of it: where padding may not be left out."""
-    if attention_mask is None or not computes_real_tokens_only(model, attention_mask, *how):
+    """What `model` computes of a batch in training, or `None` for all of it: where padding may not be left out."""
+    if not model.training or attention_mask is None or not computes_real_tokens_only(model, attention_mask, *how):
         return None
     return RealTokens(attention_mask)
 

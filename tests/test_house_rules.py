@@ -24,7 +24,7 @@ HUB_FOLDERS = ("modeling_xllm", "processing")
 HUB_ENTRIES = (
     "modeling_xllm/modeling_xllm.py", "processing/processing_xllm.py", "processing/tokenization_chatglm.py"
 )  # fmt: skip
-MOST_HUB_FILES, MOST_HUB_LINES = 36, 9_000
+MOST_HUB_FILES, MOST_HUB_LINES = 37, 9_150
 LONGER = {"modeling_xllm/modeling_chatglm.py": 536}
 
 MEDIA_WORDS = {"image", "video", "speech", "audio", "sound"}
@@ -47,7 +47,8 @@ MOST_LINES = {
     # sounds: 120, of which spectrograms in windows 55, frames joined to tokens 45; encoders and language models as
     # published: 250, of which pictures of any shape 65, heads with a scale or cap 75, what cannot be taken 75
     # a C-Former that keeps the head of its stage 1: 20; stage 1 of any Q-Former, its masks: 39; folders of runs: 7
-    "modeling_xllm": 7_710,
+    # placeholders that no token fills, out of windows and states in any mode: 105
+    "modeling_xllm": 7_810,
     # the ends of answers: 30, sounds that are kept: 10, the filterbank: 20, sounds that are not speech: 60,
     # sounds of any length: 20; sound of films: 10, frames by time: 15; published image processors, for frames too: 90,
     # templates of lists: 25; limits of memory: 10; damaged media: 370, of which lengths and checksums 140, downloads

@@ -29,14 +29,7 @@ from transformers import Cache, DynamicCache, StaticCache, SuppressTokensLogitsP
 from transformers.generation import utils as generation_utils
 from transformers.utils import is_hqq_available, is_optimum_quanto_available
 
-from xllm.modeling_xllm.generation_xllm import (
-    InVocabulary,
-    SuppressPlaceholders,
-    XLLMGenerationMixin,
-    hide_gaps,
-    left_padded,
-    remember_gaps,
-)
+from xllm.modeling_xllm.generation_xllm import InVocabulary, SuppressPlaceholders, XLLMGenerationMixin
 from xllm.modeling_xllm.language_models import CacheNote, float8_saturates
 
 
@@ -235,50 +228,6 @@ def test_an_answer_holds_no_placeholder_and_ones_own_processors_are_asked_too(mo
     assert model.generate(**inputs, **GREEDY, **likely)[0, length:].tolist() == answer
     forbidden = SuppressTokensLogitsProcessor(answer[:1])
     assert answer[0] not in model.generate(**inputs, **GREEDY, logits_processor=[forbidden])[0, length:]
-
-
-class Cached(SimpleNamespace):
-    """A cache of so many tokens."""
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-
-def test_gaps_of_a_cache_by_hand():
-    held = CacheNote([torch.tensor([[1, 0, 1], [1, 1, 1]])])
-    cache, mask = Cached(length=3, attended=held), torch.tensor([[1, 1, 1, 1, 0], [0, 1, 1, 1, 1]])
-    assert hide_gaps(cache, mask).tolist() == [[1, 0, 1, 1, 0], [0, 1, 1, 1, 1]]
-    cache.length = 2  # it was cropped
-    assert hide_gaps(cache, mask).tolist() == [[1, 0, 1, 1, 0], [0, 1, 1, 1, 1]]
-    for other in (mask[:1], mask.repeat(2, 1)):
-        with pytest.raises(ValueError, match=f"past_key_values hold 2 rows, got a text of {len(other)}"):
-            hide_gaps(cache, other)
-    cache.attended = CacheNote([torch.tensor([[1, 0]])])  # one row, of which several answers are asked for
-    assert hide_gaps(cache, mask).tolist() == [[1, 0, 1, 1, 0], [0, 0, 1, 1, 1]]
-    for four in (torch.ones(2, 1, 5, 5), None):
-        assert hide_gaps(Cached(length=2), mask if four is None else four) is (mask if four is None else four)
-
-
-@pytest.mark.parametrize(("rows", "beams"), [(2, 1), (6, 3), (1, 1)])
-def test_gaps_are_kept_for_each_beam(rows, beams):
-    layers = [SimpleNamespace(keys=None), SimpleNamespace(), SimpleNamespace(keys=torch.zeros(rows, 1, 3, 4))]
-    cache, mask = Cached(length=3, layers=layers), torch.tensor([[True, False, True], [True] * 3])
-    remember_gaps(cache, mask)
-    assert CacheNote.read(cache, "attended").tolist() == [[1, 0, 1]] * beams + [[1, 1, 1]] * beams
-    empty = Cached(length=0, layers=layers)
-    remember_gaps(empty, mask)
-    assert not hasattr(empty, "attended")
-    no_keys = Cached(length=1, layers=layers[:2])
-    remember_gaps(no_keys, mask[:, :1])
-    assert CacheNote.read(no_keys, "attended").tolist() == [[1], [1]]
-
-
-def test_columns_that_a_padded_text_needs():
-    mask = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 1]])
-    assert left_padded(mask).tolist() == [[0, 2], [2, 3]]
-    assert left_padded(torch.tensor([[1, 1], [0, 1]])) is None
-    assert left_padded(torch.tensor([[1, 1], [1, 0]])).tolist() == [[0, 1], [1, 0]]
-    assert left_padded(torch.zeros(1, 3)).tolist() == [[2]]
 
 
 def test_processors_look_up_no_token_behind_the_vocabulary():

@@ -266,13 +266,12 @@ def test_ids_of_another_vocabulary_are_named(model, wrong):
 
 def test_placeholders_are_no_targets(model):
     batch = batch_of(mixed_rows())
-    ids = batch["input_ids"]
+    ids = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     targets = ids.masked_fill(torch.isin(ids, torch.tensor([IMAGE, VIDEO, SPEECH])), -100)
     expected = model(**batch, labels=targets).loss
     assert model(**batch, labels=ids).loss.item() == expected.item()
     model.requires_grad_(False).train()  # no dropout, and only the supervised positions are projected
-    # Targets at padding: it is computed only for a cache.
-    assert model(**batch, labels=ids, use_cache=True).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert model(**batch, labels=ids).loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_a_new_modality_is_a_config_entry():

@@ -92,7 +92,8 @@ def test_when_padding_is_computed_all_the_same(changes, kwargs):
     def asked(mask=torch.ones(1, 2), cache=None, use_cache=False, training=True, config=(), **kwargs):  # noqa: B008
         model = SimpleNamespace(training=training, config=SimpleNamespace(**dict(config)))
         found = real_tokens(model, mask, cache, use_cache, kwargs)
-        assert computes_real_tokens_only(model, mask, cache, use_cache, kwargs) == (found is not None)
+        is_asked = mask is not None and computes_real_tokens_only(model, mask, cache, use_cache, kwargs)
+        assert (is_asked and training) == (found is not None)
         return found is not None
 
     assert asked()
