@@ -11,6 +11,7 @@ The rest is what ChatGLM and the composite both do in front of their layers; wha
 Legend: B rows, L tokens, D width.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -37,8 +38,31 @@ class LanguageModel:
         self.config = config
 
     def build(self) -> PreTrainedModel:
-        """The model without its head."""
+        """The model without its head; a `ValueError` where it has a `problem`."""
+        if problem := self.problem():
+            raise ValueError(f"text_config: {problem}; give another language model")
         return AutoModel.from_config(self.config)
+
+    def problem(self) -> str:
+        """Why it cannot stand in an X-LLM, in a few words; empty where it can, as what is registered can."""
+        config, kind = self.config, self.config.model_type
+        if type(self) is not LanguageModel:
+            return ""
+        if type(config) not in AutoModel._model_mapping:
+            return f"transformers opens no {kind} without the parts around it"
+        found: Any = AutoModel._model_mapping[type(config)]
+        takes = inspect.signature((found[0] if isinstance(found, tuple) else found).forward).parameters.keys()
+        reads_both_ways = getattr(config, "is_decoder", None) is False and "encoder_hidden_states" in takes
+        if getattr(config, "is_encoder_decoder", False) or reads_both_ways:
+            return f"a {kind} is an encoder, or has one, and no causal language model"
+        if not {"inputs_embeds", "past_key_values"} <= takes:
+            return (
+                f"a {kind} hands on a state instead of keys and values (past_key_values), by which an X-LLM places "
+                "media, masks padding and goes on generating"
+            )
+        if (width := getattr(config, "word_embed_proj_dim", config.hidden_size)) != config.hidden_size:
+            return f"its embeddings are {width} wide, its layers {config.hidden_size}"
+        return ""
 
     def note(self) -> str:
         """A remark for `xllm init` to print, on one line; empty for none."""

@@ -1,7 +1,6 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """What a published folder or repository says of itself, and whether its language model can stand in an X-LLM."""
 
-import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,11 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL_MODELS
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES as MULTIMODAL_MODELS
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils import CONFIG_NAME
 
 from xllm.modeling_xllm.configuration_chatglm import ChatGLMConfig
 from xllm.modeling_xllm.configuration_xllm import XLLMConfig
-from xllm.modeling_xllm.language_models import LANGUAGE_MODELS
+from xllm.modeling_xllm.language_models import language_model_of
 from xllm.modeling_xllm.stage1.configuration_qformer_pretraining import QFormerPreTrainingConfig
 from xllm.modeling_xllm.stage1.configuration_speech_recognition import SpeechRecognitionConfig
 from xllm.modeling_xllm.weight_files import StageCheckpointError, split_source
@@ -52,25 +50,6 @@ def text_config(at: str) -> Any:
         config = config.get_text_config(decoder=True)
     elif others := [name for name in config.architectures or () if name not in {*known, "ChatGLMModel"}]:
         raise ValueError(f"{at}: {others[0]} is not a causal language model; name one that writes text (a Llama)")
-    if problem := _why_not(config):
+    if problem := language_model_of(config).problem():
         raise ValueError(f"{at}: {problem}; name another language model")
     return config
-
-
-def _why_not(config: PreTrainedConfig) -> str:
-    """Why a language model cannot stand in an X-LLM, in a few words; empty where it can."""
-    kind = config.model_type
-    if kind == ChatGLMConfig.model_type or kind in LANGUAGE_MODELS:
-        return ""
-    if type(config) not in MODEL_MAPPING:
-        return f"transformers opens no {kind} without the parts around it"
-    found: Any = MODEL_MAPPING[type(config)]
-    inner = found[0] if isinstance(found, tuple) else found
-    if not {"inputs_embeds", "past_key_values"} <= inspect.signature(inner.forward).parameters.keys():
-        return (
-            f"a {kind} hands on a state instead of keys and values (past_key_values), by which an X-LLM places media, "
-            "masks padding and goes on generating"
-        )
-    if (width := getattr(config, "word_embed_proj_dim", config.hidden_size)) != config.hidden_size:
-        return f"its embeddings are {width} wide, its layers {config.hidden_size}"
-    return ""

@@ -1,6 +1,7 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """A third language model with a mask of its own: one class, one registration; forward, train, `generate`."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -18,10 +19,23 @@ from tiny import (
     tiny_config,
     tiny_text_config,
 )
-from transformers import AutoConfig, DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel, StaticCache
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    DynamicCache,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    MambaConfig,
+    OPTConfig,
+    StaticCache,
+    T5Config,
+)
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
-from xllm import XLLMForConditionalGeneration, freeze_for_stage
+from xllm import XLLMConfig, XLLMForConditionalGeneration, freeze_for_stage
 from xllm.modeling_xllm import language_models
 from xllm.modeling_xllm.language_models import (
     LANGUAGE_MODELS,
@@ -180,6 +194,25 @@ def test_any_other_language_model_needs_no_entry():
     assert type(language_model_of(tiny_config("llama"))) is LanguageModel
     assert LanguageModel(LlamaConfig(dtype="float16")).note() == ""
     assert "ChatGLMBlock" in XLLMForConditionalGeneration(tiny_config("chatglm"))._no_split_modules
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (BertConfig(), "a bert is an encoder, or has one"),
+        (T5Config(), "a t5 is an encoder, or has one"),
+        (MambaConfig(), r"a mamba hands on a state .*\(past_key_values\)"),
+        (OPTConfig(word_embed_proj_dim=16), "its embeddings are 16 wide, its layers 768"),
+        (GPTNeoXConfig(), ""),  # an is_decoder that means nothing
+        (GPT2Config(), ""),  # layers for an encoder that it need not have
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_what_is_no_causal_language_model_is_named_before_it_is_built(config, problem):
+    assert re.match(problem + "$" * (not problem), LanguageModel(config).problem())
+    if problem:
+        with pytest.raises(ValueError, match=f"text_config: {problem}.*; give another language model"):
+            XLLMForConditionalGeneration(XLLMConfig(text_config=config))
 
 
 def test_positions_of_any_language_model_by_hand():
