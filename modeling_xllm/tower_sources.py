@@ -163,7 +163,7 @@ def check_head(causal: PreTrainedModel, inner: PreTrainedModel, source: str) -> 
     with head.register_forward_pre_hook(lambda module, args: read.append(args[0])):
         try:
             inner.forward = layers
-            theirs = causal(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=False).logits
+            theirs = causal(input_ids=torch.zeros(1, 2, dtype=torch.long)).logits
         finally:
             del inner.forward  # what its class says holds again
     ours = scaled_logits(config, head(read[0])) if read else None

@@ -3,30 +3,33 @@
 
 import json
 import logging
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import tiny_text_config
+from hub_cache import snapshot
+from published_encoders import ENCODERS, HTSAT
+from published_language_models import LANGUAGE_MODELS, REFUSED
+from tiny import tiny_model, tiny_text_config
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMultimodalLM,
     BlipConfig,
+    ClapAudioConfig,
     ClapConfig,
-    CohereConfig,
-    CohereForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     ParakeetCTCConfig,
-    WhisperConfig,
-    WhisperModel,
 )
+from transformers.models.clap.modeling_clap import ClapAudioModel
 
 from xllm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from xllm.modeling_xllm import tower_sources
 from xllm.modeling_xllm.tower_sources import (
     check_head,
     encoder_of,
+    load_whole,
     part_of,
     quiet_report,
     read_tower,
@@ -68,35 +71,65 @@ def test_the_tower_inside_a_published_config():
     assert (tower_config(both, "vision"), tower_config(both, "speech")) == (1, 2)
 
 
-def causal(kind: str):
-    torch.manual_seed(0)
-    if kind == "cohere":  # its logits are scaled, which ours repeats
-        sizes = tiny_text_config("llama").to_dict()
-        names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        return CohereForCausalLM(CohereConfig(**{name: sizes[name] for name in names}, logit_scale=0.5))
-    return LlamaForCausalLM(tiny_text_config("llama"))
+def llama(scale: float = 1.0):
+    """With a head of that size."""
+    model = LlamaForCausalLM(tiny_text_config("llama"))
+    torch.nn.init.normal_(model.lm_head.weight, std=scale)
+    return model
 
 
-@pytest.mark.parametrize("kind", ["llama", "cohere"])
-def test_heads_that_ours_repeats_and_others(kind):
-    model = causal(kind)
-    check_head(model, model.base_model, "here")
-    assert "forward" not in vars(model.base_model)
-    assert not model.lm_head._forward_pre_hooks
-    if kind == "cohere":
-        model.logit_scale = 0.6  # another than its config says
-    else:
-        forward = model.forward
+def with_logits(model, change):
+    """Logits of the model are changed, by the ids too."""
+    forward = model.forward
+    model.forward = lambda input_ids: SimpleNamespace(logits=change(forward(input_ids=input_ids).logits, input_ids))
 
-        def capped(*args, **kwargs):
-            output = forward(*args, **kwargs)
-            output.logits = output.logits.tanh() * 9
-            return output
 
-        model.forward = capped
-    with pytest.raises(StageCheckpointError, match=f"here: the head of a {kind} does more than a linear layer"):
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_the_heads_of_published_families_are_repeated(name):
+    model = LANGUAGE_MODELS[name].make(288).eval()
+    inner = model.get_decoder().base_model if hasattr(model.config, "vision_config") else model.base_model
+    state = torch.get_rng_state()
+    check_head(model, inner, "here")
+    assert torch.get_rng_state().equal(state)
+    assert "forward" not in vars(inner)
+    assert not model.get_output_embeddings()._forward_pre_hooks
+    if name == "Cohere":
+        model.logit_scale *= 1.2  # another than its config says
+        with pytest.raises(StageCheckpointError, match="here: the head of a cohere does more than a linear layer"):
+            check_head(model, inner, "here")
+        assert "forward" not in vars(inner)
+
+
+def test_a_head_that_does_more_is_refused(tmp_path):
+    REFUSED["MiniCPM3"][1](288).save_pretrained(tmp_path)
+    with pytest.raises(
+        StageCheckpointError, match=f"{tmp_path}: the head of a minicpm3 does more than a linear layer"
+    ):
+        read_tower("language_model", str(tmp_path))
+    capped, wider, unread = (llama() for _ in range(3))
+    with_logits(capped, lambda logits, ids: logits.tanh())
+    with_logits(wider, lambda logits, ids: torch.cat([logits, ids[..., None]], -1))
+    unread.forward = lambda input_ids: SimpleNamespace(logits=torch.zeros(1, 2, 120))
+    for model in (capped, wider, unread):
+        with pytest.raises(StageCheckpointError, match="here: the head of a llama does more than a linear layer"):
+            check_head(model, model.base_model, "here")
+
+
+@pytest.mark.parametrize(
+    ("scale", "change", "fits"),
+    [
+        (9, lambda logits, ids: logits * 1.009, True),
+        (9, lambda logits, ids: logits * 1.012, False),
+        (0, lambda logits, ids: logits + 9e-4, True),
+        (0, lambda logits, ids: logits + 1.2e-3, False),
+        (1, lambda logits, ids: logits.float(), True),
+    ],
+)
+def test_half_precision_rounds_by_less_than_one_percent(scale, change, fits):
+    model = llama(scale).to(torch.bfloat16 if scale == 1 else torch.float32)
+    with_logits(model, change)
+    with nullcontext() if fits else pytest.raises(StageCheckpointError, match="does more than a linear layer"):
         check_head(model, model.base_model, "here")
-    assert "forward" not in vars(model.base_model)
 
 
 def test_a_tower_that_cannot_be_had_is_named_with_its_revision(tmp_path):
@@ -106,13 +139,76 @@ def test_a_tower_that_cannot_be_had_is_named_with_its_revision(tmp_path):
         read_tower("vision_tower", str(tmp_path))
 
 
-def test_of_an_encoder_and_a_decoder_the_half_that_listens_is_read(tmp_path):
-    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 20, "pad_token_id": 0}
-    heads = {f"{half}_attention_heads": 2 for half in ("encoder", "decoder")}
-    whisper = WhisperModel(WhisperConfig(**sizes, **heads))
-    whisper.save_pretrained(tmp_path)
-    expected = {f"model.audio_tower.{key}": value for key, value in whisper.encoder.state_dict().items()}
-    torch.testing.assert_close(read_tower("audio_tower", str(tmp_path)), expected, atol=0, rtol=0)
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_tower_of_a_published_encoder_is_read(tmp_path, name):
+    """Out of a cache that holds no main revision."""
+    encoder = ENCODERS[name]
+    part = "vision_tower" if encoder.row == "image" else "audio_tower"
+    published = encoder.write(snapshot(tmp_path, "v1")).state_dict()
+    found = read_tower(part, "a/b", "v1", cache_dir=tmp_path, local_files_only=True)
+    ours = {
+        f"model.{part}.{key.removeprefix(encoder.prefix)}": value
+        for key, value in published.items()
+        if key.startswith(encoder.prefix)
+    }
+    random = {key for key in found if key.endswith(encoder.lacks or ("\0",))}
+    found, ours = ({key: value for key, value in one.items() if key not in random} for one in (found, ours))
+    torch.testing.assert_close(found, ours, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["vision", "audio"])
+def test_a_tower_that_is_published_alone_is_read(tmp_path, kind):
+    model = tiny_model().model.vision_tower if kind == "vision" else ClapAudioModel(ClapAudioConfig(**HTSAT))
+    model.save_pretrained(tmp_path)
+    ours = {f"model.{kind}_tower.{key}": value for key, value in model.state_dict().items()}
+    torch.testing.assert_close(read_tower(f"{kind}_tower", str(tmp_path)), ours, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [("Llama 3", "model."), ("OPT", "model."), ("Gemma 3, its language model", "model.language_model.")],
+)
+def test_a_published_language_model_is_read_with_its_head(tmp_path, name, prefix):
+    published = LANGUAGE_MODELS[name].write(snapshot(tmp_path, "v1")).state_dict()
+    found = read_tower("language_model", "a/b", "v1", cache_dir=tmp_path, local_files_only=True)
+    ours = {
+        key.replace(prefix, "model.language_model.", 1): value
+        for key, value in published.items()
+        if key.startswith((prefix, "lm_head."))
+    }
+    torch.testing.assert_close(found, ours, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("part", ["vision_tower", "audio_tower", "language_model"])
+def test_a_part_of_a_whole_x_llm_is_read(tmp_path, part):
+    model = tiny_model("llama")
+    model.save_pretrained(snapshot(tmp_path, "v1"))
+    found = read_tower(part, "a/b", "v1", cache_dir=tmp_path, local_files_only=True)
+    ours = {key: value for key, value in model.state_dict().items() if key.startswith(f"model.{part}.")}
+    ours |= {"lm_head.weight": model.lm_head.weight.data} if part == "language_model" else {}
+    torch.testing.assert_close(found, ours, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("missing", "unexpected", "may_hold", "message"),
+    [
+        (["pooler.dense.bias", "encoder.pooler.bias", "masked_spec_embed"], ["text_model.bias"], ".*", None),
+        (["layer.pooler.bias"], [], ".*", "source does not fit Odd: 1 missing: layer.pooler.bias$"),
+        ([], ["cls.bias"], r"cls\..*", None),
+        ([], ["cls.bias", "a.cls.bias"], r"cls\..*", "source does not fit Odd: 1 without a place: a.cls.bias$"),
+    ],
+)
+def test_what_a_published_model_may_lack_and_hold(missing, unexpected, may_hold, message):
+    model, asked = type("Odd", (), {})(), []
+
+    def from_pretrained(*args, **kwargs):
+        asked.append((args, kwargs))
+        return model, {"missing_keys": missing, "unexpected_keys": unexpected}
+
+    auto = SimpleNamespace(from_pretrained=from_pretrained)
+    with nullcontext() if message is None else pytest.raises(StageCheckpointError, match=message):
+        assert load_whole(auto, "source", "v1", may_hold, token="t") is model
+    assert asked == [(("source",), {"revision": "v1", "output_loading_info": True, "token": "t"})]
 
 
 def test_only_the_report_of_loading_is_silenced(caplog):

@@ -2,6 +2,7 @@
 """No model is opened from weights that are missing, too many, misshapen, not finite or altered."""
 
 import json
+import locale
 import os
 import shutil
 import stat
@@ -10,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
+from hub_cache import snapshot
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_text_config
 
 from xllm import XLLMConfig, XLLMEncoderModel, XLLMForConditionalGeneration, XLLMModel
 from xllm.cli import main
-from xllm.modeling_xllm import weight_files as module
 from xllm.modeling_xllm.weight_files import (
     RECORD,
     StageCheckpointError,
@@ -24,9 +25,13 @@ from xllm.modeling_xllm.weight_files import (
     check_fit,
     copy_tensors,
     pinned_revision,
+    read_json,
+    read_tensors,
     record_weights,
     resolve_source,
+    save_tensors,
     split_source,
+    unread_tensors,
     verify_weights,
     weight_files,
     write_json,
@@ -135,7 +140,7 @@ def test_weights_are_as_readable_as_their_config(tmp_path):
 
 def test_no_weights_leave_no_record(tmp_path):
     config = {"model_type": "xllm"}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    write_json(tmp_path / "config.json", {**config, RECORD: {"model.safetensors": "of before"}})
     record_weights(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text()) == config
 
@@ -227,10 +232,29 @@ def test_a_path_with_an_at_sign_is_a_path(tmp_path):
     assert split_source("user/repo@v1") == ("user/repo", "v1")
 
 
-def test_a_source_of_the_hub_is_pinned_to_its_commit(tmp_path, monkeypatch):
-    for folder, pinned in ((f"snapshots/{'a' * 40}", "a" * 40), ("elsewhere", "v1")):
-        monkeypatch.setattr(module, "cached_file", lambda *_, at=folder, **__: f"/cache/{at}/config.json")
-        assert pinned_revision("user/repo", "v1") == pinned
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_revision_of_a_repository_is_that_revision(tmp_path, shards):
+    hub, folders = {"cache_dir": tmp_path, "local_files_only": True}, {}
+    for revision, commit in (("v1", "a" * 40), ("v2", "odd")):
+        folders[revision] = folder = snapshot(tmp_path, revision, commit)
+        names = [f"{number}.safetensors" for number in range(shards)] if shards > 1 else ["model.safetensors"]
+        for number, name in enumerate(names):
+            save_tensors({f"{revision}.{number}": torch.ones(number + 1)}, folder / name)
+        if shards > 1:
+            index = {"weight_map": {f"{revision}.{name[0]}": name for name in names}}
+            write_json(folder / "model.safetensors.index.json", index)
+        write_json(folder / "config.json", {})
+        record_weights(folder)
+    assert pinned_revision("a/b", "v1", **hub) == "a" * 40
+    assert pinned_revision("a/b", "v2", **hub) == "v2"  # whose folder is not called after a commit
+    assert pinned_revision(str(folders["v1"]), "v2", **hub) == "v2"  # of the caller's own, wherever it is
+    for revision, folder in folders.items():
+        found = read_tensors("a/b", revision, bool, **hub)
+        assert {key: len(value) for key, value in found.items()} == {f"{revision}.{n}": n + 1 for n in range(shards)}
+        verify_weights("a/b", revision, **hub)
+        Path(weight_files("a/b", revision, **hub)[-1]).write_bytes(b"other")
+        with pytest.raises(StageCheckpointError, match=f"{folder}/.*altered or damaged"):
+            verify_weights("a/b", revision, **hub)
 
 
 def test_a_message_names_three_tensors():
@@ -273,13 +297,57 @@ def test_an_index_names_files(tmp_path, name):
 def test_other_files_than_those_that_were_saved(tmp_path):
     save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
     write_json(tmp_path / "config.json", {"model_type": "xllm", RECORD: {"other.safetensors": "0"}})
-    assert (tmp_path / "config.json").read_text().endswith("}\n")
-    write_json(tmp_path / "words.json", {"word": "问"})
-    assert "问" in (tmp_path / "words.json").read_text(encoding="utf-8"), "as a person reads it"
     with pytest.raises(StageCheckpointError, match="config.json was saved with other.safetensors, these are other"):
         verify_weights(str(tmp_path))
     write_json(tmp_path / "config.json", {"model_type": "xllm", RECORD: "a string"})
     verify_weights(str(tmp_path))
+
+
+def test_files_are_written_and_read_alike_in_every_locale(tmp_path):
+    before = locale.setlocale(locale.LC_CTYPE)
+    try:
+        locale.setlocale(locale.LC_CTYPE, "C")
+        save_tensors({"问": torch.ones(1)}, tmp_path / "é.safetensors")
+        write_json(tmp_path / "model.safetensors.index.json", {"weight_map": {"问": "é.safetensors"}})
+        write_json(tmp_path / "config.json", {"word": "问"})
+        assert (tmp_path / "config.json").read_bytes() == '{\n  "word": "问"\n}\n'.encode()  # as a person reads it
+        record_weights(tmp_path)
+        settings = read_json(tmp_path / "config.json")
+        assert (settings["word"], [*settings[RECORD]]) == ("问", ["é.safetensors"])
+        assert read_tensors(str(tmp_path), None, bool)["问"].tolist() == [1]
+        assert read_json(tmp_path / "none.json") == {}
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
+
+
+@pytest.mark.parametrize("more", [None, {"config": "{}"}])
+def test_a_file_of_tensors_says_its_format_and_what_it_is_told(tmp_path, more):
+    tensor, before = torch.arange(6.0).view(2, 3).T, os.umask(0o027)
+    try:
+        save_tensors({"x": tensor}, tmp_path / "x.safetensors", more)
+    finally:
+        os.umask(before)
+    with safe_open(tmp_path / "x.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt", **(more or {})}
+        assert file.get_tensor("x").equal(tensor)
+    assert stat.S_IMODE((tmp_path / "x.safetensors").stat().st_mode) == 0o640
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is mapped is read from /proc")
+@pytest.mark.parametrize(
+    ("dtype", "mapped"),
+    [(None, "fhi"), (torch.float32, "fi"), (torch.float16, "hi"), (torch.bfloat16, "i")],
+)
+def test_what_is_not_copied_stays_in_the_mapped_file(tmp_path, dtype, mapped):
+    path = tmp_path / "x.safetensors"
+    tensors = {"f": torch.rand(9), "h": torch.rand(9).half(), "i": torch.arange(9)}
+    save_tensors(tensors, path)
+    found = {name: one[...] for name, one in unread_tensors(str(path), dtype).items()}
+    torch.testing.assert_close(found, tensors, atol=0, rtol=0)
+    lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    spans = [[int(end, 16) for end in line.split()[0].split("-")] for line in lines if line.endswith(str(path))]
+    inside = [name for name, one in found.items() if any(start <= one.data_ptr() < end for start, end in spans)]
+    assert sorted(inside) == list(mapped)
 
 
 def test_sources_beside_a_checkpoint_are_found_from_it(tmp_path):

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import tiny
+from hub_cache import snapshot
 from safetensors.torch import save_file
 from transformers import ParakeetEncoder
 
@@ -88,12 +89,9 @@ def test_a_stage_that_names_its_towers(tmp_path):
 @pytest.mark.parametrize("kind", ["composite", "recogniser"])
 def test_a_revision_of_a_repository_is_that_revision(kind, tmp_path):
     """Out of the cache, which holds no main revision."""
-    composite, repository, models = tiny.tiny_model(), tmp_path / "models--a--b", {}
-    (repository / "refs").mkdir(parents=True)
+    composite, models = tiny.tiny_model(), {}
     for revision in ("first", "second"):
-        models[revision] = recogniser()
-        (repository / "refs" / revision).write_text(revision)
-        folder = repository / "snapshots" / revision
+        models[revision], folder = recogniser(), snapshot(tmp_path, revision, revision)
         (composite if kind == "composite" else models[revision]).save_pretrained(folder)
         if kind == "composite":
             models[revision].save_heads(folder)
