@@ -146,12 +146,12 @@ class StageCheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
 
     def _save_adapter(self, folder: Path, state_dict: dict | None) -> str:
         """Write the adapter in PEFT's format; returns the digest of its weights."""
-        if len(self.peft_config) > 1 or any(one.modules_to_save for one in self.peft_config.values()):
+        config, *others = self.peft_config.values()
+        if others or config.modules_to_save:
             raise StageCheckpointError(
                 "a checkpoint holds one adapter, without modules_to_save: interfaces are trained beside it as they "
                 "are. Make it by xllm.add_lora(model)"
             )
-        (config,) = self.peft_config.values()
         tensors = self._adapter_state_dict(state_dict)
         folder.mkdir(parents=True, exist_ok=True)
         save_tensors({PEFT_PREFIX + key: value for key, value in tensors.items()}, folder / ADAPTER_FILES[1])
@@ -170,22 +170,22 @@ class StageCheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
         record = PreTrainedConfig.get_config_dict(source, **hub)[0].get("adapter") or {}
         try:
             peft, folder = importlib.import_module("peft"), record.get("folder", ADAPTER)
-            files = [str(cached_file(source, name, subfolder=folder, **hub)) for name in ADAPTER_FILES]
+            settings, weights = (str(cached_file(source, name, subfolder=folder, **hub)) for name in ADAPTER_FILES)
         except ImportError as error:
             raise StageCheckpointError(f"{source}: its language model has an adapter: pip install peft") from error
         except OSError as error:
             reason = str(error).splitlines()[0]
             raise StageCheckpointError(f"{source}: cannot read the adapter of its language model: {reason}") from error
-        if record.get("sha256") not in (None, *digests(files[1:])):
-            raise StageCheckpointError(f"{files[1]}: altered or damaged since it was saved; fetch or save it again")
+        if record.get("sha256") not in (None, *digests([weights])):
+            raise StageCheckpointError(f"{weights}: altered or damaged since it was saved; fetch or save it again")
         if not adapted_layers(self):
-            self.attach_adapter(peft.PeftConfig.from_pretrained(str(Path(files[0]).parent)))
+            self.attach_adapter(peft.PeftConfig.from_pretrained(str(Path(settings).parent)))
             for layer in adapted_layers(self).values():
                 layer.requires_grad_(False)
         prefix = PEFT_PREFIX + ("" if hasattr(self, "lm_head") else "model.")
-        tensors = {key.removeprefix(prefix): value for key, value in read_safetensors(files[1]).items()}
-        check_finite(tensors, files[1])
-        copy_tensors(tensors, self._adapter_state_dict(), files[1])
+        tensors = {key.removeprefix(prefix): value for key, value in read_safetensors(weights).items()}
+        check_finite(tensors, weights)
+        copy_tensors(tensors, self._adapter_state_dict(), weights)
 
     def _fail_if_towers_moved(self) -> None:
         now = sample_towers(self)
@@ -268,10 +268,9 @@ class StageCheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
             with suppress(OSError):  # no safetensors: transformers says so, or has another format
                 weight_files(str(path), revision, **hub)
         if getattr(config, "towers", None) and path is not None and "state_dict" not in kwargs:
-            if hasattr(cls, "generate"):
-                with suppress(OSError):  # an old checkpoint has none
-                    found = GenerationConfig.from_pretrained(str(path), revision=revision, **hub)
-                    kwargs.setdefault("generation_config", found)
+            with suppress(OSError):  # an old checkpoint has none
+                found = GenerationConfig.from_pretrained(str(path), revision=revision, **hub)
+                kwargs.setdefault("generation_config", found)
             dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
             dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype  # there is no "auto"
             is_plain = isinstance(dtype, torch.dtype) and "quantization_config" not in kwargs
@@ -301,7 +300,7 @@ class StageCheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
         with nullcontext() if tolerant or asked else quiet_report():
             model, info = load(path, *args, config=config, revision=revision or "main", **kwargs)
         # A new model has no checkpoint; the names of an adapter's tensors are its own.
-        if not asked and source is not None and not getattr(model, "_hf_peft_config_loaded", False):
+        if not asked and source is not None and not model._hf_peft_config_loaded:
             misshapen = {name: shapes for name, *shapes in info["mismatched_keys"]}
             found = {name: shapes[0] for name, shapes in misshapen.items() if not tolerant}
             wanted = {name: misshapen[name][1] for name in found}

@@ -2,6 +2,7 @@
 """Stage checkpoints: small files, whole models."""
 
 import json
+import logging
 import shutil
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from transformers import (
     AutoModelForMultimodalLM,
     GenerationConfig,
     LlamaForCausalLM,
+    LlamaModel,
     ParakeetEncoder,
     PreTrainedConfig,
     PreTrainedModel,
@@ -116,6 +118,8 @@ def test_a_tower_that_has_changed_is_not_named_as_before(tmp_path, reload):
 def test_a_missing_tower_is_named_and_nothing_is_left_random(tmp_path):
     model = XLLMForConditionalGeneration.from_towers(**write_towers(tmp_path))
     model.save_pretrained(tmp_path / "stage")
+    shutil.rmtree(tmp_path / "llm")
+    XLLMEncoderModel.from_pretrained(tmp_path / "stage")  # needs no language model
     shutil.rmtree(tmp_path / "audio")
     with pytest.raises(StageCheckpointError, match="audio_tower: cannot load .*audio"):
         XLLMForConditionalGeneration.from_pretrained(tmp_path / "stage")
@@ -136,8 +140,52 @@ def test_interface_weights_missing_from_the_stage_are_refused(tmp_path):
     model = XLLMForConditionalGeneration.from_towers(**write_towers(tmp_path))
     state = {key: value for key, value in model.state_dict().items() if "interfaces.image.adapter" not in key}
     model.save_pretrained(tmp_path / "stage", state_dict=state)
-    with pytest.raises(StageCheckpointError, match="2 missing: model.interfaces.image.adapter"):
-        XLLMForConditionalGeneration.from_pretrained(tmp_path / "stage")
+    for kwargs in ({}, {"output_loading_info": True}):
+        with pytest.raises(StageCheckpointError, match="2 missing: model.interfaces.image.adapter"):
+            XLLMForConditionalGeneration.from_pretrained(tmp_path / "stage", **kwargs)
+
+
+@pytest.mark.parametrize("towers", [(), ("vision_tower",), ("vision_tower", "language_model")])
+def test_a_quantised_language_model_leaves_no_trace_where_its_source_is_named(tmp_path, monkeypatch, towers):
+    model, seen = tiny_model("llama"), []
+    model.hf_quantizer = model.config.quantization_config = scheme = {"bits": 4}
+    model.config.towers = {part: {"name_or_path": "there"} for part in towers} or None
+
+    def save(model, *args, **kwargs):
+        seen.append((model.hf_quantizer, getattr(model.config, "quantization_config", None)))
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", save)
+    model.save_pretrained(tmp_path)
+    assert seen == [(None, None) if "language_model" in towers else (scheme, scheme)]
+    assert model.hf_quantizer is model.config.quantization_config is scheme  # the model in memory is what it was
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "dtype"),
+    [
+        ({}, None),
+        ({"dtype": torch.float16}, torch.float16),
+        ({"torch_dtype": "bfloat16"}, torch.bfloat16),
+        ({"dtype": "auto"}, None),
+        ({"dtype": torch.float16, "quantization_config": SimpleNamespace()}, None),  # read as it is
+    ],
+    ids=str,
+)
+def test_a_stage_is_put_together_in_the_type_that_is_asked_for(tmp_path, monkeypatch, kwargs, dtype):
+    """But for the interfaces, what its language model keeps in float32, and whole numbers."""
+    monkeypatch.setattr(LlamaModel, "_keep_in_fp32_modules", ["norm"])
+    model, seen = tiny_model("llama"), {}
+    model.save_pretrained(tmp_path / "base")
+    model.save_interfaces(tmp_path / "stage", base=str(tmp_path / "base"))
+    monkeypatch.setattr(XLLMForConditionalGeneration, "_load_strictly", lambda *args: seen.update(args[-1]) or model)
+    XLLMForConditionalGeneration.from_pretrained(tmp_path / "stage", **kwargs)
+    assert seen["state_dict"].keys() == model.state_dict().keys()
+    assert kwargs.items() <= seen.items()
+    for name, value in model.state_dict().items():
+        is_exact = dtype is None or not value.is_floating_point() or "interfaces" in name or "norm" in name
+        expected, found = value if is_exact else value.to(dtype), seen["state_dict"][name]
+        assert found.dtype == expected.dtype, name
+        assert torch.equal(found, expected), name
 
 
 def test_a_few_values_of_each_tensor_of_a_named_tower_are_kept():
@@ -158,7 +206,7 @@ def test_a_few_values_of_each_tensor_of_a_named_tower_are_kept():
     assert sample_towers(model).keys() == {"lm_head.weight", "lm_head.bias"}
 
 
-def test_what_is_loaded_is_asked_for_by_its_revision_and_reported():
+def test_what_is_loaded_is_asked_for_by_its_revision_and_reported(caplog):
     model, asked = tiny_model("llama"), []
     assert not model.is_quantized
     model.is_quantized = True  # whatever quantisers set: what is trained never is
@@ -166,6 +214,7 @@ def test_what_is_loaded_is_asked_for_by_its_revision_and_reported():
 
     def load(path, *args, **kwargs):
         asked.append((path, kwargs["revision"], kwargs["ignore_mismatched_sizes"], kwargs["output_loading_info"]))
+        logging.getLogger("transformers.modeling_utils").warning("LOAD REPORT")
         return model, {"mismatched_keys": [("a", (1,), (2,))], "missing_keys": {"a", "b"}, "unexpected_keys": ["c"]}
 
     def given(revision, source="here", **kwargs):
@@ -180,6 +229,7 @@ def test_what_is_loaded_is_asked_for_by_its_revision_and_reported():
     ):
         with pytest.raises(StageCheckpointError, match=problems):
             given("v1", **kwargs)
+        assert ("LOAD REPORT" in caplog.text) == bool(kwargs)  # an error that names them all is enough
     assert given(None, output_loading_info=True)[0] is model
     assert given(None, output_loading_info=True, ignore_mismatched_sizes=True)[0] is model
     assert given(None, None) is model  # a new one has no checkpoint
@@ -230,6 +280,10 @@ def test_a_base_is_named_wherever_it_is_saved_from(tmp_path, monkeypatch):
     found = XLLMConfig.from_pretrained("stage").towers
     assert found == dict.fromkeys(("audio_tower", "language_model", "vision_tower"), source)
     assert model.config.towers is None
+    again = XLLMForConditionalGeneration.from_pretrained("stage")
+    again.name_or_path = ""  # nothing is left to be found there
+    again.save_interfaces("again")
+    assert XLLMConfig.from_pretrained("again").towers == found
 
 
 def test_a_revision_is_that_of_all_that_is_read(tmp_path, monkeypatch):

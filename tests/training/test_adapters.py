@@ -7,11 +7,12 @@ import sys
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
 from tiny import batch_of, mixed_rows, tiny_config, tiny_model
 from transformers import AutoModel, GPTNeoXConfig, Trainer, TrainingArguments
 
-from xllm import XLLMForConditionalGeneration, XLLMModel, add_lora, freeze_for_stage, merge_lora
+from xllm import XLLMEncoderModel, XLLMForConditionalGeneration, XLLMModel, add_lora, freeze_for_stage, merge_lora
 from xllm.assembly.opening import CheckpointError, load_checkpoint
 from xllm.cli import main
 from xllm.modeling_xllm.stage_checkpoints import adapted_layers, without_adapter
@@ -229,7 +230,7 @@ def test_without_peft_one_line_says_what_to_install(stage, tmp_path, monkeypatch
         train({**stage, "output_dir": str(tmp_path / "other"), "lora": LORA})
 
 
-@pytest.mark.parametrize("fault", ["missing", "altered", "truncated", "other"])
+@pytest.mark.parametrize("fault", ["missing", "altered", "truncated", "other", "nan"])
 def test_a_damaged_adapter_is_an_error(tmp_path, fault):
     shaken(tiny_model()).save_pretrained(tmp_path)
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
@@ -240,14 +241,44 @@ def test_a_damaged_adapter_is_an_error(tmp_path, fault):
     elif fault == "truncated":
         weights.write_bytes(weights.read_bytes()[:100])
     else:
-        shaken(tiny_model(), r=3).save_pretrained(tmp_path / "other")
+        other = shaken(tiny_model(), r=3 if fault == "other" else 2)
+        if fault == "nan":
+            next(p for name, p in other.named_parameters() if ".lora_A." in name).data[0, 0] = torch.nan
+        other.save_pretrained(tmp_path / "other")
         shutil.copy(tmp_path / "other" / "adapter" / weights.name, weights)
         config = json.loads((tmp_path / "config.json").read_text())
         del config["adapter"]["sha256"]
         (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(StageCheckpointError, match="misshapen" if fault == "other" else "adapter") as raised:
+    message = {"other": "misshapen", "nan": "adapter_model.safetensors: NaN or Inf in 1 of its"}.get(fault, "adapter")
+    with pytest.raises(StageCheckpointError, match=message) as raised:
         AutoModel.from_pretrained(tmp_path)
     assert "\n" not in str(raised.value)
+
+
+def test_an_adapter_is_read_into_the_one_that_is_trained(tmp_path):
+    saved = shaken(tiny_model())
+    saved.save_pretrained(tmp_path)
+    model = tiny_model()
+    trained = add_lora(model, **LORA)
+    model.load_adapter_weights(str(tmp_path))
+    torch.testing.assert_close(logits(model), logits(saved), atol=0, rtol=0)
+    assert all(model.get_parameter(name).requires_grad for name in trained)
+
+
+def test_weights_of_one_s_own_and_encoders_alone_come_without_the_adapter(tmp_path):
+    model = shaken(tiny_model())
+    model.save_pretrained(tmp_path)
+    own = {"config": model.config, "state_dict": without_adapter(model)}
+    found = XLLMEncoderModel.from_pretrained(tmp_path), XLLMForConditionalGeneration.from_pretrained(None, **own)
+    assert not any(adapted_layers(one) for one in found)
+
+
+def test_an_adapter_of_the_head_is_stored_without_the_head(tmp_path):
+    model = tiny_model("llama")
+    model.attach_adapter(LoraConfig(target_modules=["q_proj", "lm_head"]))
+    model.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert {key.rpartition(".lora_")[2] for key in stored} == {"A.weight", "B.weight"}
 
 
 def test_a_plain_trainer_s_checkpoint_is_whole(tiny, media, tmp_path):
@@ -271,6 +302,10 @@ def test_more_than_one_adapter_is_not_saved(tmp_path):
     model.add_adapter(next(iter(model.peft_config.values())), "second")
     with pytest.raises(StageCheckpointError, match="a checkpoint holds one adapter"):
         model.save_pretrained(tmp_path)
+    other = tiny_model("llama")
+    other.attach_adapter(LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    with pytest.raises(StageCheckpointError, match="without modules_to_save"):
+        other.save_pretrained(tmp_path)
     with pytest.raises(StageError, match="the model has an adapter already"):
         add_lora(model)
 
