@@ -38,7 +38,7 @@ def test_a_sample_whose_answers_all_decline_is_refused():
 
 
 class Writer:
-    """A processor whose template writes `role:text;`, and answers as `text;`."""
+    """A processor whose template writes `role:text;`, and answers as `text;`; one to be continued is left open."""
 
     def __init__(self, is_fast=True, thought=""):
         self.tokenizer, self.thought = SimpleNamespace(is_fast=is_fast), thought
@@ -46,7 +46,7 @@ class Writer:
     def apply_chat_template(self, messages, tokenize, add_generation_prompt):
         assert not tokenize
         written = "".join(f"{turn['role']}:{turn['text']};" for turn in messages)
-        return written + (f"assistant:{self.thought}" if add_generation_prompt else "")
+        return f"{written}assistant:{self.thought}" if add_generation_prompt else written[:-1]
 
     def answer_text(self, messages, stop_ids):
         return f"{messages[-1]['text']}{stop_ids[0]}"
@@ -59,6 +59,7 @@ def test_earlier_answers_are_found_in_the_prompt_of_the_last():
     assert [whole[first:end] for first, end in spans] == ["a0;", "a1;"]
     assert [first for first, _ in spans] == [18, 39]
     assert earlier_answers(Writer(), messages, [], ";") == []
+    assert earlier_answers(Writer(), messages[:2] + messages[-1:], [1], ";") == spans[:1]  # two answers to a question
     assert earlier_answers(Writer(), messages, [1, 3], "!") is None  # it stops otherwise than the template writes it
     assert earlier_answers(Writer(thought="<think>"), messages, [1], ";") is None  # in the generation prompt alone
     assert earlier_answers(Writer(is_fast=False), messages, [1], ";") is None
@@ -67,7 +68,7 @@ def test_earlier_answers_are_found_in_the_prompt_of_the_last():
 # "<I>ab cd<I>ef", each placeholder (of three characters) written out to six: what stands behind the first moves by 3,
 # behind the second by 6.
 MOVED = [{"span": (0, 3), "new_span": (0, 6)}, {"span": (8, 11), "new_span": (11, 17)}]
-OFFSETS = [(0, 3), (3, 6), (6, 7), (7, 8), (8, 8), (8, 9), (9, 11), (11, 14), (14, 17), (17, 19), (19, 19)]
+OFFSETS = [(0, 3), (3, 6), (6, 7), (7, 8), (8, 8), (8, 9), (9, 9), (9, 11), (11, 14), (14, 17), (17, 19), (19, 19)]
 
 
 @pytest.mark.parametrize(
@@ -75,8 +76,8 @@ OFFSETS = [(0, 3), (3, 6), (6, 7), (7, 8), (8, 8), (8, 9), (9, 11), (11, 14), (1
     [
         ([(3, 5)], [2, 3]),  # "ab"; from where the first placeholder ends
         ([(3, 4)], [2]),
-        ([(5, 8)], [5, 6]),  # " cd", without the token of no characters before it
-        ([(3, 5), (11, 13)], [2, 3, 9]),  # "ab" and "ef"
+        ([(5, 8)], [5, 7]),  # " cd", without the tokens of no characters before and in it
+        ([(3, 5), (11, 13)], [2, 3, 10]),  # "ab" and "ef"
         ([(7, 8)], None),  # the token "cd" begins before "d"
         ([(5, 7)], None),  # and ends behind "c"
         ([(3, 5), (7, 8)], None),

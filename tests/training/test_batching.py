@@ -3,6 +3,7 @@
 
 import contextlib
 import json
+import pickle
 import wave
 from fractions import Fraction
 from types import SimpleNamespace
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 
 from xllm.processing.audio_decoding import Waveform
+from xllm.processing.feature_extraction_xllm import XLLMCIFFeatureExtractor, XLLMFeatureExtractor
+from xllm.processing.media_kinds import MEDIA_KINDS, MediaKind
 from xllm.processing.media_sources import MediaError
 from xllm.training.batches import batching
-from xllm.training.batches.batching import GroupedSampler, _num_vectors, kinds_of_sample, seconds_of, token_lengths
+from xllm.training.batches.batching import GroupedSampler, kinds_of_sample, seconds_of, token_lengths
 from xllm.training.batches.collator import XLLMDataCollator
 from xllm.training.data.dataset import ChatDataset
 from xllm.training.data.long_media import LongMedia
@@ -161,15 +164,49 @@ def test_the_kinds_of_a_sample_have_one_order():
     assert kinds_of_sample(of_parts("text")) == kinds_of_sample(of_parts()) == "text"
 
 
-def test_how_long_a_sound_is_by_hand(tmp_path):
+def test_how_long_a_sound_is_by_hand():
     wave = np.zeros(4000, np.float32)
     assert seconds_of({"type": "audio", "duration": 0.7, "offset": 0.2}) == 0.7
     assert seconds_of({"type": "audio", "audio": Waveform(wave, 8000)}) == 0.5
     assert seconds_of({"type": "audio", "array": wave, "sampling_rate": 16_000}) == 0.25
     assert seconds_of({"type": "audio", "audio": Waveform(wave, 8000), "offset": 0.1}) == pytest.approx(0.4)
     assert seconds_of({"type": "audio", "audio": Waveform(wave, 8000), "offset": 0.9}) == 0
-    np.save(tmp_path / "x.npy", np.zeros((7, 3)))
-    assert _num_vectors(str(tmp_path / "x.npy")) == _num_vectors([0] * 7) == 7
+
+
+class Row(SimpleNamespace):
+    def num_placeholders(self, positions):
+        return positions * (self.tokens_per_item or 1)
+
+
+def length_of(part, reader, *tokens_per_item):
+    """Of a medium without text, read by a row for each number of tokens; None: they follow from its length."""
+    rows = [Row(tokens_per_item=number) for number in tokens_per_item]
+    processor = SimpleNamespace(tokenizer=lambda texts, **_: {"input_ids": [[]]}, rows_of=lambda kind: rows)
+    processor.reader = lambda kind: reader
+    return token_lengths([Sample("row:1", media=[part], answers=[""])], processor)[0]
+
+
+def test_vectors_are_counted_wherever_they_are(tmp_path):
+    reader, vectors, path = XLLMCIFFeatureExtractor(feature_size=3), np.zeros((7, 3), np.float32), tmp_path / "x.npy"
+    np.save(path, vectors)
+    stored = FileSlice(str(path), 0, path.stat().st_size, "x.npy")
+    for source in ({"path": str(path)}, {"audio": stored}, {"array": vectors}, {"bytes": path.read_bytes()}):
+        assert length_of({"type": "audio", **source}, reader, None) == 7
+    path.write_bytes(pickle.dumps([0] * 7))
+    with pytest.raises(DataError, match="row:1: the length of its audio part cannot be told"):
+        length_of({"type": "audio", "path": str(path)}, reader, None)
+
+
+def test_what_tells_the_length_of_a_medium(monkeypatch):
+    monkeypatch.setitem(MEDIA_KINDS, "odd", MediaKind("odd"))
+    picture, odd, sound = ({"type": kind, "duration": 1.0} for kind in ("image", "odd", "audio"))
+    assert length_of(picture, None, 5) == 5
+    assert length_of(picture, None, 5, 2) == 7
+    assert length_of(sound, XLLMFeatureExtractor(), None) == 98  # 1 + (16000 - 400) // 160
+    assert length_of(sound, XLLMFeatureExtractor(), None, 2) == 3 * 98
+    for part, reader in ((picture, None), (odd, XLLMFeatureExtractor())):
+        with pytest.raises(DataError, match=f"only the reader of {part['type']} parts can tell"):
+            length_of(part, reader, None)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +227,7 @@ def test_the_header_of_a_sound_says_how_long_it_is(media, monkeypatch, stream, w
 
 def test_the_longest_of_several_texts_counts(tiny_processor):
     assert token_lengths([], tiny_processor) == []
-    several = Sample("a", prompts=["?", "what is it"], answers=["a dog in the sun", "a"])
+    several = Sample("a", prompts=["what is it", "why"], answers=["a dog in the sun", "cat"])
     one = Sample("b", prompts=["what is it"], answers=["a dog in the sun"])
     words = tiny_processor.tokenizer("what is ita dog in the sun", add_special_tokens=False)["input_ids"]
     assert token_lengths([several, one], tiny_processor) == [len(words)] * 2
@@ -208,24 +245,24 @@ def sampler(count, batch_size, kinds=("text",), lengths=None, seed=3, epoch=5):
 def test_the_order_of_an_epoch_follows_from_seed_and_epoch_alone():
     """By hand, so that a run that is resumed by another version reads on where it was."""
     rng = np.random.default_rng([3, 5, 2])
-    drawn = rng.permutation(10)
-    batches = [drawn[:4], drawn[4:8]]
-    expected = [*np.concatenate([batches[place] for place in rng.permutation(2)]), *drawn[8:]]
-    assert list(sampler(10, 4)) == expected
+    drawn = rng.permutation(22)
+    batches = [drawn[start : start + 4] for start in range(0, 20, 4)]
+    expected = [*np.concatenate([batches[place] for place in rng.permutation(5)]), *drawn[20:]]
+    assert list(sampler(22, 4)) == expected
     assert sampler(10, 4).data.kinds is None
     assert len(sampler(10, 4)) == 10
 
 
 def test_samples_are_sorted_within_fifty_batches():
-    lengths = np.random.default_rng(0).integers(1, 1000, 230)
+    lengths = np.random.default_rng(0).integers(1, 20, 230)
     found = sampler(230, 2, lengths=lengths)
     order = found.data.order
     batches = list(found._batches(np.arange(230), order))
     assert [len(batch) for batch in batches] == [2] * 115
     for start in (0, 50, 100):
         some = np.concatenate(batches[start : start + 50])
-        assert sorted(some) == list(range(2 * start, min(2 * start + 100, 230)))
-        assert (np.diff(lengths[order[some]]) <= 0).all()
+        by_length = sorted(range(2 * start, min(2 * start + 100, 230)), key=lambda index: -lengths[order[index]])
+        assert some.tolist() == by_length  # those of one length as they came
 
 
 def test_groups_are_filled_up_with_their_own():

@@ -79,6 +79,18 @@ def test_a_sound_longer_than_its_encoder_hears_names_its_row_and_what_a_run_does
     assert len(XLLMDataCollator(processor)([fine, named])["input_ids"]) == 2
 
 
+def test_an_error_that_is_of_no_one_medium_is_told_as_it_is(tiny_processor):
+    processor, error = copy.copy(tiny_processor), MediaError("all of them", "too many")
+
+    def encode(*args, **kwargs):
+        raise error
+
+    processor.encode_conversations = encode
+    with pytest.raises(MediaError) as caught:
+        XLLMDataCollator(processor)([{"messages": [user(picture(), "What?"), assistant("a")]}])
+    assert caught.value is error
+
+
 def test_a_run_names_the_row_of_such_a_sound_once(tiny_processor, tmp_path):
     processor = copy.deepcopy(tiny_processor)
     processor.rows["speech"].most_positions = 200
@@ -185,16 +197,20 @@ def test_transcripts(tiny_processor):
     assert batch["labels"].tolist() == [long, short + [-100] * (len(long) - len(short))]
     assert batch["input_features_mask"].sum(1).tolist() == [38, 18]
     assert set(batch) == {"input_features", "input_features_mask", "labels"}
+    silent = XLLMDataCollator(tiny_processor, task="transcribe")([{"messages": [user(clip()), assistant("")]}])
+    assert (silent["labels"].shape, silent["labels"].dtype) == ((1, 0), torch.long)
 
 
 def test_contrast_texts_open_with_cls_and_end_with_sep(tiny_processor):
     special = text_ids(tiny_processor.tokenizer)
     samples = [{"messages": [user(picture()), assistant("a dog")]}, {"messages": [user(picture()), assistant("a")]}]
-    batch = XLLMDataCollator(tiny_processor, task="contrast", max_length=4)(samples)
-    long, short = ids_of(tiny_processor, "a dog")[:2], ids_of(tiny_processor, "a")
+    batch = XLLMDataCollator(tiny_processor, task="contrast", max_length=5)(samples)
+    long, short = ids_of(tiny_processor, "a dog")[:3], ids_of(tiny_processor, "a")
+    assert len(short) < len(long) == 3
     rows = [[special.cls, *long, special.sep], [special.cls, *short, special.sep]]
-    rows[1] += [special.pad] * (4 - len(rows[1]))
+    rows[1] += [special.pad] * (3 - len(short))
     assert batch["input_ids"].tolist() == rows
+    assert batch["attention_mask"].tolist() == [[1] * 5, [1] * (2 + len(short)) + [0] * (3 - len(short))]
     assert batch["pixel_values"].shape[0] == 2
     assert special.dec == len(tiny_processor.tokenizer)
 
@@ -204,7 +220,11 @@ def test_contrast_texts_open_with_cls_and_end_with_sep(tiny_processor):
     [
         ("chat", [], "has no messages"),
         ("chat", [user("a")], "the last message is the user's"),
-        ("chat", [user("a"), {"role": "assistant", "content": [picture()]}], "the assistant's answer holds a medium"),
+        (
+            "chat",
+            [user("a"), {"role": "assistant", "content": user(picture(), "b")["content"]}],
+            "the assistant's answer holds a medium",
+        ),
         ("transcribe", [user("a"), assistant("b")], "takes one audio per sample, got none"),
         ("transcribe", [user(clip(), clip()), assistant("b")], "got audio, audio"),
         ("contrast", [user(clip()), assistant("b")], "takes one image or video per sample, got audio"),

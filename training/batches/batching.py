@@ -67,7 +67,7 @@ def _media_tokens(where: str, part: dict, processor: Any) -> int:
         elif all(row.tokens_per_item is not None for row in rows):
             positions = 1
         elif isinstance(reader, XLLMCIFFeatureExtractor):
-            positions = _num_vectors(part_source(part))
+            positions = _num_vectors(part_source(part), reader)
         elif kind.count is not None and hasattr(reader, "sampling_rate"):
             positions = kind.count(reader, round(seconds_of(part) * reader.sampling_rate))
         else:
@@ -80,9 +80,11 @@ def _media_tokens(where: str, part: dict, processor: Any) -> int:
     return sum(row.num_placeholders(positions) for row in rows)
 
 
-def _num_vectors(source: Any) -> int:
-    """Vectors of a `.npy` file."""
-    return len(np.load(source, mmap_mode="r", allow_pickle=False)) if isinstance(source, str) else len(source)
+def _num_vectors(source: Any, reader: XLLMCIFFeatureExtractor) -> int:
+    """Vectors of a clip; of a `.npy` file by its header."""
+    if isinstance(source, str):
+        return len(np.load(source, mmap_mode="r"))
+    return len(reader.load({"bytes": source.read()} if isinstance(source, Stored) else source).vectors)
 
 
 def seconds_of(part: dict) -> float:

@@ -18,6 +18,7 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -264,7 +265,7 @@ class XLLMDataCollator:
     def _teacher(self, rows: list["_Row"], equivalents: list[list[str] | None]) -> dict[str, torch.Tensor]:
         """The rows of a batch as a language model reads them that knows what their media say."""
         prompts = [in_words(row.messages[:-1], texts) for row, texts in zip(rows, equivalents)]
-        batch = self.processor.encode_conversations(prompts, add_generation_prompt=True)
+        batch = self.processor.encode_conversations(prompts)
         ids = [row[keep].tolist() for row, keep in zip(batch["input_ids"], batch["attention_mask"].bool())]
         answers = self.processor.encode_answers([row.messages for row in rows], self.stop_ids)
         have = torch.tensor([texts is not None for texts in equivalents])
@@ -286,15 +287,12 @@ class XLLMDataCollator:
             offsets = {"return_offsets_mapping": True, "return_text_replacement_offsets": True}
             wanted["processor_kwargs"] = offsets
         prompts = [row.messages[:-1] for row in rows]
-        return self.processor.encode_conversations(prompts, add_generation_prompt=True, **wanted)
+        return self.processor.encode_conversations(prompts, **wanted)
 
     def _drop_oldest_turn(self, messages: list[dict], prompt: int, answer: int) -> list[dict]:
         """The conversation without its oldest question and answer that hold no media."""
-        last = max(index for index, message in enumerate(messages) if message["role"] == "user")
-        for start, message in enumerate(messages[:last]):
-            if message["role"] != "user":
-                continue
-            stop = next(index for index in range(start + 1, last + 1) if messages[index]["role"] == "user")
+        questions = [index for index, message in enumerate(messages) if message["role"] == "user"]
+        for start, stop in pairwise(questions):
             if not any(part["type"] != "text" for turn in messages[start:stop] for part in turn["content"]):
                 return messages[:start] + messages[stop:]
         raise ValueError(
