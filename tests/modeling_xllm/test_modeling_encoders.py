@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, Wav2Vec2Config, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from xllm import X2LConfig, XLLMEncoderModel, XLLMForConditionalGeneration
+from xllm import X2LConfig, XLLMEncoderModel, XLLMForConditionalGeneration, XLLMModel
 from xllm.modeling_xllm.modeling_encoders import _without_traces, is_sharded, is_trainable, train_unless_frozen
 
 
@@ -59,6 +59,20 @@ def test_methods_of_any_model_take_what_they_take_there():
         assert {key: one.default for key, one in ours.parameters.items()} == {
             key: one.default for key, one in theirs.parameters.items()
         }
+
+
+@pytest.mark.parametrize("kind", [XLLMEncoderModel, XLLMModel])
+def test_a_model_is_initialised_once_when_all_its_parts_are_there(kind, monkeypatch):
+    seen, post_init = [], PreTrainedModel.post_init
+
+    def spied(model):
+        if isinstance(model, XLLMEncoderModel):
+            seen.append([name for name, _ in model.named_children()])
+        post_init(model)
+
+    monkeypatch.setattr(PreTrainedModel, "post_init", spied)
+    assert [name for name, _ in kind(tiny_config()).named_children()] == seen[0]
+    assert len(seen) == 1
 
 
 def test_who_is_sharded():

@@ -14,6 +14,7 @@ from tiny import (
     VIDEO,
     assert_equal_whatever_is_made_by_default,
     batch_of,
+    left_pad,
     mixed_rows,
     prompt,
     tiny_config,
@@ -398,6 +399,13 @@ def test_a_layout_that_is_given_is_the_language_models(given):
     expected = model.lm_head(model.model.language_model(ids, **given).last_hidden_state)
     torch.testing.assert_close(model(input_ids=ids, **given).logits, expected)
     assert not torch.allclose(model(input_ids=ids).logits, expected, atol=1e-3)
+
+
+@torch.no_grad()
+def test_an_evaluation_computes_all_columns_of_a_text_without_media(model):
+    batch = left_pad([prompt(TEXT), prompt(TEXT[:2])])
+    cached = model(**batch, use_cache=True).logits
+    torch.testing.assert_close(model(**batch, use_cache=False).logits, cached)  # those of padding too
 
 
 @pytest.mark.parametrize("tied", [False, True])

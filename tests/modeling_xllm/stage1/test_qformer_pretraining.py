@@ -937,6 +937,21 @@ def test_an_evaluation_draws_nothing():
     assert [len(losses[training]) == 1 for training in (True, False)] == [False, True]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("modality", ["image", "video"])
+def test_a_rank_matches_its_own_pairs_with_those_of_all(modality):
+    """What two ranks gather is what one gathers of the whole batch."""
+    model, inputs, gather, gathered = shaken_model(modality), batch(modality), XLLMForQFormerPreTraining._gather, []
+    model._gather = lambda *mine: gathered.append(gather(model, *mine)) or gathered[0]
+    whole, ranks = model(**inputs), []
+    for offset in (0, 2):
+        model._gather = lambda *mine, offset=offset: (gathered[0][0], offset)
+        ranks.append(model(**{name: value[offset : offset + 2] for name, value in inputs.items()}))
+    torch.testing.assert_close(torch.cat([rank.similarities for rank in ranks]), whole.similarities)
+    for name in ("itc_loss", "itm_loss"):
+        torch.testing.assert_close((ranks[0][name] + ranks[1][name]) / 2, whole[name])
+
+
 def test_a_match_is_that_of_the_frame_that_speaks_most_for_it():
     class Head(nn.Module):
         def forward(self, hidden):  # (B, 3 frames of 4 queries, H)
