@@ -52,8 +52,7 @@ class LanguageModel:
             return f"transformers opens no {kind} without the parts around it"
         found: Any = AutoModel._model_mapping[type(config)]
         takes = inspect.signature((found[0] if isinstance(found, tuple) else found).forward).parameters.keys()
-        reads_both_ways = getattr(config, "is_decoder", None) is False and "encoder_hidden_states" in takes
-        if getattr(config, "is_encoder_decoder", False) or reads_both_ways:
+        if "decoder_input_ids" in takes or hasattr(config, "is_decoder") and "encoder_hidden_states" in takes:
             return f"a {kind} is an encoder, or has one, and no causal language model"
         if not {"inputs_embeds", "past_key_values"} <= takes:
             return (

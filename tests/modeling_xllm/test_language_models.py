@@ -21,6 +21,7 @@ from tiny import (
 )
 from transformers import (
     AutoConfig,
+    BartConfig,
     BertConfig,
     DynamicCache,
     GPT2Config,
@@ -201,6 +202,7 @@ def test_any_other_language_model_needs_no_entry():
     [
         (BertConfig(), "a bert is an encoder, or has one"),
         (T5Config(), "a t5 is an encoder, or has one"),
+        (BartConfig(is_encoder_decoder=False, is_decoder=True), "a bart is an encoder, or has one"),  # BartForCausalLM
         (MambaConfig(), r"a mamba hands on a state .*\(past_key_values\)"),
         (OPTConfig(word_embed_proj_dim=16), "its embeddings are 16 wide, its layers 768"),
         (GPTNeoXConfig(), ""),  # an is_decoder that means nothing
