@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, PreTrainedConfig, PreTrainedModel
@@ -50,13 +51,17 @@ def part_of(key: str) -> str:
 def load_whole(
     auto, name_or_path: str, revision: str | None = None, may_hold: str = ".*", **kwargs
 ) -> PreTrainedModel:
-    """`auto.from_pretrained`, where tensors that would be left random (but those of `UNREAD`), or that the model has
-    not, are a `StageCheckpointError`. Those whose names match `may_hold` are allowed."""
+    """`auto.from_pretrained`, where tensors that would be left random (but those of `UNREAD`), of another shape, or
+    that the model has not, are a `StageCheckpointError`. Those whose names match `may_hold` are allowed."""
+    kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are told of below
     with quiet_report():
-        model, info = auto.from_pretrained(name_or_path, revision=revision, output_loading_info=True, **kwargs)
+        model, info = auto.from_pretrained(name_or_path, revision=revision, **kwargs)
     unexpected = [name for name in info["unexpected_keys"] if not re.fullmatch(may_hold, name)]
     missing = [name for name in info["missing_keys"] if not name.removeprefix("encoder.").startswith(UNREAD)]
-    check_fit(dict.fromkeys(unexpected, ()), dict.fromkeys(missing, ()), name_or_path, type(model).__name__)
+    found, wanted = (dict.fromkeys(names, torch.Size()) for names in (unexpected, missing))
+    for name, stored, expected in info["mismatched_keys"]:
+        found[name], wanted[name] = stored, expected
+    check_fit(found, wanted, name_or_path, type(model).__name__)
     return model
 
 
@@ -130,15 +135,20 @@ def _language_tensors(name_or_path: str, revision: str | None, **hub) -> dict[st
     reads_media = "text_config" in config
     if reads_media:
         causal = load_whole(AutoModelForMultimodalLM, name_or_path, revision, **hub)
-        inner = causal.get_decoder().base_model
     else:
         auto = LANGUAGE_MODELS.get(config.get("model_type"), LanguageModel).causal_lm_class
         causal = load_whole(auto, name_or_path, revision, **hub)
-        inner = causal.base_model
+    inner = without_head(causal.get_decoder() if reads_media else causal)
     tensors = {f"model.language_model.{key}": value for key, value in inner.state_dict().items()}
     head = causal.get_output_embeddings()
     check_head(causal, inner, name_or_path)
     return {**tensors, **{f"lm_head.{key}": value for key, value in head.state_dict().items()}}
+
+
+def without_head(causal: PreTrainedModel) -> PreTrainedModel:
+    """A causal language model's layers."""
+    inner: Any = causal.base_model
+    return inner if inner.get_output_embeddings() is None else inner.model  # Llama 4 calls itself its base model
 
 
 class _Hidden(BaseModelOutputWithPast):

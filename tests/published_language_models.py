@@ -118,6 +118,14 @@ def _qwen2_vl(size: int):
     return hf.Qwen2VLForConditionalGeneration(hf.Qwen2VLConfig(text_config=text, vision_config=vision))
 
 
+def _llama4(size: int):
+    text = {**GROUPED, "head_dim": 8, "vocab_size": size, "intermediate_size_mlp": 32, "pad_token_id": None}
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    vision |= {"vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16}
+    config = hf.Llama4Config(text_config={**text, "num_local_experts": 2}, vision_config=vision)
+    return hf.Llama4ForConditionalGeneration(config)
+
+
 NEO = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
 END, QWEN = "<|endoftext|>", ("<|im_end|>", "<|im_start|>", "<|endoftext|>")
@@ -149,6 +157,11 @@ LANGUAGE_MODELS = {
     ),
     "Llama 3": Family(
         "meta-llama/Llama-3.2-1B-Instruct", of("LlamaConfig", "LlamaForCausalLM", GROUPED, tie_word_embeddings=True),
+        ("<|end_of_text|>", "<|eot_id|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>"),
+        "<|eot_id|>", LLAMA3, stops=("<|eot_id|>",),
+    ),
+    "Llama 4, its language model": Family(
+        "meta-llama/Llama-4-Scout-17B-16E-Instruct", _llama4,
         ("<|end_of_text|>", "<|eot_id|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>"),
         "<|eot_id|>", LLAMA3, stops=("<|eot_id|>",),
     ),

@@ -35,6 +35,7 @@ from xllm.modeling_xllm.tower_sources import (
     read_tower,
     tower_config,
     tower_of,
+    without_head,
 )
 from xllm.modeling_xllm.weight_files import StageCheckpointError
 
@@ -87,7 +88,7 @@ def with_logits(model, change):
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_the_heads_of_published_families_are_repeated(name):
     model = LANGUAGE_MODELS[name].make(288).eval()
-    inner = model.get_decoder().base_model if hasattr(model.config, "vision_config") else model.base_model
+    inner = without_head(model.get_decoder() if hasattr(model.config, "vision_config") else model)
     state = torch.get_rng_state()
     check_head(model, inner, "here")
     assert torch.get_rng_state().equal(state)
@@ -165,18 +166,33 @@ def test_a_tower_that_is_published_alone_is_read(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    ("name", "prefix"),
-    [("Llama 3", "model."), ("OPT", "model."), ("Gemma 3, its language model", "model.language_model.")],
+    ("name", "layers", "head"),
+    [
+        ("Llama 3", "model.", "lm_head."),
+        ("OPT", "model.", "lm_head."),
+        ("Gemma 3, its language model", "model.language_model.", "lm_head."),
+        ("Llama 4, its language model", "language_model.model.", "language_model.lm_head."),
+    ],
 )
-def test_a_published_language_model_is_read_with_its_head(tmp_path, name, prefix):
+def test_a_published_language_model_is_read_with_its_head(tmp_path, name, layers, head):
     published = LANGUAGE_MODELS[name].write(snapshot(tmp_path, "v1")).state_dict()
     found = read_tower("language_model", "a/b", "v1", cache_dir=tmp_path, local_files_only=True)
     ours = {
-        key.replace(prefix, "model.language_model.", 1): value
+        new + key.removeprefix(old): value
+        for old, new in ((layers, "model.language_model."), (head, "lm_head."))
         for key, value in published.items()
-        if key.startswith((prefix, "lm_head."))
+        if key.startswith(old)
     }
     torch.testing.assert_close(found, ours, atol=0, rtol=0)
+
+
+def test_tensors_of_another_shape_are_named(tmp_path):
+    LANGUAGE_MODELS["Llama 3"].write(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "intermediate_size": 48}))
+    said = r"^language_model: cannot load .*: .* does not fit LlamaForCausalLM: 6 misshapen: model.layers.0.mlp.down_"
+    with pytest.raises(StageCheckpointError, match=said + r"proj.weight, .* \(\[32, 64\], expected \[32, 48\]\)$"):
+        read_tower("language_model", str(tmp_path))
 
 
 @pytest.mark.parametrize("part", ["vision_tower", "audio_tower", "language_model"])
@@ -203,12 +219,13 @@ def test_what_a_published_model_may_lack_and_hold(missing, unexpected, may_hold,
 
     def from_pretrained(*args, **kwargs):
         asked.append((args, kwargs))
-        return model, {"missing_keys": missing, "unexpected_keys": unexpected}
+        return model, {"missing_keys": missing, "unexpected_keys": unexpected, "mismatched_keys": []}
 
     auto = SimpleNamespace(from_pretrained=from_pretrained)
     with nullcontext() if message is None else pytest.raises(StageCheckpointError, match=message):
         assert load_whole(auto, "source", "v1", may_hold, token="t") is model
-    assert asked == [(("source",), {"revision": "v1", "output_loading_info": True, "token": "t"})]
+    ((source, how),) = asked
+    assert (source, how["revision"], how["token"]) == (("source",), "v1", "t")
 
 
 def test_only_the_report_of_loading_is_silenced(caplog):

@@ -139,6 +139,8 @@ def test_weights_are_as_readable_as_their_config(tmp_path):
 
 
 def test_no_weights_leave_no_record(tmp_path):
+    record_weights(tmp_path)  # of an adapter alone
+    assert not any(tmp_path.iterdir())
     config = {"model_type": "xllm"}
     write_json(tmp_path / "config.json", {**config, RECORD: {"model.safetensors": "of before"}})
     record_weights(tmp_path)
