@@ -346,10 +346,10 @@ def test_captions_that_are_cut_are_counted(tiny_processor, caplog):
     samples = [{"messages": [user(picture()), assistant(text)]} for text in ("a b", "a b c d e f g h i j k l m n")]
     batch = collate(samples)
     assert batch["attention_mask"].sum(1).max() == 8
-    assert collate.cuts() == {"texts": 1}
-    collate(samples)
-    assert json.dumps(collate.cuts()) == '{"texts": 2}', "whole numbers, in the log too"
-    assert caplog.text.count("texts: a sample is too long and was cut") == 1
+    for cuts in ('{"texts": 1}', '{"texts": 2}'):  # whole numbers, in the log too
+        assert json.dumps(collate.cuts()) == cuts
+        assert caplog.text.count("texts: a sample is too long and was cut") == 1
+        collate(samples)
     length = len(ids_of(tiny_processor, "a b c d e"))
     for room, cuts in ((length + 2, {}), (length + 1, {"texts": 1})):
         collate = XLLMDataCollator(tiny_processor, task="contrast", max_length=room)
