@@ -38,10 +38,14 @@ class LanguageModel:
         self.config = config
 
     def build(self) -> PreTrainedModel:
-        """The model without its head; a `ValueError` where it has a `problem`."""
+        """The model without its head."""
+        return AutoModel.from_config(self.config)
+
+    def checked(self) -> "LanguageModel":
+        """Itself; a `ValueError` where it has a `problem`."""
         if problem := self.problem():
             raise ValueError(f"text_config: {problem}; give another language model")
-        return AutoModel.from_config(self.config)
+        return self
 
     def problem(self) -> str:
         """Why it cannot stand in an X-LLM, in a few words; empty where it can, as what is registered can."""
@@ -59,6 +63,8 @@ class LanguageModel:
                 f"a {kind} hands on a state instead of keys and values (past_key_values), by which an X-LLM places "
                 "media, masks padding and goes on generating"
             )
+        if "hash_moe" in (getattr(config, "mlp_layer_types", None) or ()):
+            return f"a {kind} chooses experts by token ids, and media have none"
         if (width := getattr(config, "word_embed_proj_dim", config.hidden_size)) != config.hidden_size:
             return f"its embeddings are {width} wide, its layers {config.hidden_size}"
         return ""

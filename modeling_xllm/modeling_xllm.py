@@ -59,8 +59,9 @@ class XLLMModel(XLLMEncoderModel):
     _supports_flash_attn = _supports_flex_attn = True  # as far as the language model does
 
     def __init__(self, config: XLLMConfig):
+        language = language_model_of(config).checked()  # before encoders are made
         super().__init__(config)
-        self.language_model = language_model_of(config).build()
+        self.language_model = language.build()
         self.post_init()
 
     def media_in(self, arguments: dict) -> dict[str, tuple]:

@@ -23,6 +23,7 @@ from transformers import (
     AutoConfig,
     BartConfig,
     BertConfig,
+    DeepseekV4Config,
     DynamicCache,
     GPT2Config,
     GPTNeoXConfig,
@@ -205,6 +206,7 @@ def test_any_other_language_model_needs_no_entry():
         (BartConfig(is_encoder_decoder=False, is_decoder=True), "a bart is an encoder, or has one"),  # BartForCausalLM
         (MambaConfig(), r"a mamba hands on a state .*\(past_key_values\)"),
         (OPTConfig(word_embed_proj_dim=16), "its embeddings are 16 wide, its layers 768"),
+        (DeepseekV4Config(), "a deepseek_v4 chooses experts by token ids"),
         (GPTNeoXConfig(), ""),  # an is_decoder that means nothing
         (GPT2Config(), ""),  # layers for an encoder that it need not have
     ],
