@@ -51,8 +51,8 @@ def remember_gaps(cache: Any, attention_mask: torch.Tensor, columns: torch.Tenso
         beams = max(1, keys[0].shape[0] // attention_mask.shape[0]) if keys else 1
         cache.attended = CacheNote([attention_mask.repeat_interleave(beams, dim=0).long()])
         if columns is not None:  # of what was said, too
-            said = 1 + torch.arange(max(0, held - columns.shape[1]), device=columns.device)
-            columns = torch.cat([columns, columns[:, -1:] + said], 1)
+            said = torch.arange(1, held + 1, device=columns.device)
+            columns = torch.cat([columns, columns[:, -1:] + said], 1)[:, :held]
             cache.columns = CacheNote([columns.repeat_interleave(beams, dim=0)])
 
 

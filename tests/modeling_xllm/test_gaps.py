@@ -37,6 +37,7 @@ CONFIGS = {
         moe_intermediate_size=16, shared_expert_intermediate_size=16,
     ),
 }  # fmt: skip
+KINDS = ["full_attention", "sliding_attention", "chunked_attention"]
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": -1}
 BEFORE, BEHIND = [15, 16, 17, 18], [19, 20]
 
@@ -164,6 +165,43 @@ def test_a_further_turn_has_media_of_its_own(model):
     assert [longer[0].tolist() + got[new.shape[1] :]] == answer(model, {"input_ids": longer, **both})
 
 
+def test_a_picture_that_is_cached_behind_a_gap_need_not_be_given_again(model):
+    (clip_ids, clip), _ = rows()
+    picture = {"pixel_values": torch.randn(1, 3, 28, 28)}
+    cache, first = DynamicCache(config=model.config.text_config), torch.tensor([[*clip_ids, IMAGE, IMAGE]])
+    said = model.generate(first, **clip, **picture, **{**GREEDY, "max_new_tokens": 1}, past_key_values=cache)
+    assert cache.get_seq_length() < first.shape[1]
+    batch = {"input_ids": torch.cat([said, torch.tensor([clip_ids])], 1)}
+    batch |= {name: torch.cat([value] * 2) for name, value in clip.items()}
+    assert answer(model, batch, past_key_values=cache) == answer(model, {**batch, **picture})
+
+
+@pytest.mark.parametrize("ends_in_a_picture", [False, True])
+def test_a_turn_with_gaps_goes_on_from_one_without(model, ends_in_a_picture):
+    """Also where the cache ends with the picture itself, of which nothing was said yet."""
+    (clip_ids, clip), _ = rows()
+    first, media = prompt(BEFORE, TEXT), {}
+    if ends_in_a_picture:
+        first, media = prompt(BEFORE, [IMAGE] * 2), {"pixel_values": torch.randn(1, 3, 28, 28)}
+    cache = DynamicCache(config=model.config.text_config)
+    said = model.generate(torch.tensor([first]), **media, **{**GREEDY, "max_new_tokens": 1}, past_key_values=cache)
+    assert cache.get_seq_length() == len(first)
+    batch = {"input_ids": torch.cat([said, torch.tensor([clip_ids])], 1), **media, **clip}
+    assert answer(model, batch, past_key_values=cache) == answer(model, batch)
+
+
+@torch.no_grad()
+def test_text_alone_is_computed_as_it_stands(model):
+    """Padding included, with labels or without."""
+    batch = batch_of([(prompt(BEFORE), {}), (prompt(BEHIND, BEFORE, BEHIND), {})])
+    for mask in (batch["attention_mask"], batch["attention_mask"].flip(1)):
+        given = {"input_ids": batch["input_ids"], "attention_mask": mask, "use_cache": False}
+        assert torch.equal(model(**given, labels=given["input_ids"]).logits, model(**given).logits)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        alone = model.model.language_model(**given, position_ids=positions).last_hidden_state
+        torch.testing.assert_close(model.model(**given).last_hidden_state, alone)
+
+
 def test_the_loss_of_an_evaluation_is_that_of_training(model):
     """Also of a word right behind an empty placeholder: it is predicted from the token before."""
     for batch in batches():
@@ -183,6 +221,8 @@ def test_they_are_named_where_they_do_take_room(model, caplog):
     batch = batches()[0]
     model(**batch, use_cache=False)
     model(input_ids=batch["input_ids"][:, :4])
+    picture = {"pixel_values": torch.randn(1, 3, 28, 28)}
+    model(**batch_of([(prompt(BEFORE, [IMAGE] * 2, BEFORE), picture), (prompt([IMAGE] * 2), picture)]))  # padding
     assert not any("placeholders" in message for message in caplog.messages)
     model(**batch)  # a cache holds all of a text
     (message,) = (message for message in caplog.messages if "placeholders" in message)
@@ -198,6 +238,12 @@ def test_they_are_named_where_they_do_take_room(model, caplog):
         (CONFIGS["windows of some layers"], WINDOW + 1, True),
         (CONFIGS["states"], 2, True),
         (MistralConfig(**SIZES, sliding_window=None), None, False),
+        (Gemma3TextConfig(**SIZES, layer_types=["full_attention"] * 2, sliding_window=None), None, False),
+        (
+            SimpleNamespace(model_type="x", layer_types=KINDS, sliding_window=9, attention_chunk_size=WINDOW),
+            WINDOW,
+            False,
+        ),
     ],
 )
 def test_who_counts_columns(config, length, counts):
