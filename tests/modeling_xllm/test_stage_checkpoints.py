@@ -13,6 +13,7 @@ from tiny import VOCAB, tiny_config, tiny_model, tiny_text_config
 from transformers import (
     AutoModel,
     AutoModelForMultimodalLM,
+    BitsAndBytesConfig,
     GenerationConfig,
     LlamaForCausalLM,
     LlamaModel,
@@ -24,7 +25,13 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 
 from xllm import ChatGLMForConditionalGeneration, XLLMConfig, XLLMEncoderModel, XLLMForConditionalGeneration, XLLMModel
 from xllm.modeling_xllm import stage_checkpoints
-from xllm.modeling_xllm.stage_checkpoints import StageCheckpointMixin, adapted_layers, sample_towers, without_adapter
+from xllm.modeling_xllm.stage_checkpoints import (
+    StageCheckpointMixin,
+    adapted_layers,
+    quantize_language_model_only,
+    sample_towers,
+    without_adapter,
+)
 from xllm.modeling_xllm.weight_files import StageCheckpointError
 
 
@@ -145,13 +152,28 @@ def test_interface_weights_missing_from_the_stage_are_refused(tmp_path):
             XLLMForConditionalGeneration.from_pretrained(tmp_path / "stage", **kwargs)
 
 
+@pytest.mark.parametrize(
+    ("exceptions", "spared"),
+    [
+        (None, ["lm_head", "model.audio_tower", "model.extra_towers", "model.interfaces", "model.vision_tower"]),
+        (["lm_head"], ["lm_head", "model.interfaces"]),
+    ],
+)
+def test_what_quantisation_spares(exceptions, spared):
+    given = {"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_skip_modules": exceptions}
+    for config in (given, BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=exceptions)):
+        assert quantize_language_model_only(config).llm_int8_skip_modules == spared
+    assert config.llm_int8_skip_modules == given["llm_int8_skip_modules"] == exceptions
+
+
 @pytest.mark.parametrize("towers", [(), ("vision_tower",), ("vision_tower", "language_model")])
 def test_a_quantised_language_model_leaves_no_trace_where_its_source_is_named(tmp_path, monkeypatch, towers):
     model, seen = tiny_model("llama"), []
     model.hf_quantizer = model.config.quantization_config = scheme = {"bits": 4}
     model.config.towers = {part: {"name_or_path": "there"} for part in towers} or None
 
-    def save(model, *args, **kwargs):
+    def save(model, folder, state_dict):
+        assert (state_dict is None) == (not towers), "where all is stored transformers gathers it"
         seen.append((model.hf_quantizer, getattr(model.config, "quantization_config", None)))
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", save)

@@ -303,7 +303,7 @@ def test_each_clip_is_augmented_by_its_sample_s_seed_and_its_place(tiny_processo
     samples = [
         {"messages": [user(clip(0.4), clip(0.2), "Both?"), assistant("c")], "seed": 3},
         {"messages": [user(clip(0.3), "One?"), assistant("a"), user("And?"), assistant("b")], "seed": 5},
-        {"messages": [user(clip(0.2)), assistant("d")]},
+        {"messages": [user(picture(), clip(0.2)), assistant("d")]},
     ]
     plain = XLLMDataCollator(tiny_processor, loss_on="all")(samples)
     batch = XLLMDataCollator(tiny_processor, loss_on="all", augmentation=Spy())(samples)
@@ -313,6 +313,9 @@ def test_each_clip_is_augmented_by_its_sample_s_seed_and_its_place(tiny_processo
     assert drawn == [*(np.random.default_rng(seed).random() for seed in ([3, 0], [3, 1], [5, 0], [5, 0])), None]
     added = batch["input_features"] - plain["input_features"]
     torch.testing.assert_close(added, batch["input_features_mask"][..., None].float().expand_as(added))
+    assert torch.equal(batch["pixel_values"], plain["pixel_values"])
+    XLLMDataCollator(tiny_processor, augmentation=Spy())([{"messages": [user(picture()), assistant("a")]}])
+    assert len(seen) == 1, "nothing is heard"
 
 
 def test_unknown_switches(tiny_processor):

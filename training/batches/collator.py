@@ -305,7 +305,6 @@ class XLLMDataCollator:
     ) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
         begins = tokenizer.bos_token_id
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         ids, labels = [prompt + answer for prompt, answer in zip(prompts, answers)], []
         for prompt, answer, place in zip(prompts, answers, places):
             targets = [IGNORE] * len(prompt) + answer
@@ -315,7 +314,7 @@ class XLLMDataCollator:
                 targets[len(prompt) - 1] = begins  # ChatGLM's <sop>: learnt at [gMASK]
             labels.append(targets)
         return {
-            "input_ids": pad_rows(ids, pad),
+            "input_ids": pad_rows(ids, tokenizer.pad_token_id),
             "attention_mask": pad_rows([[1] * len(row) for row in ids], 0),
             "labels": pad_rows(labels, IGNORE),
         }
