@@ -5,7 +5,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import EOP, IMAGE, PAD, SOP, SPEECH, TEXT, VIDEO, VOCAB, batch_of, prompt, speech, tiny_model
+from tiny import (
+    EOP,
+    IMAGE,
+    PAD,
+    SOP,
+    SPEECH,
+    TEXT,
+    VIDEO,
+    VOCAB,
+    assert_equal_whatever_is_made_by_default,
+    batch_of,
+    prompt,
+    speech,
+    tiny_model,
+)
 from transformers import (
     DynamicCache,
     Gemma3TextConfig,
@@ -229,6 +243,31 @@ def test_they_are_named_where_they_do_take_room(model, caplog):
     assert f"{model.config.text_config.model_type} counts them in its windows or states" in message
 
 
+@pytest.mark.parametrize("text", ["chatglm", "llama"])
+def test_nobody_is_warned_where_they_take_none(text, caplog):
+    logging.get_logger("transformers").warning_once.__func__.cache_clear()
+    tiny_model(text)(**batches()[0])
+    assert not any("placeholders" in message for message in caplog.messages)
+
+
+def test_columns_are_made_where_the_text_is():
+    """Not over windows: transformers' own caches of them are made on the default device."""
+    (first, clip), _ = rows()
+    model = tiny_model(text_config=CONFIGS["states"])
+
+    def numbers():
+        found = {}
+        for name, ids, media in (("gap", first, clip), ("none", prompt(BEFORE, TEXT), {})):
+            cache = DynamicCache(config=model.config.text_config)
+            said = model.generate(torch.tensor([ids], device="cpu"), **media, **GREEDY, past_key_values=cache)
+            turn = torch.cat([said, torch.tensor([first], device="cpu")], 1)
+            both = {key: torch.cat([value] * (2 if media else 1)) for key, value in clip.items()}
+            found[name] = model.generate(turn, **both, **GREEDY, past_key_values=cache)
+        return found
+
+    assert_equal_whatever_is_made_by_default(numbers)
+
+
 @pytest.mark.parametrize(
     ("config", "length", "counts"),
     [
@@ -278,6 +317,8 @@ def test_gaps_are_kept_for_each_beam(rows, beams):
     cache, mask = Cached(length=3, layers=layers), torch.tensor([[True, False, True], [True] * 3])
     remember_gaps(cache, mask)
     assert CacheNote.read(cache, "attended").tolist() == [[1, 0, 1]] * beams + [[1, 1, 1]] * beams
+    remember_gaps(cache, mask[:, :2], torch.tensor([[0, 3], [1, 4]]))  # the third token was said
+    assert CacheNote.read(cache, "columns").tolist() == [[0, 3, 4]] * beams + [[1, 4, 5]] * beams
     empty = Cached(length=0, layers=layers)
     remember_gaps(empty, mask)
     assert not hasattr(empty, "attended")
