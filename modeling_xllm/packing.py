@@ -117,9 +117,11 @@ def _shared_rows(lengths: list[int], width: int, in_one: bool) -> list[list[tupl
 
 def packing_problem(model: Any) -> str:
     """Why samples cannot share rows of the language model of an X-LLM, in a few words; empty where they can."""
-    inner = model.model.language_model
+    inner = getattr(model, "model", model).language_model
     kind = inner.config.model_type
-    if inner._is_stateful:
+    # Of the kinds of layers that there are, those whose mask or positions keep samples apart; convolutions do not.
+    kept_apart = {"full_attention", "sliding_attention", "chunked_attention", "indexed_attention"}
+    if inner._is_stateful or not kept_apart.issuperset(getattr(inner.config, "layer_types", None) or ()):
         return f"a {kind} hands a state on from token to token, and with it one sample to the next"
     if not inner._supports_attention_backend:
         return f"the attention of a {kind} is its own and may not read the mask that keeps samples apart"
@@ -138,13 +140,15 @@ def computed_tokens(
     model, packing: bool, attention_mask: torch.Tensor | None, past_key_values: Cache | None, use_cache, kwargs: dict
 ) -> RealTokens | PackedTokens | None:
     """What `model` computes of a batch: in training its samples packed, the real tokens of each where that is hardly
-    more or in evaluation, or `None` for all of it."""
+    more or in evaluation, or `None` for all of it. A `ValueError` where samples cannot share rows."""
     how = attention_mask, past_key_values, use_cache, kwargs
     is_wanted = model.training or use_cache is False
     if attention_mask is None or not is_wanted or not computes_real_tokens_only(model, *how):
         return None
     if not packing or not model.training:
         return RealTokens(attention_mask)
+    if problem := packing_problem(model):
+        raise ValueError(f"packing: {problem}")
     config = model.config.get_text_config()
     packed = PackedTokens(attention_mask, config.hidden_size, is_flash_attention_requested(config))
     if MOST_PADDING * packed.shape[0] * packed.shape[1] < len(packed.lengths) * max(packed.lengths):

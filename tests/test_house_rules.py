@@ -24,7 +24,7 @@ HUB_FOLDERS = ("modeling_xllm", "processing")
 HUB_ENTRIES = (
     "modeling_xllm/modeling_xllm.py", "processing/processing_xllm.py", "processing/tokenization_chatglm.py"
 )  # fmt: skip
-MOST_HUB_FILES, MOST_HUB_LINES = 37, 9_150
+MOST_HUB_FILES, MOST_HUB_LINES = 37, 9_200
 LONGER = {"modeling_xllm/modeling_chatglm.py": 536}
 
 MEDIA_WORDS = {"image", "video", "speech", "audio", "sound"}

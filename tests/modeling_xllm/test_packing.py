@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import EOP, assert_equal_whatever_is_made_by_default, batch_of, gradients, mixed_rows, tiny_model
-from transformers import MambaConfig, MambaModel
+from tiny import EOP, PAD, VOCAB, assert_equal_whatever_is_made_by_default, batch_of, gradients, mixed_rows, tiny_model
+from transformers import Lfm2Config, MambaConfig, MambaModel, Qwen3Config
 
 from xllm import freeze_for_stage
 from xllm.modeling_xllm.packing import (
@@ -211,3 +211,21 @@ def test_what_cannot_be_packed_says_why():
     mamba = MambaModel(MambaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, state_size=4))
     state = packing_problem(SimpleNamespace(model=SimpleNamespace(language_model=mamba)))
     assert state == "a mamba hands a state on from token to token, and with it one sample to the next"
+
+
+@pytest.mark.parametrize("kind", ["conv", "full_attention", "sliding_attention"])
+def test_a_convolution_reads_over_the_border_of_samples(kind):
+    """LFM2 says nowhere that it has states."""
+    config = (Lfm2Config if kind == "conv" else Qwen3Config)(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, layer_types=[kind, "full_attention"], pad_token_id=PAD, sliding_window=4,
+        use_sliding_window=True,
+    )  # fmt: skip
+    model = tiny_model(text_config=config).train()
+    ids = torch.tensor([[*range(5, 20)], [*range(30, 36), *[PAD] * 9]])
+    batch = {"input_ids": ids, "attention_mask": (ids != PAD).long(), "labels": ids.masked_fill(ids == PAD, -100)}
+    if kind == "conv":
+        with pytest.raises(ValueError, match="packing: a lfm2 hands a state on from token to token"):
+            model(**batch, packing=True)
+    else:
+        torch.testing.assert_close(model(**batch, packing=True).loss, model(**batch).loss)
