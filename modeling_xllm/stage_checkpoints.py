@@ -247,12 +247,13 @@ class StageCheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
         path = pretrained_model_name_or_path
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         if config is None and path is not None and not args:
-            # The config would take the type to load in for its own, and "auto" is none.
+            # The config would take the type to load in for its own ("auto" is none), and the folder for itself alone.
             dtype = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}
+            folder = {name: kwargs[name] for name in {"subfolder"} & kwargs.keys()}
             config, kwargs = cls.config_class.from_pretrained(
                 path, revision=revision, return_unused_kwargs=True, **kwargs
             )
-            kwargs.update(dtype)
+            kwargs.update(dtype | folder)
         if getattr(config, "architectures", None) == ["XLLMEncoderModel"] and hasattr(cls, "generate"):
             raise StageCheckpointError(
                 f"{path} holds encoders and interfaces without a language model: compose one, "

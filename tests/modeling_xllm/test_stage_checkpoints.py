@@ -64,6 +64,9 @@ def test_a_whole_model_survives_a_folder(tmp_path):
         again = auto.from_pretrained(tmp_path)
         assert type(again) is XLLMForConditionalGeneration
         assert_same_weights(model, again)
+    model.save_pretrained(tmp_path / "inner")
+    (tmp_path / "model.safetensors").unlink()
+    assert_same_weights(model, XLLMForConditionalGeneration.from_pretrained(tmp_path, subfolder="inner"))
 
 
 @pytest.mark.parametrize("text", ["chatglm", "llama"])
@@ -125,8 +128,12 @@ def test_a_tower_that_has_changed_is_not_named_as_before(tmp_path, reload):
 def test_a_missing_tower_is_named_and_nothing_is_left_random(tmp_path):
     model = XLLMForConditionalGeneration.from_towers(**write_towers(tmp_path))
     model.save_pretrained(tmp_path / "stage")
+    assert_same_weights(model.model, XLLMModel.from_pretrained(tmp_path / "stage"))  # without the head
     shutil.rmtree(tmp_path / "llm")
-    XLLMEncoderModel.from_pretrained(tmp_path / "stage")  # needs no language model
+    encoders = XLLMEncoderModel.from_pretrained(tmp_path / "stage")  # needs no language model
+    encoders.save_pretrained(tmp_path / "encoders")
+    with pytest.raises(StageCheckpointError, match="encoders holds encoders and interfaces .*: compose one"):
+        XLLMForConditionalGeneration.from_pretrained(tmp_path / "encoders")
     shutil.rmtree(tmp_path / "audio")
     with pytest.raises(StageCheckpointError, match="audio_tower: cannot load .*audio"):
         XLLMForConditionalGeneration.from_pretrained(tmp_path / "stage")
@@ -306,6 +313,24 @@ def test_a_base_is_named_wherever_it_is_saved_from(tmp_path, monkeypatch):
     again.name_or_path = ""  # nothing is left to be found there
     again.save_interfaces("again")
     assert XLLMConfig.from_pretrained("again").towers == found
+
+
+def test_a_base_of_the_hub_is_named_by_its_commit_if_it_holds_these_very_tensors(tmp_path, monkeypatch):
+    model = tiny_model("llama")
+    held = {key: value.clone() for key, value in model.state_dict().items()}
+
+    def read(name, revision, wanted):
+        return {key: value for key, value in held.items() if wanted(key)}
+
+    monkeypatch.setattr(stage_checkpoints, "read_tensors", read)
+    monkeypatch.setattr(stage_checkpoints, "pinned_revision", lambda name, revision: f"commit of {name} at {revision}")
+    model.save_interfaces(tmp_path, base="user/base@v1")
+    source = {"name_or_path": "user/base", "revision": "commit of user/base at v1"}
+    assert list(XLLMConfig.from_pretrained(tmp_path).towers.values()) == [source] * 3
+    held["model.vision_tower.post_layernorm.bias"][0] += 1
+    del held["lm_head.weight"]
+    with pytest.raises(StageCheckpointError, match="^user/base@v1: 2 tensors differ .*, e.g. model.vision"):
+        model.save_interfaces(tmp_path, base="user/base@v1")
 
 
 def test_a_revision_is_that_of_all_that_is_read(tmp_path, monkeypatch):
