@@ -79,18 +79,22 @@ def left_padded(mask: torch.Tensor) -> torch.LongTensor | None:
     return None if width == L and not number else real.byte().argsort(stable=True)[:, L - width :]
 
 
-def columns_behind(config: Any, cache: Any, mask: torch.Tensor, cached: int | None = None) -> torch.LongTensor | None:
-    """The columns of a text `(B, L)` that a model reads whose beginning is in `cache`: those that the cache holds, and
-    what comes behind; of one row, only what is attended of it if `cached` says how much of the text is in the cache.
-    `None`: all."""
+def columns_read(cache: Any) -> int:
+    """How many columns of its text a cache has read, those that it left out included."""
     held = columns_held(cache)
-    if held is None and cached is None:
+    return int(held[0, -1]) + 1 if held is not None else 0 if cache is None else int(cache.get_seq_length())
+
+
+def columns_behind(config: Any, cache: Any, mask: torch.Tensor, may_drop: bool = False) -> torch.LongTensor | None:
+    """The columns of a text `(B, L)` that a model reads whose beginning is in `cache`: those that the cache holds, and
+    what comes behind; with `may_drop`, of one row only what is attended of it. `None`: all."""
+    held, start = columns_held(cache), columns_read(cache)
+    if held is None and not may_drop:
         return None
-    start = int(held[0, -1]) + 1 if held is not None else int(cached or 0)
     behind = torch.arange(start, mask.shape[1], device=mask.device).expand(mask.shape[0], -1)
-    if cached is not None and mask.shape[0] == 1:
+    if may_drop and mask.shape[0] == 1:
         behind = behind[:, mask[0, start:].bool()]
-    elif cached is not None:  # what lies between cached and new tokens stays there
+    elif may_drop:  # what lies between cached and new tokens stays there
         warn_of_gaps(config, mask[:, start:])
     if held is None:
         held = torch.arange(start, device=mask.device).expand(mask.shape[0], -1)

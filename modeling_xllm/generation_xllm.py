@@ -21,7 +21,15 @@ import torch
 from torch import nn
 from transformers.generation import LogitsProcessor, LogitsProcessorList
 
-from .gaps import columns_behind, columns_held, hide_gaps, left_padded, remember_gaps, take_columns, with_whole_prompt
+from .gaps import (
+    columns_behind,
+    columns_read,
+    hide_gaps,
+    left_padded,
+    remember_gaps,
+    take_columns,
+    with_whole_prompt,
+)
 from .host_reads import check, reads_together
 from .language_models import LanguageModelGenerationMixin, find_tokens, language_model_of
 from .x2l_interfaces import X2LOutput
@@ -116,8 +124,7 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
         """Media over the placeholders `(B, L, D)`, the attention mask without empty ones, and the columns that stay
         where these can go."""
         features = self.model.encode_items(media, features, rows=ids.shape[0])
-        held = columns_held(cache)
-        cached = 0 if cache is None else int(cache.get_seq_length()) if held is None else int(held[0, -1]) + 1
+        cached = columns_read(cache)
         before = 0 if mask is None else mask.shape[1] - ids.shape[1]  # the ids may be those behind the cache alone
         media_embeds, mask = self.model.place_features(ids, mask, features, seen=max(0, cached - before))
         if may_shorten:
@@ -133,7 +140,7 @@ class XLLMGenerationMixin(LanguageModelGenerationMixin):
         )
         columns = None
         if language_model_of(self.config).counts_columns():
-            columns = left_padded(mask) if cached == 0 else columns_behind(self.config, cache, mask, cached)
+            columns = left_padded(mask) if cached == 0 else columns_behind(self.config, cache, mask, may_drop=True)
         return media_embeds, mask, columns
 
     def _may_shorten(self, kwargs: dict) -> bool:

@@ -1,6 +1,7 @@
 # Copyright 2026 The X-LLM Transformers Authors. Licensed under the Apache License, Version 2.0.
 """Placeholders that no token fills take no room in the windows and states of a language model, in any mode."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +24,7 @@ from tiny import (
 from transformers import (
     DynamicCache,
     Gemma3TextConfig,
+    GenerationConfig,
     MistralConfig,
     Qwen3NextConfig,
     StaticCache,
@@ -135,6 +137,22 @@ def test_every_mode_says_the_same(model, mode):
             assert answer(model, batch, **MODES[mode](model, length)) == answer(model, batch), mode
 
 
+@pytest.mark.parametrize("name", ["max_length", "min_length"])
+def test_lengths_count_the_whole_prompt_wherever_they_stand(model, name):
+    """In the model's own settings, or in settings that are given: the end of the answer is said there already."""
+    batch = batches()[0]
+    length, settings = batch["input_ids"].shape[1], copy.deepcopy(model.generation_config)
+    says = {"do_sample": False, "eos_token_id": -1 if name == "max_length" else answer(model, batch)[0][length]}
+    lengths = {"max_new_tokens": 6, name: length + 5} if name == "min_length" else {"max_length": length + 2}
+    try:
+        for config in (GenerationConfig(**says, **lengths), None):
+            model.generation_config = GenerationConfig(**says, **(lengths if config is None else {"max_length": 99}))
+            said = model.generate(**batch, generation_config=config, return_dict_in_generate=True).sequences
+            assert said.shape[1] - length in ((2,) if name == "max_length" else (5, 6))
+    finally:
+        model.generation_config = settings
+
+
 def test_embeddings_and_positions_may_be_given(model):
     for batch in batches():
         ids, expected = batch["input_ids"], answer(model, batch)
@@ -241,6 +259,18 @@ def test_they_are_named_where_they_do_take_room(model, caplog):
     model(**batch)  # a cache holds all of a text
     (message,) = (message for message in caplog.messages if "placeholders" in message)
     assert f"{model.config.text_config.model_type} counts them in its windows or states" in message
+
+
+def test_they_are_named_where_several_rows_go_on(model, caplog):
+    """What comes behind a cache stays in place: rows leave out unequal parts of it."""
+    logging.get_logger("transformers").warning_once.__func__.cache_clear()
+    clip_ids, clip = rows()[0]
+    for ids, media, is_named in ((TEXT * 2, {}, False), (clip_ids, clip, True)):
+        cache = DynamicCache(config=model.config.text_config)
+        said = model.generate(torch.tensor([prompt(BEFORE)] * 2), **GREEDY, past_key_values=cache)
+        both = {name: torch.cat([value] * 2) for name, value in media.items()}
+        model.generate(torch.cat([said, torch.tensor([ids] * 2)], 1), **both, **GREEDY, past_key_values=cache)
+        assert any("counts them in" in message for message in caplog.messages) == is_named
 
 
 @pytest.mark.parametrize("text", ["chatglm", "llama"])
