@@ -40,6 +40,7 @@ from .weight_files import (
     resolve_source,
     save_tensors,
     split_source,
+    sub_folder,
     unread_tensors,
     verify_weights,
     weight_files,
@@ -246,14 +247,15 @@ class StageCheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
             kwargs["quantization_config"] = quantize_language_model_only(kwargs["quantization_config"])
         path = pretrained_model_name_or_path
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        if path is not None and (inner := kwargs.pop("subfolder", None)):
+            path, revision = sub_folder(str(path), inner, revision, **hub), None
         if config is None and path is not None and not args:
-            # The config would take the type to load in for its own ("auto" is none), and the folder for itself alone.
+            # The config would take the type to load in for its own ("auto" is none).
             dtype = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}
-            folder = {name: kwargs[name] for name in {"subfolder"} & kwargs.keys()}
             config, kwargs = cls.config_class.from_pretrained(
                 path, revision=revision, return_unused_kwargs=True, **kwargs
             )
-            kwargs.update(dtype | folder)
+            kwargs.update(dtype)
         if getattr(config, "architectures", None) == ["XLLMEncoderModel"] and hasattr(cls, "generate"):
             raise StageCheckpointError(
                 f"{path} holds encoders and interfaces without a language model: compose one, "
@@ -263,7 +265,7 @@ class StageCheckpointMixin(PreTrainedModel if TYPE_CHECKING else object):
         if modalities is not None:
             config = config.with_modalities(modalities)
         source, own_revision = path, revision
-        is_own = not {"state_dict", "gguf_file", "subfolder", "variant"} & kwargs.keys()
+        is_own = not {"state_dict", "gguf_file", "variant"} & kwargs.keys()
         if path is not None and is_own:
             verify_weights(str(path), revision, **hub)
             with suppress(OSError):  # no safetensors: transformers says so, or has another format

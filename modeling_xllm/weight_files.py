@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedConfig
@@ -56,6 +57,15 @@ def resolve_source(name_or_path: str, checkpoint: str | os.PathLike) -> str:
     if name_or_path.startswith("."):
         return str(Path(checkpoint, name_or_path).resolve())
     return name_or_path
+
+
+def sub_folder(source: str, name: str, revision: str | None = None, **hub) -> str:
+    """A sub-folder of a folder or Hub repository as a local folder, with its adapter and its record of weights."""
+    if not os.path.isdir(source):
+        source = snapshot_download(source, revision=revision, allow_patterns=f"{name}/*", **hub)
+    if not os.path.isdir(folder := os.path.join(source, name)):
+        raise StageCheckpointError(f"{source} has no folder {name!r}; leave subfolder out, or name one of its folders")
+    return folder
 
 
 def weight_files(source: str, revision: str | None = None, **hub) -> list[str]:

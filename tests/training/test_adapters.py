@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from hub_cache import snapshot
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from tiny import batch_of, mixed_rows, tiny_config, tiny_model
@@ -120,6 +121,26 @@ def test_the_language_model_beside_an_adapter_stays_a_named_tower(tmp_path):
         next(iter(adapted_layers(stored).values())).base_layer.weight.add_(1.0)
     with pytest.raises(StageCheckpointError, match="has changed since it was loaded"):
         stored.save_pretrained(tmp_path / "moved")
+
+
+def test_a_sub_folder_is_a_checkpoint_of_its_own(tmp_path):
+    """With its adapter, its towers and the record of its weights; here and on the Hub."""
+    tiny_model().save_pretrained(tmp_path / "base")
+    model = shaken(XLLMForConditionalGeneration.from_pretrained(tmp_path / "base"))
+    for repository in (tmp_path / "repo", snapshot(tmp_path, "main")):
+        model.save_interfaces(repository / "stages" / "stage")
+        (repository / "stages" / "other.json").write_text("{")
+    hub = {"cache_dir": tmp_path, "local_files_only": True}
+    for source, options in ((tmp_path / "repo", {}), ("a/b", hub)):
+        for auto in (XLLMForConditionalGeneration, AutoModel):
+            again = auto.from_pretrained(source, subfolder="stages/stage", **options)
+            torch.testing.assert_close(logits(again), logits(model), atol=0, rtol=0)
+        with pytest.raises(StageCheckpointError, match="has no folder 'none'; leave subfolder out"):
+            XLLMForConditionalGeneration.from_pretrained(source, subfolder="none", **options)
+    path = tmp_path / "repo/stages/stage/model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(StageCheckpointError, match="model.safetensors"):
+        XLLMForConditionalGeneration.from_pretrained(tmp_path / "repo", subfolder="stages/stage")
 
 
 def test_a_half_precision_language_model_has_a_float32_adapter(tmp_path):
