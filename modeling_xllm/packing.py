@@ -73,9 +73,7 @@ class PackedTokens:
         """`(P, W, D)` to `(B, L, D)`; see `RealTokens.put_back`."""
         return states.flatten(0, 1)[self.target].masked_fill(self.empty[..., None], 0)
 
-    def seen(
-        self, language: LanguageModel, inputs_embeds: torch.Tensor, layout: dict[str, torch.Tensor], _=True
-    ) -> Any:
+    def seen(self, language: LanguageModel, inputs_embeds: torch.Tensor, layout: dict[str, torch.Tensor], _) -> Any:
         """What the language model takes as `attention_mask` of `(P, W, D)`: each sample sees itself as ever."""
         types = layout.get("token_type_ids") if isinstance(language, PrefixLanguageModel) else None
         prefix = None if types is None else self.owners.masked_fill(types != 0, -1)

@@ -46,7 +46,7 @@ class RealTokens:
         """The attention mask `(B, R)`, if any token is not real."""
         return None if self.is_whole else self.mask.long()
 
-    def seen(self, language: LanguageModel, _, layout: dict[str, torch.Tensor], is_ours=False) -> Any:
+    def seen(self, language: LanguageModel, _, layout: dict[str, torch.Tensor], is_ours: bool) -> Any:
         """The attention mask `(B, R)`; for a causal model without what is not real: it comes last, and nobody sees it.
         Positions that are ours then go too: they count from 0, as the model does without."""
         if not is_ours or not language.counts_alone():
