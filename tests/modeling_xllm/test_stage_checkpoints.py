@@ -235,7 +235,9 @@ def test_a_few_values_of_each_tensor_of_a_named_tower_are_kept():
     assert sample_towers(model).keys() == {"lm_head.weight", "lm_head.bias"}
 
 
-def test_what_is_loaded_is_asked_for_by_its_revision_and_reported(caplog):
+def test_what_is_loaded_is_asked_for_by_its_revision_and_reported(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    caplog.set_level("WARNING", "transformers")
     model, asked = tiny_model("llama"), []
     assert not model.is_quantized
     model.is_quantized = True  # whatever quantisers set: what is trained never is
