@@ -155,6 +155,8 @@ def integrate_and_fire(
         alphas, sums, mask, fired, lengths + kept, U + kept, held.total[:, None] - before, rest
     )
     embeddings = _sum_tokens(hidden, opening, closing, fired, frames, mask)  # (B, U + kept, D)
+    if kept or max_tokens is not None:  # there may be no real frame at all to read in place of padding: 0 * NaN
+        embeddings = embeddings.masked_fill(~mask.any(1).to(hidden.device)[:, None, None], 0)
     last_end = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
     end = torch.where(mask.any(1), held.frames + last_end, held.end)
     is_closed = torch.arange(U, device=fired.device) < closed
@@ -343,12 +345,14 @@ def _sum_tokens(hidden, open_weights, close_weights, fired, fire_index, mask) ->
     if U == 0 or B == 0:
         return hidden.new_empty(B, U, hidden.shape[2])
     vectors = (open_weights, close_weights, fired, fire_index, _last_real_frame(mask))
-    tokens = _WeightedSegmentSum.apply(hidden, *(vector.to(hidden.device) for vector in vectors))
-    return tokens.masked_fill(~mask.any(1).to(hidden.device)[:, None, None], 0)  # 0 * NaN of a row of padding
+    return _WeightedSegmentSum.apply(hidden, *(vector.to(hidden.device) for vector in vectors))
 
 
 def _last_real_frame(mask: torch.Tensor) -> torch.Tensor:
     """For each frame the last real one up to it, so that padding, which may hold NaN, is not read. Before the first
-    real frame: that one; in a row without any: frame 0."""
+    real frame: that one; in a row without any: one of another row, as an index that leaves the row."""
+    B, T = mask.shape
     first = mask.long().argmax(1, keepdim=True)
-    return torch.where(mask, torch.arange(mask.shape[1], device=mask.device), first).cummax(1).values
+    last = torch.where(mask, torch.arange(T, device=mask.device), first).cummax(1).values
+    elsewhere = mask.flatten().long().argmax() - torch.arange(B, device=mask.device)[:, None] * T
+    return torch.where(mask.any(1, keepdim=True), last, elsewhere)
