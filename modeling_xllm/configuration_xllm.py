@@ -236,6 +236,8 @@ class XLLMConfig(PreTrainedConfig):
         vision_default = Blip2VisionConfig(initializer_range=self.initializer_range)
         audio_default = ParakeetEncoderConfig(hidden_size=512, num_hidden_layers=12, intermediate_size=2048)
         self.text_config = _as_config(self.text_config, ChatGLMConfig(), "text_config")
+        if not hasattr(self.text_config, "hidden_size"):  # of a model that reads media itself
+            raise ValueError(f"text_config: a {self.text_config.model_type} has no hidden_size; give its text_config")
         self.vision_config = _as_config(self.vision_config, vision_default, "vision_config")
         self.audio_config = _as_config(self.audio_config, audio_default, "audio_config")
         extra = sorted((self.extra_encoders or {}).items())

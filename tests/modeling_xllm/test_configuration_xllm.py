@@ -6,7 +6,7 @@ import json
 
 import pytest
 from tiny import IMAGE, SPEECH, VIDEO, default_numbers, tiny_config, tiny_rows
-from transformers import AutoConfig, LlamaConfig, PreTrainedConfig, WhisperConfig
+from transformers import AutoConfig, LlamaConfig, LlavaConfig, PreTrainedConfig, WhisperConfig
 
 from xllm import ChatGLMConfig, X2LConfig, XLLMConfig
 
@@ -272,3 +272,10 @@ def test_what_a_config_json_says():
     }
     row = {**written["modalities"]["image"], "model_type": "older"}
     assert tiny_config(rows={"image": row}).modalities["image"].model_type == "xllm_interface"
+
+
+def test_a_language_model_inside_another_model_is_given_alone():
+    whole = LlavaConfig()
+    with pytest.raises(ValueError, match="^text_config: a llava has no hidden_size; give its text_config$"):
+        XLLMConfig(text_config=whole)
+    assert XLLMConfig(text_config=whole.text_config).text_config is whole.text_config
